@@ -1,0 +1,1 @@
+"""vitslim converts pretrained vision transformers into efficient ones."""

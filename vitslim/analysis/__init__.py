@@ -1,0 +1,22 @@
+"""What is redundant in a dense ViT: similarity of layers, linear predictability, effect of replacement."""
+
+from vitslim.analysis.cka import CkaAccumulator, linear_cka
+from vitslim.analysis.linear_map import AdjacentMaps, LinearMap
+from vitslim.analysis.plots import write_plots
+from vitslim.analysis.recommend import recommend
+from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Similarity
+from vitslim.analysis.stream import analyze
+
+__all__ = [
+    "AdjacentMaps",
+    "AnalysisReport",
+    "CkaAccumulator",
+    "LinearMap",
+    "Recommendation",
+    "Replacement",
+    "Similarity",
+    "analyze",
+    "linear_cka",
+    "recommend",
+    "write_plots",
+]

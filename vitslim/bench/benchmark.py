@@ -1,0 +1,118 @@
+"""Measuring models against the dense one they came from."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from vitslim.bench.clock import MIN_ROUNDS, torch_threads
+from vitslim.bench.contest import Backend, Cell, Contest, OnnxExporter, entrants
+from vitslim.bench.environment import environment, load_average
+from vitslim.bench.result import BenchReport, BenchRow, Skipped
+from vitslim.errors import ConfigError
+from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.runtime import Precision
+from vitslim.shapes import Config
+
+_NO_CPU_MEMORY = (
+    "peak_memory_mib is null on the CPU: the resident peak belongs to the process, which holds every competitor"
+)
+
+
+class BenchConfig(Config):
+    """What to measure, how often."""
+
+    backends: tuple[Backend, ...] = ("torch", "ort")
+    precisions: tuple[Precision, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1, 8)  # images per call
+    threads: int = Field(default=1, ge=1)  # CPU threads of every backend; two on a small shared machine gave nonsense
+    rounds: int = Field(default=30, ge=MIN_ROUNDS)  # samples per model
+    warmup: int = Field(default=3, ge=1)  # calls before the first sample
+    seconds: float | None = Field(default=None, gt=0)  # time limit of one backend, precision and batch
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def benchmark(
+    models: Mapping[str, nn.Module],
+    *,
+    baseline: str,
+    exporter: OnnxExporter | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> BenchReport:
+    """Latency, throughput, cost of every model, each next to the dense baseline of the same run.
+
+    All models of one backend, precision and batch size are timed in interleaved rounds. A backend that is missing or
+    fails is named in ``skipped``; the others go on.
+
+    Args:
+        models: by the name of their rows; each runs at its own image size, none is changed.
+        baseline: the name of the dense model; its attention must be fused.
+        exporter: writes the files of the ``ort`` backend: ``vitslim.export.export_onnx``.
+        options: fields of ``BenchConfig``.
+
+    Raises:
+        ConfigError: an unknown option, a baseline that is absent, or one whose attention is not fused.
+    """
+    config = _config(options)
+    _check_baseline(models, baseline)
+    contest = Contest(
+        entrants=entrants(models),
+        baseline=baseline,
+        threads=config.threads,
+        rounds=config.rounds,
+        warmup=config.warmup,
+        seconds=config.seconds,
+        device=config.device,
+        exporter=exporter,
+    )
+    before = environment()
+    rows, skipped = _run(contest, config, progress)
+    return BenchReport(
+        baseline=baseline,
+        settings=config.model_dump(mode="json"),
+        environment=before | {"torch_threads": config.threads},
+        load_average_end=load_average(),
+        rows=rows,
+        skipped=skipped,
+        notes=[_NO_CPU_MEMORY] if config.device == "cpu" else [],
+    )
+
+
+def _run(contest: Contest, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:
+    rows: list[BenchRow] = []
+    skipped: list[Skipped] = []
+    cells = [Cell(backend, precision) for backend in config.backends for precision in config.precisions]
+    with torch_threads(config.threads):
+        for done, cell in enumerate(cells):
+            for row in contest.measure(cell, config.batches, skipped):
+                rows.append(row)
+                progress(Progress("bench", done, len(cells), "backend", {"latency_ms": row.latency_ms_p50}))
+            progress(Progress("bench", done + 1, len(cells), "backend"))
+    return rows, skipped
+
+
+def _config(options: dict[str, Any]) -> BenchConfig:
+    try:
+        return BenchConfig(**options)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(f"benchmark options: {faults}; known are {', '.join(BenchConfig.model_fields)}") from None
+
+
+def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:
+    if baseline not in models:
+        close = get_close_matches(baseline, models, n=1)
+        hint = (
+            f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(models) or 'nothing: no models given'}"
+        )
+        raise ConfigError(f"baseline '{baseline}' is not among the models; {hint}")
+    # A gain over unfused attention is not a gain: nobody deploys it.
+    unfused = [name for name, part in models[baseline].named_modules() if getattr(part, "fused_attn", None) is False]
+    if unfused:
+        raise ConfigError(
+            f"baseline '{baseline}' runs {len(unfused)} attention modules unfused (first: {unfused[0]}); "
+            "unset TIMM_FUSED_ATTN, or set fused_attn=True on them, before measuring"
+        )

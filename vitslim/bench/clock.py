@@ -1,0 +1,96 @@
+"""Timing competitors against each other so that drift hits all of them alike."""
+
+import gc
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+Call = Callable[[], object]
+Clock = Callable[[Call], float]
+
+MIN_ROUNDS = 5  # below five samples a median of ratios says nothing
+
+
+def cpu_clock(call: Call) -> float:
+    """Milliseconds of one call, by the wall clock."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def cuda_clock(call: Call) -> float:
+    """Milliseconds of one call on the GPU, between two events on torch's stream."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def interleaved_latencies_ms(
+    competitors: Mapping[str, Call],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    seconds: float | None = None,
+    clock: Clock = cpu_clock,
+) -> dict[str, list[float]]:
+    """Latencies of every competitor, sample i of each taken in the same round.
+
+    A machine that slows down (heat, a neighbour) slows all competitors of a round, so the ratio inside a round stays
+    honest where two separate runs would not. Each round starts with another competitor, since the first one finds
+    the caches in a different state.
+
+    Args:
+        competitors: what to call, by name.
+        rounds: samples per competitor.
+        warmup: calls of each before the first sample.
+        seconds: stop after this time even if rounds remain, but not before ``MIN_ROUNDS``.
+        clock: takes one call, gives its milliseconds.
+    """
+    for call in competitors.values():
+        for _ in range(warmup):
+            call()
+    names = list(competitors)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    deadline = time.perf_counter() + (float("inf") if seconds is None else seconds)
+    with _no_garbage_collection():
+        for index in range(rounds):
+            if index >= MIN_ROUNDS and time.perf_counter() > deadline:
+                break
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(clock(competitors[name]))
+    return samples
+
+
+def percentile(samples: list[float], percent: float) -> float:
+    """The value below which ``percent`` (0..100) of the samples lie, linear between neighbours."""
+    return float(np.percentile(samples, percent))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Generator[None]:
+    """Run torch on ``threads`` threads inside the block, on as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,201 @@
+"""One contest: every model in the same backend and precision, timed in the same rounds."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
+from vitslim.bench.cost import count_macs, count_parameters
+from vitslim.bench.result import BenchRow, Skipped
+from vitslim.errors import MissingDependencyError
+from vitslim.models import preprocessing
+from vitslim.runtime import OrtRunner, Precision, Runner, TorchRunner
+
+Backend = Literal["torch", "compiled", "ort"]
+
+_MIB = 2**20
+_FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/")
+
+
+class OnnxExporter(Protocol):
+    """What writes a model as an ONNX file: ``vitslim.export.export_onnx``, handed in since export lies beside bench."""
+
+    def __call__(self, model: nn.Module, path: Path, *, precision: Any) -> object: ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """In what a contest is held."""
+
+    backend: Backend
+    precision: Precision
+
+    def skip(self, error: Exception, *, model: str | None = None, batch: int | None = None) -> Skipped:
+        """The record of something that did not run here."""
+        return Skipped(
+            backend=self.backend, precision=self.precision, model=model, batch=batch, reason=_first_line(error)
+        )
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A model with what is known of it before the clock starts."""
+
+    model: nn.Module
+    image_size: tuple[int, int]
+    channels: int
+    params: int
+    macs: int
+
+    def images(self, batch: int, device: torch.device) -> Tensor:
+        """A batch of noise; latency does not depend on what the images show."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, self.channels, *self.image_size, generator=generator).to(device)
+
+
+def entrants(models: Mapping[str, nn.Module]) -> dict[str, Entrant]:
+    """Count what can be counted of each model."""
+    return {
+        name: Entrant(
+            model=model,
+            image_size=preprocessing(model).image_size,
+            channels=preprocessing(model).channels,
+            params=count_parameters(model),
+            macs=count_macs(model),
+        )
+        for name, model in models.items()
+    }
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who runs against whom, on what, how often; see ``BenchConfig`` for the numbers."""
+
+    entrants: Mapping[str, Entrant]
+    baseline: str
+    threads: int
+    rounds: int
+    warmup: int
+    seconds: float | None
+    device: Literal["cpu", "cuda"]
+    exporter: OnnxExporter | None
+
+    def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
+        """Rows of all models at every batch size; what could not run is added to ``skipped``."""
+        with ExitStack() as stack:
+            try:
+                runners = self._open_all(stack, cell, skipped)
+            except Exception as error:  # whatever a backend raises, the other backends go on
+                skipped.append(cell.skip(error))
+                return
+            for batch in batches:
+                yield from self._measure_batch(runners, cell, batch, skipped)
+
+    def _open_all(self, stack: ExitStack, cell: Cell, skipped: list[Skipped]) -> dict[str, Runner]:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitslim-bench-")))
+        # The baseline comes first: without it no other row means anything.
+        runners = {self.baseline: stack.enter_context(self._open(self.baseline, cell, folder))}
+        for name in self.entrants:
+            if name == self.baseline:
+                continue
+            try:
+                runners[name] = stack.enter_context(self._open(name, cell, folder))
+            except Exception as error:
+                skipped.append(cell.skip(error, model=name))
+        return runners
+
+    def _open(self, name: str, cell: Cell, folder: Path) -> Runner:
+        model = self.entrants[name].model
+        if cell.backend != "ort":
+            compiled = cell.backend == "compiled"
+            return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
+        if self.exporter is None:
+            raise MissingDependencyError("no exporter was given; pass exporter=vitslim.export.export_onnx")
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        self.exporter(model, path, precision=cell.precision)
+        return OrtRunner(path, threads=self.threads, provider=self.device, name=name)
+
+    def _measure_batch(
+        self, runners: Mapping[str, Runner], cell: Cell, batch: int, skipped: list[Skipped]
+    ) -> list[BenchRow]:
+        calls = {
+            name: _Call(runner, self.entrants[name].images(batch, runner.device)) for name, runner in runners.items()
+        }
+        for name in list(calls):
+            try:
+                calls[name]()
+            except Exception as error:
+                if name == self.baseline:
+                    skipped.append(cell.skip(error, batch=batch))
+                    return []
+                skipped.append(cell.skip(error, model=name, batch=batch))
+                del calls[name]
+        samples = interleaved_latencies_ms(
+            calls, rounds=self.rounds, warmup=self.warmup, seconds=self.seconds, clock=self._clock(cell)
+        )
+        return [self._row(name, cell, batch, samples, self._peak_memory_mib(name, cell, calls)) for name in calls]
+
+    def _row(
+        self, name: str, cell: Cell, batch: int, samples: Mapping[str, list[float]], peak_memory_mib: float | None
+    ) -> BenchRow:
+        entrant, own, dense = self.entrants[name], samples[name], samples[self.baseline]
+        median_ms = percentile(own, 50)
+        ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
+        return BenchRow(
+            model=name,
+            backend=cell.backend,
+            precision=cell.precision,
+            batch=batch,
+            image_size=entrant.image_size,
+            latency_ms_p50=median_ms,
+            latency_ms_p90=percentile(own, 90),
+            latency_ms_p99=percentile(own, 99),
+            throughput_img_s=batch / median_ms * 1e3,
+            speedup_vs_dense=percentile(dense, 50) / median_ms,
+            speedup_p10=percentile(ratios, 10),
+            speedup_p90=percentile(ratios, 90),
+            params=entrant.params,
+            macs=entrant.macs,
+            peak_memory_mib=peak_memory_mib,
+            rounds=len(own),
+        )
+
+    def _on_torch_stream(self, cell: Cell) -> bool:
+        # ONNX Runtime has a stream and an allocator of its own, of which torch sees nothing.
+        return self.device == "cuda" and cell.backend != "ort"
+
+    def _clock(self, cell: Cell) -> Clock:
+        return cuda_clock if self._on_torch_stream(cell) else cpu_clock
+
+    def _peak_memory_mib(self, name: str, cell: Cell, calls: Mapping[str, "_Call"]) -> float | None:
+        if not self._on_torch_stream(cell):
+            return None
+        # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
+        weights = self.entrants[name].params * calls[name].runner.inputs[0].dtype.itemsize
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        calls[name]()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before + weights) / _MIB
+
+
+@dataclass(frozen=True)
+class _Call:
+    runner: Runner
+    images: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.runner.run(self.images)
+
+
+def _first_line(error: Exception) -> str:
+    # Without the folders of this machine: reports are published.
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {_FOLDERS.sub('', lines[0])[:300] if lines else 'no message'}"

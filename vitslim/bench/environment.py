@@ -1,0 +1,66 @@
+"""On what a measurement was made, without saying whose machine it is."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitslim.runtime.versions import library_versions
+
+_GIB = 2**30
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, load and library versions; no host name, user name or path."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": _usable_cores(),
+        "memory_gib": _memory_gib(),
+        "torch_threads": torch.get_num_threads(),
+        "load_average": load_average(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "gpu": [_gpu(index) for index in range(torch.cuda.device_count())],
+        **library_versions(),
+    }
+
+
+def load_average() -> list[float] | None:
+    """Runnable processes over 1, 5 and 15 minutes; ``None`` where the system does not keep it."""
+    try:
+        return [round(load, 2) for load in os.getloadavg()]
+    except (AttributeError, OSError):  # Windows
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _usable_cores() -> int | None:
+    # A container may be pinned to fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties: Any = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / _GIB, 1),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+    }

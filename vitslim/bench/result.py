@@ -1,0 +1,54 @@
+"""What a benchmark found, as it is written to bench.json."""
+
+from typing import Any
+
+from vitslim.runtime import Precision
+from vitslim.shapes import Result
+
+
+class BenchRow(Result):
+    """One model in one backend, precision and batch size.
+
+    Latencies are of one call with the whole batch. ``speedup_vs_dense`` is the ratio of medians, baseline over model,
+    of the same interleaved run; ``speedup_p10`` and ``speedup_p90`` are percentiles of that ratio over the rounds.
+    ``peak_memory_mib`` is weights plus the peak of one forward; ``None`` where no backend can tell it per model.
+    """
+
+    model: str
+    backend: str
+    precision: Precision
+    batch: int
+    image_size: tuple[int, int]
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    throughput_img_s: float
+    speedup_vs_dense: float
+    speedup_p10: float
+    speedup_p90: float
+    params: int
+    macs: int
+    peak_memory_mib: float | None
+    rounds: int
+
+
+class Skipped(Result):
+    """What was asked for and not measured; ``None`` in a field means all of them."""
+
+    backend: str
+    precision: Precision
+    reason: str
+    model: str | None = None
+    batch: int | None = None
+
+
+class BenchReport(Result):
+    """All rows of one run, with what they were measured on."""
+
+    baseline: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    load_average_end: list[float] | None
+    rows: list[BenchRow]
+    skipped: list[Skipped]
+    notes: list[str]

@@ -1,0 +1,7 @@
+"""The methods, one file each, and the verb that applies them."""
+
+from vitslim.methods.convert import convert, method_support, read_options, replay
+from vitslim.methods.skipat import SkipAtConfig
+from vitslim.methods.table import METHODS, list_methods, method_named
+
+__all__ = ["METHODS", "SkipAtConfig", "convert", "list_methods", "method_named", "method_support", "read_options", "replay"]

@@ -1,0 +1,37 @@
+"""What a method is: a config, and a function from plan to plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vitslim.shapes import Config
+from vitslim.trunk import Plan
+
+
+class Evidence(Protocol):
+    """What a method may read of an analysis: the skip set it recommends."""
+
+    @property
+    def recommended(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods.
+
+    Args:
+        name: as users type it.
+        config: its options; the type names the method in ``convert(model, SkipAtConfig(...))``.
+        resolve: turns what the user asked for into plain options for this plan (``layers="auto"`` becomes numbers),
+            checking everything; what it returns is what a saved model replays.
+        apply: the new plan; must not fail for a resolved config, nor change the plan's blocks before it is sure.
+        source: where the method comes from.
+    """
+
+    name: str
+    config: type[Config]
+    resolve: Callable[[Any, Plan, Evidence | None], Config]
+    apply: Callable[[Plan, Any], Plan]
+    source: str

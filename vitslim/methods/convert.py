@@ -1,0 +1,128 @@
+"""The one verb: a model and a method in, a converted copy out."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from vitslim.errors import ConfigError, UnsupportedModelError, VitslimError
+from vitslim.methods.base import Evidence, Method
+from vitslim.methods.table import METHODS, method_named, method_of
+from vitslim.models import adapter_for, describe, open_model
+from vitslim.shapes import Config
+from vitslim.trunk import Conversion, Plan, dense_plan, install_trunk_, is_converted, trunk_of
+
+
+def convert(
+    model: nn.Module | str, method: str | Config, *, analysis: Evidence | None = None, **options: Any
+) -> nn.Module:
+    """Convert a pretrained ViT; the given model is left as it is and shares nothing with the copy that comes back.
+
+    Args:
+        model: a dense or already converted timm model, or a name for ``open_model``.
+        method: the method's name with ``options``, or its config.
+        analysis: needed by options that say ``"auto"``.
+        options: fields of the method's config.
+
+    Returns:
+        A model of the same timm class whose ``blocks`` are a ``Trunk``. New parameters are not trained yet.
+
+    Raises:
+        ConfigError: unknown method or option, a value out of range, or a method that was applied before.
+        UnsupportedModelError: no adapter knows the model, or the method refuses it.
+    """
+    chosen, config = _chosen(method, options)
+    source = open_model(model) if isinstance(model, str) else model
+    _refuse_repetition(source, chosen)
+    plan = _plan_of(source)
+    resolved = chosen.resolve(config, plan, analysis)
+    base = trunk_of(source).base if is_converted(source) else describe(source)
+    return _build(source, chosen, resolved, base)
+
+
+def replay(model: nn.Module, history: list[Conversion]) -> nn.Module:
+    """Apply a saved list of conversions to a freshly built dense model.
+
+    Raises:
+        ConfigError: an entry that this version does not know or cannot read.
+    """
+    for entry in history:
+        model = convert(model, entry.method, **dict(entry.options))
+    return model
+
+
+def read_options(method: Method, options: Mapping[str, Any]) -> Config:
+    """The method's config from plain options, all faults reported together.
+
+    Raises:
+        ConfigError: unknown fields (with the nearest known one) or unusable values.
+    """
+    try:
+        return method.config(**options)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_fault(method, fault) for fault in error.errors())) from None
+
+
+def method_support(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """For every method whether its default form can convert this model, and the reason if not."""
+    return {name: _support(model, method) for name, method in METHODS.items()}
+
+
+def _support(model: nn.Module, method: Method) -> dict[str, Any]:
+    try:
+        _refuse_repetition(model, method)
+        method.resolve(method.config(), _plan_of(model), None)
+    except VitslimError as error:
+        return {"supported": False, "reason": str(error)}
+    return {"supported": True, "reason": ""}
+
+
+def _chosen(method: str | Config, options: Mapping[str, Any]) -> tuple[Method, Config]:
+    if isinstance(method, str):
+        found = method_named(method)
+        return found, read_options(found, options)
+    if options:
+        given = ", ".join(options)
+        raise ConfigError(f"options ({given}) were given beside a {type(method).__name__}; put them into the config")
+    return method_of(method), method
+
+
+def _plan_of(model: nn.Module) -> Plan:
+    return trunk_of(model).plan if is_converted(model) else dense_plan(model)
+
+
+def _refuse_repetition(model: nn.Module, method: Method) -> None:
+    if is_converted(model):
+        done = [entry.method for entry in trunk_of(model).history]
+        if method.name in done:
+            raise ConfigError(
+                f"the model was already converted with {method.name!r} (history: {', '.join(done)}); "
+                "start again from the dense model with other options"
+            )
+    else:
+        adapter_for(model)
+
+
+def _build(source: nn.Module, method: Method, config: Config, base: Any) -> nn.Module:
+    converted = copy.deepcopy(source)
+    plan = method.apply(_plan_of(converted), config)
+    if not plan.steps:
+        raise UnsupportedModelError(f"{method.name} left no step; the model is unchanged")
+    entry = Conversion(method.name, config.model_dump(mode="json"))
+    return install_trunk_(converted, replace(plan, history=(*plan.history, entry)), base)
+
+
+def _fault(method: Method, fault: Any) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "?"
+    if fault["type"] == "extra_forbidden":
+        known = list(method.config.model_fields)
+        close = difflib.get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"unknown option {method.name}.{field}; {hint}"
+    return f"{method.name}.{field}={fault['input']!r}: {fault['msg']}"

@@ -1,0 +1,262 @@
+"""SkipAt: reuse the attention output of an earlier block through a small skip function.
+
+Source: Venkataramanan et al., "Skip-Attention: Improving Vision Transformers by Paying Less Attention", ICLR 2024,
+arXiv 2301.02240. The paper's letters: Z^MSA is the attention module's output before LayerScale and the residual add,
+Φ the skip function, ẑ what a skipped block adds instead of its own Z.
+
+A skipped block l computes  ẑ_l = [ prefix rows of the source ; Φ_l(patch rows of ẑ_{l-1}) ].
+
+Beyond the paper (ours): ``expansion`` below 2, with which Φ is narrow and also saves most of the cost of the two linear
+maps that it replaces; the residual form of narrow Φ; weights that start at identity reuse, for pretrained models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from vitslim.errors import ConfigError
+from vitslim.methods.base import Evidence, Method
+from vitslim.models import DenseTrace
+from vitslim.shapes import Config
+from vitslim.trunk import BoundBlock, Mixing, Plan, Stream
+
+
+class SkipAtConfig(Config):
+    """Options of SkipAt; the defaults are the paper's.
+
+    Args:
+        layers: blocks whose attention is skipped, counted from 0; ``"auto"`` takes the set that an analysis recommends.
+            ``None`` is the paper's middle half: blocks 3..8 of 12.
+        expansion: hidden width of Φ over the embedding width d; 2 is the paper's, 0.5 or 0.25 the narrow form.
+        kernel_size: side of Φ's depthwise convolution, odd.
+        identity: reuse the source as it is, without Φ.
+        residual: add Φ's input to its output. ``None``: only where ``expansion`` < 2 cannot hold the identity.
+        init: ``identity`` starts close to identity reuse, for conversion; ``scratch`` is for training from nothing.
+    """
+
+    layers: tuple[int, ...] | Literal["auto"] | None = None
+    expansion: float = Field(default=2.0, gt=0.0, le=8.0)
+    kernel_size: int = Field(default=5, ge=1, le=31)
+    identity: bool = False
+    residual: bool | None = None
+    init: Literal["identity", "scratch"] = "identity"
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _read_layers(cls, value: Any) -> Any:
+        return value if value is None or value == "auto" else parse_layers(value)
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"kernel_size={value} would shift the grid; choose an odd number")
+        return value
+
+
+def parse_layers(value: Any) -> tuple[int, ...]:
+    """Layers from a range, a list, or text such as ``3-8`` or ``3,5,7-9``; sorted, each once.
+
+    Raises:
+        ValueError: not a list of layers, or a layer given twice.
+    """
+    if isinstance(value, str):
+        value = _parse_layer_text(value)
+    if not isinstance(value, Iterable):
+        raise ValueError(f"layers={value!r}; wanted a range, a list of numbers, text such as '3-8', or 'auto'")
+    layers = list(cast("Iterable[Any]", value))
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+        raise ValueError(f"layers={layers}; every layer is a whole number")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers={layers}; a layer is named twice")
+    return tuple(sorted(layers))
+
+
+def _parse_layer_text(text: str) -> list[int]:
+    layers: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"layers={text!r}: {part!r} is neither a number nor a span such as 3-8")
+        layers.extend(range(int(first), int(last if dash else first) + 1))
+    return layers
+
+
+class SkipFunction(nn.Module):
+    """Φ: predicts one block's attention output on the patch tokens from the block before.
+
+    Linear d→e·d, GELU; depthwise convolution over the patch grid, GELU; Linear e·d→d; efficient channel attention.
+    4d² + 55d + 3 parameters in the paper's form.
+
+    Args:
+        width: embedding dimension d.
+        expansion: e, hidden width over d.
+        kernel_size: side of the depthwise convolution.
+        residual: add the input to the output.
+    """
+
+    def __init__(self, width: int, expansion: float = 2.0, kernel_size: int = 5, *, residual: bool = False) -> None:
+        super().__init__()
+        hidden = max(1, round(width * expansion))
+        self.residual = residual
+        self.expand = nn.Linear(width, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
+        self.reduce = nn.Linear(hidden, width)
+        # Efficient channel attention (Wang et al. 2020, arXiv 1910.03151): one kernel of three over the channels.
+        self.channel_attention = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, patches: Float[Tensor, "b p d"], grid: tuple[int, int]) -> Float[Tensor, "b p d"]:
+        """Φ(Z) for patch tokens that lie on ``grid`` row by row."""
+        hidden = F.gelu(self.expand(patches))
+        image = hidden.transpose(1, 2).unflatten(2, grid)
+        hidden = F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2)
+        predicted = self.reduce(hidden)
+        # ECA: s = σ(Conv1d(mean over tokens)), one factor per channel
+        scale = self.channel_attention(predicted.mean(dim=1, keepdim=True)).sigmoid()
+        predicted = predicted * scale
+        return patches + predicted if self.residual else predicted
+
+    @torch.no_grad()
+    def start_at_identity_(self) -> None:
+        """Set weights with which Φ gives back nearly what it reads.
+
+        With the residual the last map is zero. Without it the identity goes through the hidden layer in pairs:
+        GELU(x) - GELU(-x) = x holds exactly; the second GELU is kept in its straight part by a shift, which cancels
+        between the two of a pair. Hidden channels beyond the pairs start small and unused by the output.
+        """
+        nn.init.zeros_(self.channel_attention.weight)
+        nn.init.zeros_(self.reduce.weight)
+        nn.init.zeros_(self.reduce.bias)
+        if self.residual:
+            return
+        width, hidden = self.expand.in_features, self.expand.out_features
+        pairs = min(width, hidden // 2)
+        self.expand.weight[: 2 * pairs].zero_()
+        self.expand.bias.zero_()
+        self.depthwise.weight.zero_()
+        centre = self.depthwise.kernel_size[0] // 2
+        self.depthwise.weight[:, 0, centre, centre] = 1.0
+        # At 3, GELU deviates from a straight line by 1 %; the gain lifts small Z above the rounding of bf16 near 3.
+        gain, shift = 4.0, 3.0
+        nn.init.constant_(self.depthwise.bias, shift)
+        eye = torch.eye(pairs, width, device=self.expand.weight.device, dtype=self.expand.weight.dtype)
+        self.expand.weight[:pairs] = gain * eye
+        self.expand.weight[pairs : 2 * pairs] = -gain * eye
+        # σ(0) = ½ of the channel attention is taken back here.
+        self.reduce.weight[:, :pairs] = 2.0 / gain * eye.T
+        self.reduce.weight[:, pairs : 2 * pairs] = -2.0 / gain * eye.T
+
+
+class Reuse(Mixing):
+    """The attention branch of a skipped block: ẑ of the step before, through Φ on the patch rows.
+
+    The prefix rows (class, distillation, register tokens) pass unchanged. Without ``phi`` everything does.
+    """
+
+    uses_attention = False
+
+    def __init__(self, phi: SkipFunction | None, expansion: float) -> None:
+        super().__init__()
+        self.phi = phi
+        self.expansion = expansion
+
+    def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        source = stream.z
+        if source is None:
+            raise ConfigError("a reusing step has no earlier attention output; the first step must attend")
+        z = self.predict(source, stream.layout.prefix, stream.layout.grid)
+        return z, replace(stream, z=z)
+
+    def predict(self, source: Float[Tensor, "b n d"], prefix: int, grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        """ẑ of this step from the one before."""
+        if self.phi is None:
+            return source
+        # ẑ_l = [ z_prefix(source) ; Φ_l(ẑ_{l-1}) ]
+        return torch.cat([source[:, :prefix], self.phi(source[:, prefix:], grid)], dim=1)
+
+    def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
+        if self.phi is None:
+            return None
+        prefix = dense.layout.prefix
+        target = dense.z[step][:, prefix:].detach()
+        predicted = self.phi(dense.z[step - 1][:, prefix:].detach(), dense.layout.grid)
+        # ‖Φ(Z_{l-1}) - Z_l‖² / ‖Z_l - mean Z_l‖², that is 1 - R²
+        spread = (target.float() - target.float().mean(dim=(0, 1))).square().sum()
+        return (predicted.float() - target.float()).square().sum() / spread.clamp_min(1e-12)
+
+    def describe(self) -> str:
+        return "reuse (identity)" if self.phi is None else f"reuse (expansion {self.expansion:g})"
+
+
+def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> SkipAtConfig:
+    """Fill in ``layers`` and check them against the plan.
+
+    Raises:
+        ConfigError: ``auto`` without an analysis, a layer out of range, or a layer that cannot be skipped.
+    """
+    depth = plan.depth
+    layers = config.layers
+    if layers is None:
+        layers = tuple(range(depth // 4, depth // 4 + depth // 2)) if depth >= 4 else tuple(range(1, depth))
+    elif layers == "auto":
+        if analysis is None:
+            raise ConfigError(
+                "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
+                "or --data on the command line"
+            )
+        layers = parse_layers(analysis.recommended["layers"])
+    for layer in layers:
+        if layer == 0:
+            raise ConfigError(
+                f"skipat.layers={layers}: block 0 has no earlier attention to reuse; choose from 1..{depth - 1}"
+            )
+        if not 0 < layer < depth:
+            raise ConfigError(f"skipat.layers={layers}: block {layer} does not exist; choose from 1..{depth - 1}")
+        mixing = plan.steps[layer].mixing
+        if not plan.steps[layer].mixing.uses_attention:
+            raise ConfigError(f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})")
+    residual = config.expansion < 2.0 if config.residual is None else config.residual
+    return config.model_copy(update={"layers": layers, "residual": residual})
+
+
+def apply(plan: Plan, config: SkipAtConfig) -> Plan:
+    """The plan with the attention of ``config.layers`` replaced by reuse."""
+    layers = cast("tuple[int, ...]", config.layers)
+    return plan.with_steps({layer: plan.steps[layer].but(mixing=_reuse(plan, config)) for layer in layers})
+
+
+def _reuse(plan: Plan, config: SkipAtConfig) -> Reuse:
+    if config.identity:
+        return Reuse(None, config.expansion)
+    with torch.device(plan.device):
+        phi = SkipFunction(plan.width, config.expansion, config.kernel_size, residual=bool(config.residual))
+    if plan.device.type != "meta":
+        if config.init == "identity":
+            phi.start_at_identity_()
+        else:
+            _start_from_scratch_(phi)
+    return Reuse(phi.to(plan.dtype), config.expansion)
+
+
+def _start_from_scratch_(phi: SkipFunction) -> None:
+    # The authors leave PyTorch's default start; for a linear map of fan-in f that is uniform within ±1/√f.
+    for module in (phi.expand, phi.depthwise, phi.reduce, phi.channel_attention):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+
+
+METHOD = Method(
+    name="skipat",
+    config=SkipAtConfig,
+    resolve=resolve,
+    apply=apply,
+    source="Venkataramanan et al., ICLR 2024, arXiv 2301.02240",
+)

@@ -1,0 +1,32 @@
+"""All that vitslim knows of timm: opening a model, its tokens, the verbs of its blocks."""
+
+from vitslim.models.adapter import BlockAdapter, Context
+from vitslim.models.base import BaseModel, build_base, describe
+from vitslim.models.catalog import ModelInfo, catalog
+from vitslim.models.families import adapter_for, family_of
+from vitslim.models.layout import Preprocessing, TokenLayout, preprocessing, token_layout
+from vitslim.models.open import ALIASES, BUILTIN, open_model, read_weights, resolve_name
+from vitslim.models.trace import DenseTrace, trace
+
+__all__ = [
+    "ALIASES",
+    "BUILTIN",
+    "BaseModel",
+    "BlockAdapter",
+    "Context",
+    "DenseTrace",
+    "ModelInfo",
+    "Preprocessing",
+    "TokenLayout",
+    "adapter_for",
+    "build_base",
+    "catalog",
+    "describe",
+    "family_of",
+    "open_model",
+    "preprocessing",
+    "read_weights",
+    "resolve_name",
+    "token_layout",
+    "trace",
+]

@@ -1,0 +1,201 @@
+"""The verbs through which everything else speaks to a timm block.
+
+A block adapter is the only code that knows what a block looks like inside. It never repeats timm's attention: the
+module itself is called, and where a method needs the queries and keys, a verb here projects them and a test holds the
+verb against the module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from torch import Tensor, nn
+
+Context = Mapping[str, Any]
+"""Keyword arguments that timm hands to a block: ``rope``, ``attn_mask``, ``is_causal``, ``shared_rel_pos_bias``."""
+
+
+@dataclass(frozen=True)
+class BlockAdapter:
+    """What all supported families share; a family overrides the residual adds.
+
+    Args:
+        family: timm family, for messages and lists.
+        prefix: number of class, distillation and register tokens at the front.
+        has_class_token: whether token 0 is a class token.
+    """
+
+    family: str
+    prefix: int
+    has_class_token: bool
+
+    # Parts of a block that only its attention branch reads: dropped when no step uses that branch.
+    attention_parts: tuple[str, ...] = ("norm1", "attn")
+
+    def attention_input(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """What the attention module reads."""
+        return _part(block, "norm1")(tokens)
+
+    def attend(
+        self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
+    ) -> Float[Tensor, "b n d"]:
+        """Z^MSA: the attention module's output before LayerScale, DropPath and the residual add."""
+        return _part(block, "attn")(attention_input, **context)
+
+    def add_attention(
+        self, block: nn.Module, tokens: Float[Tensor, "b n d"], z: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n d"]:
+        """The residual add of the attention branch, for any Z."""
+        raise NotImplementedError
+
+    def add_mlp(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The MLP branch with its residual add."""
+        raise NotImplementedError
+
+    def queries_keys_values(
+        self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+        """The operands of scaled dot-product attention, after q/k-norm and rotary positions, q not yet scaled."""
+        attn = cast(Any, _part(block, "attn"))
+        query, key, value = _project(attn, attention_input)
+        if hasattr(attn, "q_norm"):
+            query, key = attn.q_norm(query), attn.k_norm(key)
+        rope = context.get("rope")
+        if rope is not None:
+            query, key = (_rotate(attn, part, rope).type_as(value) for part in (query, key))
+        groups = getattr(attn, "num_kv_groups", 1)
+        if groups > 1:
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        return query, key, value
+
+    def merge_heads(
+        self, block: nn.Module, attention_input: Float[Tensor, "b n d"], mixed: Float[Tensor, "b h n e"]
+    ) -> Float[Tensor, "b n d"]:
+        """Z from what attention mixed per head: concatenate, inner norm, gate, output projection."""
+        attn = cast(Any, _part(block, "attn"))
+        merged = mixed.transpose(1, 2).flatten(2)
+        if isinstance(getattr(attn, "norm", None), nn.Module):
+            merged = attn.norm(merged)
+        if getattr(attn, "gate", None) is not None:
+            merged = merged * attn.gate(attention_input).sigmoid()
+        return attn.proj_drop(attn.proj(merged))
+
+    def attention_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
+        """The additive bias of the scores, broadcastable to (b, h, n, n); ``None`` where there is none."""
+        if context.get("is_causal"):
+            reference = cast(Tensor, _part(_part(block, "attn"), "proj").weight)
+            return reference.new_full((tokens, tokens), float("-inf")).triu_(1)
+        mask = context.get("attn_mask")
+        if mask is not None and mask.dtype == torch.bool:
+            return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+        return mask
+
+    def scale(self, block: nn.Module) -> float:
+        """The factor of the scores, e^-½ in every supported family."""
+        return float(cast(Any, _part(block, "attn")).scale)
+
+    def class_attention(
+        self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
+    ) -> Float[Tensor, "b h n"]:
+        """A^[CLS]: the class token's row of the attention, per head; each row sums to 1.
+
+        Without a class token: the row of the mean patch query, that is softmax(mean(q) Kᵀ e^-½), with the bias
+        averaged over the same queries. It costs n·d as the class row does.
+        """
+        query, key, _ = self.queries_keys_values(block, attention_input, context)
+        bias = self.attention_bias(block, context, key.shape[2])
+        return self.class_row(query, key, bias, self.scale(block))
+
+    def class_row(
+        self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], bias: Tensor | None, scale: float
+    ) -> Float[Tensor, "b h n"]:
+        """The row that ``class_attention`` describes, from operands that are already there."""
+        if self.has_class_token:
+            row = query[:, :, :1]
+            bias_row = None if bias is None else bias[..., :1, :]
+        else:
+            row = query[:, :, self.prefix :].mean(dim=2, keepdim=True)
+            bias_row = None if bias is None else bias[..., self.prefix :, :].mean(dim=-2, keepdim=True)
+        # A^[CLS] = softmax(q_cls Kᵀ e^-½ + bias)
+        scores = (row * scale) @ key.transpose(-2, -1)
+        if bias_row is not None:
+            scores = scores + bias_row
+        return scores.float().softmax(dim=-1).squeeze(2).to(query.dtype)
+
+
+class ViTAdapter(BlockAdapter):
+    """``Block`` of timm's VisionTransformer: pre-norm, LayerScale and DropPath as modules."""
+
+    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
+        return tokens + _part(block, "drop_path1")(_part(block, "ls1")(z))
+
+    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
+        return tokens + _part(block, "drop_path2")(_part(block, "ls2")(branch))
+
+
+class PostNormAdapter(BlockAdapter):
+    """Blocks that normalise a branch's output instead of its input: ``ResPostBlock`` and ``EvaBlockPostNorm``."""
+
+    def attention_input(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
+        return tokens + _part(block, "drop_path1")(_part(block, "norm1")(z))
+
+    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        return tokens + _part(block, "drop_path2")(_part(block, "norm2")(_part(block, "mlp")(tokens)))
+
+
+class GammaAdapter(BlockAdapter):
+    """Blocks whose LayerScale is a bare parameter or absent: ``EvaBlock`` and ``Beit``'s block."""
+
+    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
+        gamma = cast("Tensor | None", block.gamma_1)
+        return tokens + _part(block, "drop_path1")(z if gamma is None else gamma * z)
+
+    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        gamma = cast("Tensor | None", block.gamma_2)
+        branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
+        return tokens + _part(block, "drop_path2")(branch if gamma is None else gamma * branch)
+
+
+class BeitAdapter(GammaAdapter):
+    """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
+
+    def attention_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
+        attn = cast(Any, _part(block, "attn"))
+        own = attn._get_rel_pos_bias() if attn.relative_position_bias_table is not None else None
+        shared = context.get("shared_rel_pos_bias")
+        if own is None or shared is None:
+            return shared if own is None else own
+        return own + shared
+
+
+def _part(module: nn.Module, name: str) -> Any:
+    return getattr(module, name)
+
+
+def _project(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if getattr(attn, "qkv", None) is None:
+        return tuple(_heads(attn, linear(tokens)) for linear in (attn.q_proj, attn.k_proj, attn.v_proj))  # pyright: ignore[reportReturnType]
+    joined = attn.qkv(tokens)
+    if getattr(attn, "q_bias", None) is not None:
+        joined = joined + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    query, key, value = joined.chunk(3, dim=-1)
+    return _heads(attn, query), _heads(attn, key), _heads(attn, value)
+
+
+def _heads(attn: Any, joined: Tensor) -> Tensor:
+    # Grouped-query attention has fewer key and value heads, all of the same width e = scale^-2.
+    width = round(attn.scale**-2)
+    return joined.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def _rotate(attn: Any, part: Tensor, rope: Tensor) -> Tensor:
+    prefix = attn.num_prefix_tokens
+    rotated = apply_rot_embed_cat(part[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))
+    return torch.cat([part[:, :, :prefix], rotated], dim=2)

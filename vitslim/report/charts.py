@@ -1,0 +1,152 @@
+"""The drawings with axes: bars per block, curves of training, bars of speed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vitslim.report.axes import Axis, drawing, fit_axis, frame
+from vitslim.report.heatmap import runs
+from vitslim.report.markup import Markup, element
+from vitslim.report.numbers import fixed, times, verdict
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value of 0..1 per block; ``shade`` is the CSS class that gives its colour."""
+
+    name: str
+    values: Sequence[float | None]
+    shade: str
+
+
+def block_bars(series: Sequence[Series], layers: Sequence[str], marked: Sequence[int], y_name: str) -> Markup:
+    """Bars side by side for every block; the recommended blocks stand on a band."""
+    width, height = 480.0, 236.0
+    y_axis = Axis(0, 1, height - 44, 44)
+    left, right = 38.0, width - 6
+    slot = (right - left) / len(layers)
+    pieces = [
+        element("rect", x=left + first * slot, y=44, width=(last - first + 1) * slot, height=height - 88, class_="band")
+        for first, last in runs(marked)
+    ]
+    pieces += frame(Axis(-1, -0.5, left, right), y_axis, "block", y_name)
+    pieces += _block_labels(layers, left, slot, height - 28, set(marked))
+    bar = slot * 0.74 / len(series)
+    for place, one in enumerate(series):
+        for layer, value in enumerate(one.values):
+            if value is None:
+                continue
+            top = y_axis.position(value)
+            x = left + layer * slot + slot * 0.13 + place * bar
+            title = element("title", f"{layers[layer]}, {one.name}: {fixed(value, 3)}")
+            size = {"width": max(1.0, bar - 0.8), "height": max(0.8, y_axis.start - top)}
+            pieces.append(element("rect", title, x=x, y=top, class_=one.shade, **size))
+    names = [(one.name, one.shade) for one in series] if len(series) > 1 else []
+    pieces += _key(names, right, 12)
+    description = f"{y_name} per block: " + "; ".join(
+        f"{one.name} " + ", ".join(fixed(value) for value in one.values) for one in series
+    )
+    return drawing(width, height, description, *pieces, min_width=420)
+
+
+def loss_curve(stage: str, steps: Sequence[int], losses: Sequence[float | None]) -> Markup | None:
+    """The loss over the steps of one stage; None when no loss is a finite number."""
+    width, height = 480.0, 236.0
+    points = [
+        (step, loss) for step, loss in zip(steps, losses, strict=True) if loss is not None and math.isfinite(loss)
+    ]
+    if not points:
+        return None
+    y_axis = fit_axis([loss for _, loss in points], height - 44, 34, may_be_log=True)
+    x_axis = Axis(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1, 54, width - 14)
+    pieces = frame(x_axis, y_axis, "step", "loss, logarithmic" if y_axis.is_log else "loss")
+    pieces.append(element("path", d=_broken_path(steps, losses, x_axis, y_axis), class_="curve"))
+    last_step, last_loss = points[-1]
+    dot = {"cx": x_axis.position(last_step), "cy": y_axis.position(last_loss)}
+    pieces.append(
+        element("circle", element("title", f"step {last_step}: {last_loss:.4g}"), r=3.5, class_="curve-end", **dot)
+    )
+    description = (
+        f"Loss of stage {stage}: {points[0][1]:.4g} at step {points[0][0]}, {last_loss:.4g} at step {last_step}"
+    )
+    return drawing(width, height, description, *pieces, min_width=400)
+
+
+def speed_bars(speedups: Mapping[str, float], description: str) -> Markup:
+    """Speed ratios against dense as bars that start at 1: to the right faster, to the left slower."""
+    width, row_height, left, right = 760.0, 26.0, 250.0, 690.0
+    bottom = 30 + row_height * len(speedups)
+    x_axis = fit_axis([*speedups.values(), 0.9, 1.1], left, right)
+    one = x_axis.position(1)
+    pieces: list[Markup] = []
+    for tick in x_axis.ticks():
+        x = x_axis.position(tick)
+        pieces.append(element("line", x1=x, x2=x, y1=24, y2=bottom, class_="grid"))
+        pieces.append(element("text", times(tick), x=x, y=bottom + 16, text_anchor="middle", class_="tick"))
+    for place, (name, ratio) in enumerate(speedups.items()):
+        y, here = 30 + place * row_height, x_axis.position(ratio)
+        word = verdict(ratio)
+        bar = {"x": min(one, here), "width": max(1.5, abs(here - one)), "y": y + 3, "height": row_height - 9}
+        pieces.append(
+            element("rect", element("title", f"{name}: {times(ratio)}, {word}"), class_=f"speed-{word}", **bar)
+        )
+        pieces.append(element("text", name, x=left - 34, y=y + 15, text_anchor="end", class_="label"))
+        outside = {"x": here + 6, "text_anchor": "start"} if ratio >= 1 else {"x": here - 6, "text_anchor": "end"}
+        pieces.append(element("text", times(ratio), y=y + 15, class_=f"label value-{word}", **outside))
+    pieces.append(element("line", x1=one, x2=one, y1=20, y2=bottom, class_="baseline"))
+    pieces.append(element("text", "dense, fused attention", x=one, y=13, text_anchor="middle", class_="tick"))
+    return drawing(width, bottom + 24, description, *pieces, min_width=620)
+
+
+def size_bars(sizes: Mapping[str, tuple[float, str]], description: str) -> Markup:
+    """Horizontal bars from zero, each a value with the text that stands at its end."""
+    width, row_height, left, right = 760.0, 26.0, 216.0, 620.0
+    largest = max(value for value, _ in sizes.values()) or 1.0
+    axis = Axis(0, largest, left, right)
+    pieces: list[Markup] = []
+    for place, (name, (value, label)) in enumerate(sizes.items()):
+        y, end = place * row_height, axis.position(value)
+        pieces.append(element("text", name, x=left - 10, y=y + 17, text_anchor="end", class_="label"))
+        pieces.append(element("rect", x=left, y=y + 5, width=max(1.0, end - left), height=row_height - 9, class_="bar"))
+        pieces.append(element("text", label, x=end + 7, y=y + 17, class_="label"))
+    return drawing(width, row_height * len(sizes) + 6, description, *pieces, min_width=620)
+
+
+def _broken_path(steps: Sequence[int], losses: Sequence[float | None], x_axis: Axis, y_axis: Axis) -> str:
+    """A line through the finite points that breaks where a loss is not a number."""
+    commands: list[str] = []
+    pen = "M"
+    for step, loss in zip(steps, losses, strict=True):
+        if loss is None or not math.isfinite(loss):
+            pen = "M"
+            continue
+        commands.append(f"{pen}{x_axis.position(step):.1f} {y_axis.position(loss):.1f}")
+        pen = "L"
+    return "".join(commands)
+
+
+def _block_labels(layers: Sequence[str], left: float, slot: float, y: float, marked: set[int]) -> list[Markup]:
+    every = 1 if len(layers) <= 24 else 2
+    return [
+        element(
+            "text",
+            str(layer),
+            x=left + (layer + 0.5) * slot,
+            y=y,
+            text_anchor="middle",
+            class_="tick marked-text" if layer in marked else "tick",
+        )
+        for layer in range(0, len(layers), every)
+    ]
+
+
+def _key(names: Sequence[tuple[str, str]], right: float, y: float) -> list[Markup]:
+    """Names of series with a spot of their colour, flush right on one line."""
+    pieces: list[Markup] = []
+    x = right
+    for name, shade in reversed(names):
+        x -= 6.2 * len(name)
+        pieces.append(element("text", name, x=x, y=y, class_="tick"))
+        pieces.append(element("rect", x=x - 14, y=y - 9, width=10, height=10, class_=shade))
+        x -= 30
+    return pieces

@@ -1,0 +1,226 @@
+"""What the report needs of each JSON file of an output folder; fields it does not know are left alone."""
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, model_validator
+
+Matrix = list[list[float | None]]
+
+
+class Document(BaseModel):
+    """A JSON file as the report reads it. The stages write finite numbers only, so others mean a broken file."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Conversion(Document):
+    """One method with the options it was applied with."""
+
+    method: str
+    options: dict[str, Any] = {}
+
+
+class RunConfig(Document):
+    """config.json: what was converted, and how."""
+
+    base: dict[str, Any] = {}
+    conversions: list[Conversion] = []
+    input: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+
+    @property
+    def base_name(self) -> str | None:
+        """The dense model's name in timm."""
+        name = self.base.get("name")
+        return None if name is None else str(name)
+
+
+class PlanStep(Document):
+    """One entry of plan.json: one application of a block."""
+
+    step: int
+    block: int
+    mixing: str
+    tokens: str = "all"
+    weights: str = "own"
+    parameters: int | None = None
+
+    @property
+    def mixing_kind(self) -> str:
+        """The first word of the mixing: dense, reuse, sparse, ..."""
+        return re.split(r"[ (]", self.mixing, maxsplit=1)[0]
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the attention output comes from an earlier step."""
+        return self.mixing_kind == "reuse"
+
+    @property
+    def kept_tokens(self) -> tuple[int, int] | None:
+        """How many of how many tokens take part; None when all do."""
+        found = re.fullmatch(r"kept (\d+) of (\d+)", self.tokens)
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def shares_with(self) -> int | None:
+        """The step whose weights this one applies again; None when they are its own."""
+        found = re.fullmatch(r"shared with (\d+)", self.weights)
+        return int(found[1]) if found else None
+
+
+class Replacement(Document):
+    """How far the output moves when one block's attention is replaced."""
+
+    layer: int
+    kind: str
+    kl: float | None = None
+    top1_agreement: float | None = None
+
+
+class Recommendation(Document):
+    """Which blocks the analysis would convert, and why."""
+
+    layers: list[int] = []
+    reason: str = ""
+
+
+class Analysis(Document):
+    """analysis.json: what was redundant in the dense model."""
+
+    model: str = ""
+    images: int | None = None
+    layers: list[str]
+    cka: dict[str, Matrix | None] = {}
+    linear_r2: list[float | None] = []
+    replacement: list[Replacement] = []
+    recommended: Recommendation | None = None
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "Analysis":
+        size = len(self.layers)
+        for name, matrix in self.cka.items():
+            if matrix is not None and [len(row) for row in matrix] != [size] * size:
+                raise ValueError(f"cka.{name} is not {size}×{size}, one row and column per layer")
+        if self.linear_r2 and len(self.linear_r2) != size:
+            raise ValueError(f"linear_r2 has {len(self.linear_r2)} entries for {size} layers")
+        return self
+
+    @property
+    def recommended_layers(self) -> list[int]:
+        """The recommended blocks; none when the analysis recommends nothing."""
+        return self.recommended.layers if self.recommended else []
+
+
+class Evaluation(Document):
+    """Quality of one model: shares of 0..1, and None for what needs labels or a teacher that were not there."""
+
+    images: int
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+
+
+class Metrics(Document):
+    """metrics.json: quality of the models, and the last figures of both training stages."""
+
+    teacher: Evaluation | None = None
+    student: Evaluation | None = None
+    dense_control: Evaluation | None = None
+    warm_start: dict[str, Any] | None = None
+    distill: dict[str, Any] | None = None
+
+
+class LogLine(Document):
+    """One line of train/log.jsonl. A diverged loss is logged as it is, so infinity and NaN are taken here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
+
+    stage: str = "train"
+    step: int
+    loss: float | None = None
+    lr: float | None = None
+    img_s: float | None = None
+
+
+class ParityCheck(Document):
+    """One comparison of an exported artefact with the live model."""
+
+    artifact: str
+    precision: str = ""
+    batch: int | None = None
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+    tolerance: float | None = None
+    passed: bool
+
+
+class Parity(Document):
+    """export/parity.json: whether the artefacts compute what the model computes."""
+
+    checks: list[ParityCheck]
+
+
+class BenchRow(Document):
+    """One model in one setting of backend, precision and batch."""
+
+    model: str
+    backend: str
+    precision: str = ""
+    batch: int
+    latency_ms_p50: PositiveFloat
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    throughput_img_s: float | None = None
+    speedup_vs_dense: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    peak_memory_mib: float | None = None
+
+    @property
+    def setting(self) -> tuple[str, str, int]:
+        """Where it was measured; only rows of one setting may be compared."""
+        return (self.backend, self.precision, self.batch)
+
+
+class SkippedBackend(Document):
+    """A backend that was asked for and not measured."""
+
+    backend: str
+    reason: str = ""
+
+
+class Bench(Document):
+    """bench.json: speed and size of several models, measured in one run."""
+
+    environment: dict[str, Any] = {}
+    rows: list[BenchRow] = []
+    skipped: list[SkippedBackend] = []
+    baseline: str | None = None
+
+    @property
+    def dense_name(self) -> str | None:
+        """The model that the others are held against: the named baseline, else the one that is 1 times itself."""
+        if self.baseline is not None:
+            return self.baseline
+        names = list(dict.fromkeys(row.model for row in self.rows))
+        alike = [name for name in names if all(row.speedup_vs_dense == 1 for row in self.rows_of(name))]
+        return alike[0] if len(alike) == 1 else next((name for name in ("dense", "teacher") if name in names), None)
+
+    @property
+    def student_name(self) -> str | None:
+        """The converted model: the one named so, else the first that is not the baseline."""
+        names = [row.model for row in self.rows if row.model != self.dense_name]
+        return "student" if "student" in names else next(iter(names), None)
+
+    @property
+    def settings(self) -> list[tuple[str, str, int]]:
+        """Every setting once, in the order it was measured."""
+        return list(dict.fromkeys(row.setting for row in self.rows))
+
+    def rows_of(self, model: str | None) -> list[BenchRow]:
+        """The rows of one model."""
+        return [row for row in self.rows if row.model == model]

@@ -1,0 +1,133 @@
+"""Reading an output folder into the parts of a report."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from vitslim.errors import CheckpointError
+from vitslim.files import read_json
+from vitslim.report.documents import Analysis, Bench, LogLine, Metrics, Parity, PlanStep, RunConfig
+
+PART_FILES = (
+    "config.json",
+    "analysis.json",
+    "plan.json",
+    "metrics.json",
+    "train/log.jsonl",
+    "export/parity.json",
+    "bench.json",
+    "env.json",
+    "recipe.yaml",
+)
+ARTEFACT_PATTERNS = ("model.safetensors", "export/*.onnx", "export/*.engine")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReportParts:
+    """What an output folder holds; None is a stage that has not run."""
+
+    name: str
+    config: RunConfig | None = None
+    analysis: Analysis | None = None
+    plan: list[PlanStep] | None = None
+    metrics: Metrics | None = None
+    log: list[LogLine] | None = None
+    log_is_cut: bool = False
+    parity: Parity | None = None
+    bench: Bench | None = None
+    environment: dict[str, Any] | None = None
+    recipe: str | None = None
+    file_bytes: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def title(self) -> str:
+        """The dense model's name where it is known, else the folder's."""
+        return (self.config and self.config.base_name) or self.name
+
+
+def read_parts(folder: str | Path) -> ReportParts:
+    """Read whatever stages have left in ``folder``.
+
+    Raises:
+        CheckpointError: none of the files is there, or one of them cannot be read.
+    """
+    root = Path(folder)
+    if not has_parts(root):
+        raise CheckpointError(
+            f"{root} holds none of {', '.join(PART_FILES)}; give the output folder of a vitslim command"
+        )
+    log, log_is_cut = _read_log(root / "train" / "log.jsonl")
+    return ReportParts(
+        name=root.resolve().name,
+        config=_read(root / "config.json", RunConfig),
+        analysis=_read(root / "analysis.json", Analysis),
+        plan=_read(root / "plan.json", list[PlanStep]),
+        metrics=_read(root / "metrics.json", Metrics),
+        log=log,
+        log_is_cut=log_is_cut,
+        parity=_read(root / "export" / "parity.json", Parity),
+        bench=_read(root / "bench.json", Bench),
+        environment=_read(root / "env.json", dict[str, Any]),
+        recipe=_read_text(root / "recipe.yaml"),
+        file_bytes=_artefact_bytes(root),
+    )
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether any file that a report is made of lies in ``folder``."""
+    return any((folder / name).is_file() for name in PART_FILES)
+
+
+def read_bench(path: str | Path) -> Bench | None:
+    """Read a bench.json; None where there is none."""
+    return _read(Path(path), Bench)
+
+
+def _read(path: Path, shape: type[T]) -> T | None:
+    return _validate(read_json(path), shape, str(path)) if path.exists() else None
+
+
+def _validate(document: Any, shape: type[T], origin: str) -> T:
+    try:
+        return TypeAdapter(shape).validate_python(document)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise CheckpointError(f"{origin} does not have the expected form ({faults}); run its stage again") from None
+
+
+def _read_log(path: Path) -> tuple[list[LogLine] | None, bool]:
+    """The training log, and whether its last line was cut short, which is how an interrupted run leaves it."""
+    text = _read_text(path)
+    if text is None:
+        return None, False
+    *complete, rest = text.split("\n")
+    log = [_log_line(line, f"{path}, line {number}") for number, line in enumerate(complete, start=1) if line.strip()]
+    return log, bool(rest.strip())
+
+
+def _log_line(line: str, origin: str) -> LogLine:
+    try:
+        return _validate(json.loads(line), LogLine, origin)
+    except ValueError as error:
+        raise CheckpointError(f"{origin} is not JSON ({error}); remove the line or train again") from None
+
+
+def _read_text(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable text ({error})") from None
+
+
+def _artefact_bytes(root: Path) -> dict[str, int]:
+    paths = [path for pattern in ARTEFACT_PATTERNS for path in sorted(root.glob(pattern))]
+    return {str(path.relative_to(root)): path.stat().st_size for path in paths}

@@ -1,0 +1,78 @@
+"""Section: accuracy of student, teacher and control."""
+
+from vitslim.report.documents import Evaluation, Metrics
+from vitslim.report.markup import Markup, join, paragraph, table
+from vitslim.report.numbers import ABSENT, fixed, half_width, percent, points, whole
+from vitslim.report.parts import ReportParts
+from vitslim.report.sections.absent import absent
+
+NAMES = {
+    "teacher": "Teacher, dense",
+    "dense_control": "Dense control, trained like the student",
+    "student": "Student",
+}
+
+
+def accuracy(parts: ReportParts) -> Markup:
+    """A table of the evaluated models and what may be concluded from it."""
+    found = _evaluations(parts.metrics) if parts.metrics else {}
+    if not found:
+        return absent("Not measured", "vitslim eval …")
+    header = (
+        "Model",
+        "Images",
+        "Top-1",
+        "±",
+        "Against teacher",
+        "Top-5",
+        "Agreement with teacher",
+        "KL to teacher, nats",
+    )
+    teacher = found.get("teacher")
+    rows = [_row(NAMES[key], one, None if key == "teacher" else teacher) for key, one in found.items()]
+    caption = "± is half of the 95 % interval that this number of images allows."
+    return join([paragraph(_conclusion(found)), table(caption, header, rows)])
+
+
+def _evaluations(metrics: Metrics) -> dict[str, Evaluation]:
+    entries = {"teacher": metrics.teacher, "dense_control": metrics.dense_control, "student": metrics.student}
+    return {key: one for key, one in entries.items() if one is not None}
+
+
+def _row(name: str, one: Evaluation, teacher: Evaluation | None) -> list[str]:
+    known = one.top1 is not None and teacher is not None and teacher.top1 is not None
+    return [
+        name,
+        whole(one.images),
+        percent(one.top1),
+        ABSENT if one.top1 is None else fixed(100 * half_width(one.top1, one.images)),
+        points(one.top1 - teacher.top1)
+        if known and one.top1 is not None and teacher and teacher.top1 is not None
+        else ABSENT,
+        percent(one.top5),
+        percent(one.agreement),
+        fixed(one.kl, 4),
+    ]
+
+
+def _conclusion(found: dict[str, Evaluation]) -> str:
+    student, teacher, control = found.get("student"), found.get("teacher"), found.get("dense_control")
+    if student is None:
+        return "The student was not evaluated."
+    if student.top1 is None:
+        return "The images have no labels, so only the agreement with the teacher is known."
+    sentences: list[str] = []
+    if teacher and teacher.top1 is not None:
+        sentences.append(_comparison("the teacher", student.top1 - teacher.top1))
+    if control and control.top1 is not None:
+        sentences.append(_comparison("a dense model trained the same way", student.top1 - control.top1))
+    elif teacher:
+        sentences.append("There is no dense control, so what further training alone would give is not known.")
+    return " ".join(sentences) or "Only the student was evaluated."
+
+
+def _comparison(other: str, change: float) -> str:
+    if change == 0:
+        return f"The student is exactly as accurate as {other}."
+    word = "above" if change > 0 else "below"
+    return f"The student is {points(abs(change)).lstrip('+')} {word} {other}."

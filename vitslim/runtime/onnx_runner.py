@@ -1,0 +1,149 @@
+"""Running an ONNX file in ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.runtime.runner import DTYPES, Precision, TensorSpec, check_images
+
+Provider = Literal["cpu", "cuda"]
+
+_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_ERRORS_ONLY = 3  # ONNX Runtime's severity scale: 0 verbose, 1 info, 2 warning, 3 error
+
+
+class OrtRunner:
+    """An ONNX file in an ONNX Runtime session.
+
+    Args:
+        path: a ``.onnx`` file with one image input.
+        threads: for the operators of one inference; ``None`` for ONNX Runtime's choice, one per core.
+        provider: ``"cuda"`` needs onnxruntime-gpu, and then no operator may silently fall back as a whole session.
+        name: how reports call it; the file's stem by default.
+
+    Raises:
+        MissingDependencyError: onnxruntime, or the asked-for provider, is not there.
+        CheckpointError: the file is missing, or is not an ONNX file that this onnxruntime reads.
+    """
+
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, provider: Provider = "cpu", name: str | None = None
+    ) -> None:
+        self._session: Any = _open_session(Path(path), threads, provider)
+        self._name = name or Path(path).stem
+        self._device = torch.device(provider)
+        self._metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
+        self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._precision: Precision = _precision(self._metadata, self._inputs[0])
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def backend(self) -> str:
+        return "ort"
+
+    @property
+    def precision(self) -> Precision:
+        return self._precision
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says about itself (ONNX ``metadata_props``)."""
+        return dict(self._metadata)
+
+    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """The file's first output for ``images``, float32, on the runner's device."""
+        if self._session is None:
+            raise ConfigError("this runner is closed; open a new one")
+        check_images(images, self._inputs[0])
+        images = images.detach().to(device=self._device, dtype=self._inputs[0].dtype).contiguous()
+        run = self._run_on_gpu if self._device.type == "cuda" else self._run_on_cpu
+        return run(images).float()
+
+    def close(self) -> None:
+        """Free the session; the runner cannot run afterwards."""
+        self._session = None
+
+    def __enter__(self) -> "OrtRunner":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run_on_cpu(self, images: Tensor) -> Tensor:
+        result = self._session.run([self._outputs[0].name], {self._inputs[0].name: images.numpy()})
+        return torch.from_numpy(result[0])
+
+    def _run_on_gpu(self, images: Tensor) -> Tensor:
+        # Bound to torch's memory on both sides, so that neither images nor logits cross the bus.
+        shape = [images.shape[0], *(size or 1 for size in self._outputs[0].shape[1:])]
+        result = torch.empty(shape, dtype=self._outputs[0].dtype, device=self._device)
+        binding = self._session.io_binding()
+        for bind, spec, tensor in (
+            (binding.bind_input, self._inputs[0], images),
+            (binding.bind_output, self._outputs[0], result),
+        ):
+            element = "float16" if tensor.dtype == torch.float16 else "float32"
+            bind(spec.name, "cuda", tensor.device.index or 0, element, list(tensor.shape), tensor.data_ptr())
+        torch.cuda.current_stream().synchronize()  # the session runs on a stream of its own
+        self._session.run_with_iobinding(binding)
+        return result
+
+
+def _open_session(path: Path, threads: int | None, provider: Provider) -> Any:
+    try:
+        import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        raise MissingDependencyError("OrtRunner needs onnxruntime: pip install 'vitslim[onnx]'") from None
+    if _PROVIDERS[provider] not in ort.get_available_providers():
+        raise MissingDependencyError(f"this onnxruntime has no {_PROVIDERS[provider]}: pip install onnxruntime-gpu")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; export the model first")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[_PROVIDERS[provider]])
+    except Exception as error:  # onnxruntime raises a dozen unrelated classes here
+        raise CheckpointError(f"onnxruntime {ort.__version__} cannot load {path.name}: {error}") from error
+    if session.get_providers()[0] != _PROVIDERS[provider]:
+        raise MissingDependencyError(f"onnxruntime could not start {_PROVIDERS[provider]}; is a GPU driver there?")
+    return session
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    if value.type not in _DTYPES:
+        raise ConfigError(f"'{value.name}' is {value.type}; runners take float32 and float16 inputs and outputs")
+    return TensorSpec(value.name, shape, _DTYPES[value.type])
+
+
+def _precision(metadata: dict[str, str], images: TensorSpec) -> Precision:
+    # A file may keep float32 at its ends and compute in fp16, so what the exporter wrote comes first.
+    declared = metadata.get("precision")
+    for precision, dtype in DTYPES.items():
+        if declared == precision or (declared is None and images.dtype == dtype):
+            return precision
+    return "fp32"

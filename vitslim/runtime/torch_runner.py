@@ -1,0 +1,122 @@
+"""Running a model in torch, eager or compiled."""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.runtime.copying import working_copy
+from vitslim.runtime.runner import DTYPES, Precision, TensorSpec
+
+# Every runner compiles the same timm forward anew; torch's default of 8 would be used up by two models at four batch
+# sizes, and further ones would run eagerly under the name "compiled".
+COMPILATIONS_PER_FUNCTION = 256
+
+
+class TorchRunner:
+    """A private copy of a torch model, in eval mode and in one precision.
+
+    Args:
+        model: stays as it is, on its device and in its mode.
+        compiled: through ``torch.compile(fullgraph=True)``; a graph break is an error, not a slow number.
+        precision: what the copy computes in.
+        device: where the copy runs; ``None`` for the model's own device.
+        name: how reports call it; the class name by default.
+
+    Raises:
+        MissingDependencyError: a CUDA device was asked for and there is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        compiled: bool = False,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._device = _resolve_device(model, device)
+        self._dtype = DTYPES[precision]
+        self._precision: Precision = precision
+        self._model = working_copy(model).to(device=self._device, dtype=self._dtype)
+        self._name = name or type(self._model).__name__
+        self._backend = "compiled" if compiled else "torch"
+        self._forward: Any = self._model
+        self._compiled_shapes: set[torch.Size] = set()
+        if compiled:
+            self._forward = torch.compile(self._model, fullgraph=True, dynamic=False)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @property
+    def precision(self) -> Precision:
+        return self._precision
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("images", (None, None, None, None), self._dtype),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(output_name(self._model), (None, None), self._dtype),)
+
+    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """Logits (or features) of ``images``, float32, on the runner's device."""
+        images = images.to(device=self._device, dtype=self._dtype)
+        if self._backend == "compiled" and images.shape not in self._compiled_shapes:
+            self._compile_for(images)
+        with torch.no_grad():
+            return cast(Tensor, self._forward(images)).float()
+
+    def close(self) -> None:
+        """Free the copy; the runner cannot run afterwards."""
+        self._forward = _closed
+        self._model = nn.Module()
+
+    def __enter__(self) -> "TorchRunner":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _compile_for(self, images: Tensor) -> None:
+        import torch._dynamo.config as dynamo_config
+
+        limits = cast(Any, dynamo_config).patch(
+            recompile_limit=COMPILATIONS_PER_FUNCTION, accumulated_recompile_limit=4 * COMPILATIONS_PER_FUNCTION
+        )
+        with torch.no_grad(), limits:
+            self._forward(images)
+        self._compiled_shapes.add(images.shape)
+
+
+def output_name(model: nn.Module) -> str:
+    """What the model gives: ``logits``, or ``features`` when it has no classifier."""
+    return "features" if getattr(model, "num_classes", None) == 0 else "logits"
+
+
+def _resolve_device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if device is None:
+        parameter = next(model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError(f"device '{device}' was asked for, torch sees no CUDA GPU; use device='cpu'")
+    return wanted
+
+
+def _closed(images: Tensor) -> Tensor:
+    raise ConfigError("this runner is closed; open a new one")

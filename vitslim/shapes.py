@@ -1,0 +1,15 @@
+"""The two kinds of plain data that rooms hand to each other: what was asked for, what came out."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Options of one stage: frozen, and an unknown field is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Result(BaseModel):
+    """What one stage found: frozen, and written as it stands to the output folder as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,165 @@
+"""Training a student end to end: to a teacher's outputs, to labels, or to both."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+
+from vitslim.data.batch import Batch, Loader
+from vitslim.errors import ConfigError
+from vitslim.progress import ProgressCallback, silent
+from vitslim.train.evaluate import evaluate
+from vitslim.train.loop import LoopConfig, Stage, TrainResult, resolve_precision, train
+from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
+
+
+class DistillConfig(LoopConfig):
+    """What the student shall learn, as weights of the parts of its loss, with how to train."""
+
+    hard: float = Field(0.0, ge=0)  # weight of the cross-entropy to labels
+    soft: float = Field(1.0, ge=0)  # weight of the divergence from the teacher's class distribution
+    tokens: float = Field(0.0, ge=0)  # weight of the distance to the teacher's final tokens
+    step_outputs: float = Field(0.0, ge=0)  # weight of the distance to the teacher's block outputs
+    temperature: float = Field(1.0, gt=0)  # softens both class distributions
+    token_distance: TokenDistance = "mse"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of a label spread over all classes
+    mixup: float = Field(0.0, ge=0)  # alpha of the blending of image pairs; 0: none
+    cutmix: float = Field(0.0, ge=0)  # alpha of the pasting of rectangles; 0: none
+    mix_prob: float = Field(1.0, ge=0, le=1)  # share of the batches that are mixed
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each part of the loss."""
+        return {"hard": self.hard, "soft": self.soft, "tokens": self.tokens, "step_outputs": self.step_outputs}
+
+
+FROM_SCRATCH = DistillConfig(hard=1.0, soft=0.0)
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    train_loader: Loader,
+    config: DistillConfig,
+    *,
+    val_loader: Loader | None = None,
+    out_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: ProgressCallback = silent,
+) -> TrainResult:
+    """Train a student in place, where it lies; it ends in evaluation mode.
+
+    Args:
+        student: a timm classifier, converted or dense.
+        teacher: a timm classifier on the same device, left as it is; None trains on labels alone.
+        val_loader: held-out images, measured after every pass and at the end.
+        out_dir: takes log.jsonl, tensorboard/ and state.safetensors.
+        resume: continue the run whose state lies in `out_dir`; without one the run starts from the beginning.
+
+    Raises:
+        ConfigError: the parts of the loss do not fit the models or the data; nothing has been changed then.
+        CheckFailedError: the loss became NaN or infinite.
+    """
+    _check(student, teacher, train_loader, config)
+    objective = _Distillation(student, teacher, config, _mixup(student, config))
+    new = _new_parameters(student)
+    stage = Stage(
+        "distill" if teacher is not None else "train",
+        evaluate=_evaluation(val_loader, teacher, config),
+        new_parameters=new,
+        out_dir=None if out_dir is None else Path(out_dir),
+        resume=resume,
+        progress=progress,
+    )
+    return train(objective, train_loader, config, stage)
+
+
+class _Distillation(nn.Module):
+    """Student and losses as one module, so that one wrapper serves distributed and compiled training."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, config: DistillConfig, mixup: Mixup | None):
+        super().__init__()
+        self.student = student
+        # In a tuple the teacher is no submodule: it is neither trained, saved nor switched to training mode.
+        self._teacher = () if teacher is None else (teacher.eval(),)
+        self._config = config
+        self._mixup = mixup
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if self._mixup is None:
+            return batch.images, batch.labels
+        even = len(batch) // 2 * 2  # mixup pairs the images; unreadable ones can leave an odd number
+        labels = torch.zeros_like(batch.images[:, 0, 0, 0]).long() if batch.labels is None else batch.labels
+        return self._mixup(batch.images[:even].clone(), labels[:even])
+
+    def forward(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        config = self._config
+        wants_steps = config.step_outputs > 0
+        tokens, steps = _features(self.student, images, wants_steps)
+        logits = self.student.forward_head(tokens)  # pyright: ignore[reportCallIssue]
+        parts: dict[str, Tensor] = {}
+        if config.hard and targets is not None:
+            smoothing = 0.0 if self._mixup is not None else config.label_smoothing
+            parts["hard"] = config.hard * hard_loss(logits, targets, smoothing)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                teacher_tokens, teacher_steps = _features(teacher, images, wants_steps)
+                teacher_logits = teacher.forward_head(teacher_tokens)  # pyright: ignore[reportCallIssue]
+            if config.soft:
+                parts["soft"] = config.soft * soft_loss(logits, teacher_logits, config.temperature)
+            if config.tokens:
+                parts["tokens"] = config.tokens * token_loss(tokens, teacher_tokens, config.token_distance)
+            if wants_steps:
+                depths = matching_depths(len(steps), len(teacher_steps))
+                matched = [teacher_steps[depth] for depth in depths]
+                parts["step_outputs"] = config.step_outputs * step_loss(steps, matched)
+        return parts
+
+
+def _features(model: nn.Module, images: Tensor, wants_steps: bool) -> tuple[Tensor, list[Tensor]]:
+    """Final tokens, and the tokens after every step where they are wanted."""
+    if not wants_steps:
+        return model.forward_features(images), []  # pyright: ignore[reportCallIssue]
+    tokens, outputs = model.forward_intermediates(  # pyright: ignore[reportCallIssue]
+        images, output_fmt="NLC", return_prefix_tokens=True
+    )
+    # timm returns (patch tokens, prefix tokens), or patch tokens alone for a model without prefix
+    return tokens, [torch.cat((output[1], output[0]), 1) if isinstance(output, tuple) else output for output in outputs]
+
+
+def _mixup(student: nn.Module, config: DistillConfig) -> Mixup | None:
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        prob=config.mix_prob,
+        label_smoothing=config.label_smoothing,
+        num_classes=student.num_classes,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _new_parameters(student: nn.Module) -> list[nn.Parameter]:
+    new = getattr(getattr(student, "blocks", None), "new_parameters", None)
+    return [] if new is None else list(new().values())
+
+
+def _evaluation(
+    loader: Loader | None, teacher: nn.Module | None, config: DistillConfig
+) -> Callable[[nn.Module, Callable[[Tensor], Tensor] | None], Mapping[str, float]] | None:
+    if loader is None:
+        return None
+
+    def measure(model: nn.Module, reduce: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
+        precision = resolve_precision(config.precision, next(model.parameters()).device)
+        found = evaluate(model, loader, teacher=teacher, precision=precision, reduce=reduce)
+        return {name: value for name, value in found.model_dump().items() if value is not None}
+
+    return measure
+
+
+def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
+    pass

@@ -1,0 +1,115 @@
+"""How good a model is on held-out images, and how close to its teacher."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitslim.data.batch import Batch, Loader
+from vitslim.errors import ConfigError, DataError
+from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.shapes import Result
+
+Precision = Literal["no", "bf16"]
+
+_SUMS = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl")
+
+
+class EvalResult(Result):
+    """Shares and means over held-out images; None where labels or a teacher are missing."""
+
+    images: int
+    top1: float | None  # share of images, 0..1, whose best class is the label
+    top5: float | None  # share whose label is among the best five classes, or among all if there are fewer
+    loss: float | None  # mean cross-entropy to the labels
+    agreement: float | None  # share whose best class is the teacher's
+    kl: float | None  # mean divergence of the class distribution from the teacher's, nats
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    teacher: nn.Module | None = None,
+    precision: Precision = "no",
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: ProgressCallback = silent,
+) -> EvalResult:
+    """Measure a classifier on every image of a loader.
+
+    Args:
+        model: on the device where it shall run; its mode and gradients are left as they were.
+        teacher: the model to be compared with, on the same device.
+        precision: "bf16" runs both models under autocast.
+        reduce: adds up the sums of several processes; not given means one process.
+
+    Raises:
+        ConfigError: the two models do not have the same classes.
+        DataError: no image could be read.
+    """
+    device = next(model.parameters()).device
+    sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    with _resting(model, teacher), torch.no_grad(), autocast:
+        for batch in loader:
+            batch = batch.to(device)
+            logits = model(batch.images).float()
+            teacher_logits = None if teacher is None else teacher(batch.images).float()
+            sums += _count(logits, teacher_logits, batch).to(sums)
+            progress(Progress("evaluate", int(sums[0]), loader.num_images))
+    return _result(sums if reduce is None else reduce(sums), loader, teacher is not None)
+
+
+def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b c"] | None, batch: Batch) -> Tensor:
+    """The sums over one batch, in the order of `_SUMS`."""
+    sums = logits.new_zeros(len(_SUMS))
+    sums[0] = len(logits)
+    if batch.labels is not None:
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+        sums[1], sums[2], sums[3] = len(logits), best[:, 0].sum(), best.sum()
+        sums[4] = F.cross_entropy(logits, batch.labels, reduction="sum")
+    if teacher_logits is not None:
+        if teacher_logits.shape != logits.shape:
+            raise ConfigError(
+                f"the model has {logits.shape[1]} outputs and the teacher {teacher_logits.shape[1]}; "
+                "they can be compared only on the same classes"
+            )
+        sums[5] = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).sum()
+        sums[6] = F.kl_div(logits.log_softmax(1), teacher_logits.log_softmax(1), reduction="sum", log_target=True)
+    return sums
+
+
+def _result(sums: Tensor, loader: Loader, has_teacher: bool) -> EvalResult:
+    found = dict(zip(_SUMS, sums.tolist(), strict=True))
+    if not found["images"]:
+        raise DataError(f"{loader.origin}: no image could be read, so there is nothing to measure")
+
+    def mean(name: str, over: str, *, known: bool = True) -> float | None:
+        return found[name] / found[over] if known and found[over] else None
+
+    return EvalResult(
+        images=int(found["images"]),
+        top1=mean("top1", "labelled"),
+        top5=mean("top5", "labelled"),
+        loss=mean("loss", "labelled"),
+        agreement=mean("agreement", "images", known=has_teacher),
+        kl=mean("kl", "images", known=has_teacher),
+    )
+
+
+@contextmanager
+def _resting(*models: nn.Module | None) -> Iterator[None]:
+    """Put models into evaluation mode, afterwards back into the mode of each of their modules."""
+    modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
+    for model in models:
+        if model is not None:
+            model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,84 @@
+"""Which parameter learns how fast: groups, optimiser, schedule, all timm's."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from vitslim.errors import ConfigError
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    new_parameters: Collection[nn.Parameter] = (),
+    new_lr_scale: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Group what trains: no decay for biases, norms and other vectors; own speeds for early layers and new modules.
+
+    Args:
+        weight_decay: of matrices.
+        layer_decay: factor on the learning rate per layer away from the output, 0..1; None: no difference.
+        new_parameters: parameters that the dense model did not have.
+        new_lr_scale: factor on their learning rate.
+    """
+    listed = getattr(model, "no_weight_decay", set[str])()
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=listed)
+    else:
+        groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=listed, layer_decay=layer_decay)
+    new = {id(parameter) for parameter in new_parameters}
+    if not new or new_lr_scale == 1.0:
+        return groups
+    divided: list[dict[str, Any]] = []
+    for group in groups:
+        for is_new, scale in ((False, 1.0), (True, new_lr_scale)):
+            members = [parameter for parameter in group["params"] if (id(parameter) in new) == is_new]
+            if members:
+                divided.append({**group, "params": members, "lr_scale": group.get("lr_scale", 1.0) * scale})
+    return divided
+
+
+def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_decay: float) -> Optimizer:
+    """Make one of timm's optimisers.
+
+    Raises:
+        ConfigError: timm knows no optimiser of that name.
+    """
+    if name not in timm.optim.list_optimizers():
+        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(timm.optim.list_optimizers())}")
+    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+
+
+def make_schedule(
+    optimizer: Optimizer, name: str, *, steps: int, lr: float, min_lr: float, warmup_steps: int
+) -> Scheduler:
+    """Make one of timm's learning-rate schedules over optimiser steps, with a linear start that wastes no step."""
+    schedule, _ = timm.scheduler.create_scheduler_v2(
+        optimizer,
+        sched=name,
+        num_epochs=steps,
+        min_lr=min_lr,
+        warmup_epochs=warmup_steps,
+        warmup_lr=lr / (warmup_steps + 1),
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    if schedule is None:
+        raise ConfigError(f"schedule={name!r} makes no schedule; use 'constant' for a learning rate that stays")
+    return schedule
+
+
+def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: int, accumulate: int) -> int:
+    """How many optimiser steps a run has."""
+    if steps is not None:
+        return steps
+    return max(1, math.ceil((epochs or 1.0) * batches_per_epoch / accumulate))

@@ -1,0 +1,104 @@
+"""The state of an interrupted run: one safetensors file, replaced atomically."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitslim import files
+from vitslim.errors import CheckpointError
+from vitslim.shapes import Config
+
+STATE_FILE = "state.safetensors"
+FORMAT = 1
+
+
+class RunState(Config):
+    """Where a run stands: everything but the tensors."""
+
+    format: int = FORMAT
+    stage: str
+    settings: dict[str, Any]  # the config of the run, as JSON
+    data: dict[str, Any]  # what the training images are: other images would not continue the run
+    step: int = 0  # optimiser steps done
+    epoch: int = 0
+    batch: int = 0  # batches taken from this pass
+    images: int = 0  # images trained on
+    seconds: float = 0.0
+    finished: bool = False
+    evaluations: tuple[dict[str, float], ...] = ()
+
+
+def save_state(path: Path, state: RunState, model: nn.Module, average: nn.Module | None, optimizer: Optimizer) -> None:
+    """Write the run to ``path``; until the new file is whole, the old one stays."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    metadata = {"run": state.model_dump_json(), "optimizer": json.dumps(scalars)}
+    with files.atomic_path(path) as scratch:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata)
+
+
+def read_run_state(path: Path) -> RunState:
+    """Read where the run at ``path`` stands, without its tensors.
+
+    Raises:
+        CheckpointError: the file is damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return RunState.model_validate_json((file.metadata() or {})["run"])
+    except (OSError, SafetensorError, KeyError, ValueError) as fault:
+        raise CheckpointError(f"{path} does not hold the state of a run ({fault}); remove it to start anew") from None
+
+
+def restore_state(path: Path, model: nn.Module, average: nn.Module | None, optimizer: Optimizer | None) -> None:
+    """Put the tensors of the run at ``path`` back into the model, its average and the optimiser.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            scalars: dict[str, dict[str, Any]] = json.loads((file.metadata() or {})["optimizer"])
+        model.load_state_dict(_below("model.", tensors))
+        if average is not None:
+            average.load_state_dict(_below("average.", tensors))
+        if optimizer is not None:
+            optimizer.load_state_dict(_optimizer_state(optimizer, _below("optimizer.", tensors), scalars))
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as fault:
+        raise CheckpointError(f"{path} does not fit this run ({fault}); remove it to start anew") from None
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars.items()}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    # Learning rates follow from the step, so the groups are those of the running optimiser.
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    return bool(torch.isfinite(tensor).all())

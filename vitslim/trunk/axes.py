@@ -1,0 +1,134 @@
+"""The three independent choices of a step and their dense defaults.
+
+A method gives a step another ``Mixing`` (how the attention branch gets its output), another ``TokenRule`` (who takes
+part) or another ``Weights`` (whose parameters). None of them knows of the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitslim.models import BlockAdapter, Context, DenseTrace
+from vitslim.trunk.stream import Stream
+
+
+@dataclass(frozen=True)
+class BoundBlock:
+    """A block with the adapter that speaks its language: the verbs of ``BlockAdapter`` without the block argument."""
+
+    adapter: BlockAdapter
+    block: nn.Module
+
+    def attention_input(self, tokens: Tensor) -> Tensor:
+        return self.adapter.attention_input(self.block, tokens)
+
+    def attend(self, attention_input: Tensor, context: Context) -> Tensor:
+        return self.adapter.attend(self.block, attention_input, context)
+
+    def add_attention(self, tokens: Tensor, z: Tensor) -> Tensor:
+        return self.adapter.add_attention(self.block, tokens, z)
+
+    def add_mlp(self, tokens: Tensor) -> Tensor:
+        return self.adapter.add_mlp(self.block, tokens)
+
+    def queries_keys_values(self, attention_input: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        return self.adapter.queries_keys_values(self.block, attention_input, context)
+
+    def attention_bias(self, context: Context, tokens: int) -> Tensor | None:
+        return self.adapter.attention_bias(self.block, context, tokens)
+
+    def merge_heads(self, attention_input: Tensor, mixed: Tensor) -> Tensor:
+        return self.adapter.merge_heads(self.block, attention_input, mixed)
+
+    @property
+    def scale(self) -> float:
+        return self.adapter.scale(self.block)
+
+
+class Axis(nn.Module):
+    """What the three kinds of choices have in common."""
+
+    def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
+        """How badly new parameters imitate the dense model, given the dense model's own inputs.
+
+        Returns:
+            A relative squared error (0 is perfect, 1 as bad as a constant), or ``None`` without new parameters.
+        """
+        return None
+
+    def describe(self) -> str:
+        """A few words for lists and plans."""
+        raise NotImplementedError
+
+
+class Mixing(Axis):
+    """Axis 1: how a step obtains Z, the output of its attention branch."""
+
+    uses_attention: bool = True
+    """Whether the block's own attention is evaluated; where no step does, its weights are dropped."""
+
+    def forward(
+        self, bound: BoundBlock, tokens: Float[Tensor, "b n d"], stream: Stream
+    ) -> tuple[Float[Tensor, "b n d"], Stream]:
+        """Z for the active tokens, and the stream with what later steps may want of it."""
+        raise NotImplementedError
+
+
+class DenseMixing(Mixing):
+    """The block's own attention, as timm computes it."""
+
+    def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        attention_input = bound.attention_input(tokens)
+        if not stream.wants_class_attention:
+            z = bound.attend(attention_input, stream.context)
+            return z, replace(stream, z=z)
+        return self._with_class_row(bound, attention_input, stream)
+
+    def describe(self) -> str:
+        return "dense"
+
+    def _with_class_row(self, bound: BoundBlock, attention_input: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        # The operands serve twice: fused attention for all rows, one small product for the class row.
+        query, key, value = bound.queries_keys_values(attention_input, stream.context)
+        bias = bound.attention_bias(stream.context, key.shape[2])
+        row = bound.adapter.class_row(query, key, bias, bound.scale)
+        mask = None if bias is None else bias.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=bound.scale)
+        z = bound.merge_heads(attention_input, mixed)
+        return z, replace(stream, z=z, class_attention=row)
+
+
+class TokenRule(Axis):
+    """Axis 2: who takes part in a step. The default: everybody."""
+
+    wants_class_attention: bool = False
+
+    def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        """Before the step: choose the active tokens."""
+        return tokens, stream
+
+    def leave(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        """After the step: let the others follow, or come back."""
+        return tokens, stream
+
+    def describe(self) -> str:
+        return "all"
+
+
+class Weights(Axis):
+    """Axis 3: whose weights a step runs with. The default: the block's own."""
+
+    def bind(self, bound: BoundBlock) -> BoundBlock:
+        """The block as this step sees it."""
+        return bound
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """What follows after the block's two branches in this step alone."""
+        return tokens
+
+    def describe(self) -> str:
+        return "own"

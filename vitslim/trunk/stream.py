@@ -1,0 +1,43 @@
+"""What one forward carries from step to step beside the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from vitslim.models import Context, TokenLayout
+
+
+class TokenState(Protocol):
+    """What the token axis remembers while some tokens wait: who is active, in which order, what the others hold."""
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """All n tokens in their natural order, from the active ones and the waiting ones."""
+        ...
+
+    def select_context(self, context: Context) -> Context:
+        """The block's keyword arguments (rotary positions, masks) for the active tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The value that travels along one forward; a step returns a new one and never changes it.
+
+    Args:
+        layout: prefix and patch grid of this forward's images, all tokens counted.
+        context: keyword arguments that timm gave the block of the present step.
+        z: output ẑ of the attention branch of the step before, for the active tokens.
+        wants_class_attention: the token axis of the present step asks the mixing for A^[CLS].
+        class_attention: A^[CLS] of the latest step that was asked, shape (b, h, n) over its active tokens.
+        token_state: memory of the token axis; ``None`` while all tokens are active in natural order.
+    """
+
+    layout: TokenLayout
+    context: Context = field(default_factory=dict)
+    z: Tensor | None = None
+    wants_class_attention: bool = False
+    class_attention: Tensor | None = None
+    token_state: TokenState | None = None
