@@ -1,1 +1,29 @@
-"""vitslim converts pretrained vision transformers into efficient ones."""
+"""vitslim converts pretrained vision transformers into efficient ones, and brings the evidence.
+
+The names below are loaded on first use, so that ``import vitslim`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitslim.checkpoint import load, save
+    from vitslim.methods import SkipAtConfig, convert, list_methods
+    from vitslim.models import open_model
+    from vitslim.pipeline import analyze, benchmark, distill, evaluate, export, verify, warm_start
+
+_HOMES = {
+    "vitslim.checkpoint": ("load", "save"),
+    "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
+    "vitslim.models": ("open_model",),
+    "vitslim.pipeline": ("analyze", "benchmark", "distill", "evaluate", "export", "verify", "warm_start"),
+}
+__all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
+__all__ += ["open_model", "save", "verify", "warm_start"]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'vitslim' has no attribute {name!r}")

@@ -2,10 +2,10 @@
 
 from vitslim.analysis.cka import CkaAccumulator, linear_cka
 from vitslim.analysis.linear_map import AdjacentMaps, LinearMap
+from vitslim.analysis.passes import analyze
 from vitslim.analysis.plots import write_plots
 from vitslim.analysis.recommend import recommend
 from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Similarity
-from vitslim.analysis.stream import analyze
 
 __all__ = [
     "AdjacentMaps",

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitslim.errors import ConfigError, DataError
+from vitslim.files import atomic_path
 
 Split = Literal["train", "val"]
 Progress = Callable[[int, int], None]
@@ -68,6 +68,7 @@ class FractalConfig:
     smallest: float = 0.65  # smallest size of a fractal beside the image, 0.2..1
     shift: float = 0.1  # largest move along each axis, as a share of the image, 0..0.5
     noise: float = 0.06  # standard deviation of the added pixel noise, 0..0.3 of the full range
+    negatives: float = 0.0  # share of images with a dark fractal on a bright ground, 0..1; a few make it much harder
     points_per_pixel: float = 1.0  # chaos-game points drawn for each pixel of the image, 0.1..16
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class FractalConfig:
             "smallest": (0.2, 1),
             "shift": (0, 0.5),
             "noise": (0, 0.3),
+            "negatives": (0, 1),
             "points_per_pixel": (0.1, 16),
         }
         faults: list[str] = []
@@ -213,7 +215,6 @@ def open_fractals(
     images = _load_cache(path, _split_shape(config, split))
     if images is None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             _write_cache(path, config, split, progress)
         except OSError as fault:
             raise DataError(f"cannot write {path}: {fault}; pass a writable cache_dir or set VITSLIM_CACHE") from fault
@@ -255,21 +256,14 @@ def _load_cache(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | N
 def _write_cache(path: Path, config: FractalConfig, split: Split, progress: Progress | None) -> None:
     """Draw a split into a temporary file beside `path`, then rename it: readers see a whole file or none."""
     shape = _split_shape(config, split)
-    handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, shape[0], 512):
-                stop = min(start + 512, shape[0])
-                file.write(render(config, split, torch.arange(start, stop)).numpy().tobytes())
-                if progress is not None:
-                    progress(stop, shape[0])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, shape[0], 512):
+            stop = min(start + 512, shape[0])
+            file.write(render(config, split, torch.arange(start, stop)).numpy().tobytes())
+            if progress is not None:
+                progress(stop, shape[0])
 
 
 # --- random numbers by hashing ---------------------------------------------------------------------------------------
@@ -392,7 +386,7 @@ def _render_chunk(
     points, chosen = _play_chaos_game(_jitter_maps(maps, keys, config.jitter), tables, keys, walkers)
     points = _pose(config, _fit_to_square(points), keys)
     cover, tint = _splat(points, chosen, _uniform(keys, _COLOUR, MAX_MAPS), side)
-    images = _paint(cover, tint, keys)
+    images = _paint(cover, tint, keys, config.negatives)
     if config.noise:
         levels = _words(keys, _NOISE, math.ceil(3 * side**2 / 8)).view(torch.uint8)[:, : 3 * side**2]
         # A uniform byte has standard deviation 1 / sqrt(12) of its range.
@@ -472,9 +466,9 @@ def _splat(
 
 
 def _paint(
-    cover: Float[Tensor, "n 1 h w"], tint: Float[Tensor, "n 1 h w"], keys: Int[Tensor, " n"]
+    cover: Float[Tensor, "n 1 h w"], tint: Float[Tensor, "n 1 h w"], keys: Int[Tensor, " n"], negatives: float
 ) -> Float[Tensor, "n 3 h w"]:
-    """Put each fractal, in two bright colours, over a clouded dark gradient; half of the images are negatives."""
+    """Put each fractal, in two bright colours, over a clouded dark gradient; a share are negatives."""
     n, side = len(keys), cover.shape[-1]
     draws = _uniform(keys, _CLOUD, 14 + 3 * CLOUD_CELLS**2)
     near, far, bright, dark = draws[:, :12].view(n, 4, 3, 1, 1).unbind(dim=1)
@@ -485,4 +479,4 @@ def _paint(
     background = 0.3 * (near + (far - near) * slope) + 0.3 * clouds
     foreground = 0.5 + 0.5 * (dark + (bright - dark) * tint)
     images = background + (foreground - background) * cover
-    return torch.where(draws[:, 13, None, None, None] < 0.5, images, 1 - images)
+    return torch.where(draws[:, 13, None, None, None] >= negatives, images, 1 - images)

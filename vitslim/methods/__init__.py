@@ -4,4 +4,13 @@ from vitslim.methods.convert import convert, method_support, read_options, repla
 from vitslim.methods.skipat import SkipAtConfig
 from vitslim.methods.table import METHODS, list_methods, method_named
 
-__all__ = ["METHODS", "SkipAtConfig", "convert", "list_methods", "method_named", "method_support", "read_options", "replay"]
+__all__ = [
+    "METHODS",
+    "SkipAtConfig",
+    "convert",
+    "list_methods",
+    "method_named",
+    "method_support",
+    "read_options",
+    "replay",
+]

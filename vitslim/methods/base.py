@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vitslim.shapes import Config
 from vitslim.trunk import Plan
 
 
+@runtime_checkable
 class Evidence(Protocol):
     """What a method may read of an analysis: the skip set it recommends."""
 

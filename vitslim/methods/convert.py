@@ -125,4 +125,5 @@ def _fault(method: Method, fault: Any) -> str:
         close = difflib.get_close_matches(field, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"unknown option {method.name}.{field}; {hint}"
-    return f"{method.name}.{field}={fault['input']!r}: {fault['msg']}"
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{method.name}.{field}={fault['input']!r}: {reason}"

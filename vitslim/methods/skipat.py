@@ -87,7 +87,10 @@ def _parse_layer_text(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"layers={text!r}: {part!r} is neither a number nor a span such as 3-8")
-        layers.extend(range(int(first), int(last if dash else first) + 1))
+        span = range(int(first), int(last if dash else first) + 1)
+        if not span:
+            raise ValueError(f"layers={text!r}: the span {part!r} is empty; write the smaller number first")
+        layers.extend(span)
     return layers
 
 
@@ -147,7 +150,7 @@ class SkipFunction(nn.Module):
         self.depthwise.weight[:, 0, centre, centre] = 1.0
         # At 3, GELU deviates from a straight line by 1 %; the gain lifts small Z above the rounding of bf16 near 3.
         gain, shift = 4.0, 3.0
-        nn.init.constant_(self.depthwise.bias, shift)
+        nn.init.constant_(cast(Tensor, self.depthwise.bias), shift)
         eye = torch.eye(pairs, width, device=self.expand.weight.device, dtype=self.expand.weight.dtype)
         self.expand.weight[:pairs] = gain * eye
         self.expand.weight[pairs : 2 * pairs] = -gain * eye
@@ -222,8 +225,10 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
         if not 0 < layer < depth:
             raise ConfigError(f"skipat.layers={layers}: block {layer} does not exist; choose from 1..{depth - 1}")
         mixing = plan.steps[layer].mixing
-        if not plan.steps[layer].mixing.uses_attention:
-            raise ConfigError(f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})")
+        if not mixing.uses_attention:
+            raise ConfigError(
+                f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})"
+            )
     residual = config.expansion < 2.0 if config.residual is None else config.residual
     return config.model_copy(update={"layers": layers, "residual": residual})
 

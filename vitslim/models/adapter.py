@@ -59,7 +59,7 @@ class BlockAdapter:
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
     ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
         """The operands of scaled dot-product attention, after q/k-norm and rotary positions, q not yet scaled."""
-        attn = cast(Any, _part(block, "attn"))
+        attn = _part(block, "attn")
         query, key, value = _project(attn, attention_input)
         if hasattr(attn, "q_norm"):
             query, key = attn.q_norm(query), attn.k_norm(key)
@@ -75,7 +75,7 @@ class BlockAdapter:
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], mixed: Float[Tensor, "b h n e"]
     ) -> Float[Tensor, "b n d"]:
         """Z from what attention mixed per head: concatenate, inner norm, gate, output projection."""
-        attn = cast(Any, _part(block, "attn"))
+        attn = _part(block, "attn")
         merged = mixed.transpose(1, 2).flatten(2)
         if isinstance(getattr(attn, "norm", None), nn.Module):
             merged = attn.norm(merged)
@@ -95,7 +95,7 @@ class BlockAdapter:
 
     def scale(self, block: nn.Module) -> float:
         """The factor of the scores, e^-½ in every supported family."""
-        return float(cast(Any, _part(block, "attn")).scale)
+        return float(_part(block, "attn").scale)
 
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
@@ -118,12 +118,16 @@ class BlockAdapter:
             bias_row = None if bias is None else bias[..., :1, :]
         else:
             row = query[:, :, self.prefix :].mean(dim=2, keepdim=True)
-            bias_row = None if bias is None else bias[..., self.prefix :, :].mean(dim=-2, keepdim=True)
+            bias_row = None if bias is None else self._mean_patch_row(bias)
         # A^[CLS] = softmax(q_cls Kᵀ e^-½ + bias)
         scores = (row * scale) @ key.transpose(-2, -1)
         if bias_row is not None:
             scores = scores + bias_row
         return scores.float().softmax(dim=-1).squeeze(2).to(query.dtype)
+
+    def _mean_patch_row(self, bias: Tensor) -> Tensor:
+        # A mask over keys alone has a single row, which serves all queries.
+        return bias if bias.shape[-2] == 1 else bias[..., self.prefix :, :].mean(dim=-2, keepdim=True)
 
 
 class ViTAdapter(BlockAdapter):
@@ -167,7 +171,7 @@ class BeitAdapter(GammaAdapter):
     """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
 
     def attention_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
-        attn = cast(Any, _part(block, "attn"))
+        attn = _part(block, "attn")
         own = attn._get_rel_pos_bias() if attn.relative_position_bias_table is not None else None
         shared = context.get("shared_rel_pos_bias")
         if own is None or shared is None:

@@ -1,10 +1,20 @@
 """How a dense model can be built again: the name and options that a saved conversion starts from."""
 
+import json
+from collections.abc import Iterator
 from typing import Any, cast
 
+import timm
 import torch
 from pydantic import Field
-from timm.models import beit, deit, eva, vision_transformer
+from timm.layers import GluMlp, SwiGLU
+from timm.layers.pos_embed_sincos import (
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+)
+from timm.models import beit, deit, eva, get_model_args, vision_transformer
 from torch import nn
 
 from vitslim.errors import CheckpointError
@@ -33,25 +43,20 @@ def remember_base(model: nn.Module, base: BaseModel) -> nn.Module:
 def describe(model: nn.Module) -> BaseModel | None:
     """How to build the dense model again, at the size and number of classes that it has now.
 
-    A model that ``open_model`` built remembers. For others the options are read off the module, and believed only if
-    building with them gives the same parameters and the same settings in every layer.
+    A model that ``open_model`` built remembers, one that ``timm.create_model`` built keeps its arguments, and for one
+    that was built by hand the options are read off the module. Each answer is believed only if building with it gives
+    the same parameters and the same settings in every layer.
 
     Returns:
         ``None`` when the module cannot be described; saving then asks for ``base=``.
     """
-    remembered = cast("BaseModel | None", getattr(model, _ATTRIBUTE, None))
-    if remembered is not None:
-        return refresh(remembered, model)
-    for candidate in _candidates(model):
-        if _builds_the_same(candidate, model):
-            return candidate
-    return None
+    return next((base for base in _candidates(model) if _builds_the_same(base, model)), None)
 
 
 def refresh(base: BaseModel, model: nn.Module) -> BaseModel:
-    """``base`` with the settings that may have changed since: classes, pooling, image size."""
-    options = {**base.options, **_current(model)}
-    return BaseModel(architecture=base.architecture, options=options)
+    """``base`` with the settings that may have changed since: classes, pooling, image and patch size."""
+    options = {**base.options, **get_model_args(model), **_current(model)}
+    return BaseModel(architecture=base.architecture, options={name: _plain(value) for name, value in options.items()})
 
 
 def build_base(base: BaseModel) -> nn.Module:
@@ -75,44 +80,55 @@ def _current(model: Any) -> dict[str, Any]:
     return options
 
 
-def _candidates(model: nn.Module) -> list[BaseModel]:
-    found: list[BaseModel] = []
-    architecture = cast(Any, getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+def _candidates(model: nn.Module) -> Iterator[BaseModel]:
+    remembered = cast("BaseModel | None", getattr(model, _ATTRIBUTE, None))
+    if remembered is not None:
+        yield refresh(remembered, model)
     if type(model) not in _OPTIONS:
-        return found
-    inferred = _infer(model)
-    if architecture:
-        common = {
-            **_current(model),
-            "in_chans": inferred["in_chans"],
-            "dynamic_img_size": inferred["dynamic_img_size"],
-        }
-        drops = {name: value for name, value in inferred.items() if name.endswith("_rate")}
-        found.append(BaseModel(architecture=architecture, options=common))
-        found.append(BaseModel(architecture=architecture, options={**common, **drops}))
-        widths = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")
-        found.append(
-            BaseModel(architecture=architecture, options={**common, **drops, **{k: inferred[k] for k in widths}})
-        )
-    found.append(BaseModel(architecture=f":{type(model).__name__}", options=inferred))
-    return found
+        return
+    try:
+        inferred = _infer(model)
+    except (AttributeError, TypeError):
+        # Layers of the user's own, whose settings have other names.
+        return
+    architecture = remembered.architecture if remembered is not None else _architecture(model)
+    if architecture is not None:
+        # timm's record leaves out the drop rates, and prune_intermediate_layers does not enter the depth.
+        rates = {name: value for name, value in inferred.items() if name.endswith("_rate")}
+        yield refresh(BaseModel(architecture=architecture, options=rates), model)
+        yield refresh(BaseModel(architecture=architecture, options={**rates, "depth": inferred["depth"]}), model)
+    yield BaseModel(architecture=f":{type(model).__name__}", options=inferred)
+
+
+def _architecture(model: nn.Module) -> str | None:
+    """The timm name that the model was created by, with the tag of its weights where timm lists it."""
+    config = cast(Any, getattr(model, "pretrained_cfg", None) or {})
+    architecture, tag = config.get("architecture"), config.get("tag")
+    if not architecture:
+        return None
+    # The tag decides the normalisation of the images.
+    tagged = f"{architecture}.{tag}"
+    return tagged if tag and timm.is_model_pretrained(tagged) else str(architecture)
+
+
+def _plain(value: Any) -> Any:
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _infer(model: Any) -> dict[str, Any]:
     """Constructor arguments read off a module; ``_builds_the_same`` decides whether they are right."""
     block = model.blocks[0]
     attn = block.attn
-    mlp = getattr(block.mlp, "fc1", None) or block.mlp.fc1_x
     rates = [float(getattr(one.drop_path1, "drop_prob", 0.0) or 0.0) for one in model.blocks]
     read: dict[str, Any] = {
         **_current(model),
         "patch_size": list(model.patch_embed.patch_size),
-        "in_chans": int(model.patch_embed.proj.in_channels),
+        "in_chans": int(model.in_chans),
         "embed_dim": int(model.embed_dim),
         "depth": len(model.blocks),
         "num_heads": int(attn.num_heads),
-        "mlp_ratio": mlp.out_features / int(model.embed_dim),
-        "qkv_bias": (attn.qkv is not None and attn.qkv.bias is not None) or getattr(attn, "q_bias", None) is not None,
+        "mlp_ratio": _mlp_ratio(block.mlp),
+        "qkv_bias": _has_qkv_bias(attn),
         "init_values": _layer_scale(block),
         "drop_path_rate": rates[-1],
         "drop_rate": float(model.head_drop.p),
@@ -122,6 +138,22 @@ def _infer(model: Any) -> dict[str, Any]:
     }
     read.update(_OPTIONS[type(model)](model))
     return read
+
+
+def _mlp_ratio(mlp: Any) -> float:
+    """The hidden width over d, such that timm's rounding down finds the hidden width again."""
+    first = mlp.fc1 if hasattr(mlp, "fc1") else mlp.fc1_x
+    hidden, width = int(first.out_features), int(first.in_features)
+    if type(mlp) is GluMlp:
+        hidden //= 2
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _has_qkv_bias(attn: Any) -> bool:
+    if getattr(attn, "q_bias", None) is not None:
+        return True
+    return (attn.q_proj if attn.qkv is None else attn.qkv).bias is not None
 
 
 def _layer_scale(block: Any) -> float | None:
@@ -146,6 +178,7 @@ def _vit_options(model: Any) -> dict[str, Any]:
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         "pool_include_prefix": bool(model.pool_include_prefix),
         "dynamic_img_size": bool(model.dynamic_img_size),
+        "dynamic_img_pad": bool(model.patch_embed.dynamic_img_pad),
     }
 
 
@@ -157,38 +190,71 @@ def _distilled_options(model: Any) -> dict[str, Any]:
 
 
 def _eva_options(model: Any) -> dict[str, Any]:
-    block = model.blocks[0]
-    fused = block.attn.qkv is not None
+    block, pool = model.blocks[0], model.attn_pool
+    groups = [int(getattr(one.attn, "num_kv_groups", 1)) for one in model.blocks]
+    packed = type(block.mlp) is SwiGLU and isinstance(block.mlp.norm, nn.Identity)
     return {
-        "qkv_bias": (block.attn.q_bias if fused else block.attn.q_proj.bias) is not None
-        if hasattr(block.attn, "q_bias")
-        else (block.attn.qkv if fused else block.attn.q_proj).bias is not None,
-        "qkv_fused": fused,
+        "qkv_fused": block.attn.qkv is not None,
+        "num_kv_heads": [one.attn.num_kv_heads for one in model.blocks] if max(groups) > 1 else None,
         "qk_norm": not isinstance(block.attn.q_norm, nn.Identity),
-        "swiglu_mlp": type(block.mlp).__name__ in ("SwiGLU", "GluMlp"),
+        "swiglu_mlp": type(block.mlp) in (SwiGLU, GluMlp),
+        # Any alignment selects SwiGLU in place of GluMlp; 1 leaves the width as it was read.
+        "swiglu_align_to": 1 if packed else 0,
         "scale_mlp": not isinstance(block.mlp.norm, nn.Identity),
         "scale_attn_inner": not isinstance(block.attn.norm, nn.Identity),
         "attn_type": "eva" if type(block.attn) is eva.EvaAttention else "rope",
+        "attn_only_layer_scale": _layer_scale(block) is not None and block.gamma_2 is None,
         "class_token": model.cls_token is not None,
         "num_reg_tokens": 0 if model.reg_token is None else int(model.reg_token.shape[1]),
         "no_embed_class": bool(model.no_embed_class),
         "use_abs_pos_emb": model.pos_embed is not None,
-        "use_rot_pos_emb": model.rope is not None,
-        "rope_rotate_half": bool(getattr(block.attn, "rotate_half", False)),
         "use_post_norm": type(block) is eva.EvaBlockPostNorm,
+        "use_pre_transformer_norm": not isinstance(model.norm_pre, nn.Identity),
+        "use_post_transformer_norm": not isinstance(model.norm, nn.Identity),
+        "use_fc_norm": not isinstance(model.fc_norm, nn.Identity),
+        "attn_pool_num_heads": None if pool is None else int(pool.num_heads),
+        "attn_pool_mlp_ratio": None if pool is None else _mlp_ratio(pool.mlp),
         "dynamic_img_size": bool(model.dynamic_img_size),
+        "dynamic_img_pad": bool(model.patch_embed.dynamic_img_pad),
+        **_rope_options(model.rope),
     }
+
+
+def _rope_options(rope: Any) -> dict[str, Any]:
+    if rope is None:
+        return {"use_rot_pos_emb": False}
+    return {
+        "use_rot_pos_emb": True,
+        "rope_type": _ROPE_TYPES[type(rope)],
+        "rope_temperature": rope.temperature,
+        "rope_grid_indexing": rope.grid_indexing,
+        "rope_grid_offset": getattr(rope, "grid_offset", 0.0),
+        "rope_rotate_half": bool(getattr(rope, "rotate_half", False)),
+        "rope_shift_coords": rope.shift_coords,
+        "rope_jitter_coords": rope.jitter_coords,
+        "rope_rescale_coords": rope.rescale_coords,
+        "rope_mrope_section": _plain(getattr(rope, "mrope_section", None)),
+        "ref_feat_shape": _plain(getattr(rope, "ref_feat_shape", None)),
+    }
+
+
+_ROPE_TYPES: dict[type[nn.Module], str] = {
+    RotaryEmbeddingCat: "cat",
+    RotaryEmbeddingMixed: "mixed",
+    RotaryEmbeddingDinoV3: "dinov3",
+    RotaryEmbeddingMRope: "mrope",
+}
 
 
 def _beit_options(model: Any) -> dict[str, Any]:
     block = model.blocks[0]
     return {
-        "swiglu_mlp": type(block.mlp).__name__ == "SwiGLU",
+        "swiglu_mlp": type(block.mlp) is SwiGLU,
         "scale_mlp": not isinstance(block.mlp.norm, nn.Identity),
         "use_abs_pos_emb": model.pos_embed is not None,
         "use_rel_pos_bias": block.attn.relative_position_bias_table is not None,
         "use_shared_rel_pos_bias": model.rel_pos_bias is not None,
-        "dynamic_img_size": False,
+        "use_fc_norm": not isinstance(model.fc_norm, nn.Identity),
     }
 
 
@@ -201,10 +267,9 @@ _OPTIONS: dict[type[nn.Module], Any] = {
 
 
 def _builds_the_same(base: BaseModel, model: nn.Module) -> bool:
-    options = dict(base.options)
-    if not options.get("dynamic_img_size", False):
-        options.pop("dynamic_img_size", None)
     try:
+        # What a saved file cannot hold, such as a norm layer's class, is no description.
+        json.dumps(base.options)
         with torch.device("meta"):
             twin = build_base(base)
     except Exception:
@@ -226,4 +291,6 @@ def _signature(model: nn.Module) -> dict[str, Any]:
 def _is_setting(name: str, value: Any) -> bool:
     if name.startswith("_") or name in ("training", "grad_checkpointing", "init_values"):
         return False
+    if isinstance(value, tuple):
+        return all(isinstance(part, (bool, int, float, str)) for part in cast("tuple[Any, ...]", value))
     return isinstance(value, (bool, int, float, str)) or value is None

@@ -50,7 +50,8 @@ def adapter_for(model: nn.Module) -> BlockAdapter:
     """The adapter of a dense timm model.
 
     Raises:
-        UnsupportedModelError: no adapter knows the model's class, its blocks or their attention; the message says which.
+        UnsupportedModelError: no adapter knows the model's class, its blocks or their attention; the message says
+            which.
     """
     known = _FAMILIES.get(type(model))
     if known is None:
@@ -59,7 +60,11 @@ def adapter_for(model: nn.Module) -> BlockAdapter:
             "CONTRIBUTING.md tells how to add one"
         )
     family, kinds = known
-    blocks = list(model.blocks)  # pyright: ignore[reportArgumentType]
+    if not isinstance(model.blocks, (nn.Sequential, nn.ModuleList)):
+        raise UnsupportedModelError(
+            f"this {family} has a {type(model.blocks).__name__} in place of its blocks; a dense model is wanted here"
+        )
+    blocks = list(model.blocks)
     if not blocks:
         raise UnsupportedModelError(f"{family} without blocks; there is nothing to convert")
     for index, block in enumerate(blocks):

@@ -30,7 +30,7 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input: size in pixels (height, width), per-channel mean and deviation of 0..1."""
+    """How an image becomes the input: size in pixels (height, width), per-channel mean and deviation of 0..1."""
 
     image_size: tuple[int, int]
     mean: tuple[float, ...]

@@ -72,7 +72,9 @@ def resolve_name(name: str) -> str:
         raise ConfigError(f"unknown model {name!r}{hint} (`vitslim list models` shows all)")
     if name != architecture and name not in timm.list_pretrained(f"{architecture}.*"):
         tags = [known.split(".", 1)[1] for known in timm.list_pretrained(f"{architecture}.*")]
-        raise ConfigError(f"model {architecture!r} has no weights {name!r}; timm lists the tags {', '.join(tags) or '-'}")
+        raise ConfigError(
+            f"model {architecture!r} has no weights {name!r}; timm lists the tags {', '.join(tags) or '-'}"
+        )
     return name
 
 
@@ -119,7 +121,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
-        raise ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}") from error
+        raise _unknown_option(name, error) from error
     except (OSError, RuntimeError, ValueError) as error:
         if not pretrained:
             raise ConfigError(f"{name} cannot be built with {options}: {error}") from error
@@ -134,15 +136,30 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
 def _open_with_file(name: str, path: Path, num_classes: int | None, options: dict[str, Any]) -> nn.Module:
     state = read_weights(path)
     in_file = _classes_in(state)
-    asked = num_classes if num_classes is not None else in_file
-    # A file without classifier rows leaves the number of classes to timm, the classifier to its random start.
-    counted = {} if asked is None else {"num_classes": asked}
-    overlay: dict[str, Any] = {"state_dict": state, "num_classes": -1 if in_file is None else in_file}
+    # timm loads strictly only as many classes as it expects, so the file comes first, the classes that were asked for
+    # after it; otherwise weights of another model would be skipped in silence.
+    built = 0 if in_file is None else in_file
+    overlay: dict[str, Any] = {"state_dict": state, "num_classes": built}
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **counted, **options)
-    except (RuntimeError, KeyError) as error:
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=built, **options)
+    except TypeError as error:
+        raise _unknown_option(name, error) from error
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise CheckpointError(f"{path} does not hold weights of {name}: {reason}") from error
+    asked = num_classes if num_classes is not None else (in_file or _default_classes(name))
+    if asked != built:
+        cast(Any, model).reset_classifier(asked)
+    return model
+
+
+def _default_classes(name: str) -> int:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return 0 if config is None else int(config.num_classes)
+
+
+def _unknown_option(name: str, error: TypeError) -> ConfigError:
+    return ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """One forward of a dense model with everything that analysis and warm start read from it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -50,7 +50,7 @@ def trace(
         UnsupportedModelError: the model is not a dense one of a supported family.
     """
     adapter = adapter_for(model)
-    blocks = tuple(cast("Iterator[nn.Module]", iter(model.blocks)))  # pyright: ignore[reportArgumentType]
+    blocks = tuple(cast("list[nn.Module]", list(model.blocks)))  # pyright: ignore[reportArgumentType]
     rows: dict[str, list[Any]] = {name: [] for name in ("inputs", "contexts", "read", "z", "outputs", "rows")}
     with _watching(blocks, adapter, rows, attention), torch.set_grad_enabled(grad):
         features = cast(Any, model).forward_features(images)
@@ -73,7 +73,7 @@ def trace(
 @contextmanager
 def _watching(
     blocks: tuple[nn.Module, ...], adapter: BlockAdapter, rows: dict[str, list[Any]], attention: bool
-) -> Iterator[None]:
+) -> Generator[None]:
     def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows["inputs"].append(args[0])
         rows["contexts"].append(kwargs)

@@ -61,22 +61,31 @@ def tick_label(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
-def frame(x_axis: Axis, y_axis: Axis, x_name: str, y_name: str, *, y_suffix: str = "") -> list[Markup]:
+def frame(x_axis: Axis, y_axis: Axis, x_name: str, y_name: str) -> list[Markup]:
     """Grid lines, tick labels and the names of both axes."""
-    left, right, bottom, top = x_axis.start, x_axis.end, y_axis.start, y_axis.end
+    return [*value_frame(x_axis.start, x_axis.end, y_axis, x_name, y_name), *_x_ticks(x_axis, y_axis.start)]
+
+
+def value_frame(left: float, right: float, y_axis: Axis, x_name: str, y_name: str) -> list[Markup]:
+    """The same without ticks along the bottom, for drawings that label their own places there."""
+    bottom, top = y_axis.start, y_axis.end
     pieces: list[Markup] = []
     for tick in y_axis.ticks():
         y = y_axis.position(tick)
         pieces.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
-        label = tick_label(tick) + y_suffix
-        pieces.append(element("text", label, x=left - 6, y=y + 3.5, text_anchor="end", class_="tick"))
-    for tick in x_axis.ticks():
-        x = x_axis.position(tick)
-        pieces.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        pieces.append(element("text", tick_label(tick), x=x, y=bottom + 16, text_anchor="middle", class_="tick"))
+        pieces.append(element("text", tick_label(tick), x=left - 6, y=y + 3.5, text_anchor="end", class_="tick"))
     pieces.append(element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     pieces.append(element("text", x_name, x=(left + right) / 2, y=bottom + 33, text_anchor="middle", class_="name"))
     pieces.append(element("text", y_name, x=left, y=top - 10, class_="name"))
+    return pieces
+
+
+def _x_ticks(axis: Axis, bottom: float) -> list[Markup]:
+    pieces: list[Markup] = []
+    for tick in axis.ticks():
+        x = axis.position(tick)
+        pieces.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
+        pieces.append(element("text", tick_label(tick), x=x, y=bottom + 16, text_anchor="middle", class_="tick"))
     return pieces
 
 

@@ -16,11 +16,6 @@ def heat_colour(value: float) -> str:
     return _scale()[round(min(1.0, max(0.0, value)) * (STEPS - 1))]
 
 
-def needs_dark_ink(value: float) -> bool:
-    """Whether text on this colour reads better in dark than in light ink."""
-    return value > 0.55
-
-
 @cache
 def _scale() -> list[str]:
     """The colours at equal distances along the path, found by walking it finely once."""

@@ -42,7 +42,7 @@ class Comparison:
     title: str
     entries: Sequence[ComparisonEntry]
     benches: Sequence[Bench] = ()
-    doubts: Sequence[str] = ()
+    cautions: Sequence[str] = ()
 
     @property
     def teacher(self) -> ComparisonEntry | None:
@@ -76,7 +76,7 @@ def read_comparison(folder: str | Path, title: str | None = None) -> Comparison:
     dense = _dense_entries(list(found.values()), shared, {entry.name for entry in students})
     entries = sorted([*dense, *students], key=lambda entry: not entry.is_dense)
     benches = [shared] if shared else [parts.bench for parts in found.values() if parts.bench]
-    return Comparison(title or root.resolve().name, entries, benches, _doubts(list(found.values())))
+    return Comparison(title or root.resolve().name, entries, benches, _cautions(list(found.values())))
 
 
 def _entry(parts: ReportParts, shared: Bench | None) -> ComparisonEntry:
@@ -119,13 +119,13 @@ def _as_baseline(rows: Sequence[BenchRow]) -> list[BenchRow]:
     ]
 
 
-def _doubts(found: list[ReportParts]) -> list[str]:
+def _cautions(found: list[ReportParts]) -> list[str]:
     """What a reader must know before comparing numbers across folders."""
-    doubts: list[str] = []
+    cautions: list[str] = []
     bases = {parts.config.base_name for parts in found if parts.config and parts.config.base_name}
     if len(bases) > 1:
-        doubts.append(f"The students start from different models: {', '.join(sorted(bases))}.")
+        cautions.append(f"The students start from different models: {', '.join(sorted(bases))}.")
     teachers = [parts.metrics.teacher for parts in found if parts.metrics and parts.metrics.teacher]
     if len({(one.images, one.top1) for one in teachers}) > 1:
-        doubts.append("The folders report different figures for the teacher, so they were evaluated differently.")
-    return doubts
+        cautions.append("The folders report different figures for the teacher, so they were evaluated differently.")
+    return cautions

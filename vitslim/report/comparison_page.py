@@ -3,30 +3,20 @@
 from pathlib import Path
 
 from vitslim.files import write_text
-from vitslim.report.charts import size_bars
-from vitslim.report.comparison import Comparison, ComparisonEntry, read_comparison
+from vitslim.report.bars import size_bars
+from vitslim.report.comparison import Comparison, ComparisonEntry
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
 from vitslim.report.numbers import ABSENT, amount, fixed, half_width, percent, points
 from vitslim.report.page import compose
 from vitslim.report.scatter import Point, accuracy_speed_scatter, pareto_front
 from vitslim.report.sections.absent import absent
-from vitslim.report.sections.speed import bench_table, ratio_cell, setting_name, where_measured
+from vitslim.report.sections.speed import bench_table, not_measured, ratio_cell, setting_name, where_measured
 
 
-def write_comparison(source: str | Path | Comparison, path: str | Path | None = None) -> Path:
-    """Write the page that compares several students.
-
-    Args:
-        source: a folder that holds one output folder per student, or a comparison put together by hand.
-        path: where to write; ``report.html`` in the folder unless given, and needed for one made by hand.
-
-    Raises:
-        CheckpointError: the folder holds no output folders, or a file cannot be read.
-    """
-    comparison = source if isinstance(source, Comparison) else read_comparison(source)
-    target = Path(path) if path is not None else Path("." if isinstance(source, Comparison) else source) / "report.html"
-    write_text(target, render_comparison(comparison))
-    return target
+def write_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """Write the page that compares several students to ``path``; ``read_comparison`` collects them from a folder."""
+    write_text(path, render_comparison(comparison))
+    return Path(path)
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -43,10 +33,10 @@ def render_comparison(comparison: Comparison) -> str:
 def _top(comparison: Comparison) -> Markup:
     dense = sum(entry.is_dense for entry in comparison.entries)
     lead = f"{len(comparison.entries) - dense} students against {dense} dense model{'' if dense == 1 else 's'}."
-    doubts = [paragraph(element("strong", "Mind: "), doubt, class_="bad") for doubt in comparison.doubts]
+    cautions = [paragraph(element("strong", "Mind: "), caution, class_="bad") for caution in comparison.cautions]
     title = element("h1", comparison.title)
     return element(
-        "header", paragraph("vitslim comparison", class_="eyebrow"), title, paragraph(lead, class_="lead"), *doubts
+        "header", paragraph("vitslim comparison", class_="eyebrow"), title, paragraph(lead, class_="lead"), *cautions
     )
 
 
@@ -72,7 +62,7 @@ def _overview_row(entry: ComparisonEntry, comparison: Comparison) -> list[str]:
     top1 = quality.top1 if quality else None
     reference = teacher.quality.top1 if teacher and teacher.quality and entry is not teacher else None
     first = entry.rows[0] if entry.rows else None
-    ratios = [row and row.speedup_vs_dense for row in map(entry.row_at, comparison.settings)]
+    rows = [entry.row_at(setting) for setting in comparison.settings]
     return [
         entry.name,
         percent(top1),
@@ -81,7 +71,7 @@ def _overview_row(entry: ComparisonEntry, comparison: Comparison) -> list[str]:
         percent(quality.agreement if quality else None),
         amount(first.params if first else None),
         amount(first.macs if first else None, "MAC"),
-        *("baseline" if entry.is_dense and ratio == 1 else ratio_cell(ratio) for ratio in ratios),
+        *("baseline" if row and entry.is_dense and row.speedup_vs_dense == 1 else ratio_cell(row) for row in rows),
     ]
 
 
@@ -143,9 +133,5 @@ def _timings(comparison: Comparison) -> Markup:
         f"The timings come from {len(comparison.benches)} runs, each with its own dense baseline: compare ratios only."
     )
     head = [paragraph(run, class_="absent")] if several else []
-    skipped = [
-        paragraph(f"Not measured on {one.backend}: {one.reason}", class_="absent")
-        for bench in comparison.benches
-        for one in bench.skipped
-    ]
-    return join([*head, *map(bench_table, comparison.benches), *skipped, where_measured(*comparison.benches)])
+    remarks = [remark for bench in comparison.benches for remark in not_measured(bench)]
+    return join([*head, *map(bench_table, comparison.benches), *remarks, where_measured(*comparison.benches)])

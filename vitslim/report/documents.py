@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+from vitslim.report.numbers import Verdict, verdict
 
 Matrix = list[list[float | None]]
 
@@ -69,20 +71,27 @@ class PlanStep(Document):
         return int(found[1]) if found else None
 
 
-class Replacement(Document):
-    """How far the output moves when one block's attention is replaced."""
+class JointReplacement(Document):
+    """How far the output moves when attention outputs are replaced; a model without classifier has features only."""
 
-    layer: int
     kind: str
     kl: float | None = None
     top1_agreement: float | None = None
+    feature_change: float | None = None
+
+
+class Replacement(JointReplacement):
+    """The change when one block's attention output is replaced."""
+
+    layer: int
 
 
 class Recommendation(Document):
-    """Which blocks the analysis would convert, and why."""
+    """Which blocks the analysis would convert, why, and what replacing all of them at once does untrained."""
 
     layers: list[int] = []
     reason: str = ""
+    measured: list[JointReplacement] = []
 
 
 class Analysis(Document):
@@ -94,7 +103,9 @@ class Analysis(Document):
     cka: dict[str, Matrix | None] = {}
     linear_r2: list[float | None] = []
     replacement: list[Replacement] = []
+    replacement_images: int | None = None
     recommended: Recommendation | None = None
+    notes: list[str] = []
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "Analysis":
@@ -133,15 +144,20 @@ class Metrics(Document):
 
 
 class LogLine(Document):
-    """One line of train/log.jsonl. A diverged loss is logged as it is, so infinity and NaN are taken here."""
+    """One line of train/log.jsonl. A diverged loss is logged as it is, so infinity and NaN are taken here.
+
+    Lines of event ``start`` or ``resume`` name the stage of the lines that follow.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
 
-    stage: str = "train"
+    event: str = "train"
+    stage: str | None = None
     step: int
     loss: float | None = None
     lr: float | None = None
-    img_s: float | None = None
+    img_s: float | None = Field(default=None, validation_alias=AliasChoices("img_s", "img_per_s"))
+    top1: float | None = None
 
 
 class ParityCheck(Document):
@@ -156,12 +172,14 @@ class ParityCheck(Document):
     top1_agreement: float | None = None
     tolerance: float | None = None
     passed: bool
+    failures: list[str] = []
 
 
 class Parity(Document):
     """export/parity.json: whether the artefacts compute what the model computes."""
 
     checks: list[ParityCheck]
+    notes: list[str] = []
 
 
 class BenchRow(Document):
@@ -176,6 +194,8 @@ class BenchRow(Document):
     latency_ms_p99: float | None = None
     throughput_img_s: float | None = None
     speedup_vs_dense: float | None = None
+    speedup_p10: float | None = None
+    speedup_p90: float | None = None
     params: int | None = None
     macs: int | None = None
     peak_memory_mib: float | None = None
@@ -185,20 +205,45 @@ class BenchRow(Document):
         """Where it was measured; only rows of one setting may be compared."""
         return (self.backend, self.precision, self.batch)
 
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The 10th and 90th percentile of the speed ratio over the rounds."""
+        if self.speedup_p10 is None or self.speedup_p90 is None:
+            return None
+        return (self.speedup_p10, self.speedup_p90)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Faster, slower or even; None without a ratio."""
+        return None if self.speedup_vs_dense is None else verdict(self.speedup_vs_dense, self.spread)
+
 
 class SkippedBackend(Document):
-    """A backend that was asked for and not measured."""
+    """What was asked for and not measured; None means all of them."""
 
     backend: str
+    precision: str = ""
+    model: str | None = None
+    batch: int | None = None
     reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was not measured, and why."""
+        what = [f"{self.backend} {self.precision}".strip()]
+        what += [self.model] if self.model else []
+        what += [f"batch {self.batch}"] if self.batch is not None else []
+        return f"Not measured on {', '.join(what)}: {(self.reason or 'no reason given').rstrip('.')}."
 
 
 class Bench(Document):
     """bench.json: speed and size of several models, measured in one run."""
 
     environment: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     rows: list[BenchRow] = []
     skipped: list[SkippedBackend] = []
+    notes: list[str] = []
     baseline: str | None = None
 
     @property
@@ -215,11 +260,6 @@ class Bench(Document):
         """The converted model: the one named so, else the first that is not the baseline."""
         names = [row.model for row in self.rows if row.model != self.dense_name]
         return "student" if "student" in names else next(iter(names), None)
-
-    @property
-    def settings(self) -> list[tuple[str, str, int]]:
-        """Every setting once, in the order it was measured."""
-        return list(dict.fromkeys(row.setting for row in self.rows))
 
     def rows_of(self, model: str | None) -> list[BenchRow]:
         """The rows of one model."""

@@ -7,6 +7,9 @@ ABSENT = "–"
 NARROW_SPACE = "\u202f"
 # Two runs of one model on one machine easily differ by this much in their median; a smaller gain is not called one.
 EVEN_BAND = 0.02
+EVEN_RULE = (
+    "A ratio is called even where it lies within 2 % of 1, or where a tenth of the rounds or more lie on either side."
+)
 
 Verdict = Literal["faster", "slower", "even"]
 
@@ -19,6 +22,11 @@ def fixed(value: float | None, decimals: int = 2) -> str:
 def scientific(value: float | None) -> str:
     """A small error such as 3.1e−06."""
     return ABSENT if value is None else f"{value:.1e}".replace("-", "−")
+
+
+def digits(value: float | None, count: int) -> str:
+    """A number to so many significant digits."""
+    return ABSENT if value is None else f"{value:.{count}g}".replace("-", "−")
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
@@ -53,9 +61,14 @@ def times(ratio: float | None) -> str:
     return ABSENT if ratio is None else f"{ratio:.2f}×"
 
 
-def verdict(speedup: float) -> Verdict:
-    """Whether a speed ratio against dense is a gain, a loss, or too small to tell."""
-    if abs(speedup - 1) < EVEN_BAND:
+def verdict(speedup: float, spread: tuple[float, float] | None = None) -> Verdict:
+    """Whether a speed ratio against dense is a gain, a loss, or too small to tell.
+
+    Args:
+        speedup: ratio of medians.
+        spread: the ratio's 10th and 90th percentile over the rounds.
+    """
+    if abs(speedup - 1) < EVEN_BAND or (spread and spread[0] <= 1 <= spread[1]):
         return "even"
     return "faster" if speedup > 1 else "slower"
 
@@ -77,7 +90,7 @@ def block_list(blocks: list[int]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any scalar or short list out of a JSON file, as a reader would write it."""
+    """Any value out of a JSON file, as a reader would write it."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -85,9 +98,9 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}".replace("-", "−")
     if isinstance(value, list):
-        if value and all(type(entry) is int for entry in value):
-            return block_list(value)
-        return ", ".join(plain(entry) for entry in value)
+        return ", ".join(plain(entry) for entry in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(entry)}" for name, entry in value.items())
     return str(value)
 
 

@@ -24,7 +24,7 @@ SECTIONS: tuple[tuple[str, str, str, Section], ...] = (
     ("change", "Change", "What was changed", change),
     ("training", "Training", "How it was trained", training),
     ("accuracy", "Accuracy", "What it costs in accuracy", accuracy),
-    ("speed", "Speed and size", "What it gains in speed and size", speed),
+    ("speed", "Speed and size", "Latency and size against dense", speed),
     ("parity", "Parity", "Whether the export computes the same", parity),
     ("environment", "Environment", "Where it was run", environment),
     ("reproduce", "Reproduce", "How to reproduce it", reproduction),

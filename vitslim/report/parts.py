@@ -1,6 +1,5 @@
 """Reading an output folder into the parts of a report."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json
-from vitslim.report.documents import Analysis, Bench, LogLine, Metrics, Parity, PlanStep, RunConfig
+from vitslim.report.documents import Analysis, Bench, Metrics, Parity, PlanStep, RunConfig
+from vitslim.report.training_log import TrainingLog, read_training_log
 
 PART_FILES = (
     "config.json",
@@ -36,8 +36,7 @@ class ReportParts:
     analysis: Analysis | None = None
     plan: list[PlanStep] | None = None
     metrics: Metrics | None = None
-    log: list[LogLine] | None = None
-    log_is_cut: bool = False
+    log: TrainingLog | None = None
     parity: Parity | None = None
     bench: Bench | None = None
     environment: dict[str, Any] | None = None
@@ -61,15 +60,13 @@ def read_parts(folder: str | Path) -> ReportParts:
         raise CheckpointError(
             f"{root} holds none of {', '.join(PART_FILES)}; give the output folder of a vitslim command"
         )
-    log, log_is_cut = _read_log(root / "train" / "log.jsonl")
     return ReportParts(
         name=root.resolve().name,
         config=_read(root / "config.json", RunConfig),
         analysis=_read(root / "analysis.json", Analysis),
         plan=_read(root / "plan.json", list[PlanStep]),
         metrics=_read(root / "metrics.json", Metrics),
-        log=log,
-        log_is_cut=log_is_cut,
+        log=read_training_log(root / "train"),
         parity=_read(root / "export" / "parity.json", Parity),
         bench=_read(root / "bench.json", Bench),
         environment=_read(root / "env.json", dict[str, Any]),
@@ -100,23 +97,6 @@ def _validate(document: Any, shape: type[T], origin: str) -> T:
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
         )
         raise CheckpointError(f"{origin} does not have the expected form ({faults}); run its stage again") from None
-
-
-def _read_log(path: Path) -> tuple[list[LogLine] | None, bool]:
-    """The training log, and whether its last line was cut short, which is how an interrupted run leaves it."""
-    text = _read_text(path)
-    if text is None:
-        return None, False
-    *complete, rest = text.split("\n")
-    log = [_log_line(line, f"{path}, line {number}") for number, line in enumerate(complete, start=1) if line.strip()]
-    return log, bool(rest.strip())
-
-
-def _log_line(line: str, origin: str) -> LogLine:
-    try:
-        return _validate(json.loads(line), LogLine, origin)
-    except ValueError as error:
-        raise CheckpointError(f"{origin} is not JSON ({error}); remove the line or train again") from None
 
 
 def _read_text(path: Path) -> str | None:

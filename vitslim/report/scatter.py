@@ -82,7 +82,7 @@ def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Markup]
         if label_y > y + 5:
             tie = x - 8 if to_left else x + 8
             pieces.append(element("line", x1=x, y1=y, x2=tie, y2=label_y - 4, class_="leader"))
-        pieces.append(element("text", text, y=label_y, class_="label", **anchor))
+        pieces.append(element("text", text, y=label_y, class_="label haloed", **anchor))
     return pieces
 
 

@@ -9,10 +9,9 @@ from vitslim.report.markup import Markup, element
 from vitslim.report.numbers import amount
 
 PER_ROW = 12
-BOX_WIDTH, BOX_HEIGHT, GAP = 73.0, 86.0, 9.0
+BOX_WIDTH, BOX_HEIGHT, GAP = 73.0, 94.0, 9.0
 PITCH = BOX_WIDTH + GAP
-ABOVE, BELOW = 30.0, 34.0
-ROW_HEIGHT = ABOVE + BOX_HEIGHT + BELOW
+ABOVE, BELOW, BELOW_WITH_ARCS = 30.0, 10.0, 36.0
 KNOWN_KINDS = ("dense", "reuse", "sparse", "sliced")
 KIND_WORDS = {
     "dense": "own attention",
@@ -44,7 +43,8 @@ class Place:
 
 def plan_strip(plan: Sequence[PlanStep]) -> Markup:
     """Every step in order, twelve to a row."""
-    places = [_place(index) for index in range(len(plan))]
+    row_height = ABOVE + BOX_HEIGHT + (BELOW_WITH_ARCS if any(step.shares_with is not None for step in plan) else BELOW)
+    places = [_place(index, row_height) for index in range(len(plan))]
     pieces: list[Markup] = []
     for index, step in enumerate(plan):
         pieces.append(_link(places[index], is_last=index == len(plan) - 1))
@@ -57,7 +57,7 @@ def plan_strip(plan: Sequence[PlanStep]) -> Markup:
     reusing = sum(step.reuses for step in plan)
     description = f"Plan of {len(plan)} steps, {reusing} of which reuse an earlier attention output"
     width = columns * PITCH - GAP + 4
-    return drawing(width, rows * ROW_HEIGHT, description, *pieces, min_width=round(min(width, 880)))
+    return drawing(width, rows * row_height, description, *pieces, min_width=round(min(width, 880)))
 
 
 def plan_key(plan: Sequence[PlanStep]) -> Markup:
@@ -88,9 +88,9 @@ def reuse_groups(plan: Sequence[PlanStep]) -> list[tuple[int, list[int]]]:
     return groups
 
 
-def _place(index: int) -> Place:
+def _place(index: int, row_height: float) -> Place:
     row, column = divmod(index, PER_ROW)
-    return Place(row, 2 + column * PITCH, row * ROW_HEIGHT + ABOVE)
+    return Place(row, 2 + column * PITCH, row * row_height + ABOVE)
 
 
 def _shade(step: PlanStep) -> str:
@@ -113,13 +113,11 @@ def _box(step: PlanStep, place: Place) -> Markup:
         element("text", str(step.step), x=x + 8, y=y + 19, class_="step-number"),
         element("text", step.mixing_kind, x=x + 8, y=y + 37, class_="step-kind"),
         element("text", _shorten(detail), x=x + 8, y=y + 50, class_="step-detail"),
-        element("text", amount(step.parameters), x=x + 8, y=y + 64, class_="step-detail"),
+        element("text", f"block {step.block}", x=x + 8, y=y + 63, class_="step-detail"),
+        element("text", amount(step.parameters), x=x + 8, y=y + 76, class_="step-detail"),
     ]
-    if step.block != step.step:
-        block = {"x": x + BOX_WIDTH - 7, "y": y + 18, "text_anchor": "end"}
-        lines.append(element("text", f"block {step.block}", class_="step-detail", **block))
     if step.kept_tokens:
-        lines += _token_bar(*step.kept_tokens, x + 8, y + 76)
+        lines += _token_bar(*step.kept_tokens, x + 8, y + 83)
     return element("g", element("title", facts), *lines)
 
 

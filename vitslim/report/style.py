@@ -45,11 +45,13 @@ nav ul { max-width: 1048px; margin: 0 auto; padding: .65rem 24px; display: flex;
 a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: 3px; }
 nav a { text-decoration: none; color: var(--soft); }
 nav a:hover, nav a:focus-visible { color: var(--ink); text-decoration: underline; }
-section { margin-top: 2.8rem; }
+section { margin-top: 2.2rem; }
+main section:first-child { margin-top: 0; }
+main section:first-child h2 { border-top: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px; margin: 1.6rem 0 2.4rem;
   padding: 0; list-style: none; }
 .cards li { background: var(--raised); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem; }
-.cards .what { color: var(--soft); font-size: .85rem; }
+.cards .what { display: block; min-height: 2.6em; line-height: 1.3; color: var(--soft); font-size: .85rem; }
 .cards .figure { display: block; font-size: 1.7rem; line-height: 1.25; font-weight: 600; margin: .15rem 0 .35rem;
   letter-spacing: -.01em; white-space: nowrap; }
 .cards .absent-figure { color: var(--soft); font-weight: 400; font-size: 1.15rem; line-height: 2.1rem; }
@@ -70,14 +72,16 @@ thead th { color: var(--soft); font-size: .84rem; border-bottom: 1px solid var(-
   line-height: 1.3; }
 .number { text-align: right; white-space: nowrap; padding-left: .8rem; padding-right: 0; }
 tbody th { font-weight: 500; }
-.facts th { width: 38%; color: var(--soft); font-weight: 400; }
+.facts th { width: 34%; color: var(--soft); font-weight: 400; }
+.facts th, .facts td { padding-top: .18rem; padding-bottom: .18rem; font-size: .85rem; }
 .facts td { overflow-wrap: anywhere; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; padding: 0; margin: .2rem 0 1rem; list-style: none;
   font-size: .87rem; color: var(--soft); }
 .spot { display: inline-block; width: 13px; height: 13px; border-radius: 3px; margin-right: .5em; vertical-align: -2px;
   border: 1px solid transparent; }
 i.tokens { height: 5px; vertical-align: 3px; background: var(--first); }
-i.sharing { height: 0; border: 0; border-top: 2px dashed var(--shares); border-radius: 0; vertical-align: 4px; width: 20px; }
+i.sharing { height: 0; border: 0; border-top: 2px dashed var(--shares); border-radius: 0; vertical-align: 4px;
+  width: 20px; }
 footer { color: var(--soft); font-size: .85rem; padding-top: 2.6rem; padding-bottom: 3rem; }
 
 svg text { fill: var(--ink); font-family: inherit; font-size: 12px; }
@@ -91,18 +95,22 @@ svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .band { fill: var(--band); }
 svg .first { fill: var(--first); } svg .second { fill: var(--second); } svg .bar { fill: var(--first); }
-svg .curve { fill: none; stroke: var(--first); stroke-width: 1.8; stroke-linejoin: round; }
+svg .curve { fill: none; stroke: var(--first); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 svg .curve-end { fill: var(--first); }
 svg .baseline { stroke: var(--ink); stroke-width: 1.4; }
 svg .speed-faster { fill: var(--good); } svg .speed-slower { fill: var(--bad); } svg .speed-even { fill: var(--even); }
 svg .value-faster { fill: var(--good); } svg .value-slower { fill: var(--bad); } svg .value-even { fill: var(--even); }
+svg .whisker { stroke: var(--ink); stroke-width: 1.2; }
 svg .slower-side { fill: var(--faint); }
 svg .front { fill: none; stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 4 4; }
+svg .haloed { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
 svg .leader { stroke: var(--rule); stroke-width: 1; }
 svg .point { fill: var(--first); stroke: var(--paper); stroke-width: 1.5; }
 svg .point-dense { fill: var(--ink); stroke: var(--paper); stroke-width: 1.5; }
-.step-dense { fill: var(--dense); stroke: var(--dense-edge); background: var(--dense); border-color: var(--dense-edge); }
-.step-reuse { fill: var(--reuse); stroke: var(--reuse-edge); background: var(--reuse); border-color: var(--reuse-edge); }
+.step-dense { fill: var(--dense); stroke: var(--dense-edge); background: var(--dense);
+  border-color: var(--dense-edge); }
+.step-reuse { fill: var(--reuse); stroke: var(--reuse-edge); background: var(--reuse);
+  border-color: var(--reuse-edge); }
 .step-sparse { fill: var(--sparse); stroke: var(--sparse-edge); background: var(--sparse);
   border-color: var(--sparse-edge); }
 .step-sliced { fill: var(--sliced); stroke: var(--sliced-edge); background: var(--sliced);
@@ -110,7 +118,7 @@ svg .point-dense { fill: var(--ink); stroke: var(--paper); stroke-width: 1.5; }
 .step-other { fill: var(--other); stroke: var(--soft); background: var(--other); border-color: var(--soft); }
 svg .step-number { font-size: 14px; font-weight: 700; }
 svg .step-kind { font-size: 12px; }
-svg .step-detail { font-size: 10.5px; fill: var(--soft); }
+svg .step-detail { font-size: 10px; fill: var(--soft); }
 svg .stream { stroke: var(--soft); stroke-width: 1.2; }
 svg .reuse-line { fill: none; stroke: var(--reuse-edge); stroke-width: 1.6; }
 svg .arrow { fill: var(--reuse-edge); }

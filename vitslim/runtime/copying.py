@@ -9,7 +9,7 @@ _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """A copy to work on: eval mode, no gradients, no hooks, not compiled; the given model stays as it is.
+    """A copy to work on: eval mode, no gradients, no foreign hooks, not compiled; the given model stays as it is.
 
     Hooks stay behind because they belong to whoever set them: one that collects activations would collect ours.
     """
@@ -24,8 +24,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def without_hooks_(model: nn.Module) -> nn.Module:
-    """Drop every hook of ``model`` in place."""
+    """Drop in place every hook that is not vitslim's own (the trunk checks image sizes through one)."""
     for module in model.modules():
         for table in _HOOK_TABLES:
-            cast("dict[int, Any]", getattr(module, table)).clear()
+            hooks = cast("dict[int, Any]", getattr(module, table))
+            for key in [key for key, hook in hooks.items() if not _is_ours(hook)]:
+                del hooks[key]
     return model
+
+
+def _is_ours(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("vitslim.")

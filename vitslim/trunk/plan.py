@@ -42,7 +42,9 @@ class Step(nn.Module):
         """Whether it does just what timm's block does."""
         return (type(self.mixing), type(self.tokens), type(self.weights)) == (DenseMixing, TokenRule, Weights)
 
-    def but(self, *, mixing: Mixing | None = None, tokens: TokenRule | None = None, weights: Weights | None = None) -> Step:
+    def but(
+        self, *, mixing: Mixing | None = None, tokens: TokenRule | None = None, weights: Weights | None = None
+    ) -> Step:
         """The same step with some choices replaced."""
         return Step(self.block, mixing or self.mixing, tokens or self.tokens, weights or self.weights)
 

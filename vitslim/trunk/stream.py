@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from vitslim.models import Context, TokenLayout
 
 
+@runtime_checkable
 class TokenState(Protocol):
     """What the token axis remembers while some tokens wait: who is active, in which order, what the others hold."""
 

@@ -199,7 +199,9 @@ class _Walk:
 
     def _again(self, index: int, step: Step, tokens: Tensor, context: Mapping[str, Any]) -> Tensor:
         if index not in self.entries:
-            raise ConfigError(f"step {index} was called twice in one walk; iterate over the blocks anew for each forward")
+            raise ConfigError(
+                f"step {index} was called twice in one walk; iterate over the blocks anew for each forward"
+            )
         active, stream = self.entries[index]
         taken, stream = self.trunk.take(step, tokens if active is None else active, stream, context)
         return taken if stream.token_state is None else stream.token_state.restore(taken)

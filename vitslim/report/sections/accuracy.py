@@ -40,15 +40,13 @@ def _evaluations(metrics: Metrics) -> dict[str, Evaluation]:
 
 
 def _row(name: str, one: Evaluation, teacher: Evaluation | None) -> list[str]:
-    known = one.top1 is not None and teacher is not None and teacher.top1 is not None
+    reference = teacher.top1 if teacher else None
     return [
         name,
         whole(one.images),
         percent(one.top1),
         ABSENT if one.top1 is None else fixed(100 * half_width(one.top1, one.images)),
-        points(one.top1 - teacher.top1)
-        if known and one.top1 is not None and teacher and teacher.top1 is not None
-        else ABSENT,
+        ABSENT if one.top1 is None or reference is None else points(one.top1 - reference),
         percent(one.top5),
         percent(one.agreement),
         fixed(one.kl, 4),

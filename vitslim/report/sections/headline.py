@@ -1,9 +1,12 @@
 """The top of the report: one sentence and four cards."""
 
+from typing import Any
+
 from vitslim.report.documents import Bench, BenchRow
 from vitslim.report.markup import Markup, element, join, paragraph
-from vitslim.report.numbers import Verdict, amount, block_list, percent, plain, points, times, verdict
+from vitslim.report.numbers import Verdict, amount, block_list, percent, plain, points, times
 from vitslim.report.parts import ReportParts
+from vitslim.report.sections.speed import TONES
 
 
 def headline(parts: ReportParts) -> Markup:
@@ -25,20 +28,12 @@ def conversion_sentence(parts: ReportParts) -> str:
     if not parts.config.conversions:
         return "The dense model, not converted."
     methods = [
-        one.method + (f" ({', '.join(_option(*option) for option in one.options.items())})" if one.options else "")
+        one.method + (f" ({words})" if (words := _option_words(one.options)) else "")
         for one in parts.config.conversions
     ]
     size = parts.config.input.get("image_size")
     at_size = f" at {_pixels(size)} pixels" if size is not None else ""
     return f"Converted with {', then '.join(methods)}{at_size}."
-
-
-def speed_range(speedups: list[float]) -> tuple[str, Verdict]:
-    """The slowest and the fastest ratio, and what they amount to taken together."""
-    low, high = min(speedups), max(speedups)
-    figure = times(low) if times(low) == times(high) else f"{times(low).rstrip('×')}–{times(high)}"
-    words = {verdict(ratio) for ratio in speedups}
-    return figure, words.pop() if len(words) == 1 else "even"
 
 
 def _accuracy_card(parts: ReportParts) -> Markup:
@@ -59,28 +54,26 @@ def _accuracy_card(parts: ReportParts) -> Markup:
 
 
 def _speed_card(parts: ReportParts) -> Markup:
-    rows = _student_rows(parts.bench)
-    speedups = [row.speedup_vs_dense for row in rows if row.speedup_vs_dense is not None]
+    rows = [row for row in _student_rows(parts.bench) if row.speedup_vs_dense is not None]
     name = "Speed against dense, fused attention"
-    if not speedups:
+    if not rows:
         return _card(name, None, "not measured")
-    figure, word = speed_range(speedups)
-    return _card(name, figure, _speed_detail(speedups), tone={"faster": "good", "slower": "bad"}.get(word))
+    ratios = sorted({times(row.speedup_vs_dense) for row in rows})
+    figure = ratios[0] if len(ratios) == 1 else f"{ratios[0].rstrip('×')}–{ratios[-1]}"
+    words: list[Verdict | None] = [row.verdict for row in rows]
+    tone = TONES[words[0]] if words[0] and len(set(words)) == 1 else None
+    return _card(name, figure, _speed_detail(words), tone=tone)
 
 
-def _speed_detail(speedups: list[float]) -> Markup:
+def _speed_detail(words: list[Verdict | None]) -> Markup:
     """In how many settings it is faster, slower, or neither."""
-    words = [verdict(ratio) for ratio in speedups]
-    where = "the one setting measured" if len(words) == 1 else f"of {len(words)} settings"
-    if len(words) == 1:
-        tone = {"faster": "good", "slower": "bad", "even": "even"}[words[0]]
-        return join([element("span", words[0], class_=tone), f" in {where}"])
     counts = [
-        element("span", f"{word} in {words.count(word)}", class_=tone)
-        for word, tone in (("faster", "good"), ("even", "even"), ("slower", "bad"))
+        element("span", word if len(words) == 1 else f"{word} in {words.count(word)}", class_=tone)
+        for word, tone in TONES.items()
         if word in words
     ]
-    return join([piece for count in counts for piece in (", ", count)][1:] + [f" {where}"])
+    separated = [piece for count in counts for piece in (", ", count)][1:]
+    return join([*separated, " in the one setting measured" if len(words) == 1 else f" of {len(words)} settings"])
 
 
 def _size_cards(parts: ReportParts) -> list[Markup]:
@@ -114,10 +107,19 @@ def _dense_rows(bench: Bench | None) -> list[BenchRow]:
     return bench.rows_of(bench.dense_name) if bench else []
 
 
-def _option(name: str, value: object) -> str:
-    if name in ("layers", "blocks") and isinstance(value, list) and all(type(entry) is int for entry in value):
-        return f"{name} {block_list(value)}"
-    return f"{name} {plain(value)}"
+def _option_words(options: dict[str, Any]) -> str:
+    """The options that say something: what is None or switched off is left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(name)
+        elif name == "layers" and isinstance(value, list) and all(type(entry) is int for entry in value):
+            words.append(f"layers {block_list(value)}")
+        else:
+            words.append(f"{name} {plain(value)}")
+    return ", ".join(words)
 
 
 def _pixels(size: object) -> str:

@@ -1,6 +1,6 @@
 """Section: whether the exported artefacts compute what the model computes."""
 
-from vitslim.report.documents import ParityCheck
+from vitslim.report.documents import Parity, ParityCheck
 from vitslim.report.markup import Markup, element, join, paragraph, table
 from vitslim.report.numbers import ABSENT, fixed, percent, scientific
 from vitslim.report.parts import ReportParts
@@ -26,7 +26,13 @@ def parity(parts: ReportParts) -> Markup:
     caption = (
         "Outputs of each artefact against the PyTorch model on the same images; errors are absolute, of the logits."
     )
-    return join([paragraph(_verdict(checks)), table(caption, header, [_row(one) for one in checks], text_columns=3)])
+    return join(
+        [
+            paragraph(_verdict(checks)),
+            table(caption, header, [_row(one) for one in checks], text_columns=3),
+            *_remarks(parts.parity),
+        ]
+    )
 
 
 def _verdict(checks: list[ParityCheck]) -> Markup:
@@ -34,6 +40,19 @@ def _verdict(checks: list[ParityCheck]) -> Markup:
     if failed:
         return element("strong", f"{failed} of {len(checks)} checks are out of tolerance.", class_="bad")
     return element("span", f"All {len(checks)} checks are within tolerance." if len(checks) > 1 else "The check holds.")
+
+
+def _remarks(parity: Parity) -> list[Markup]:
+    """Each broken promise in a sentence of its own, then what else the check wants known."""
+    failures = [
+        f"{one.artifact}, {one.precision}, batch {one.batch}: {fault}"
+        for one in parity.checks
+        for fault in one.failures
+    ]
+    return [
+        *(paragraph(failure, class_="bad") for failure in failures),
+        *(paragraph(note, class_="note") for note in parity.notes),
+    ]
 
 
 def _row(one: ParityCheck) -> list[str]:

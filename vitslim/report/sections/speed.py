@@ -1,13 +1,13 @@
 """Section: latency and size against the dense model."""
 
-from vitslim.report.charts import size_bars, speed_bars
+from vitslim.report.bars import size_bars, speed_bars
 from vitslim.report.documents import Bench, BenchRow
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
-from vitslim.report.numbers import ABSENT, amount, fixed, flatten, percent, times, verdict
+from vitslim.report.numbers import ABSENT, EVEN_RULE, Verdict, amount, fixed, flatten, percent, times
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.absent import absent
 
-TONES = {"faster": "good", "slower": "bad", "even": "even"}
+TONES: dict[Verdict, str] = {"faster": "good", "even": "even", "slower": "bad"}
 
 
 def speed(parts: ReportParts) -> Markup:
@@ -15,8 +15,14 @@ def speed(parts: ReportParts) -> Markup:
     bench = parts.bench
     sizes = [_file_table(parts.file_bytes)] if parts.file_bytes else []
     if bench is None or not bench.rows:
-        return join([absent("Not measured", "vitslim bench …"), *_skipped(bench), *sizes])
-    pieces = [_introduction(bench), *_ratio_figure(bench), bench_table(bench), *_skipped(bench), size_table(bench.rows)]
+        return join([absent("Not measured", "vitslim bench …"), *(not_measured(bench) if bench else []), *sizes])
+    pieces = [
+        _introduction(bench),
+        *_ratio_figure(bench),
+        bench_table(bench),
+        *not_measured(bench),
+        size_table(bench.rows),
+    ]
     pieces += [*_work_figure(bench), *sizes, where_measured(bench)]
     return join(pieces)
 
@@ -27,12 +33,11 @@ def setting_name(setting: tuple[str, str, int]) -> str:
     return f"{backend} {precision}".strip() + f", batch {batch}"
 
 
-def ratio_cell(speedup: float | None) -> str:
+def ratio_cell(row: BenchRow | None) -> str:
     """A speed ratio with its verdict in words and colour, since colour alone is not seen by all."""
-    if speedup is None:
+    if row is None or row.verdict is None:
         return ABSENT
-    word = verdict(speedup)
-    return element("span", f"{times(speedup)} {word}", class_=TONES[word])
+    return element("span", f"{times(row.speedup_vs_dense)} {row.verdict}", class_=TONES[row.verdict])
 
 
 def bench_table(bench: Bench) -> Markup:
@@ -41,30 +46,21 @@ def bench_table(bench: Bench) -> Markup:
         [
             setting_name(row.setting),
             row.model,
-            element("span", "baseline", class_="even")
-            if row.model == bench.dense_name
-            else ratio_cell(row.speedup_vs_dense),
+            "baseline" if row.model == bench.dense_name else ratio_cell(row),
+            _spread(row),
             fixed(row.latency_ms_p50),
             fixed(row.latency_ms_p90),
             fixed(row.latency_ms_p99),
             fixed(row.throughput_img_s, 1),
             fixed(row.peak_memory_mib, 0),
         ]
-        for setting in bench.settings
+        for setting in dict.fromkeys(row.setting for row in bench.rows)
         for row in bench.rows
         if row.setting == setting
     ]
-    header = (
-        "Setting",
-        "Model",
-        "Against dense",
-        "p50, ms",
-        "p90, ms",
-        "p99, ms",
-        "Images per second",
-        "Peak memory, MiB",
-    )
-    caption = "Latency of one batch; ratios compare medians of the same setting and run."
+    header = ["Setting", "Model", "Against dense", "p10–p90", "p50, ms", "p90, ms", "p99, ms"]
+    header += ["Images per second", "Peak memory, MiB"]
+    caption = "Latency of one batch. Ratios compare medians of the same setting and run; p10–p90 is their spread."
     return table(caption, header, rows, text_columns=2)
 
 
@@ -80,7 +76,7 @@ def where_measured(*benches: Bench) -> Markup:
     """The hardware and settings of the measurement, as the benchmark recorded them."""
     facts: dict[str, list[str]] = {}
     for bench in benches:
-        for name, value in flatten(bench.environment).items():
+        for name, value in flatten(bench.environment | bench.settings).items():
             facts.setdefault(name, []).append(value)
     if not facts:
         return paragraph("The benchmark did not record its environment.", class_="absent")
@@ -97,23 +93,23 @@ def _introduction(bench: Bench) -> Markup:
     return paragraph(
         "Every ratio is against the dense model ",
         element("strong", bench.dense_name),
-        " with fused attention, measured in the same run. Ratios within 2 % of 1 are called even: "
-        "two runs of one model differ by as much.",
+        " with fused attention, measured in the same run. ",
+        EVEN_RULE,
     )
 
 
 def _ratio_figure(bench: Bench) -> list[Markup]:
     converted = [row for row in bench.rows if row.model != bench.dense_name and row.speedup_vs_dense is not None]
-    several = len({row.model for row in converted}) > 1
-    ratios = {
-        (f"{row.model}: " if several else "") + setting_name(row.setting): row.speedup_vs_dense
-        for row in converted
-        if row.speedup_vs_dense is not None
-    }
-    if not ratios:
+    if not converted:
         return []
-    description = "Speed against dense: " + "; ".join(f"{name} {times(ratio)}" for name, ratio in ratios.items())
-    return [figure("Speed against dense", speed_bars(ratios, description))]
+    several = len({row.model for row in converted}) > 1
+    named = {(f"{row.model}: " if several else "") + setting_name(row.setting): row for row in converted}
+    description = "Speed against dense: " + "; ".join(
+        f"{name} {times(row.speedup_vs_dense)}" for name, row in named.items()
+    )
+    has_spread = any(row.spread for row in converted)
+    note = "Thin lines: from the 10th to the 90th percentile of the ratio over the rounds." if has_spread else None
+    return [figure("Speed against dense", speed_bars(named, description), note)]
 
 
 def _work_figure(bench: Bench) -> list[Markup]:
@@ -133,10 +129,11 @@ def _file_table(file_bytes: dict[str, int]) -> Markup:
     return table("Files to deploy.", ("File", "Size, MiB"), rows)
 
 
-def _skipped(bench: Bench | None) -> list[Markup]:
-    return [
-        paragraph(
-            f"Not measured on {one.backend}: {one.reason or 'no reason given'}.".replace("..", "."), class_="absent"
-        )
-        for one in (bench.skipped if bench else [])
-    ]
+def not_measured(bench: Bench) -> list[Markup]:
+    """What was asked for and could not be measured, and what else the benchmark wants known."""
+    sentences = [*(one.sentence for one in bench.skipped), *bench.notes]
+    return [paragraph(sentence, class_="absent") for sentence in sentences]
+
+
+def _spread(row: BenchRow) -> str:
+    return f"{fixed(row.spread[0])}–{fixed(row.spread[1])}" if row.spread else ABSENT

@@ -4,52 +4,55 @@ import math
 from statistics import median
 from typing import Any
 
-from vitslim.report.charts import loss_curve
+from vitslim.report.curve import step_curve
 from vitslim.report.documents import LogLine
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
-from vitslim.report.numbers import ABSENT, fixed, flatten, plain, whole
+from vitslim.report.numbers import ABSENT, digits, fixed, flatten, whole
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.absent import absent
+from vitslim.report.training_log import TrainingLog
 
 STAGE_NAMES = {"warm_start": "Warm start, layer by layer", "distill": "Distillation", "train": "Training"}
+SHOWN_ELSEWHERE = frozenset({"stage", "evaluations", "step_losses_before", "step_losses_after"})
 
 
 def training(parts: ReportParts) -> Markup:
-    """Loss curves of every stage, a line of figures for each, and the final figures that the stages wrote."""
-    pieces = _log_pieces(parts.log, parts.log_is_cut) if parts.log else []
+    """Curves of every stage, a line of figures for each, and what the stages report at their end."""
+    pieces = _log_pieces(parts.log) if parts.log else []
     if parts.metrics:
-        pieces += _last_figures("Warm start, as it ended", parts.metrics.warm_start)
-        pieces += _last_figures("Distillation, as it ended", parts.metrics.distill)
+        pieces += _local_losses(parts.metrics.warm_start)
+        pieces += _last_figures("Warm start: settings and result.", parts.metrics.warm_start)
+        pieces += _last_figures("Distillation: settings and result.", parts.metrics.distill)
     return join(pieces) if pieces else absent("No training log, the weights may be untrained", "vitslim train …")
 
 
-def stages_of(log: list[LogLine]) -> dict[str, list[LogLine]]:
-    """The lines of every stage by step; a step that was repeated after a resume counts once, as run last."""
-    latest: dict[str, dict[int, LogLine]] = {}
-    for line in log:
-        latest.setdefault(line.stage, {})[line.step] = line
-    return {stage: [lines[step] for step in sorted(lines)] for stage, lines in latest.items()}
-
-
-def _log_pieces(log: list[LogLine], log_is_cut: bool) -> list[Markup]:
-    stages = stages_of(log)
-    figures = [one for stage, lines in stages.items() if (one := _curve_figure(stage, lines))]
+def _log_pieces(log: TrainingLog) -> list[Markup]:
+    figures = [one for stage in log.stages() for one in _curve_figures(log, stage)]
     pieces = [element("div", *figures, class_="row two")] if figures else []
-    if log_is_cut:
+    if log.is_cut:
         pieces.append(paragraph("The last line of the log was cut short: training was interrupted.", class_="absent"))
-    diverged = sum(line.loss is not None and not math.isfinite(line.loss) for line in log)
+    diverged = sum(line.loss is not None and not math.isfinite(line.loss) for line in log.lines)
     if diverged:
-        note = f"{diverged} logged losses were not finite: training diverged there."
-        pieces.append(paragraph(element("span", note, class_="bad")))
+        note = (
+            f"{diverged} logged {'loss was' if diverged == 1 else 'losses were'} not finite: training diverged there."
+        )
+        pieces.append(paragraph(element("strong", note, class_="bad")))
+    rows = [_stage_row(stage, log.of(stage, "train")) for stage in log.stages() if log.of(stage, "train")]
     header = ("Stage", "Steps", "First loss", "Last loss", "Last learning rate", "Images per second, median")
-    rows = [_stage_row(stage, lines) for stage, lines in stages.items()]
-    return [*pieces, table("The stages in the order they ran.", header, rows)]
+    return [*pieces, table("The stages in the order they ran.", header, rows)] if rows else pieces
 
 
-def _curve_figure(stage: str, lines: list[LogLine]) -> Markup | None:
-    losses = [line.loss for line in lines]
-    curve = loss_curve(stage, [line.step for line in lines], losses)
-    return figure(STAGE_NAMES.get(stage, stage), curve) if curve else None
+def _curve_figures(log: TrainingLog, stage: str) -> list[Markup]:
+    lines, evaluations = log.of(stage, "train"), log.of(stage, "eval")
+    curves = [
+        ("", step_curve("loss", [line.step for line in lines], [line.loss for line in lines])),
+        (
+            ", accuracy",
+            step_curve("top-1, 0 to 1", [one.step for one in evaluations], [one.top1 for one in evaluations]),
+        ),
+    ]
+    name = STAGE_NAMES.get(stage, stage)
+    return [figure(name + suffix, curve) for suffix, curve in curves if curve is not None]
 
 
 def _stage_row(stage: str, lines: list[LogLine]) -> list[str]:
@@ -59,15 +62,27 @@ def _stage_row(stage: str, lines: list[LogLine]) -> list[str]:
     return [
         STAGE_NAMES.get(stage, stage),
         whole(lines[-1].step),
-        plain(float(f"{losses[0]:.4g}")) if losses else ABSENT,
-        plain(float(f"{losses[-1]:.4g}")) if losses else ABSENT,
-        plain(float(f"{rates[-1]:.3g}")) if rates else ABSENT,
+        digits(losses[0], 4) if losses else ABSENT,
+        digits(losses[-1], 4) if losses else ABSENT,
+        digits(rates[-1], 3) if rates else ABSENT,
         fixed(median(speeds), 1) if speeds else ABSENT,
     ]
 
 
-def _last_figures(title: str, figures: dict[str, Any] | None) -> list[Markup]:
-    if not figures:
+def _local_losses(figures: dict[str, Any] | None) -> list[Markup]:
+    """How well each new module imitates the dense model, before and after the warm start."""
+    before, after = ((figures or {}).get(f"step_losses_{when}") for when in ("before", "after"))
+    if not isinstance(before, dict) or not isinstance(after, dict):
         return []
-    rows = [[name, value] for name, value in flatten(figures).items()]
+    rows = [[f"Step {step}", digits(loss, 4), digits(after.get(step), 4)] for step, loss in before.items()]
+    caption = "Layer-local imitation error on the same batches: 0 is perfect, 1 as bad as a constant."
+    return [table(caption, ("Step", "Before warm start", "After"), rows)]
+
+
+def _last_figures(title: str, figures: dict[str, Any] | None) -> list[Markup]:
+    """What a stage reports at its end, without what stands on the page already."""
+    kept = {name: value for name, value in (figures or {}).items() if name not in SHOWN_ELSEWHERE and value is not None}
+    if not kept:
+        return []
+    rows = [[name, value] for name, value in flatten(kept).items()]
     return [element("div", table(title, ("Figure", "Value"), rows, text_columns=2), class_="facts")]

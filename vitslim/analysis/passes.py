@@ -1,10 +1,10 @@
-"""The analysis of a dense model over a stream of unlabelled images."""
+"""The passes of an analysis over a stream of unlabelled images."""
 
 import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.trunk import is_converted
 
 KINDS: tuple[Kind, ...] = ("identity", "linear")
-STEADY_BATCH = 32  # below it, HSIC₁ of one batch scatters by more than 0.05 on real ViTs' features
+# Mean error of CKA over 128 images, random 4-block ViT: 0.019 in batches of 4, 0.013 of 8, 0.008 of 32 or all at once.
+STEADY_BATCH = 32
 REPLACEMENT_IMAGES = 256  # the standard error of a mean KL is then about a sixteenth of its spread over images
 
 
+@runtime_checkable
 class ImageBatch(Protocol):
     """What the analysis reads of a batch; labels are neither needed nor looked at."""
 
@@ -91,7 +93,8 @@ def analyze(
     if advice.layers:
         batches = _reporting("replace together", _batches(model, loader, few, []), loader, few, progress)
         together = _replace_together(model, batches, maps, measure, advice.layers)
-        advice = advice.model_copy(update={"measured": together})
+        reason = f"{advice.reason} {_all_together(together)}"
+        advice = advice.model_copy(update={"measured": together, "reason": reason})
     return AnalysisReport(
         model=_name(model),
         images=found.images,
@@ -261,6 +264,17 @@ def _notes(found: _Found, maps: list[LinearMap | None], measure: Measure) -> lis
     if measure == "feature_change":
         notes.append("The model has no classifier: changes are relative changes of its pooled features, not KL.")
     return notes
+
+
+def _all_together(effects: list[JointReplacement]) -> str:
+    parts: list[str] = []
+    for effect in effects:
+        stand_in = "identity reuse" if effect.kind == "identity" else "the linear maps"
+        if effect.kl is not None and effect.top1_agreement is not None:
+            parts.append(f"{effect.kl:.3g} nats and {effect.top1_agreement:.0%} of the top classes kept by {stand_in}")
+        elif effect.size is not None:
+            parts.append(f"{effect.size:.3g} of the features' length by {stand_in}")
+    return f"Replaced together, before any training: {', '.join(parts) or 'no finite change'}."
 
 
 def _name(model: nn.Module) -> str:

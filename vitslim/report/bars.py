@@ -1,18 +1,18 @@
-"""The drawings with axes: bars per block, curves of training, bars of speed."""
+"""The drawings made of bars: figures per block, speed ratios, sizes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitslim.report.axes import Axis, drawing, fit_axis, frame
+from vitslim.report.axes import Axis, drawing, fit_axis, value_frame
+from vitslim.report.documents import BenchRow
 from vitslim.report.heatmap import runs
 from vitslim.report.markup import Markup, element
-from vitslim.report.numbers import fixed, times, verdict
+from vitslim.report.numbers import fixed, times
 
 
 @dataclass(frozen=True)
 class Series:
-    """One value of 0..1 per block; ``shade`` is the CSS class that gives its colour."""
+    """One value per block; ``shade`` is the CSS class that gives its colour."""
 
     name: str
     values: Sequence[float | None]
@@ -22,14 +22,15 @@ class Series:
 def block_bars(series: Sequence[Series], layers: Sequence[str], marked: Sequence[int], y_name: str) -> Markup:
     """Bars side by side for every block; the recommended blocks stand on a band."""
     width, height = 480.0, 236.0
-    y_axis = Axis(0, 1, height - 44, 44)
+    largest = max((value for one in series for value in one.values if value is not None), default=1.0)
+    y_axis = Axis(0, max(1.0, largest), height - 44, 44)
     left, right = 38.0, width - 6
     slot = (right - left) / len(layers)
     pieces = [
         element("rect", x=left + first * slot, y=44, width=(last - first + 1) * slot, height=height - 88, class_="band")
         for first, last in runs(marked)
     ]
-    pieces += frame(Axis(-1, -0.5, left, right), y_axis, "block", y_name)
+    pieces += value_frame(left, right, y_axis, "block", y_name)
     pieces += _block_labels(layers, left, slot, height - 28, set(marked))
     bar = slot * 0.74 / len(series)
     for place, one in enumerate(series):
@@ -49,53 +50,52 @@ def block_bars(series: Sequence[Series], layers: Sequence[str], marked: Sequence
     return drawing(width, height, description, *pieces, min_width=420)
 
 
-def loss_curve(stage: str, steps: Sequence[int], losses: Sequence[float | None]) -> Markup | None:
-    """The loss over the steps of one stage; None when no loss is a finite number."""
-    width, height = 480.0, 236.0
-    points = [
-        (step, loss) for step, loss in zip(steps, losses, strict=True) if loss is not None and math.isfinite(loss)
+def speed_bars(rows: Mapping[str, BenchRow], description: str) -> Markup:
+    """Speed ratios against dense as bars that start at 1, to the right faster, to the left slower.
+
+    The thin line over a bar reaches from the 10th to the 90th percentile of the ratio over the rounds.
+    """
+    width, row_height, left, right = 760.0, 26.0, 260.0, 690.0
+    bottom = 30 + row_height * len(rows)
+    reach = [
+        value for row in rows.values() for value in (row.speedup_vs_dense, *(row.spread or ())) if value is not None
     ]
-    if not points:
-        return None
-    y_axis = fit_axis([loss for _, loss in points], height - 44, 34, may_be_log=True)
-    x_axis = Axis(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1, 54, width - 14)
-    pieces = frame(x_axis, y_axis, "step", "loss, logarithmic" if y_axis.is_log else "loss")
-    pieces.append(element("path", d=_broken_path(steps, losses, x_axis, y_axis), class_="curve"))
-    last_step, last_loss = points[-1]
-    dot = {"cx": x_axis.position(last_step), "cy": y_axis.position(last_loss)}
-    pieces.append(
-        element("circle", element("title", f"step {last_step}: {last_loss:.4g}"), r=3.5, class_="curve-end", **dot)
-    )
-    description = (
-        f"Loss of stage {stage}: {points[0][1]:.4g} at step {points[0][0]}, {last_loss:.4g} at step {last_step}"
-    )
-    return drawing(width, height, description, *pieces, min_width=400)
-
-
-def speed_bars(speedups: Mapping[str, float], description: str) -> Markup:
-    """Speed ratios against dense as bars that start at 1: to the right faster, to the left slower."""
-    width, row_height, left, right = 760.0, 26.0, 250.0, 690.0
-    bottom = 30 + row_height * len(speedups)
-    x_axis = fit_axis([*speedups.values(), 0.9, 1.1], left, right)
+    x_axis = fit_axis([*reach, 0.9, 1.1], left, right)
     one = x_axis.position(1)
     pieces: list[Markup] = []
     for tick in x_axis.ticks():
         x = x_axis.position(tick)
         pieces.append(element("line", x1=x, x2=x, y1=24, y2=bottom, class_="grid"))
         pieces.append(element("text", times(tick), x=x, y=bottom + 16, text_anchor="middle", class_="tick"))
-    for place, (name, ratio) in enumerate(speedups.items()):
-        y, here = 30 + place * row_height, x_axis.position(ratio)
-        word = verdict(ratio)
-        bar = {"x": min(one, here), "width": max(1.5, abs(here - one)), "y": y + 3, "height": row_height - 9}
-        pieces.append(
-            element("rect", element("title", f"{name}: {times(ratio)}, {word}"), class_=f"speed-{word}", **bar)
-        )
-        pieces.append(element("text", name, x=left - 34, y=y + 15, text_anchor="end", class_="label"))
-        outside = {"x": here + 6, "text_anchor": "start"} if ratio >= 1 else {"x": here - 6, "text_anchor": "end"}
-        pieces.append(element("text", times(ratio), y=y + 15, class_=f"label value-{word}", **outside))
+    for place, (name, row) in enumerate(rows.items()):
+        pieces += _speed_bar(name, row, x_axis, 30 + place * row_height, row_height)
     pieces.append(element("line", x1=one, x2=one, y1=20, y2=bottom, class_="baseline"))
     pieces.append(element("text", "dense, fused attention", x=one, y=13, text_anchor="middle", class_="tick"))
     return drawing(width, bottom + 24, description, *pieces, min_width=620)
+
+
+def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float, row_height: float) -> list[Markup]:
+    ratio, word = row.speedup_vs_dense, row.verdict
+    if ratio is None or word is None:
+        return []
+    one, here = x_axis.position(1), x_axis.position(ratio)
+    low, high = (x_axis.position(value) for value in row.spread or (ratio, ratio))
+    title = element("title", f"{name}: {times(ratio)}, {word}")
+    bar = {"x": min(one, here), "width": max(1.5, abs(here - one)), "y": y + 4, "height": row_height - 9}
+    end = (
+        {"x": max(here, high) + 7, "text_anchor": "start"}
+        if ratio >= 1
+        else {"x": min(here, low) - 7, "text_anchor": "end"}
+    )
+    middle = y + 4 + (row_height - 9) / 2
+    pieces = [
+        element("text", name, x=x_axis.start - 44, y=y + 16, text_anchor="end", class_="label"),
+        element("rect", title, class_=f"speed-{word}", **bar),
+        element("text", times(ratio), y=y + 16, class_=f"label value-{word}", **end),
+    ]
+    if row.spread:
+        pieces.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"))
+    return pieces
 
 
 def size_bars(sizes: Mapping[str, tuple[float, str]], description: str) -> Markup:
@@ -110,19 +110,6 @@ def size_bars(sizes: Mapping[str, tuple[float, str]], description: str) -> Marku
         pieces.append(element("rect", x=left, y=y + 5, width=max(1.0, end - left), height=row_height - 9, class_="bar"))
         pieces.append(element("text", label, x=end + 7, y=y + 17, class_="label"))
     return drawing(width, row_height * len(sizes) + 6, description, *pieces, min_width=620)
-
-
-def _broken_path(steps: Sequence[int], losses: Sequence[float | None], x_axis: Axis, y_axis: Axis) -> str:
-    """A line through the finite points that breaks where a loss is not a number."""
-    commands: list[str] = []
-    pen = "M"
-    for step, loss in zip(steps, losses, strict=True):
-        if loss is None or not math.isfinite(loss):
-            pen = "M"
-            continue
-        commands.append(f"{pen}{x_axis.position(step):.1f} {y_axis.position(loss):.1f}")
-        pen = "L"
-    return "".join(commands)
 
 
 def _block_labels(layers: Sequence[str], left: float, slot: float, y: float, marked: set[int]) -> list[Markup]:

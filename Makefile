@@ -1,0 +1,46 @@
+# make demo: environment + the whole road on the built-in model;  make test: environment + all checks.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Tests and benchmarks run on one thread: two threads on a small shared machine give noise, not speed.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: venv demo test check format bench readme clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "vitslim needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: venv
+	$(BIN)/vitslim demo --out demo-out --overwrite
+
+# Two runs of the tests: shape checks on for all, then off for those that compile.
+test: check
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not compiled"
+	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(BIN)/python -m pytest -q -m compiled
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: venv
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: venv
+	$(BIN)/python examples/measure.py bench
+
+readme: venv
+	$(BIN)/python examples/measure.py readme
+
+clean:
+	rm -rf $(VENV) demo-out build *.egg-info

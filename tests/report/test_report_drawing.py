@@ -1,0 +1,149 @@
+import math
+import re
+from itertools import pairwise
+
+import pytest
+
+from vitslim.report.axes import Axis, fit_axis, tick_label
+from vitslim.report.bars import Series, block_bars
+from vitslim.report.colour import LIGHTNESS, heat_colour
+from vitslim.report.curve import step_curve
+from vitslim.report.documents import PlanStep
+from vitslim.report.heatmap import heat_map, runs
+from vitslim.report.markup import Markup, element, table
+from vitslim.report.numbers import amount, block_list, fixed, half_width, percent, plain, points, verdict
+from vitslim.report.scatter import Point, accuracy_speed_scatter, pareto_front
+from vitslim.report.strip import plan_strip, reuse_groups
+
+
+def oklab(colour: str) -> tuple[float, float, float]:
+    """sRGB to OKLab, the way opposite to the one under test."""
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    r, g, b = ((c / 12.92) if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    long = (0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b) ** (1 / 3)
+    medium = (0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b) ** (1 / 3)
+    short = (0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b) ** (1 / 3)
+    return (
+        0.2104542553 * long + 0.7936177850 * medium - 0.0040720468 * short,
+        1.9779984951 * long - 2.4285922050 * medium + 0.4505937099 * short,
+        0.0259040371 * long + 0.7827717662 * medium - 0.8086757660 * short,
+    )
+
+
+def test_equal_steps_of_the_value_look_equally_far_apart() -> None:
+    path = [oklab(heat_colour(step / 15)) for step in range(16)]
+    distances = [math.dist(before, after) for before, after in pairwise(path)]
+    # Chords of a curved path, and colours rounded to 1/255: a tenth is far below what the eye tells apart.
+    assert max(distances) / min(distances) < 1.1
+
+
+def test_the_scale_grows_lighter_all_the_way() -> None:
+    lightness = [oklab(heat_colour(step / 63))[0] for step in range(64)]
+    assert all(before < after for before, after in pairwise(lightness))
+    assert (lightness[0], lightness[-1]) == pytest.approx(LIGHTNESS, abs=0.01)
+
+
+def test_values_outside_the_scale_take_its_ends() -> None:
+    assert heat_colour(-0.1) == heat_colour(0.0)
+    assert heat_colour(1.2) == heat_colour(1.0)
+
+
+def test_ticks_are_round_and_inside_the_range() -> None:
+    assert Axis(0, 1, 0, 100).ticks() == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert Axis(0.01, 100, 0, 100, is_log=True).ticks() == [0.01, 0.1, 1, 10, 100]
+    axis = fit_axis([3.0, 3.0], 0, 100)
+    assert axis.low < 3 < axis.high
+    assert tick_label(0.00002) == "2e−5"
+
+
+def test_an_axis_maps_its_range_onto_its_pixels() -> None:
+    axis = Axis(1, 100, 10, 30, is_log=True)
+    assert [axis.position(value) for value in (1, 10, 100, 1000)] == [10, 20, 30, 30]
+
+
+def test_a_heat_map_has_a_cell_per_pair_and_outlines_the_marked_runs() -> None:
+    drawing = heat_map([[1.0, None, 0.5]] * 3, ["a", "b", "c"], [0, 2], "three layers")
+    assert drawing.count("<title>") == 9
+    assert drawing.count('class="undefined"') == 3
+    assert drawing.count('class="marked"') == 2
+    assert "a and c: 0.500" in drawing
+    assert runs([3, 1, 2, 7]) == [(1, 3), (7, 7)]
+
+
+def test_bars_leave_out_what_was_not_measured() -> None:
+    drawing = block_bars([Series("R²", [None, 0.5, 0.25], "first")], ["a", "b", "c"], [1], "R²")
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)"[^>]*><title>|<title>', drawing) if height]
+    assert drawing.count('class="first"') == 2
+    assert not heights or heights[0] == pytest.approx(2 * heights[1])
+
+
+def test_a_curve_breaks_where_the_loss_is_not_a_number() -> None:
+    curve = step_curve("loss", [1, 2, 3, 4], [2.0, math.nan, 1.0, 0.5])
+    assert curve is not None
+    path = re.findall(r'<path d="([^"]+)"', curve)[0]
+    assert path.count("M") == 2
+    assert path.count("L") == 1
+    assert step_curve("loss", [1], [math.inf]) is None
+    assert step_curve("loss", [], []) is None
+
+
+def test_reusing_steps_take_the_last_output_computed_before_them() -> None:
+    kinds = ["dense", "reuse (identity)", "reuse (identity)", "dense", "dense", "reuse (expansion 2)"]
+    plan = [PlanStep(step=step, block=step, mixing=mixing) for step, mixing in enumerate(kinds)]
+    assert reuse_groups(plan) == [(0, [1, 2]), (4, [5])]
+    strip = plan_strip(plan)
+    assert strip.count("<g>") == len(plan)
+    # one tip per reusing step, one dot per source
+    assert strip.count('class="arrow"') == 3 + 2
+
+
+@pytest.mark.parametrize("source", [10, 11])
+def test_a_strip_of_two_rows_carries_lines_over_the_edge(source: int) -> None:
+    mixings = ["dense"] * (source + 1) + ["reuse (identity)"] * 3
+    plan = [
+        PlanStep(step=step, block=step, mixing=mixing, weights="shared with 0") for step, mixing in enumerate(mixings)
+    ]
+    assert plan_strip(plan).count('class="arrow"') == 4
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    points_at = {
+        "dense": (1.0, 0.8),
+        "worse": (0.9, 0.79),
+        "fast": (1.4, 0.7),
+        "middle": (1.2, 0.75),
+        "lost": (1.1, 0.74),
+    }
+    models = [Point(name, speedup, top1, 10 / speedup) for name, (speedup, top1) in points_at.items()]
+    assert [point.name for point in pareto_front(models)] == ["fast", "middle", "dense"]
+    assert accuracy_speed_scatter(models, "five models").count("<circle") == 5
+
+
+def test_text_is_escaped_and_markup_is_not() -> None:
+    assert element("p", "a < b", Markup("<br>"), title='"') == '<p title="&quot;">a &lt; b<br></p>'
+    assert element("meta", charset="utf-8") == '<meta charset="utf-8">'
+    assert '<th scope="row">x &amp; y</th>' in table("c", ["h"], [["x & y"]])
+
+
+def test_numbers_are_written_with_their_units() -> None:
+    assert (amount(22_160_000), amount(4_439_000_000, "MAC"), amount(950)) == ("22.16\u202fM", "4.439\u202fGMAC", "950")
+    assert amount(999_960) == "1000.0\u202fk"
+    assert (percent(0.7981), points(-0.004), points(0.01), fixed(None)) == (
+        "79.81\u202f%",
+        "−0.40 points",
+        "+1.00 points",
+        "–",
+    )
+    assert (fixed(1234.5, 1), plain([1, 2.5, "a"]), plain({"a": None}), plain([])) == (
+        "1\u202f234.5",
+        "1, 2.5, a",
+        "a –",
+        "none",
+    )
+    assert block_list([3, 4, 5, 8]) == "3–5, 8"
+    assert half_width(0.5, 10_000) == pytest.approx(0.0098)
+
+
+def test_a_ratio_too_close_to_one_is_no_gain() -> None:
+    assert [verdict(ratio) for ratio in (0.97, 0.99, 1.0, 1.015, 1.03)] == ["slower", "even", "even", "even", "faster"]
+    assert verdict(1.1, (0.98, 1.2)) == "even"

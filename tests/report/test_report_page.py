@@ -1,0 +1,207 @@
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from vitslim.errors import CheckpointError
+from vitslim.report import ReportParts, read_parts, render_report, write_report
+from vitslim.report.markup import VOID_ELEMENTS
+
+SENTENCES = {
+    "analysis.json": "vitslim analyze …",
+    "plan.json": "vitslim convert …",
+    "metrics.json": "vitslim eval …",
+    "export/parity.json": "vitslim verify …",
+    "bench.json": "vitslim bench …",
+}
+
+
+class Reader(HTMLParser):
+    """Checks that every element is closed in order, and collects what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def words(page: str) -> str:
+    """What a reader sees, with ordinary spaces."""
+    return " ".join(" ".join(read(page).text).replace("\u202f", " ").split())
+
+
+def test_every_section_stands_on_the_page_of_a_whole_folder(folder: Path) -> None:
+    page = render_report(read_parts(folder))
+    ids = {attributes.get("id") for tag, attributes in read(page).tags if tag == "section"}
+    assert ids == {"redundancy", "change", "training", "accuracy", "speed", "parity", "environment", "reproduce"}
+    assert 'class="absent">Not measured: run' not in page
+    # three heat maps, their scale, two bar charts, the strip, two losses, one accuracy, speed, work
+    assert page.count("<svg") == 12
+
+
+def test_numbers_on_the_page_are_those_of_the_files(folder: Path) -> None:
+    text = words(render_report(read_parts(folder)))
+    for number in (
+        *("78.75 %", "81.25 %", "−2.50 points", "90.25 %", "0.0321"),  # metrics
+        *("1.25× faster", "0.90× slower", "10.00", "125.0", "1.500 M", "30.00 MMAC", "75.0 %"),  # bench
+        *("0.871", "0.512", "0.123", "91.7 %", "76.5 %"),  # analysis
+        *("3.1e−06", "2.0e−02", "out of tolerance", "1 of 2 checks"),  # parity
+        *("27.94 k", "reuse (expansion 0.5)", "kept 8 of 16"),  # plan
+        *("0.66", "0.022", "0.6667", "100.0"),  # training
+        *("Toy CPU", "tensorrt fp16: no GPU.", "1.00", "3.11"),  # environment, files
+    ):
+        assert number in text, number
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_missing_part_is_said_in_one_sentence(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    page = render_report(read_parts(folder))
+    assert page.count(f"<code>{SENTENCES[name]}</code>") == 1
+    read(page)
+
+
+def test_a_page_of_nothing_but_absences_is_whole_and_honest() -> None:
+    page = render_report(ReportParts(name="empty"))
+    assert all(f"<code>{sentence}</code>" in page for sentence in SENTENCES.values())
+    assert "vitslim train …" in page
+    assert words(page).count("not measured") >= 4
+
+
+def test_training_that_left_no_trace_is_said(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    (folder / "metrics.json").unlink()
+    assert "the weights may be untrained: run" in words(render_report(read_parts(folder)))
+
+
+def test_a_slower_student_is_called_slower_in_its_own_colour(folder: Path) -> None:
+    page = render_report(read_parts(folder))
+    assert '<span class="bad">slower in 1</span>' in page
+    assert '<span class="bad">0.90× slower</span>' in page
+    assert 'class="speed-slower"' in page
+
+
+def test_a_missing_dense_control_is_said(folder: Path, parts: dict) -> None:
+    (folder / "metrics.json").write_text(json.dumps(parts["metrics.json"] | {"dense_control": None}))
+    assert "There is no dense control" in words(render_report(read_parts(folder)))
+
+
+def test_text_from_the_files_cannot_become_markup(folder: Path, parts: dict) -> None:
+    hostile = "<script>alert('&\"')</script>"
+    poisoned = json.loads(json.dumps(parts).replace("vit_toy", "HOSTILE").replace("Toy CPU", "HOSTILE"))
+    text = (
+        json.dumps(poisoned).replace('"own"', '"HOSTILE"').replace("They are", "HOSTILE").replace("blocks.1", "HOSTILE")
+    )
+    for name, document in json.loads(text.replace("HOSTILE", json.dumps(hostile)[1:-1])).items():
+        (folder / name).write_text(json.dumps(document))
+    (folder / "recipe.yaml").write_text(hostile)
+    page = render_report(read_parts(folder))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+    read(page)
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(folder: Path) -> None:
+    page = render_report(read_parts(folder))
+    assert re.search(r"(https?:)?//\w|@import|url\(", page) is None
+    for tag, attributes in read(page).tags:
+        assert tag not in {"script", "link", "img", "iframe", "object"}
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_drawings_are_well_formed_and_described_and_tables_scoped(folder: Path) -> None:
+    page = render_report(read_parts(folder))
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        root = ElementTree.fromstring(drawing)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+        assert "nan" not in drawing.lower()
+    tags = read(page).tags
+    assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in tags if tag == "th")
+    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_table_row_has_as_many_cells_as_its_header(folder: Path) -> None:
+    page = render_report(read_parts(folder))
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        widths = {len(row) for row in (re.findall(r"<t[hd]", line) for line in table.split("<tr>")[1:])}
+        assert len(widths) == 1
+
+
+def test_the_same_parts_make_the_same_page(folder: Path) -> None:
+    assert render_report(read_parts(folder)) == render_report(read_parts(folder))
+
+
+def test_writing_puts_the_page_into_the_folder(folder: Path) -> None:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    assert path.read_text() == render_report(read_parts(folder))
+
+
+def test_a_failed_write_leaves_the_old_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(folder)
+    before = path.read_text()
+    (folder / "env.json").write_text('{"python": "3.13"}')
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(folder)
+    assert path.read_text() == before
+    assert not list(folder.glob(".report*"))
+
+
+def test_an_empty_folder_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds none of config.json"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_classifier_is_judged_by_its_features(folder: Path, parts: dict) -> None:
+    analysis = parts["analysis.json"]
+    for one in (*analysis["replacement"], *analysis["recommended"]["measured"]):
+        one |= {"kl": None, "top1_agreement": None, "feature_change": 0.234}
+    (folder / "analysis.json").write_text(json.dumps(analysis))
+    text = words(render_report(read_parts(folder)))
+    assert "23.4 %" in text
+    assert "same class" not in text.split("What was changed")[0]
+
+
+def test_images_without_labels_show_agreement_instead_of_accuracy(folder: Path, parts: dict) -> None:
+    metrics = parts["metrics.json"]
+    for one in ("teacher", "student", "dense_control"):
+        metrics[one] |= {"top1": None, "top5": None}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    text = words(render_report(read_parts(folder)))
+    assert "Agreement with the teacher 90.25 %" in text
+    assert "The images have no labels" in text

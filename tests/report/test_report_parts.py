@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from vitslim.errors import CheckpointError
+from vitslim.report import read_parts
+from vitslim.report.documents import Bench, PlanStep
+from vitslim.report.parts import PART_FILES
+
+JSON_FILES = [name for name in PART_FILES if name.endswith(".json")]
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_truncated_json_is_refused_by_name(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(CheckpointError, match=path.name):
+        read_parts(folder)
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_json_of_another_form_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).write_text('"a string"')
+    with pytest.raises(CheckpointError, match="expected form"):
+        read_parts(folder)
+
+
+def test_a_matrix_of_the_wrong_size_is_refused(folder: Path, parts: dict) -> None:
+    parts["analysis.json"]["cka"]["z"].pop()
+    (folder / "analysis.json").write_text(json.dumps(parts["analysis.json"]))
+    with pytest.raises(CheckpointError, match="cka.z is not 4×4"):
+        read_parts(folder)
+
+
+def test_a_latency_of_zero_and_infinite_numbers_are_refused(folder: Path, parts: dict) -> None:
+    for broken in (0, float("inf")):
+        parts["bench.json"]["rows"][0]["latency_ms_p50"] = broken
+        (folder / "bench.json").write_text(json.dumps(parts["bench.json"]))
+        with pytest.raises(CheckpointError, match="latency_ms_p50"):
+            read_parts(folder)
+
+
+def test_unknown_fields_are_left_alone(folder: Path, parts: dict) -> None:
+    parts["metrics.json"]["student"]["novel"] = 1
+    (folder / "metrics.json").write_text(json.dumps(parts["metrics.json"] | {"more": {}}))
+    assert read_parts(folder).metrics is not None
+
+
+def test_log_lines_belong_to_the_stage_that_started_before_them(folder: Path) -> None:
+    log = read_parts(folder).log
+    assert log is not None
+    assert log.stages() == ["warm_start", "distill"]
+    assert [line.step for line in log.of("warm_start", "train")] == [1, 2, 3]
+    assert [line.img_s for line in log.of("distill", "train")] == [50.0, 50.0]
+    assert [line.top1 for line in log.of("distill", "eval")] == [0.7875]
+
+
+def test_logs_in_folders_of_their_own_are_read_too(folder: Path) -> None:
+    (folder / "train" / "control").mkdir()
+    (folder / "train" / "control" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    log = read_parts(folder).log
+    assert log is not None
+    assert set(log.stages()) == {"control", "warm_start", "distill"}
+
+
+def test_a_repeated_step_counts_once_as_it_ran_last(folder: Path) -> None:
+    with (folder / "train" / "log.jsonl").open("a") as log:
+        log.write('{"event": "train", "stage": "distill", "step": 20, "loss": 7.0}\n')
+    read = read_parts(folder).log
+    assert read is not None
+    assert [(line.step, line.loss) for line in read.of("distill", "train")] == [(10, 0.1), (20, 7.0)]
+
+
+def test_a_cut_last_line_is_no_error_but_a_broken_one_before_it_is(folder: Path) -> None:
+    path = folder / "train" / "log.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"event": "tr')
+    log = read_parts(folder).log
+    assert log is not None
+    assert log.is_cut
+    path.write_text(whole + "{oops}\n")
+    with pytest.raises(CheckpointError, match="line 9 is not JSON"):
+        read_parts(folder)
+
+
+def test_a_diverged_loss_is_read_whether_number_or_text(folder: Path) -> None:
+    path = folder / "train" / "log.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": "inf"}\n')
+    log = read_parts(folder).log
+    assert log is not None
+    assert [str(line.loss) for line in log.lines] == ["nan", "inf"]
+
+
+def test_sizes_of_the_files_to_deploy_are_taken_from_the_disk(folder: Path) -> None:
+    assert read_parts(folder).file_bytes == {"model.safetensors": 2**20}
+
+
+def test_a_plan_step_says_what_its_words_mean() -> None:
+    step = PlanStep(step=5, block=2, mixing="reuse (expansion 0.25)", tokens="kept 98 of 196", weights="shared with 4")
+    assert (step.mixing_kind, step.reuses, step.kept_tokens, step.shares_with) == ("reuse", True, (98, 196), 4)
+    plain = PlanStep(step=0, block=0, mixing="dense")
+    assert (plain.reuses, plain.kept_tokens, plain.shares_with) == (False, None, None)
+
+
+def test_the_baseline_is_found_without_being_named(parts: dict) -> None:
+    unnamed = {name: value for name, value in parts["bench.json"].items() if name != "baseline"}
+    bench = Bench.model_validate(unnamed)
+    assert (bench.dense_name, bench.student_name) == ("dense", "student")
+
+
+def test_a_ratio_whose_spread_holds_one_is_even(parts: dict) -> None:
+    row = Bench.model_validate(parts["bench.json"]).rows[1]
+    assert row.verdict == "faster"
+    assert row.model_copy(update={"speedup_p10": 0.99}).verdict == "even"
+    assert row.model_copy(update={"speedup_vs_dense": None}).verdict is None

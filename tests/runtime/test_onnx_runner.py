@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.runtime import OrtRunner, Runner, open_artifact
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+
+def write_mean(path, *, batch="batch", element="FLOAT", properties=None):
+    """A graph whose logits are the channel means: an ONNX file without an exporter."""
+    kind = getattr(onnx.TensorProto, element)
+    images = onnx.helper.make_tensor_value_info("images", kind, [batch, 3, 4, 4])
+    logits = onnx.helper.make_tensor_value_info("logits", kind, [batch, 3])
+    axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
+    node = onnx.helper.make_node("ReduceMean", ["images", "axes"], ["logits"], keepdims=0)
+    graph = onnx.helper.make_graph([node], "mean", [images], [logits], [axes])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.helper.set_model_props(model, properties or {})
+    onnx.save(model, path)
+    return path
+
+
+def test_it_runs_any_batch_and_reads_what_the_file_declares(tmp_path):
+    path = write_mean(tmp_path / "mean.onnx", properties={"precision": "fp16", "producer": "vitslim"})
+    images = torch.randn(5, 3, 4, 4)
+    with open_artifact(path, threads=1) as runner:
+        assert isinstance(runner, Runner)
+        assert isinstance(runner, OrtRunner)
+        assert (runner.name, runner.backend, runner.precision) == ("mean", "ort", "fp16")
+        assert runner.inputs[0].shape == (None, 3, 4, 4)
+        assert runner.metadata["producer"] == "vitslim"
+        torch.testing.assert_close(runner.run(images), images.mean((2, 3)))
+        torch.testing.assert_close(runner.run(images[:1]), images[:1].mean((2, 3)))
+
+
+def test_half_inputs_are_fed_as_half_and_come_back_as_float32(tmp_path):
+    with OrtRunner(write_mean(tmp_path / "half.onnx", element="FLOAT16")) as runner:
+        assert runner.precision == "fp16"
+        assert runner.run(torch.ones(1, 3, 4, 4)).dtype == torch.float32
+
+
+def test_images_that_do_not_fit_are_refused_with_both_shapes(tmp_path):
+    with OrtRunner(write_mean(tmp_path / "two.onnx", batch=2)) as runner:
+        assert runner.inputs[0].batch == 2
+        with pytest.raises(ConfigError, match=r"takes 2x3x4x4, given 3x3x4x4"):
+            runner.run(torch.zeros(3, 3, 4, 4))
+
+
+def test_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        OrtRunner(tmp_path / "none.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"not onnx")
+    with pytest.raises(CheckpointError, match="cannot load broken.onnx"):
+        OrtRunner(tmp_path / "broken.onnx")
+
+
+def test_a_suffix_that_no_backend_reads_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no backend for this suffix"):
+        open_artifact(tmp_path / "model.pt")
+
+
+def test_a_closed_runner_says_so(tmp_path):
+    runner = OrtRunner(write_mean(tmp_path / "mean.onnx"))
+    runner.close()
+    with pytest.raises(ConfigError, match="closed"):
+        runner.run(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_a_missing_provider_names_the_package(tmp_path):
+    with pytest.raises(MissingDependencyError, match="onnxruntime-gpu"):
+        OrtRunner(write_mean(tmp_path / "mean.onnx"), provider="cuda")
+
+
+def test_a_missing_onnxruntime_names_the_extra(tmp_path, monkeypatch):
+    path = write_mean(tmp_path / "mean.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"vitslim\[onnx\]"):
+        OrtRunner(path)

@@ -1,0 +1,302 @@
+"""Saving a model to a folder that says how it was made, and loading it back by doing that again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitslim.errors import CheckpointError, ConfigError, VitslimError
+from vitslim.files import atomic_path, read_json, write_json, write_text
+from vitslim.methods import replay
+from vitslim.models import BaseModel, build_base, describe, preprocessing
+from vitslim.models.base import refresh
+from vitslim.shapes import Config
+from vitslim.trunk import Conversion, is_converted, trunk_of
+
+FORMAT = "vitslim"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class SavedConversion(Config):
+    """One conversion as it stands in config.json."""
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class SavedModel(Config):
+    """config.json: how to build the model whose tensors lie in model.safetensors."""
+
+    format: str
+    format_version: int
+    base: BaseModel
+    conversions: list[SavedConversion]
+    dtype: str
+    input: dict[str, Any]
+    class_names: list[str] | None = None
+    versions: dict[str, str]
+
+
+def save(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    base: BaseModel | None = None,
+    class_names: list[str] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write config.json, model.safetensors and a model card into a folder.
+
+    Args:
+        model: a converted model, or a dense timm model of a supported family.
+        out: the folder; made when it is not there.
+        overwrite: replace the model in a folder that is not empty; other files in it stay.
+        base: how the dense model is built, where the model itself cannot tell.
+        class_names: labels of the outputs, in order.
+        metrics: accuracy figures for the model card, fractions of 1.
+
+    Raises:
+        ConfigError: the folder is not empty, or the model cannot be described.
+    """
+    folder = Path(out)
+    check_output_folder(folder, overwrite=overwrite)
+    config = describe_saved(model, base=base, class_names=class_names)
+    document = config.model_dump(mode="json")
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    if any(value.is_meta for value in tensors.values()):
+        raise ConfigError("a model on the meta device has no weights to save; open it on a real device")
+    with atomic_path(folder / WEIGHTS_FILE) as scratch:
+        # The same description travels inside the file, so that the file alone can be loaded.
+        save_file(tensors, scratch, metadata={"format": "pt", FORMAT: json.dumps(document)})
+    write_json(folder / CONFIG_FILE, document)
+    write_text(folder / "README.md", model_card(config, model, metrics))
+    return folder
+
+
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that would be written over.
+
+    Raises:
+        ConfigError: it is a file, or it is not empty and ``overwrite`` was not given.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(f"output folder {folder} is not empty; pass --overwrite (overwrite=True) or another folder")
+
+
+def describe_saved(
+    model: nn.Module, *, base: BaseModel | None = None, class_names: list[str] | None = None
+) -> SavedModel:
+    """What config.json says of a model.
+
+    Raises:
+        ConfigError: the model cannot be rebuilt from a name and options.
+    """
+    known = base or (trunk_of(model).base if is_converted(model) else describe(model))
+    if known is None:
+        raise ConfigError(
+            f"this {type(model).__name__} cannot be rebuilt from a name: it was built by hand with unusual settings or cut "
+            "with prune_intermediate_layers; pass base=BaseModel(architecture=..., options={...})"
+        )
+    history = trunk_of(model).history if is_converted(model) else ()
+    return SavedModel(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        base=refresh(known, model),
+        conversions=[SavedConversion(method=entry.method, options=dict(entry.options)) for entry in history],
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        input=asdict(preprocessing(model)),
+        class_names=class_names,
+        versions=versions(),
+    )
+
+
+def load(path: str | Path) -> nn.Module:
+    """Load a saved model, in eval mode, by building the dense one, replaying its conversions, and filling it.
+
+    Args:
+        path: a folder that ``save`` wrote, its model.safetensors alone, or ``hf-hub:owner/name``.
+
+    Raises:
+        CheckpointError: missing, corrupt or truncated files, an unknown format, or tensors that do not fit.
+    """
+    config, weights = _locate(path)
+    model = build(config)
+    _fill(model, weights)
+    return model.eval()
+
+
+def load_config(path: str | Path) -> SavedModel:
+    """The description alone, without the weights."""
+    return _locate(path)[0]
+
+
+def build(config: SavedModel) -> nn.Module:
+    """The model that a description names, with random weights.
+
+    Raises:
+        CheckpointError: the description does not work with this version of vitslim or timm.
+    """
+    try:
+        dense = build_base(config.base)
+        model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
+    except CheckpointError:
+        raise
+    except (VitslimError, TypeError) as error:
+        raise CheckpointError(
+            f"the saved description cannot be rebuilt: {error} (saved with vitslim "
+            f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"
+        ) from error
+    return model.to(_FLOATS[config.dtype])
+
+
+def is_saved_model(path: str | Path) -> bool:
+    """Whether a path looks like something that ``save`` wrote."""
+    place = Path(path)
+    return (place / CONFIG_FILE).is_file() or (place.is_file() and place.suffix == ".safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a saved model depends on."""
+    found: dict[str, str] = {}
+    for name in ("vitslim", "torch", "timm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def model_card(config: SavedModel, model: nn.Module, metrics: Mapping[str, Any] | None) -> str:
+    """README.md of a saved model: what it is, how it was made, how to use it, what was measured."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    made = " → ".join(["dense", *(entry.method for entry in config.conversions)])
+    lines = [
+        f"# {config.base.architecture}, {made}",
+        "",
+        f"Made with vitslim {config.versions['vitslim']} (torch {config.versions['torch']}, "
+        f"timm {config.versions['timm']}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | `{config.base.architecture}` |",
+        f"| image size | {config.input['image_size'][0]} × {config.input['image_size'][1]} px |",
+        f"| parameters | {parameters / 1e6:.2f} M |",
+    ]
+    for entry in config.conversions:
+        options = ", ".join(f"{name}={value}" for name, value in entry.options.items() if value is not None)
+        lines.append(f"| {entry.method} | {options} |")
+    lines += ["", "```python", "import vitslim", "", 'model = vitslim.load("this folder")', "```", ""]
+    lines += _metric_lines(metrics)
+    return "\n".join(lines)
+
+
+def _metric_lines(metrics: Mapping[str, Any] | None) -> list[str]:
+    if not metrics:
+        return ["No accuracy was measured when this model was saved.", ""]
+    lines = ["| model | top-1 | top-5 | agreement with the teacher | images |", "|---|---|---|---|---|"]
+    for name, row in metrics.items():
+        if isinstance(row, Mapping) and "top1" in row:
+            cells = [_percent(cast(Any, row).get(key)) for key in ("top1", "top5", "agreement")]
+            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {cast(Any, row).get('images', '-')} |")
+    return [*lines, ""]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _locate(path: str | Path) -> tuple[SavedModel, Path]:
+    place = _downloaded(str(path)) if str(path).startswith(("hf-hub:", "hf_hub:")) else Path(path)
+    if place.is_dir():
+        if not (place / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{place} holds no {CONFIG_FILE}; wanted a folder that vitslim.save wrote")
+        return _read_config(read_json(place / CONFIG_FILE), place / CONFIG_FILE), place / WEIGHTS_FILE
+    if not place.is_file():
+        raise CheckpointError(f"{place} does not exist; wanted a folder or a {WEIGHTS_FILE} that vitslim.save wrote")
+    with _opened(place) as tensors:
+        described = (tensors.metadata() or {}).get(FORMAT)
+    if described is None:
+        raise CheckpointError(f"{place} carries no vitslim description; load its folder, or open it with weights=")
+    return _read_config(json.loads(described), place), place
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = name.split(":", 1)[1]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{name} could not be fetched ({reason}); without network load a local folder") from error
+
+
+def _read_config(document: Any, where: Path) -> SavedModel:
+    if not isinstance(document, dict) or cast(Any, document).get("format") != FORMAT:
+        raise CheckpointError(f"{where} is not a vitslim description (no format: {FORMAT!r})")
+    found = cast(Any, document).get("format_version")
+    if found != FORMAT_VERSION:
+        raise CheckpointError(f"{where} has format version {found}; this vitslim reads {FORMAT_VERSION}: update vitslim")
+    try:
+        config = SavedModel(**document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"{where} is damaged: {faults}") from None
+    if config.dtype not in _FLOATS:
+        raise CheckpointError(f"{where}: dtype {config.dtype!r} is not one of {', '.join(_FLOATS)}")
+    return config
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing, corrupt or truncated: {error}") from error
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    with _opened(path) as tensors:
+        names = set(tensors.keys())
+        _check_names(path, names, set(own))
+        state: dict[str, Tensor] = {name: tensors.get_tensor(name) for name in names}
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(value.shape)}, the model that config.json describes wants "
+                f"{tuple(own[name].shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def _check_names(path: Path, given: set[str], wanted: set[str]) -> None:
+    missing, extra = sorted(wanted - given), sorted(given - wanted)
+    if not missing and not extra:
+        return
+    parts: list[str] = []
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
+    if extra:
+        close = difflib.get_close_matches(extra[0], sorted(wanted), n=1)
+        hint = f" (nearest known: {close[0]!r})" if close else ""
+        parts.append(f"{len(extra)} are unknown, first {extra[0]!r}{hint}")
+    raise CheckpointError(f"{path} does not fit the model that config.json describes: {'; '.join(parts)}")

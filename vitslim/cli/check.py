@@ -1,0 +1,179 @@
+"""Verbs that measure or deploy what was made: eval, export, verify, bench, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitslim.cli import options
+from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.errors import CheckFailedError, ConfigError
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    app.command("eval")(evaluate)
+    app.command()(export)
+    app.command()(verify)
+    app.command()(bench)
+    app.command()(report)
+
+
+def evaluate(
+    model: options.ModelArgument,
+    data: Annotated[str, typer.Option("--data", help="images with labels")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="model to compare with", show_default=False)] = None,
+    batch_size: options.BatchSizeOption = 64,
+    limit: Annotated[int | None, typer.Option("--limit", help="images, spread over the classes", min=1)] = None,
+    weights: options.WeightsOption = None,
+    device: options.DeviceOption = "cpu",
+    json: options.JsonOption = False,
+) -> None:
+    """Top-1, top-5 and agreement with a teacher on held-out images."""
+    from vitslim import pipeline
+    from vitslim.cli.look import open_named
+    from vitslim.cli.make import _print_metrics
+
+    student = open_named(model, weights, False, None, None)
+    with Screen() as screen:
+        found = pipeline.evaluate(
+            student, data, teacher=teacher, batch_size=batch_size, limit=limit, device=device, progress=screen
+        )
+    if json:
+        print_json({"model": model, **found.model_dump(mode="json")})
+        return
+    _print_metrics({model: found.model_dump()})
+
+
+def export(
+    folder: FolderArgument,
+    to: Annotated[str, typer.Option("--to", help="onnx")] = "onnx",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16")] = "fp32",
+    out: Annotated[Path | None, typer.Option("--out", help="file; default DIR/export/model.onnx", show_default=False)] = None,
+    no_optimize: Annotated[bool, typer.Option("--no-optimize", help="leave onnxslim out")] = False,
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Write a saved model as an ONNX file with a dynamic batch."""
+    from vitslim import pipeline
+    from vitslim.pipeline.verbs import default_artifact
+
+    if precision not in ("fp32", "fp16"):
+        raise ConfigError(f"--precision {precision!r}: wanted fp32 or fp16")
+    path = out or default_artifact(folder, precision)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; pass --overwrite or another --out")
+    result = pipeline.export(str(folder), path, to=to, precision=precision, optimize=not no_optimize)
+    if json:
+        print_json(result.model_dump(mode="json"))
+        return
+    say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB, opset {result.opset}); check it with `vitslim verify {folder}`")
+
+
+def verify(
+    folder: FolderArgument,
+    artifact: Annotated[list[Path] | None, typer.Argument(help="files; default all in DIR/export")] = None,
+    data: options.DataOption = None,
+    images: Annotated[int, typer.Option("--images", help="images compared", min=1)] = 32,
+    batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,3",
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="largest difference; default per precision", show_default=False)
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Compare exported files with the model on real images; exit code 1 when one is out of tolerance."""
+    from vitslim import pipeline
+    from vitslim.files import write_json
+
+    batches = options.numbers(batch, "--batch")
+    found = pipeline.verify(
+        str(folder), artifact or None, data=data, images=images, batches=batches, tolerance=tolerance
+    )
+    document = found.model_dump(mode="json")
+    write_json(folder / "export" / "parity.json", document)
+    if json:
+        print_json(document)
+    else:
+        print_table("", ("file", "precision", "batch", "max diff", "mean diff", "cosine", "same top-1", "passed"), [
+            _parity_row(check) for check in document["checks"]
+        ])
+    failed = [check for check in document["checks"] if not check["passed"]]
+    if failed:
+        worst = max(failed, key=lambda check: check["max_abs"])
+        raise CheckFailedError(
+            f"{len(failed)} of {len(document['checks'])} checks failed; the worst differs by {worst['max_abs']:.3g} "
+            f"in {worst['artifact']} at batch {worst['batch']}, tolerance {worst['tolerance']}"
+        )
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="folders or model names")],
+    against: Annotated[str, typer.Option("--against", help="'dense' (the base of the first model) or a model")] = "dense",
+    backend: Annotated[str, typer.Option("--backend", help="torch, compiled, ort")] = "torch,ort",
+    batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads", min=1)] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", help="samples per model", min=5)] = 30,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file", show_default=False)] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Latency and throughput beside the dense model with fused attention, in one interleaved run."""
+    from vitslim import pipeline
+    from vitslim.bench import caption, skipped_lines, text_table
+    from vitslim.files import write_json
+
+    with Screen() as screen:
+        found = pipeline.benchmark(
+            models,
+            against=against,
+            backends=options.words(backend),
+            batches=options.numbers(batch, "--batch"),
+            precisions=options.words(precision),
+            threads=threads,
+            rounds=rounds,
+            device=device,
+            progress=screen,
+        )
+    document = found.model_dump(mode="json")
+    if out is not None:
+        write_json(out, document)
+    folders = [Path(model) for model in models if (Path(model) / "config.json").is_file()]
+    if out is None and len(folders) == 1:
+        write_json(folders[0] / "bench.json", document)
+    if json:
+        print_json(document)
+        return
+    typer.echo(text_table(found.rows))
+    typer.echo(caption(found))
+    for line in skipped_lines(found):
+        say(line)
+
+
+def report(
+    folder: FolderArgument,
+) -> None:
+    """Render report.html of an output folder again."""
+    from vitslim.report import write_report
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    say(f"wrote {write_report(folder)}")
+
+
+def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:
+    same = check["top1_agreement"]
+    return (
+        Path(check["artifact"]).name,
+        check["precision"],
+        str(check["batch"]),
+        f"{check['max_abs']:.2e}",
+        f"{check['mean_abs']:.2e}",
+        f"{check['cosine']:.6f}",
+        "-" if same is None else f"{100 * same:.0f} %",
+        "yes" if check["passed"] else "NO",
+    )

@@ -1,0 +1,282 @@
+"""Verbs that only look: list, inspect, analyze, doctor."""
+
+from __future__ import annotations
+
+import platform
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitslim.cli import options
+from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.errors import ConfigError
+
+_OPTIONAL = {
+    "training": ("train", ("accelerate", "tensorboard")),
+    "HF and webdataset images": ("data", ("datasets", "webdataset")),
+    "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
+    "plots": ("report", ("matplotlib", "psutil")),
+    "TensorRT engines": ("tensorrt", ("tensorrt",)),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    app.command("list")(list_what)
+    app.command()(inspect)
+    app.command()(analyze)
+    app.command()(doctor)
+
+
+def list_what(
+    what: Annotated[str, typer.Argument(help="models, methods or aliases")] = "methods",
+    json: options.JsonOption = False,
+) -> None:
+    """List models, methods or aliases; `list models` builds each of timm's ViTs without weights."""
+    if what == "methods":
+        _list_methods(json)
+    elif what == "aliases":
+        _list_aliases(json)
+    elif what == "models":
+        _list_models(json)
+    else:
+        raise ConfigError(f"list {what!r} is not known; wanted models, methods or aliases")
+
+
+def inspect(
+    model: options.ModelArgument,
+    img_size: options.ImageSizeOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """What a model is and costs, and which methods can convert it. Nothing is downloaded."""
+    found = describe_model(model, img_size)
+    if json:
+        print_json(found)
+        return
+    height, width = found["image_size"]
+    say(f"{found['model']}  ({found['family']})", style="bold")
+    print_table(
+        "",
+        ("", ""),
+        [
+            ("parameters", f"{found['params'] / 1e6:.2f} M"),
+            ("MACs", f"{found['macs'] / 1e9:.3f} G at {height} × {width}"),
+            ("tokens", f"{found['prefix_tokens']} prefix + {found['grid'][0]} × {found['grid'][1]} patches"),
+            ("blocks", str(found["depth"])),
+            ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
+        ],
+    )
+    if found["plan"]:
+        columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
+        print_table("\nplan", columns, [[str(row[name]) for name in columns] for row in found["plan"]])
+    rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
+    print_table("\nmethods", ("method", "can convert", "reason"), rows)
+
+
+def describe_model(name: str, img_size: str | None = None) -> dict[str, Any]:
+    """The document of ``inspect``; dense models are built without weights."""
+    import torch
+
+    from vitslim import checkpoint
+    from vitslim.bench import count_macs, count_parameters
+    from vitslim.errors import UnsupportedModelError
+    from vitslim.methods import method_support
+    from vitslim.models import adapter_for, family_of, open_model, preprocessing, resolve_name, token_layout
+    from vitslim.trunk import is_converted, plan_summary, trunk_of
+
+    size = options.image_size(img_size)
+    if checkpoint.is_saved_model(name):
+        if size is not None:
+            raise ConfigError(f"--img-size goes with a model's name; {name} is a saved model of its own size")
+        model = checkpoint.load(name)
+    else:
+        show_resolved(name)
+        with torch.device("meta"):
+            model = open_model(name, pretrained=False, img_size=size)
+    converted = is_converted(model)
+    if not converted:
+        try:
+            adapter_for(model)
+        except UnsupportedModelError as error:
+            say(f"note: {error}", style="yellow")
+    layout = token_layout(model)
+    return {
+        "model": name if checkpoint.is_saved_model(name) else resolve_name(name),
+        "family": family_of(model),
+        "params": count_parameters(model),
+        "macs": count_macs(model),
+        "image_size": list(preprocessing(model).image_size),
+        "prefix_tokens": layout.prefix,
+        "grid": list(layout.grid),
+        "depth": len(model.blocks),  # pyright: ignore[reportArgumentType]
+        "conversions": [
+            {"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history
+        ]
+        if converted
+        else [],
+        "plan": plan_summary(model) if converted else [],
+        "methods": method_support(model),
+    }
+
+
+def analyze(
+    model: options.ModelArgument,
+    data: Annotated[str, typer.Option("--data", help="images; labels are not needed")],
+    out: Annotated[Path, typer.Option("--out", help="folder for analysis.json and the plots")],
+    images: Annotated[int, typer.Option("--images", help="images of the streaming pass", min=4)] = 1024,
+    replacement_images: Annotated[
+        int, typer.Option("--replacement-images", help="images on which layers are replaced one by one", min=1)
+    ] = 256,
+    batch_size: options.BatchSizeOption = 64,
+    weights: options.WeightsOption = None,
+    no_pretrained: options.NoPretrainedOption = False,
+    img_size: options.ImageSizeOption = None,
+    device: options.DeviceOption = "cpu",
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Find what is redundant in a dense model: CKA, linear predictability, effect of replacing a layer."""
+    from vitslim import pipeline
+    from vitslim.analysis import write_plots
+    from vitslim.checkpoint import check_output_folder
+    from vitslim.files import write_json
+
+    check_output_folder(out, overwrite=overwrite)
+    dense = open_named(model, weights, no_pretrained, img_size, None)
+    with Screen() as screen:
+        report = pipeline.analyze(
+            dense,
+            data,
+            images=images,
+            replacement_images=replacement_images,
+            batch_size=batch_size,
+            device=device,
+            progress=screen,
+        )
+    document = report.model_dump(mode="json")
+    write_json(out / "analysis.json", document)
+    plots = write_plots(report, out / "plots")
+    if json:
+        print_json(document)
+        return
+    say(f"wrote {out / 'analysis.json'} and {len(plots)} plots in {out / 'plots'}")
+    rows = [_layer_row(report, layer) for layer in range(len(report.layers))]
+    print_table(
+        f"\n{report.images} images; replacement on {report.replacement_images}",
+        ("layer", "R² from the one before", "KL with identity reuse", "KL with linear map", "recommended to reuse"),
+        rows,
+    )
+    say(f"\n{report.recommended.reason}")
+    for note in report.notes:
+        say(f"note: {note}")
+
+
+def doctor(json: options.JsonOption = False) -> None:
+    """Versions, devices, and what is missing for what."""
+    import torch
+
+    from vitslim.bench import environment
+
+    missing: dict[str, dict[str, Any]] = {}
+    for purpose, (extra, modules) in _OPTIONAL.items():
+        absent = [name for name in modules if find_spec(name) is None]
+        missing[purpose] = {"ready": not absent, "missing": absent, "install": f"pip install 'vitslim[{extra}]'"}
+    document = {
+        "versions": {name: _version(name) for name in ("vitslim", "torch", "torchvision", "timm", "safetensors")},
+        "python": platform.python_version(),
+        "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
+        "purposes": missing,
+        "environment": environment(),
+    }
+    if json:
+        print_json(document)
+        return
+    versions: dict[str, str] = document["versions"]
+    print_table("", ("package", "version"), [("python", document["python"]), *versions.items()])
+    say(f"\ndevices: {', '.join(document['devices'])}")
+    rows = [(name, "ready" if row["ready"] else "missing " + ", ".join(row["missing"]), "" if row["ready"] else row["install"])
+            for name, row in missing.items()]
+    print_table("\nwhat works here", ("for", "state", "to install"), rows)
+
+
+def open_named(name: str, weights: Path | None, no_pretrained: bool, img_size: str | None, classes: int | None) -> Any:
+    """Open a model as the options say, and tell what an alias stands for."""
+    from vitslim import pipeline
+
+    show_resolved(name)
+    return pipeline.open_any(
+        name,
+        pretrained=not no_pretrained,
+        weights=weights,
+        img_size=options.image_size(img_size),
+        num_classes=classes,
+    )
+
+
+def show_resolved(name: str) -> None:
+    """Tell which timm model an alias stands for."""
+    aliases = import_module("vitslim.models").ALIASES
+    if name in aliases:
+        say(f"{name} → {aliases[name]}")
+
+
+def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
+    changes = {row.kind: row.size for row in report.replacement if row.layer == layer}
+    r2 = report.linear_r2[layer]
+    cells = [f"{value:.4f}" if value is not None else "-" for value in (changes.get("identity"), changes.get("linear"))]
+    return (str(layer), "-" if r2 is None else f"{r2:.3f}", *cells, "yes" if layer in report.recommended.layers else "")
+
+
+def _list_methods(json: bool) -> None:
+    from vitslim.methods import METHODS
+
+    rows = [
+        {"name": method.name, "source": method.source, "options": list(method.config.model_fields)}
+        for method in METHODS.values()
+    ]
+    if json:
+        print_json(rows)
+    else:
+        print_table("", ("method", "options", "source"), [(r["name"], ", ".join(r["options"]), r["source"]) for r in rows])
+
+
+def _list_aliases(json: bool) -> None:
+    from vitslim.models import ALIASES
+
+    if json:
+        print_json(ALIASES)
+    else:
+        print_table("", ("alias", "timm model"), list(ALIASES.items()))
+
+
+def _list_models(json: bool) -> None:
+    from vitslim.models import catalog
+    from vitslim.models.catalog import isotropic_names
+    from vitslim.progress import Progress
+
+    total = len(isotropic_names()) + 1
+    rows: list[Any] = []
+    with Screen() as screen:
+        for info in catalog():
+            rows.append(info)
+            screen(Progress("list models", len(rows), total, "models"))
+    if json:
+        print_json([info.model_dump() for info in rows])
+        return
+    print_table("", ("model", "family", "converts", "reason"), [
+        (info.name, info.family, "yes" if info.supported else "no", info.reason) for info in rows
+    ])
+    say(f"\n{sum(info.supported for info in rows)} of {len(rows)} can be converted")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+

@@ -1,0 +1,226 @@
+"""Verbs that make something: convert, train, run, demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitslim.cli import options
+from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitslim.pipeline import RunResult
+    from vitslim.recipe import Recipe
+
+OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_default=False)]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    app.command()(convert)
+    app.command()(train)
+    app.command()(run)
+    app.command()(demo)
+
+
+def convert(
+    model: options.ModelArgument,
+    method: Annotated[list[str], typer.Option("--method", help="a method; repeat the option to compose")],
+    out: OutOption,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="[METHOD.]KEY=VALUE", help="an option of a method, as layers=3-8"),
+    ] = None,
+    data: options.DataOption = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="passes of distillation; default 3", show_default=False)
+    ] = None,
+    control: Annotated[bool, typer.Option("--control", help="train the dense model with the same budget too")] = False,
+    batch_size: options.BatchSizeOption = 64,
+    weights: options.WeightsOption = None,
+    no_pretrained: options.NoPretrainedOption = False,
+    img_size: options.ImageSizeOption = None,
+    num_classes: options.ClassesOption = None,
+    setting: options.SetOption = None,
+    device: options.DeviceOption = "cpu",
+    seed: options.SeedOption = 0,
+    overwrite: options.OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Convert a pretrained ViT; with --data also analyze, warm start, distill, evaluate."""
+    from vitslim.recipe import read_recipe
+
+    document: dict[str, Any] = {
+        "model": {
+            "name": model,
+            "pretrained": not no_pretrained,
+            "weights": None if weights is None else str(weights),
+            "img_size": options.image_size(img_size),
+            "num_classes": num_classes,
+        },
+        "convert": options.method_entries(method, option or []),
+        "device": device,
+        "seed": seed,
+    }
+    if data is not None:
+        document |= {
+            "data": {"source": data, "batch_size": batch_size},
+            "analyze": {},
+            "warm_start": {},
+            "distill": {"epochs": 3.0 if epochs is None else epochs},
+            "control": control,
+        }
+    elif epochs is not None or control:
+        raise ConfigError("--epochs and --control train the model and need images; add --data")
+    recipe = read_recipe(document, setting or [], origin="convert")
+    _walk(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
+
+
+def train(
+    model: options.ModelArgument,
+    data: Annotated[str, typer.Option("--data", help="images")],
+    out: OutOption,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="model to learn from; none: labels alone", show_default=False)
+    ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start from random weights")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    epochs: Annotated[float, typer.Option("--epochs", help="passes over the images")] = 3.0,
+    batch_size: options.BatchSizeOption = 64,
+    num_classes: options.ClassesOption = None,
+    img_size: options.ImageSizeOption = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="training settings, as lr=1e-3 or ema_decay=0.99")
+    ] = None,
+    device: options.DeviceOption = "cpu",
+    seed: options.SeedOption = 0,
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
+    from vitslim import checkpoint, pipeline
+    from vitslim.pipeline.training import read_distill_config, train_to_folder
+
+    hard = teacher is None
+    config = read_distill_config({"epochs": epochs, "seed": seed, "hard": float(hard), "soft": float(not hard)}, setting)
+    if not resume:
+        checkpoint.check_output_folder(out, overwrite=overwrite)
+    from vitslim.cli.look import show_resolved
+
+    show_resolved(model)
+    given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
+    if from_scratch:
+        given["pretrained"] = False
+    student = pipeline.open_any(model, **given)
+    dense = None if teacher is None else pipeline.open_any(teacher)
+    with Screen() as screen:
+        result = train_to_folder(
+            student, dense, data, config, out, batch_size=batch_size, device=device, resume=resume, progress=screen
+        )
+    if json:
+        print_json(result)
+        return
+    _print_metrics(result["metrics"])
+    say(f"wrote {out}")
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="recipe file, YAML")],
+    out: OutOption,
+    setting: options.SetOption = None,
+    overwrite: options.OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Walk a recipe's whole road; finished stages whose inputs have not changed are skipped."""
+    from vitslim.recipe import load_recipe
+
+    _walk(load_recipe(recipe, setting or []), out, overwrite=overwrite, dry_run=dry_run, json=json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("demo-out"),
+    quick: Annotated[bool, typer.Option("--quick", help="a smoke run of a minute; its figures mean little")] = False,
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """The whole road on the built-in model and images, with every method, ending in a report. Needs no download."""
+    from vitslim.pipeline.demo import run_demo
+
+    with Screen() as screen:
+        result = run_demo(out, quick=quick, overwrite=overwrite, progress=screen)
+    if json:
+        print_json(result)
+        return
+    columns = ("model", "top-1", "vs control", "agreement", "parameters", "MACs", "ONNX file", "speed vs dense")
+    print_table("", columns, [[row[name] for name in columns] for row in result["table"]])
+    for note in result["notes"]:
+        say(note)
+    say(f"\nopen {result['report']}")
+
+
+def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bool) -> None:
+    from vitslim.cli.look import show_resolved
+    from vitslim.pipeline import require_passed
+    from vitslim.pipeline import run as run_recipe
+    from vitslim.recipe import write_yaml
+
+    show_resolved(recipe.model.name)
+    if dry_run:
+        from vitslim.pipeline.road import check
+
+        summary = check(recipe)
+        if json:
+            print_json({"recipe": recipe.model_dump(mode="json"), "plan": summary})
+            return
+        say("nothing is written; the resolved recipe:\n")
+        typer.echo(write_yaml(recipe))
+        _print_plan(summary)
+        return
+    with Screen() as screen:
+        result = run_recipe(recipe, out, overwrite=overwrite, progress=screen)
+    _show_result(recipe, result, json=json)
+    require_passed(result)
+
+
+def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
+    from vitslim.trunk import is_converted, plan_summary
+
+    plan = plan_summary(result.student) if is_converted(result.student) else []
+    if json:
+        print_json({"out": str(result.folder), "metrics": dict(result.metrics), "plan": plan, "passed": result.passed})
+        return
+    _print_plan(plan)
+    _print_metrics(result.metrics)
+    if recipe.distill is None and recipe.convert:
+        say(
+            "\nnote: the new weights are untrained, since no data was given; "
+            f"`vitslim train {result.folder} --teacher {recipe.model.name} --data IMAGES --out DIR` trains them",
+            style="yellow",
+        )
+    say(f"\nwrote {result.folder}")
+
+
+def _print_plan(plan: list[dict[str, Any]]) -> None:
+    if plan:
+        columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
+        print_table("\nplan", columns, [[str(row[name]) for name in columns] for row in plan])
+
+
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
+    rows = [
+        (name.replace("_", " "), *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")), str(row["images"]))
+        for name, row in metrics.items()
+    ]
+    if rows:
+        print_table("\naccuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,99 @@
+"""What a person sees while something runs: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from vitslim.progress import Progress
+
+_LOG_EVERY_SECONDS = 10.0
+_SHOWN = ("loss", "img_s", "top1", "lr")
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command, on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def say(message: str, *, style: str = "") -> None:
+    """One line for a person, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style=style, markup=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for a person, on stdout."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
+    for name, right in zip(columns, numeric, strict=True):
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A log or a pipe has no width of its own; wide tables are not to be cut there.
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    console.print(table)
+
+
+class Screen:
+    """Shows the reports of long-running work; use it as a context manager and pass it as ``progress``."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description:<22}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}  {task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, report: Progress) -> None:
+        figures = "  ".join(f"{name} {report.metrics[name]:.4g}" for name in _SHOWN if name in report.metrics)
+        if self._bars is None:
+            self._log(report, figures)
+            return
+        if report.stage not in self._tasks:
+            self._tasks[report.stage] = self._bars.add_task(
+                report.stage, total=report.total, unit=report.unit, figures=""
+            )
+        self._bars.update(self._tasks[report.stage], completed=report.done, total=report.total, figures=figures)
+
+    def _log(self, report: Progress, figures: str) -> None:
+        now = time.monotonic()
+        begun = self._started.setdefault(report.stage, now)
+        ended = report.total is not None and report.done >= report.total
+        if not ended and now - self._said.get(report.stage, begun - _LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
+            return
+        self._said[report.stage] = now
+        of = "" if report.total is None else f"/{report.total}"
+        say(f"[{now - begun:6.1f} s] {report.stage:<22} {report.done}{of} {report.unit}  {figures}".rstrip())
+
+
+def _is_number(text: str) -> bool:
+    head = text.strip().split(" ")[0].rstrip("%xM")
+    return head in ("", "-") or head.replace(".", "", 1).replace("-", "", 1).replace("+", "", 1).isdigit()

@@ -1,0 +1,27 @@
+"""Words into work: the verbs and the road, each writing only where it was told to."""
+
+from vitslim.pipeline.road import RunResult, require_passed, run
+from vitslim.pipeline.verbs import (
+    analyze,
+    benchmark,
+    distill,
+    evaluate,
+    export,
+    open_any,
+    verify,
+    warm_start,
+)
+
+__all__ = [
+    "RunResult",
+    "analyze",
+    "benchmark",
+    "distill",
+    "evaluate",
+    "export",
+    "open_any",
+    "require_passed",
+    "run",
+    "verify",
+    "warm_start",
+]

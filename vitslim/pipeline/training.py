@@ -1,0 +1,72 @@
+"""Training one model into its own folder, outside of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from vitslim import checkpoint
+from vitslim.data import DataConfig
+from vitslim.errors import ConfigError
+from vitslim.files import write_json
+from vitslim.pipeline.verbs import on_device, open_loader
+from vitslim.progress import ProgressCallback, silent
+from vitslim.recipe import with_overrides
+from vitslim.train import DistillConfig
+from vitslim.train import distill as train
+from vitslim.train import evaluate as measure
+
+
+def read_distill_config(defaults: Mapping[str, Any], settings: Iterable[str] | None) -> DistillConfig:
+    """Training settings from defaults and ``key=value`` assignments.
+
+    Raises:
+        ConfigError: unknown settings or values out of range.
+    """
+    merged = with_overrides(defaults, settings or [])
+    if merged.get("steps") is not None:
+        merged.pop("epochs", None)
+    try:
+        return DistillConfig(**merged)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(f"--set: {faults}; known: {', '.join(DistillConfig.model_fields)}") from None
+
+
+def train_to_folder(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: str | Path | DataConfig,
+    config: DistillConfig,
+    out: str | Path,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: ProgressCallback = silent,
+) -> dict[str, Any]:
+    """Train, evaluate, and save a model with its log, settings and metrics.
+
+    Returns:
+        ``{"out", "result", "metrics"}`` as plain data.
+    """
+    folder = Path(out)
+    student = on_device(student, device)
+    dense = None if teacher is None else on_device(teacher, device)
+    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, seed=config.seed)
+    held_out = open_loader(data, student, split="val", batch_size=batch_size)
+    result = train(
+        student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
+    )
+    metrics = {"student": measure(student, held_out, teacher=dense, progress=progress).model_dump(mode="json")}
+    if dense is not None:
+        metrics["teacher"] = measure(dense, held_out, progress=progress).model_dump(mode="json")
+    names = held_out.class_names
+    checkpoint.save(student, folder, overwrite=True, class_names=None if names is None else list(names), metrics=metrics)
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "train" / "result.json", result.model_dump(mode="json"))
+    return {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": metrics}

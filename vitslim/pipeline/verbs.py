@@ -1,0 +1,304 @@
+"""The single verbs, as Python users call them: models by name or object, data by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vitslim import checkpoint
+from vitslim.data import DataConfig, Loader, open_data
+from vitslim.errors import ConfigError, DataError, MissingDependencyError
+from vitslim.models import open_model, preprocessing
+from vitslim.progress import ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from vitslim.analysis import AnalysisReport
+    from vitslim.bench import BenchReport
+    from vitslim.export import OnnxExport, ParityReport
+    from vitslim.train import EvalResult, TrainResult
+
+ModelLike = nn.Module | str | Path
+DataLike = str | Path | DataConfig | Loader
+
+
+def open_any(model: ModelLike, **options: Any) -> nn.Module:
+    """A module as it is; a folder or file of ours loaded; anything else opened as a dense model by name.
+
+    Raises:
+        ConfigError: unknown name, or options for something that was saved.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if checkpoint.is_saved_model(model):
+        given = [name for name, value in options.items() if value not in (None, True)]
+        if given:
+            raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
+        return checkpoint.load(model)
+    if isinstance(model, Path) or "/" in model and ":" not in model:
+        raise ConfigError(f"{model} is neither a folder nor a file that vitslim wrote; wanted one, or a timm name")
+    return open_model(model, **options)
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """The model moved to a device that is really there.
+
+    Raises:
+        ConfigError: the device's name is not one.
+        MissingDependencyError: the device is absent.
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is not one; wanted cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise MissingDependencyError(f"device {device!r} was asked for, but no usable GPU is there; use cpu")
+        if (wanted.index or 0) >= torch.cuda.device_count():
+            raise MissingDependencyError(f"device {device!r} was asked for; there are {torch.cuda.device_count()} GPUs")
+    return model.to(wanted)
+
+
+def open_loader(
+    data: DataLike,
+    model: nn.Module,
+    *,
+    split: str = "val",
+    training: bool = False,
+    batch_size: int = 64,
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Loader:
+    """Images prepared as the model wants them, from a path, a data set's name, or a loader that is one already."""
+    if isinstance(data, Loader):
+        return data
+    return open_data(
+        data,
+        split=split,  # pyright: ignore[reportArgumentType]
+        preprocessing=preprocessing(model),
+        batch_size=batch_size,
+        training=training,
+        limit=limit,
+        seed=seed,
+        **options,
+    )
+
+
+def analyze(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    images: int | None = 1024,
+    replacement_images: int = 256,
+    batch_size: int = 64,
+    split: str = "train",
+    device: str = "cpu",
+    progress: ProgressCallback = silent,
+) -> AnalysisReport:
+    """What is redundant in a dense model; labels are not needed. See ``vitslim.analysis.analyze``."""
+    from vitslim.analysis import analyze as analyze_layers
+
+    dense = on_device(open_any(model), device)
+    loader = open_loader(data, dense, split=split, batch_size=batch_size, limit=images)
+    return analyze_layers(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
+
+
+def warm_start(
+    student: nn.Module,
+    teacher: ModelLike,
+    data: DataLike,
+    *,
+    batch_size: int = 64,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> TrainResult:
+    """Fit all new modules of a converted model to the dense one, layer by layer at once; labels are not needed."""
+    from vitslim.train import WarmStartConfig
+    from vitslim.train import warm_start as fit
+
+    dense = open_any(teacher).to(next(student.parameters()).device)
+    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size)
+    return fit(student, dense, loader, WarmStartConfig(**options), progress=progress)
+
+
+def distill(
+    student: nn.Module,
+    teacher: ModelLike | None,
+    data: DataLike,
+    *,
+    batch_size: int = 64,
+    out_dir: str | Path | None = None,
+    resume: bool = False,
+    validate: bool = True,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> nn.Module:
+    """Train a student in place, to a teacher or to labels, and give it back; options are ``DistillConfig``'s."""
+    from vitslim.train import DistillConfig
+    from vitslim.train import distill as train
+
+    dense = None if teacher is None else open_any(teacher).to(next(student.parameters()).device)
+    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size)
+    held_out = open_loader(data, student, split="val", batch_size=batch_size) if validate else None
+    config = DistillConfig(**options)
+    train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)
+    return student
+
+
+def evaluate(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    teacher: ModelLike | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    device: str = "cpu",
+    progress: ProgressCallback = silent,
+) -> EvalResult:
+    """Top-1, top-5 and agreement with a teacher on the held-out split."""
+    from vitslim.train import evaluate as measure
+
+    student = on_device(open_any(model), device)
+    dense = None if teacher is None else on_device(open_any(teacher), device)
+    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit)
+    return measure(student, loader, teacher=dense, progress=progress)
+
+
+def export(
+    model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", **options: Any
+) -> OnnxExport:
+    """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
+
+    Raises:
+        ConfigError: an unknown target, or no path for a model that is not a folder.
+    """
+    from vitslim.export import export_onnx
+
+    if to != "onnx":
+        raise ConfigError(f"export to {to!r} is not known; wanted 'onnx'")
+    if path is None:
+        if isinstance(model, nn.Module) or not Path(model).is_dir():
+            raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
+        path = default_artifact(model, precision)
+    return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
+
+
+def default_artifact(folder: str | Path, precision: str) -> Path:
+    """Where the ONNX file of a saved folder lies."""
+    return Path(folder) / "export" / ("model.onnx" if precision == "fp32" else f"model-{precision}.onnx")
+
+
+def verify(
+    model: ModelLike,
+    artifacts: str | Path | Sequence[str | Path] | None = None,
+    *,
+    data: DataLike | None = None,
+    images: int = 32,
+    batches: tuple[int, ...] = (1, 3),
+    tolerance: float | None = None,
+) -> ParityReport:
+    """Compare exported artefacts with the model on real images.
+
+    Raises:
+        ConfigError: nothing was exported yet.
+    """
+    from vitslim.export import verify as compare
+
+    live = open_any(model)
+    paths = _artifacts(model, artifacts)
+    sample = sample_images(live, data or default_data(live), max(images, *batches))
+    checks = [check for path in paths for check in compare(live, path, sample, batches=batches, tolerance=tolerance).checks]
+    from vitslim.export import ParityReport
+
+    return ParityReport(checks=checks)
+
+
+def sample_images(model: nn.Module, data: DataLike, count: int) -> Tensor:
+    """The first ``count`` held-out images as the model wants them.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    loader = open_loader(data, model, split="val", batch_size=min(count, 64), limit=count)
+    found: list[Tensor] = []
+    for batch in loader:
+        found.append(batch.images)
+        if sum(len(part) for part in found) >= count:
+            break
+    if not found:
+        raise DataError(f"{loader.origin}: no image could be read")
+    return torch.cat(found)[:count]
+
+
+def default_data(model: nn.Module) -> DataLike:
+    """The built-in images at the model's size, for checks that need images and not their labels."""
+    size = max(preprocessing(model).image_size)
+    return f"fractals:classes=4,train_per_class=1,val_per_class=16,image_size={size}"
+
+
+def benchmark(
+    models: Mapping[str, ModelLike] | Iterable[ModelLike],
+    *,
+    against: ModelLike | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> BenchReport:
+    """Latency, throughput and cost, every model beside the dense one with fused attention in the same run.
+
+    Args:
+        models: names or folders, or a mapping of row names to models.
+        against: the dense baseline; without it the base of the first converted model, or the first dense one.
+        options: fields of ``BenchConfig``.
+    """
+    from vitslim.bench import benchmark as measure
+    from vitslim.export import export_onnx
+
+    named = dict(models) if isinstance(models, Mapping) else {_row_name(model): model for model in models}
+    opened = {name: open_any(model) for name, model in named.items()}
+    if not opened:
+        raise ConfigError("bench was given no model")
+    baseline = _baseline(opened, against)
+    opened = {"dense": baseline, **{name: model for name, model in opened.items() if model is not baseline}}
+    return measure(opened, baseline="dense", exporter=export_onnx, progress=progress, **options)
+
+
+def dense_twin(model: nn.Module) -> nn.Module:
+    """The dense model that a converted one came from, at the same size; weights are random.
+
+    Raises:
+        ConfigError: the model does not know its base.
+    """
+    described = checkpoint.describe_saved(model)
+    return checkpoint.build(described.model_copy(update={"conversions": []})).eval()
+
+
+def _baseline(opened: Mapping[str, nn.Module], against: ModelLike | None) -> nn.Module:
+    from vitslim.trunk import is_converted
+
+    if against is not None and against != "dense":
+        return open_any(against, pretrained=False) if isinstance(against, str) else open_any(against)
+    for model in opened.values():
+        if not is_converted(model):
+            return model
+    return dense_twin(next(iter(opened.values())))
+
+
+def _row_name(model: ModelLike) -> str:
+    if isinstance(model, nn.Module):
+        raise ConfigError("models given as objects need names: pass a mapping of names to models")
+    return Path(model).name or str(model)
+
+
+def _artifacts(model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    if artifacts is not None:
+        return [Path(artifacts)] if isinstance(artifacts, str | Path) else [Path(path) for path in artifacts]
+    if isinstance(model, nn.Module):
+        raise ConfigError("verify needs the artefacts to compare, or a folder that holds them")
+    found = sorted((Path(model) / "export").glob("*.onnx"))
+    if not found:
+        raise ConfigError(f"{model} holds no exported artefact; run `vitslim export {model} --to onnx` first")
+    return found
