@@ -112,8 +112,8 @@ def describe_saved(
     known = base or (trunk_of(model).base if is_converted(model) else describe(model))
     if known is None:
         raise ConfigError(
-            f"this {type(model).__name__} cannot be rebuilt from a name: it was built by hand with unusual settings or cut "
-            "with prune_intermediate_layers; pass base=BaseModel(architecture=..., options={...})"
+            f"this {type(model).__name__} cannot be rebuilt from a name: it was built by hand with unusual settings, "
+            "or cut with prune_intermediate_layers; pass base=BaseModel(architecture=..., options={...})"
         )
     history = trunk_of(model).history if is_converted(model) else ()
     return SavedModel(
@@ -255,7 +255,7 @@ def _read_config(document: Any, where: Path) -> SavedModel:
         raise CheckpointError(f"{where} is not a vitslim description (no format: {FORMAT!r})")
     found = cast(Any, document).get("format_version")
     if found != FORMAT_VERSION:
-        raise CheckpointError(f"{where} has format version {found}; this vitslim reads {FORMAT_VERSION}: update vitslim")
+        raise CheckpointError(f"{where} has format version {found}; this vitslim reads {FORMAT_VERSION}: update it")
     try:
         config = SavedModel(**document)
     except ValidationError as error:

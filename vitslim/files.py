@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from vitslim.errors import CheckpointError
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Generator[Path]:
     """Yield a scratch path beside ``path``; on success it replaces ``path``, on any failure it is removed.
 
     The scratch file lies in the same folder, because only a rename inside one file system is atomic. Its content

@@ -22,6 +22,7 @@ SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads
 SHALLOW = SIZE | {"depth": 2}  # exporting takes time in proportion to the depth
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: VisionTransformer(**SIZE),
+    "one_block": lambda: VisionTransformer(**SIZE | {"depth": 1}),
     "eva": lambda: Eva(**SHALLOW, use_rot_pos_emb=True, swiglu_mlp=True, scale_mlp=True),
     "beit": lambda: Beit(**SHALLOW, use_rel_pos_bias=True, init_values=0.1),
     "skipat": lambda: convert(VisionTransformer(**SIZE).eval(), "skipat", layers=range(1, 3)),
@@ -60,3 +61,8 @@ def exported(tmp_path_factory) -> Callable[..., tuple[nn.Module, Path, OnnxExpor
         return built(name), path, export_onnx(built(name), path, precision=precision, **options)
 
     return export
+
+
+@pytest.fixture(scope="session", name="alive")
+def alive_() -> Callable[[nn.Module], nn.Module]:
+    return alive

@@ -9,7 +9,8 @@ from torch import nn
 
 from vitslim.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from vitslim.export import export_onnx
-from vitslim.runtime import OrtRunner
+from vitslim.export.metadata import artifact_metadata
+from vitslim.runtime import OrtRunner, working_copy
 
 
 def test_the_file_has_one_named_input_and_output_with_a_free_batch(exported):
@@ -46,7 +47,7 @@ def test_fp16_accumulates_softmax_and_layer_norm_in_float32_between_float32_ends
 
 
 def test_fp16_at_opset_20_with_half_ends_is_for_older_runtimes(exported, images):
-    model, path, record = exported("vit", "fp16", opset=20, fp32_ends=False)
+    model, path, record = exported("one_block", "fp16", opset=20, fp32_ends=False)
     assert record.opset == 20
     assert record.inputs[0].dtype == record.outputs[0].dtype == "float16"
     with OrtRunner(path) as runner, torch.no_grad():
@@ -68,9 +69,7 @@ def test_the_file_says_what_it_is_and_nothing_about_this_machine(exported):
     assert str(path.parent).encode() not in content
 
 
-def test_the_callers_metadata_is_added_and_cannot_contradict_the_exporter(tmp_path, monkeypatch, exported):
-    from vitslim.export.metadata import artifact_metadata
-
+def test_the_callers_metadata_is_added_and_cannot_contradict_the_exporter(exported):
     model = exported("vit")[0]
     entries = artifact_metadata(model, "fp32", {"base_model": "mine", "labels": ["a", "b"], "top1": 0.5})
     assert (entries["base_model"], entries["labels"], entries["top1"]) == ("mine", '["a", "b"]', "0.5")
@@ -79,9 +78,7 @@ def test_the_callers_metadata_is_added_and_cannot_contradict_the_exporter(tmp_pa
 
 
 def test_a_model_without_classifier_gives_features_at_a_fixed_batch(tmp_path, exported):
-    from vitslim.runtime import working_copy
-
-    headless = working_copy(exported("vit")[0])
+    headless = working_copy(exported("one_block")[0])
     headless.reset_classifier(0)
     record = export_onnx(headless, tmp_path / "features.onnx", batch=2, optimize=False)
     assert [(value.name, value.shape) for value in record.outputs] == [("features", [2, 48])]
@@ -143,6 +140,11 @@ def test_a_model_without_weights_or_too_large_for_one_file_is_refused_before_tra
     huge.head.weight = nn.Parameter(torch.zeros(1).expand(600_000_000))  # 2.4 GB on paper, four bytes in memory
     with pytest.raises(ConfigError, match=r"take 2\.4 GB"):
         export_onnx(huge, tmp_path / "model.onnx")
+
+
+def test_a_precision_that_could_not_be_verified_is_refused(tmp_path, exported):
+    with pytest.raises(ConfigError, match="bf16 is not offered; choose from fp32, fp16"):
+        export_onnx(exported("vit")[0], tmp_path / "model.onnx", precision="bf16")
 
 
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, exported):

@@ -29,7 +29,7 @@ def test_json_of_another_form_is_refused_by_name(folder: Path, name: str) -> Non
 def test_a_matrix_of_the_wrong_size_is_refused(folder: Path, parts: dict) -> None:
     parts["analysis.json"]["cka"]["z"].pop()
     (folder / "analysis.json").write_text(json.dumps(parts["analysis.json"]))
-    with pytest.raises(CheckpointError, match="cka.z is not 4×4"):
+    with pytest.raises(CheckpointError, match=r"cka\.z is not 4×4"):
         read_parts(folder)
 
 

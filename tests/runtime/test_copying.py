@@ -1,4 +1,5 @@
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitslim.methods import convert
@@ -35,8 +36,6 @@ def test_a_working_copy_of_a_compiled_model_is_the_module_itself(model):
 
 
 def test_hooks_of_vitslim_itself_stay_because_they_are_part_of_the_model(images):
-    from timm.models.vision_transformer import VisionTransformer
-
     flexible = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3, num_classes=10, dynamic_img_size=True
     )

@@ -52,7 +52,7 @@ def test_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         OrtRunner(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"not onnx")
-    with pytest.raises(CheckpointError, match="cannot load broken.onnx"):
+    with pytest.raises(CheckpointError, match=r"cannot load broken\.onnx"):
         OrtRunner(tmp_path / "broken.onnx")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.runtime import Runner, TorchRunner
+from vitslim.runtime import Runner, TorchRunner, working_copy
 
 
 def test_the_eager_runner_is_the_model(model, images):
@@ -25,8 +25,6 @@ def test_a_lower_precision_takes_and_gives_float32_and_leaves_the_model_in_float
 
 
 def test_a_model_without_a_classifier_gives_features(model):
-    from vitslim.runtime import working_copy
-
     headless = working_copy(model)
     headless.reset_classifier(0)
     with TorchRunner(headless) as runner:
@@ -47,7 +45,6 @@ def test_a_missing_gpu_is_named(model):
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, while it builds its C++ wrapper
 def test_the_compiled_runner_agrees_with_the_eager_one(model, images):
     with TorchRunner(model, compiled=True) as compiled, TorchRunner(model) as eager:

@@ -15,6 +15,7 @@ from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
+from vitslim.trunk import is_converted
 
 _NO_CPU_MEMORY = (
     "peak_memory_mib is null on the CPU: the resident peak belongs to the process, which holds every competitor"
@@ -54,7 +55,7 @@ def benchmark(
         options: fields of ``BenchConfig``.
 
     Raises:
-        ConfigError: an unknown option, a baseline that is absent, or one whose attention is not fused.
+        ConfigError: an unknown option, a baseline that is absent, converted, or whose attention is not fused.
     """
     config = _config(options)
     _check_baseline(models, baseline)
@@ -109,6 +110,8 @@ def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:
             f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(models) or 'nothing: no models given'}"
         )
         raise ConfigError(f"baseline '{baseline}' is not among the models; {hint}")
+    if is_converted(models[baseline]):
+        raise ConfigError(f"baseline '{baseline}' is converted; give the dense model it came from as the baseline")
     # A gain over unfused attention is not a gain: nobody deploys it.
     unfused = [name for name, part in models[baseline].named_modules() if getattr(part, "fused_attn", None) is False]
     if unfused:

@@ -68,7 +68,7 @@ def interleaved_latencies_ms(
     return samples
 
 
-def percentile(samples: list[float], percent: float) -> float:
+def percentile(samples: list[float], percent: int) -> float:
     """The value below which ``percent`` (0..100) of the samples lie, linear between neighbours."""
     return float(np.percentile(samples, percent))
 

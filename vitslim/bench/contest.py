@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ _MIB = 2**20
 _FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/")
 
 
+@runtime_checkable
 class OnnxExporter(Protocol):
     """What writes a model as an ONNX file: ``vitslim.export.export_onnx``, handed in since export lies beside bench."""
 

@@ -113,9 +113,7 @@ def describe_model(name: str, img_size: str | None = None) -> dict[str, Any]:
         "prefix_tokens": layout.prefix,
         "grid": list(layout.grid),
         "depth": len(model.blocks),  # pyright: ignore[reportArgumentType]
-        "conversions": [
-            {"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history
-        ]
+        "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history]
         if converted
         else [],
         "plan": plan_summary(model) if converted else [],
@@ -198,8 +196,14 @@ def doctor(json: options.JsonOption = False) -> None:
     versions: dict[str, str] = document["versions"]
     print_table("", ("package", "version"), [("python", document["python"]), *versions.items()])
     say(f"\ndevices: {', '.join(document['devices'])}")
-    rows = [(name, "ready" if row["ready"] else "missing " + ", ".join(row["missing"]), "" if row["ready"] else row["install"])
-            for name, row in missing.items()]
+    rows = [
+        (
+            name,
+            "ready" if row["ready"] else "missing " + ", ".join(row["missing"]),
+            "" if row["ready"] else row["install"],
+        )
+        for name, row in missing.items()
+    ]
     print_table("\nwhat works here", ("for", "state", "to install"), rows)
 
 
@@ -234,14 +238,16 @@ def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
 def _list_methods(json: bool) -> None:
     from vitslim.methods import METHODS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": method.name, "source": method.source, "options": list(method.config.model_fields)}
         for method in METHODS.values()
     ]
     if json:
         print_json(rows)
     else:
-        print_table("", ("method", "options", "source"), [(r["name"], ", ".join(r["options"]), r["source"]) for r in rows])
+        print_table(
+            "", ("method", "options", "source"), [(r["name"], ", ".join(r["options"]), r["source"]) for r in rows]
+        )
 
 
 def _list_aliases(json: bool) -> None:
@@ -267,9 +273,11 @@ def _list_models(json: bool) -> None:
     if json:
         print_json([info.model_dump() for info in rows])
         return
-    print_table("", ("model", "family", "converts", "reason"), [
-        (info.name, info.family, "yes" if info.supported else "no", info.reason) for info in rows
-    ])
+    print_table(
+        "",
+        ("model", "family", "converts", "reason"),
+        [(info.name, info.family, "yes" if info.supported else "no", info.reason) for info in rows],
+    )
     say(f"\n{sum(info.supported for info in rows)} of {len(rows)} can be converted")
 
 
@@ -278,5 +286,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
-
-

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from vitslim.recipe import Recipe
 
 OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_default=False)]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -96,7 +98,8 @@ def train(
     num_classes: options.ClassesOption = None,
     img_size: options.ImageSizeOption = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="training settings, as lr=1e-3 or ema_decay=0.99")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="training settings, as lr=1e-3 or ema_decay=0.99"),
     ] = None,
     device: options.DeviceOption = "cpu",
     seed: options.SeedOption = 0,
@@ -105,23 +108,36 @@ def train(
 ) -> None:
     """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
     from vitslim import checkpoint, pipeline
-    from vitslim.pipeline.training import read_distill_config, train_to_folder
+    from vitslim.pipeline.training import read_settings, train_to_folder
 
     hard = teacher is None
-    config = read_distill_config({"epochs": epochs, "seed": seed, "hard": float(hard), "soft": float(not hard)}, setting)
+    losses = {"hard": float(hard), "soft": float(not hard)}
+    config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, setting)
     if not resume:
         checkpoint.check_output_folder(out, overwrite=overwrite)
     from vitslim.cli.look import show_resolved
+    from vitslim.train.start import start_from_scratch_
 
     show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     if from_scratch:
         given["pretrained"] = False
     student = pipeline.open_any(model, **given)
+    if from_scratch:
+        start_from_scratch_(student, seed)
     dense = None if teacher is None else pipeline.open_any(teacher)
     with Screen() as screen:
         result = train_to_folder(
-            student, dense, data, config, out, batch_size=batch_size, device=device, resume=resume, progress=screen
+            student,
+            dense,
+            data,
+            config,
+            out,
+            augment=augment,
+            batch_size=batch_size,
+            device=device,
+            resume=resume,
+            progress=screen,
         )
     if json:
         print_json(result)

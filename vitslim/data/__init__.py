@@ -1,0 +1,18 @@
+"""Images: loaders over folders, Hugging Face data sets, shards, with the built-in fractals."""
+
+from vitslim.data.augment import AugmentConfig
+from vitslim.data.batch import Batch, CorruptCount, Loader, Preprocessing
+from vitslim.data.fractal import FractalConfig
+from vitslim.data.open import open_data
+from vitslim.data.spec import DataConfig
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "CorruptCount",
+    "DataConfig",
+    "FractalConfig",
+    "Loader",
+    "Preprocessing",
+    "open_data",
+]

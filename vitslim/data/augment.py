@@ -13,14 +13,14 @@ from vitslim.shapes import Config
 class AugmentConfig(Config):
     """How training images are changed; the defaults are mild, as fits fine-tuning."""
 
-    hflip: float = Field(0.5, ge=0, le=1)  # probability of a left-right mirror
-    vflip: float = Field(0.0, ge=0, le=1)  # probability of an upside-down mirror
-    shift: float = Field(0.06, ge=0, lt=0.5)  # built-in images: largest move along each axis, share of the side
+    hflip: float = Field(default=0.5, ge=0, le=1)  # probability of a left-right mirror
+    vflip: float = Field(default=0.0, ge=0, le=1)  # probability of an upside-down mirror
+    shift: float = Field(default=0.06, ge=0, lt=0.5)  # built-in images: largest move along each axis, share of the side
     crop_scale: tuple[float, float] | None = None  # share of the area a random crop keeps; None: 0.08..1 for files
-    color_jitter: float = Field(0.0, ge=0)  # strength of brightness, contrast and saturation changes
+    color_jitter: float = Field(default=0.0, ge=0)  # strength of brightness, contrast and saturation changes
     auto_augment: str | None = None  # timm's words, such as "rand-m9-mstd0.5-inc1"
-    erase: float = Field(0.0, ge=0, le=1)  # probability that one rectangle is blanked
-    repeats: int = Field(0, ge=0)  # repeated augmentation: copies of an image in one pass; DeiT uses 3
+    erase: float = Field(default=0.0, ge=0, le=1)  # probability that one rectangle is blanked
+    repeats: int = Field(default=0, ge=0)  # repeated augmentation: copies of an image in one pass; DeiT uses 3
 
     @property
     def needs_files(self) -> bool:

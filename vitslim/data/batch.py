@@ -73,8 +73,11 @@ class Contents:
     labelled: bool
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    image_shape: tuple[int, int, int] = (3, 224, 224)  # channels, height, width of what the model gets
+    batch_size: int = 1
 
 
+@runtime_checkable
 class Source(Protocol):
     """Reads the batches of one pass."""
 
@@ -114,6 +117,14 @@ class Loader:
     @property
     def labelled(self) -> bool:
         return self.contents.labelled
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.contents.image_shape
+
+    @property
+    def batch_size(self) -> int:
+        return self.contents.batch_size
 
     @property
     def origin(self) -> str:

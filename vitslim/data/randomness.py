@@ -1,7 +1,7 @@
 """Random draws that depend on named numbers alone, never on what was drawn before."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ def derive_seed(*words: int) -> int:
 
 
 @contextmanager
-def seeded(*words: int) -> Iterator[None]:
+def seeded(*words: int) -> Generator[None]:
     """Make code that draws from the global generators a function of ``words``; put the generators back afterwards.
 
     timm's transforms and Mixup, and every dropout, know no other source than the global generators. Seeding them per

@@ -24,13 +24,11 @@ from vitslim.export.quiet import captured
 from vitslim.export.result import OnnxExport
 from vitslim.files import write_bytes
 from vitslim.models import preprocessing
-from vitslim.runtime import working_copy
+from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
 from vitslim.runtime.torch_runner import output_name
 
-OnnxPrecision = Literal["fp32", "fp16"]
-
-OPSETS: dict[OnnxPrecision, int] = {
+OPSETS: dict[Precision, int] = {
     # From opset 23 on attention becomes the standard Attention op, which TensorRT does not build in fp32. At 20 it is
     # MatMul-Softmax-MatMul, which every runtime takes and fuses; 20 also has Gelu and LayerNormalization as one node.
     "fp32": 20,
@@ -47,7 +45,7 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     *,
-    precision: OnnxPrecision = "fp32",
+    precision: Precision = "fp32",
     batch: Literal["dynamic"] | int = "dynamic",
     opset: int | None = None,
     fp32_ends: bool = True,
@@ -62,7 +60,7 @@ def export_onnx(
     Args:
         model: dense or converted; the file takes images of the model's own size.
         path: of the ``.onnx`` file.
-        precision: of weights and arithmetic. In fp16, LayerNorm and softmax still accumulate in float32.
+        precision: of weights and arithmetic. In fp16, LayerNorm accumulates in float32, from opset 23 on softmax too.
         batch: ``"dynamic"``, or the one number of images the file takes.
         opset: ONNX operator set; ``None`` for the one that ``OPSETS`` gives the precision, with its reason.
         fp32_ends: in fp16, whether images and logits stay float32, with casts inside the file.
@@ -71,11 +69,15 @@ def export_onnx(
 
     Raises:
         MissingDependencyError: onnx, onnxscript or onnxslim is not installed.
-        ConfigError: the weights exceed the 2 GB of one ONNX file, or metadata contradicts the exporter.
+        ConfigError: a precision without an opset, weights beyond the 2 GB of one ONNX file, metadata that contradicts
+            the exporter.
         UnsupportedModelError: torch cannot trace the model, or its batch is not free.
         CheckFailedError: the graph is not valid ONNX.
     """
     _check_dependencies(optimize)
+    if precision not in OPSETS:
+        # onnxruntime's CPU provider, on which every file is verified, has few bf16 kernels.
+        raise ConfigError(f"ONNX export in {precision} is not offered; choose from {', '.join(OPSETS)}")
     properties = artifact_metadata(model, precision, metadata or {})
     opset = OPSETS[precision] if opset is None else opset
     _check_weights(model, precision)
@@ -115,7 +117,7 @@ def _check_dependencies(optimize: bool) -> None:
         raise MissingDependencyError(f"ONNX export needs {', '.join(missing)}: pip install 'vitslim[onnx]'")
 
 
-def _check_weights(model: nn.Module, precision: OnnxPrecision) -> None:
+def _check_weights(model: nn.Module, precision: Precision) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("the model lies on the meta device and has no weights; load some before exporting")
     size = sum(tensor.numel() for tensor in model.state_dict().values()) * DTYPES[precision].itemsize
@@ -137,7 +139,7 @@ def _keep_fp32_ends_(model: nn.Module) -> None:
     model.register_forward_hook(to_float)
 
 
-def _example(model: nn.Module, precision: OnnxPrecision, fp32_ends: bool, batch: Literal["dynamic"] | int) -> Tensor:
+def _example(model: nn.Module, precision: Precision, fp32_ends: bool, batch: Literal["dynamic"] | int) -> Tensor:
     image = preprocessing(model)
     images = _TRACED_BATCH if batch == "dynamic" else batch
     dtype = torch.float32 if fp32_ends else DTYPES[precision]

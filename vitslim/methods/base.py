@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from vitslim.shapes import Config
 from vitslim.trunk import Plan
@@ -12,10 +12,19 @@ from vitslim.trunk import Plan
 
 @runtime_checkable
 class Evidence(Protocol):
-    """What a method may read of an analysis: the skip set it recommends."""
+    """What a method may read of an analysis: the skip set it recommends.
+
+    ``recommended`` has ``layers``, as an attribute (``AnalysisReport``) or as an entry (the same read from its file).
+    """
 
     @property
-    def recommended(self) -> Mapping[str, Any]: ...
+    def recommended(self) -> Any: ...
+
+
+def recommended_layers(evidence: Evidence) -> tuple[int, ...]:
+    """The skip set of an analysis."""
+    found = evidence.recommended
+    return tuple(cast("Mapping[str, Any]", found)["layers"] if isinstance(found, Mapping) else found.layers)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.methods.base import Evidence, Method
+from vitslim.methods.base import Evidence, Method, recommended_layers
 from vitslim.models import DenseTrace
 from vitslim.shapes import Config
 from vitslim.trunk import BoundBlock, Mixing, Plan, Stream
@@ -216,7 +216,7 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
                 "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
                 "or --data on the command line"
             )
-        layers = parse_layers(analysis.recommended["layers"])
+        layers = parse_layers(recommended_layers(analysis))
     for layer in layers:
         if layer == 0:
             raise ConfigError(

@@ -20,7 +20,7 @@ Context = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BlockAdapter:
-    """What all supported families share; a family overrides the residual adds.
+    """What all supported families share; a family overrides the two branches.
 
     Args:
         family: timm family, for messages and lists.
@@ -49,10 +49,18 @@ class BlockAdapter:
         self, block: nn.Module, tokens: Float[Tensor, "b n d"], z: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b n d"]:
         """The residual add of the attention branch, for any Z."""
-        raise NotImplementedError
+        return tokens + self.attention_branch(block, z)
 
     def add_mlp(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The MLP branch with its residual add."""
+        return tokens + self.mlp_branch(block, tokens)
+
+    def attention_branch(self, block: nn.Module, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """What the attention branch adds for a Z: LayerScale, DropPath, a norm after the branch."""
+        raise NotImplementedError
+
+    def mlp_branch(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """What the MLP branch adds, its norm included."""
         raise NotImplementedError
 
     def queries_keys_values(
@@ -103,7 +111,7 @@ class BlockAdapter:
         """A^[CLS]: the class token's row of the attention, per head; each row sums to 1.
 
         Without a class token: the row of the mean patch query, that is softmax(mean(q) Kᵀ e^-½), with the bias
-        averaged over the same queries. It costs n·d as the class row does.
+        averaged over those of the same queries that may see the key. It costs n·d as the class row does.
         """
         query, key, _ = self.queries_keys_values(block, attention_input, context)
         bias = self.attention_bias(block, context, key.shape[2])
@@ -127,18 +135,22 @@ class BlockAdapter:
 
     def _mean_patch_row(self, bias: Tensor) -> Tensor:
         # A mask over keys alone has a single row, which serves all queries.
-        return bias if bias.shape[-2] == 1 else bias[..., self.prefix :, :].mean(dim=-2, keepdim=True)
+        rows = bias if bias.shape[-2] == 1 else bias[..., self.prefix :, :]
+        # Queries that must not see a key (-inf) have no say in the key's mean; a key that none may see stays masked.
+        seen = rows > float("-inf")
+        mean = rows.masked_fill(~seen, 0.0).sum(dim=-2, keepdim=True) / seen.sum(dim=-2, keepdim=True).clamp_min(1)
+        return mean.masked_fill(~seen.any(dim=-2, keepdim=True), float("-inf"))
 
 
 class ViTAdapter(BlockAdapter):
     """``Block`` of timm's VisionTransformer: pre-norm, LayerScale and DropPath as modules."""
 
-    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
-        return tokens + _part(block, "drop_path1")(_part(block, "ls1")(z))
+    def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
+        return _part(block, "drop_path1")(_part(block, "ls1")(z))
 
-    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def mlp_branch(self, block: nn.Module, tokens: Tensor) -> Tensor:
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
-        return tokens + _part(block, "drop_path2")(_part(block, "ls2")(branch))
+        return _part(block, "drop_path2")(_part(block, "ls2")(branch))
 
 
 class PostNormAdapter(BlockAdapter):
@@ -147,24 +159,24 @@ class PostNormAdapter(BlockAdapter):
     def attention_input(self, block: nn.Module, tokens: Tensor) -> Tensor:
         return tokens
 
-    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
-        return tokens + _part(block, "drop_path1")(_part(block, "norm1")(z))
+    def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
+        return _part(block, "drop_path1")(_part(block, "norm1")(z))
 
-    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        return tokens + _part(block, "drop_path2")(_part(block, "norm2")(_part(block, "mlp")(tokens)))
+    def mlp_branch(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        return _part(block, "drop_path2")(_part(block, "norm2")(_part(block, "mlp")(tokens)))
 
 
 class GammaAdapter(BlockAdapter):
     """Blocks whose LayerScale is a bare parameter or absent: ``EvaBlock`` and ``Beit``'s block."""
 
-    def add_attention(self, block: nn.Module, tokens: Tensor, z: Tensor) -> Tensor:
+    def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
         gamma = cast("Tensor | None", block.gamma_1)
-        return tokens + _part(block, "drop_path1")(z if gamma is None else gamma * z)
+        return _part(block, "drop_path1")(z if gamma is None else gamma * z)
 
-    def add_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def mlp_branch(self, block: nn.Module, tokens: Tensor) -> Tensor:
         gamma = cast("Tensor | None", block.gamma_2)
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
-        return tokens + _part(block, "drop_path2")(branch if gamma is None else gamma * branch)
+        return _part(block, "drop_path2")(branch if gamma is None else gamma * branch)
 
 
 class BeitAdapter(GammaAdapter):

@@ -17,7 +17,7 @@ from timm.layers.pos_embed_sincos import (
 from timm.models import beit, deit, eva, get_model_args, vision_transformer
 from torch import nn
 
-from vitslim.errors import CheckpointError
+from vitslim.errors import CheckpointError, VitslimError
 from vitslim.shapes import Config
 
 _ATTRIBUTE = "vitslim_base"
@@ -61,15 +61,19 @@ def refresh(base: BaseModel, model: nn.Module) -> BaseModel:
 
 def build_base(base: BaseModel) -> nn.Module:
     """Build the dense model that ``base`` describes, with random weights."""
+    # JSON knows lists only, timm's layers compare with tuples.
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in base.options.items()
+    }
     if base.architecture.startswith(":"):
         known = {kind.__name__: kind for kind in _OPTIONS}
         kind = known.get(base.architecture[1:])
         if kind is None:
             raise CheckpointError(f"base model class {base.architecture[1:]!r} is not one of {', '.join(known)}")
-        return kind(**base.options)
+        return kind(**options)
     from vitslim.models.open import open_model
 
-    return open_model(base.architecture, pretrained=False, **base.options)
+    return open_model(base.architecture, pretrained=False, **options)
 
 
 def _current(model: Any) -> dict[str, Any]:
@@ -272,8 +276,8 @@ def _builds_the_same(base: BaseModel, model: nn.Module) -> bool:
         json.dumps(base.options)
         with torch.device("meta"):
             twin = build_base(base)
-    except Exception:
-        # Any refusal of timm's constructor only means that this guess was wrong.
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, VitslimError):
+        # A refusal of timm's constructor only means that this guess was wrong.
         return False
     return _signature(twin) == _signature(model)
 

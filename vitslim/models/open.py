@@ -52,6 +52,7 @@ BUILTIN_CLASSES = 100
 BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 
+_SOURCE_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
@@ -103,6 +104,7 @@ def open_model(
         CheckpointError: the weights file is missing, unreadable or of another model.
     """
     resolved = resolve_name(name)
+    _refuse_other_sources(resolved, options)
     options = dict(options)
     if img_size is not None:
         options["img_size"] = img_size
@@ -117,12 +119,19 @@ def open_model(
     return remember_base(model.eval(), base)
 
 
+def _refuse_other_sources(name: str, options: dict[str, Any]) -> None:
+    # They would pass by the checks on files, and be asked for again by whoever builds the base of a saved model.
+    asked = [option for option in _SOURCE_OPTIONS if option in options]
+    if asked:
+        raise ConfigError(f"{name}: {', '.join(asked)} is not taken; weights come in through weights= (--weights FILE)")
+
+
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise _unknown_option(name, error) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
         if not pretrained:
             raise ConfigError(f"{name} cannot be built with {options}: {error}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -147,6 +156,9 @@ def _open_with_file(name: str, path: Path, num_classes: int | None, options: dic
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise CheckpointError(f"{path} does not hold weights of {name}: {reason}") from error
+    # timm notes the overlay on the model, which would keep the file's tensors alive beside the parameters.
+    for config in ("pretrained_cfg", "default_cfg"):
+        setattr(model, config, {key: value for key, value in getattr(model, config).items() if key != "state_dict"})
     asked = num_classes if num_classes is not None else (in_file or _default_classes(name))
     if asked != built:
         cast(Any, model).reset_classifier(asked)

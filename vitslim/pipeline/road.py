@@ -17,7 +17,16 @@ from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.files import write_json
 from vitslim.methods import convert, method_named, read_options
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.verbs import dense_twin, on_device, open_any, open_loader, sample_images
+from vitslim.pipeline.verbs import (
+    compare,
+    default_artifact,
+    default_data,
+    dense_twin,
+    on_device,
+    open_any,
+    open_loader,
+    sample_images,
+)
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import DataSection, Recipe, write_yaml
 from vitslim.trunk import plan_summary
@@ -73,9 +82,7 @@ def _check(recipe: Recipe, teacher: nn.Module) -> list[dict[str, Any]]:
     return plan
 
 
-def run(
-    recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent
-) -> RunResult:
+def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent) -> RunResult:
     """Walk a recipe's road over an output folder; finished stages whose inputs have not changed are skipped.
 
     Raises:
@@ -268,20 +275,19 @@ def _export(road: _Road, student: nn.Module) -> bool:
     section = recipe.export
     if section is None:
         return True
-    from vitslim.export import ParityReport, export_onnx, verify
+    from vitslim.export import export_onnx
 
     if folder.enter("export", section.model_dump(), PARITY_FILE):
         road.say("export")
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
-        checks: list[Any] = []
+        paths: list[Path] = []
         for precision in section.precisions:
-            name = "model.onnx" if precision == "fp32" else f"model-{precision}.onnx"
-            path = folder.path / "export" / name
-            export_onnx(student, path, precision=precision, optimize=section.optimize)
-            checks.extend(verify(student, path, images, batches=section.batches).checks)
-        write_json(folder.path / PARITY_FILE, ParityReport(checks=checks).model_dump(mode="json"))
+            paths.append(default_artifact(folder.path, precision))
+            export_onnx(student, paths[-1], precision=precision, optimize=section.optimize)
+        found = compare(student, paths, images, section.batches)
+        write_json(folder.path / PARITY_FILE, found.model_dump(mode="json"))
         folder.finish("export")
-    return all(check["passed"] for check in folder.read(PARITY_FILE)["checks"])
+    return bool(folder.read(PARITY_FILE)["passed"])
 
 
 def _bench(road: _Road, student: nn.Module) -> None:
@@ -307,8 +313,6 @@ def _write_environment(folder: Path) -> None:
 
 
 def _parity_data(recipe: Recipe, student: nn.Module) -> Any:
-    from vitslim.pipeline.verbs import default_data
-
     return default_data(student) if recipe.data is None else recipe.data
 
 
@@ -347,5 +351,3 @@ def require_passed(result: RunResult) -> None:
     """
     if not result.passed:
         raise CheckFailedError(f"an exported artefact is out of tolerance; see {result.folder / PARITY_FILE}")
-
-

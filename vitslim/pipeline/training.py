@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.data import DataConfig
+from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
 from vitslim.pipeline.verbs import on_device, open_loader
@@ -21,20 +21,22 @@ from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
 
 
-def read_distill_config(defaults: Mapping[str, Any], settings: Iterable[str] | None) -> DistillConfig:
-    """Training settings from defaults and ``key=value`` assignments.
+def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -> tuple[DistillConfig, AugmentConfig]:
+    """Training and augmentation settings from defaults and ``key=value`` assignments, as ``lr=1e-3 augment.hflip=0``.
 
     Raises:
         ConfigError: unknown settings or values out of range.
     """
     merged = with_overrides(defaults, settings or [])
+    augment = merged.pop("augment", {})
     if merged.get("steps") is not None:
         merged.pop("epochs", None)
     try:
-        return DistillConfig(**merged)
+        return DistillConfig(**merged), AugmentConfig(**augment)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ConfigError(f"--set: {faults}; known: {', '.join(DistillConfig.model_fields)}") from None
+        known = ", ".join([*DistillConfig.model_fields, *(f"augment.{name}" for name in AugmentConfig.model_fields)])
+        raise ConfigError(f"--set: {faults}; known: {known}") from None
 
 
 def train_to_folder(
@@ -44,6 +46,7 @@ def train_to_folder(
     config: DistillConfig,
     out: str | Path,
     *,
+    augment: AugmentConfig | None = None,
     batch_size: int = 64,
     device: str = "cpu",
     resume: bool = False,
@@ -57,7 +60,9 @@ def train_to_folder(
     folder = Path(out)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
-    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, seed=config.seed)
+    loader = open_loader(
+        data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment
+    )
     held_out = open_loader(data, student, split="val", batch_size=batch_size)
     result = train(
         student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
@@ -66,7 +71,9 @@ def train_to_folder(
     if dense is not None:
         metrics["teacher"] = measure(dense, held_out, progress=progress).model_dump(mode="json")
     names = held_out.class_names
-    checkpoint.save(student, folder, overwrite=True, class_names=None if names is None else list(names), metrics=metrics)
+    checkpoint.save(
+        student, folder, overwrite=True, class_names=None if names is None else list(names), metrics=metrics
+    )
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "train" / "result.json", result.model_dump(mode="json"))
     return {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": metrics}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from vitslim import checkpoint
 from vitslim.data import DataConfig, Loader, open_data
 from vitslim.errors import ConfigError, DataError, MissingDependencyError
+from vitslim.export import ParityCheck
+from vitslim.export import verify as verify_artifact
 from vitslim.models import open_model, preprocessing
 from vitslim.progress import ProgressCallback, silent
+from vitslim.shapes import Result
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
     from vitslim.bench import BenchReport
-    from vitslim.export import OnnxExport, ParityReport
+    from vitslim.export import OnnxExport
     from vitslim.train import EvalResult, TrainResult
 
 ModelLike = nn.Module | str | Path
@@ -38,7 +41,7 @@ def open_any(model: ModelLike, **options: Any) -> nn.Module:
         if given:
             raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
         return checkpoint.load(model)
-    if isinstance(model, Path) or "/" in model and ":" not in model:
+    if isinstance(model, Path) or ("/" in model and ":" not in model):
         raise ConfigError(f"{model} is neither a folder nor a file that vitslim wrote; wanted one, or a timm name")
     return open_model(model, **options)
 
@@ -192,6 +195,18 @@ def default_artifact(folder: str | Path, precision: str) -> Path:
     return Path(folder) / "export" / ("model.onnx" if precision == "fp32" else f"model-{precision}.onnx")
 
 
+class Verification(Result):
+    """What ``verify`` found for all artefacts together, as it stands in parity.json."""
+
+    passed: bool
+    checks: list[ParityCheck]
+    notes: list[str]
+
+    def failures(self) -> list[str]:
+        """One sentence per broken promise."""
+        return [f"{check.artifact}, batch {check.batch}: {one}" for check in self.checks for one in check.failures]
+
+
 def verify(
     model: ModelLike,
     artifacts: str | Path | Sequence[str | Path] | None = None,
@@ -199,22 +214,26 @@ def verify(
     data: DataLike | None = None,
     images: int = 32,
     batches: tuple[int, ...] = (1, 3),
-    tolerance: float | None = None,
-) -> ParityReport:
-    """Compare exported artefacts with the model on real images.
+) -> Verification:
+    """Compare exported artefacts with the model on real images, at several batch sizes.
 
     Raises:
         ConfigError: nothing was exported yet.
     """
-    from vitslim.export import verify as compare
-
     live = open_any(model)
     paths = _artifacts(model, artifacts)
     sample = sample_images(live, data or default_data(live), max(images, *batches))
-    checks = [check for path in paths for check in compare(live, path, sample, batches=batches, tolerance=tolerance).checks]
-    from vitslim.export import ParityReport
+    return compare(live, paths, sample, batches)
 
-    return ParityReport(checks=checks)
+
+def compare(live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Sequence[int]) -> Verification:
+    """``verify`` for a model and images that are at hand."""
+    reports = [verify_artifact(live, path, images, batches=batches) for path in paths]
+    return Verification(
+        passed=all(report.passed for report in reports),
+        checks=[check for report in reports for check in report.checks],
+        notes=[note for report in reports for note in report.notes],
+    )
 
 
 def sample_images(model: nn.Module, data: DataLike, count: int) -> Tensor:
@@ -257,8 +276,7 @@ def benchmark(
     from vitslim.bench import benchmark as measure
     from vitslim.export import export_onnx
 
-    named = dict(models) if isinstance(models, Mapping) else {_row_name(model): model for model in models}
-    opened = {name: open_any(model) for name, model in named.items()}
+    opened = {name: open_any(model) for name, model in _by_row_name(models)}
     if not opened:
         raise ConfigError("bench was given no model")
     baseline = _baseline(opened, against)
@@ -285,6 +303,12 @@ def _baseline(opened: Mapping[str, nn.Module], against: ModelLike | None) -> nn.
         if not is_converted(model):
             return model
     return dense_twin(next(iter(opened.values())))
+
+
+def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Iterable[tuple[str, ModelLike]]:
+    if isinstance(models, Mapping):
+        return cast("Mapping[str, ModelLike]", models).items()
+    return [(_row_name(model), model) for model in models]
 
 
 def _row_name(model: ModelLike) -> str:

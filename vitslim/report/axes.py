@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitslim.report.markup import Markup, element
+from vitslim.report.numbers import Number
 
 # A loss that falls further than this is unreadable on a linear axis.
 LOG_FROM_RATIO = 20
@@ -14,19 +15,19 @@ LOG_FROM_RATIO = 20
 class Axis:
     """Values from ``low`` to ``high`` laid on pixels from ``start`` to ``end``."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Number
+    high: Number
+    start: Number
+    end: Number
     is_log: bool = False
 
-    def position(self, value: float) -> float:
+    def position(self, value: Number) -> float:
         """The pixel of a value; outside the range it stays on the border."""
         low, high, here = (_log(v) if self.is_log else v for v in (self.low, self.high, value))
         share = min(1.0, max(0.0, (here - low) / (high - low)))
         return self.start + share * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[Number]:
         """Round values within the range."""
         if self.is_log:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -37,14 +38,14 @@ class Axis:
         return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def tick_step(span: float, wanted: int = 5) -> float:
+def tick_step(span: Number, wanted: int = 5) -> float:
     """The round step (1, 2 or 5 times a power of ten) that cuts ``span`` into about ``wanted`` pieces."""
     rough = span / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
 
 
-def fit_axis(values: Sequence[float], start: float, end: float, *, may_be_log: bool = False) -> Axis:
+def fit_axis(values: Sequence[Number], start: Number, end: Number, *, may_be_log: bool = False) -> Axis:
     """An axis that shows all values with a little air, logarithmic where positive values span too much."""
     low, high = min(values), max(values)
     if may_be_log and low > 0 and high / low > LOG_FROM_RATIO:
@@ -54,7 +55,7 @@ def fit_axis(values: Sequence[float], start: float, end: float, *, may_be_log: b
     return Axis(low - air, high + air, start, end)
 
 
-def tick_label(value: float) -> str:
+def tick_label(value: Number) -> str:
     """A tick's value, short."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.0e}".replace("-0", "-").replace("+0", "").replace("-", "−")
@@ -66,7 +67,7 @@ def frame(x_axis: Axis, y_axis: Axis, x_name: str, y_name: str) -> list[Markup]:
     return [*value_frame(x_axis.start, x_axis.end, y_axis, x_name, y_name), *_x_ticks(x_axis, y_axis.start)]
 
 
-def value_frame(left: float, right: float, y_axis: Axis, x_name: str, y_name: str) -> list[Markup]:
+def value_frame(left: Number, right: Number, y_axis: Axis, x_name: str, y_name: str) -> list[Markup]:
     """The same without ticks along the bottom, for drawings that label their own places there."""
     bottom, top = y_axis.start, y_axis.end
     pieces: list[Markup] = []
@@ -80,7 +81,7 @@ def value_frame(left: float, right: float, y_axis: Axis, x_name: str, y_name: st
     return pieces
 
 
-def _x_ticks(axis: Axis, bottom: float) -> list[Markup]:
+def _x_ticks(axis: Axis, bottom: Number) -> list[Markup]:
     pieces: list[Markup] = []
     for tick in axis.ticks():
         x = axis.position(tick)
@@ -89,7 +90,7 @@ def _x_ticks(axis: Axis, bottom: float) -> list[Markup]:
     return pieces
 
 
-def drawing(width: float, height: float, description: str, *pieces: Markup, min_width: int | None = None) -> Markup:
+def drawing(width: Number, height: Number, description: str, *pieces: Markup, min_width: int | None = None) -> Markup:
     """An SVG picture with the sentence that stands for it where it cannot be seen."""
     return element(
         "svg",
@@ -103,5 +104,5 @@ def drawing(width: float, height: float, description: str, *pieces: Markup, min_
     )
 
 
-def _log(value: float) -> float:
+def _log(value: Number) -> float:
     return math.log10(max(value, 1e-30))

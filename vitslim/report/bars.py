@@ -7,7 +7,7 @@ from vitslim.report.axes import Axis, drawing, fit_axis, value_frame
 from vitslim.report.documents import BenchRow
 from vitslim.report.heatmap import runs
 from vitslim.report.markup import Markup, element
-from vitslim.report.numbers import fixed, times
+from vitslim.report.numbers import Number, fixed, times
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def block_bars(series: Sequence[Series], layers: Sequence[str], marked: Sequence
             size = {"width": max(1.0, bar - 0.8), "height": max(0.8, y_axis.start - top)}
             pieces.append(element("rect", title, x=x, y=top, class_=one.shade, **size))
     names = [(one.name, one.shade) for one in series] if len(series) > 1 else []
-    pieces += _key(names, right, 12)
+    pieces += _key(names, right, 12.0)
     description = f"{y_name} per block: " + "; ".join(
         f"{one.name} " + ", ".join(fixed(value) for value in one.values) for one in series
     )
@@ -98,7 +98,7 @@ def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float, row_height: flo
     return pieces
 
 
-def size_bars(sizes: Mapping[str, tuple[float, str]], description: str) -> Markup:
+def size_bars(sizes: Mapping[str, tuple[Number, str]], description: str) -> Markup:
     """Horizontal bars from zero, each a value with the text that stands at its end."""
     width, row_height, left, right = 760.0, 26.0, 216.0, 620.0
     largest = max(value for value, _ in sizes.values()) or 1.0

@@ -39,11 +39,19 @@ def _path_point(t: float) -> tuple[float, float, float]:
     hue = math.radians(HUE_DEGREES[0] + t * (HUE_DEGREES[1] - HUE_DEGREES[0]))
     start, middle, end = CHROMA
     chroma = start * (1 - t) ** 2 + 2 * (2 * middle - (start + end) / 2) * t * (1 - t) + end * t**2
-    while True:
-        point = (lightness, chroma * math.cos(hue), chroma * math.sin(hue))
-        if all(-1e-6 <= channel <= 1 + 1e-6 for channel in oklab_to_srgb(*point)):
-            return point
-        chroma *= 0.98
+    direction = (math.cos(hue), math.sin(hue))
+    chroma = min(chroma, _largest_chroma(lightness, direction))
+    return (lightness, chroma * direction[0], chroma * direction[1])
+
+
+def _largest_chroma(lightness: float, direction: tuple[float, float]) -> float:
+    """How colourful a screen can be at this lightness and hue, found by halving."""
+    low, high = 0.0, 0.4  # no sRGB colour is more colourful than 0.33
+    for _ in range(24):
+        middle = (low + high) / 2
+        channels = oklab_to_srgb(lightness, middle * direction[0], middle * direction[1])
+        low, high = (middle, high) if all(0 <= channel <= 1 for channel in channels) else (low, middle)
+    return low
 
 
 def oklab_to_srgb(lightness: float, a: float, b: float) -> tuple[float, float, float]:

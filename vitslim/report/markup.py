@@ -12,7 +12,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def element(tag: str, /, *children: str, **attributes: str | float | None) -> Markup:
+def element(tag: str, /, *children: str, **attributes: str | int | float | None) -> Markup:
     """One element with its children.
 
     Args:
@@ -71,6 +71,6 @@ def _alignment(column: int, text_columns: int) -> str | None:
     return None if column < text_columns else "number"
 
 
-def _attribute(value: str | float) -> str:
+def _attribute(value: str | int | float) -> str:
     # Coordinates: two decimals are finer than any screen, and keep the file small.
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -11,36 +11,38 @@ EVEN_RULE = (
     "A ratio is called even where it lies within 2 % of 1, or where a tenth of the rounds or more lie on either side."
 )
 
+# Both spelled out: the run-time check of the tests takes an annotation at its word.
+Number = int | float
 Verdict = Literal["faster", "slower", "even"]
 
 
-def fixed(value: float | None, decimals: int = 2) -> str:
+def fixed(value: Number | None, decimals: int = 2) -> str:
     """A number with a fixed count of decimals and a true minus sign; a dash when it was not measured."""
     return ABSENT if value is None else f"{value:,.{decimals}f}".replace("-", "−").replace(",", NARROW_SPACE)
 
 
-def scientific(value: float | None) -> str:
+def scientific(value: Number | None) -> str:
     """A small error such as 3.1e−06."""
     return ABSENT if value is None else f"{value:.1e}".replace("-", "−")
 
 
-def digits(value: float | None, count: int) -> str:
+def digits(value: Number | None, count: int) -> str:
     """A number to so many significant digits."""
     return ABSENT if value is None else f"{value:.{count}g}".replace("-", "−")
 
 
-def percent(share: float | None, decimals: int = 2) -> str:
+def percent(share: Number | None, decimals: int = 2) -> str:
     """A share of 0..1 as percent."""
     return ABSENT if share is None else f"{fixed(100 * share, decimals)}{NARROW_SPACE}%"
 
 
-def points(share_difference: float) -> str:
+def points(share_difference: Number) -> str:
     """A difference of two shares in signed percentage points."""
     sign = "+" if share_difference > 0 else ""
     return f"{sign}{fixed(100 * share_difference)} points"
 
 
-def amount(value: float | None, unit: str = "") -> str:
+def amount(value: Number | None, unit: str = "") -> str:
     """A large count to four digits with its decimal prefix: 22.16 M, 4.439 GMAC."""
     if value is None:
         return ABSENT
@@ -56,12 +58,12 @@ def whole(value: int | None) -> str:
     return ABSENT if value is None else f"{value:,}".replace(",", NARROW_SPACE)
 
 
-def times(ratio: float | None) -> str:
+def times(ratio: Number | None) -> str:
     """A speed ratio: 1.31×."""
     return ABSENT if ratio is None else f"{ratio:.2f}×"
 
 
-def verdict(speedup: float, spread: tuple[float, float] | None = None) -> Verdict:
+def verdict(speedup: Number, spread: tuple[float, float] | None = None) -> Verdict:
     """Whether a speed ratio against dense is a gain, a loss, or too small to tell.
 
     Args:

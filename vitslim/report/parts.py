@@ -1,5 +1,6 @@
 """Reading an output folder into the parts of a report."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,14 +63,14 @@ def read_parts(folder: str | Path) -> ReportParts:
         )
     return ReportParts(
         name=root.resolve().name,
-        config=_read(root / "config.json", RunConfig),
-        analysis=_read(root / "analysis.json", Analysis),
-        plan=_read(root / "plan.json", list[PlanStep]),
-        metrics=_read(root / "metrics.json", Metrics),
+        config=_read(root / "config.json", RunConfig.model_validate),
+        analysis=_read(root / "analysis.json", Analysis.model_validate),
+        plan=_read(root / "plan.json", TypeAdapter(list[PlanStep]).validate_python),
+        metrics=_read(root / "metrics.json", Metrics.model_validate),
         log=read_training_log(root / "train"),
-        parity=_read(root / "export" / "parity.json", Parity),
-        bench=_read(root / "bench.json", Bench),
-        environment=_read(root / "env.json", dict[str, Any]),
+        parity=_read(root / "export" / "parity.json", Parity.model_validate),
+        bench=_read(root / "bench.json", Bench.model_validate),
+        environment=_read(root / "env.json", TypeAdapter(dict[str, Any]).validate_python),
         recipe=_read_text(root / "recipe.yaml"),
         file_bytes=_artefact_bytes(root),
     )
@@ -82,16 +83,16 @@ def has_parts(folder: Path) -> bool:
 
 def read_bench(path: str | Path) -> Bench | None:
     """Read a bench.json; None where there is none."""
-    return _read(Path(path), Bench)
+    return _read(Path(path), Bench.model_validate)
 
 
-def _read(path: Path, shape: type[T]) -> T | None:
-    return _validate(read_json(path), shape, str(path)) if path.exists() else None
+def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
+    return _validate(read_json(path), validate, str(path)) if path.exists() else None
 
 
-def _validate(document: Any, shape: type[T], origin: str) -> T:
+def _validate(document: Any, validate: Callable[[Any], T], origin: str) -> T:
     try:
-        return TypeAdapter(shape).validate_python(document)
+        return validate(document)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()

@@ -12,6 +12,8 @@ PER_ROW = 12
 BOX_WIDTH, BOX_HEIGHT, GAP = 73.0, 94.0, 9.0
 PITCH = BOX_WIDTH + GAP
 ABOVE, BELOW, BELOW_WITH_ARCS = 30.0, 10.0, 36.0
+# Characters of a detail that fit the box as they are, and when squeezed.
+EASY_LENGTH, DETAIL_LENGTH = 11, 16
 KNOWN_KINDS = ("dense", "reuse", "sparse", "sliced")
 KIND_WORDS = {
     "dense": "own attention",
@@ -112,13 +114,21 @@ def _box(step: PlanStep, place: Place) -> Markup:
         element("rect", x=x, y=y, width=BOX_WIDTH, height=BOX_HEIGHT, rx=5, class_=f"step-{_shade(step)}"),
         element("text", str(step.step), x=x + 8, y=y + 19, class_="step-number"),
         element("text", step.mixing_kind, x=x + 8, y=y + 37, class_="step-kind"),
-        element("text", _shorten(detail), x=x + 8, y=y + 50, class_="step-detail"),
+        _detail(detail, x + 8, y + 50),
         element("text", f"block {step.block}", x=x + 8, y=y + 63, class_="step-detail"),
         element("text", amount(step.parameters), x=x + 8, y=y + 76, class_="step-detail"),
     ]
     if step.kept_tokens:
         lines += _token_bar(*step.kept_tokens, x + 8, y + 83)
     return element("g", element("title", facts), *lines)
+
+
+def _detail(text: str, x: float, y: float) -> Markup:
+    """The mixing's own figures, squeezed where they would leave the box."""
+    shown = text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
+    width = BOX_WIDTH - 14 if len(shown) > EASY_LENGTH else None
+    squeeze = {"textLength": width, "lengthAdjust": "spacingAndGlyphs" if width else None}
+    return element("text", shown, x=x, y=y, class_="step-detail", **squeeze)
 
 
 def _token_bar(kept: int, total: int, x: float, y: float) -> list[Markup]:
@@ -173,7 +183,3 @@ def _sharing_arcs(plan: Sequence[PlanStep], places: Sequence[Place]) -> list[Mar
 
 def _path(data: str) -> Markup:
     return element("path", d=data, class_="reuse-line")
-
-
-def _shorten(text: str, length: int = 13) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

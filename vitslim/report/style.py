@@ -71,8 +71,8 @@ th, td { text-align: left; font-weight: 400; padding: .36rem .8rem .36rem 0; bor
 thead th { color: var(--soft); font-size: .84rem; border-bottom: 1px solid var(--rule); vertical-align: bottom;
   line-height: 1.3; }
 .number { text-align: right; white-space: nowrap; padding-left: .8rem; padding-right: 0; }
-tbody th { font-weight: 500; }
-.facts th { width: 34%; color: var(--soft); font-weight: 400; }
+tbody th { font-weight: 500; white-space: nowrap; }
+.facts th { white-space: normal; width: 34%; color: var(--soft); font-weight: 400; }
 .facts th, .facts td { padding-top: .18rem; padding-bottom: .18rem; font-size: .85rem; }
 .facts td { overflow-wrap: anywhere; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; padding: 0; margin: .2rem 0 1rem; list-style: none;

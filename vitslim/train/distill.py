@@ -1,6 +1,7 @@
 """Training a student end to end: to a teacher's outputs, to labels, or to both."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +20,16 @@ from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft
 class DistillConfig(LoopConfig):
     """What the student shall learn, as weights of the parts of its loss, with how to train."""
 
-    hard: float = Field(0.0, ge=0)  # weight of the cross-entropy to labels
-    soft: float = Field(1.0, ge=0)  # weight of the divergence from the teacher's class distribution
-    tokens: float = Field(0.0, ge=0)  # weight of the distance to the teacher's final tokens
-    step_outputs: float = Field(0.0, ge=0)  # weight of the distance to the teacher's block outputs
-    temperature: float = Field(1.0, gt=0)  # softens both class distributions
+    hard: float = Field(default=0.0, ge=0)  # weight of the cross-entropy to labels
+    soft: float = Field(default=1.0, ge=0)  # weight of the divergence from the teacher's class distribution
+    tokens: float = Field(default=0.0, ge=0)  # weight of the distance to the teacher's final tokens
+    step_outputs: float = Field(default=0.0, ge=0)  # weight of the distance to the teacher's block outputs
+    temperature: float = Field(default=1.0, gt=0)  # softens both class distributions
     token_distance: TokenDistance = "mse"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of a label spread over all classes
-    mixup: float = Field(0.0, ge=0)  # alpha of the blending of image pairs; 0: none
-    cutmix: float = Field(0.0, ge=0)  # alpha of the pasting of rectangles; 0: none
-    mix_prob: float = Field(1.0, ge=0, le=1)  # share of the batches that are mixed
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of a label spread over all classes
+    mixup: float = Field(default=0.0, ge=0)  # alpha of the blending of image pairs; 0: none
+    cutmix: float = Field(default=0.0, ge=0)  # alpha of the pasting of rectangles; 0: none
+    mix_prob: float = Field(default=1.0, ge=0, le=1)  # share of the batches that are mixed
 
     @property
     def weights(self) -> dict[str, float]:
@@ -162,4 +163,84 @@ def _evaluation(
 
 
 def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
-    pass
+    """Refuse what cannot work, all faults in one message, before anything is changed."""
+    faults = _loss_faults(teacher, config)
+    faults += _data_faults(student, loader, config)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    outputs = [_probe(model, loader, config.step_outputs > 0) for model in (student, teacher) if model is not None]
+    if len(outputs) == 2:
+        _check_outputs(outputs[0], outputs[1], config)
+
+
+def _loss_faults(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
+    weights = {name: weight for name, weight in config.weights.items() if weight}
+    if not weights:
+        return ["every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs"]
+    from_teacher = [f"{name}={weight:g}" for name, weight in weights.items() if name != "hard"]
+    if teacher is None and from_teacher:
+        return [f"{', '.join(from_teacher)} needs a teacher; pass one, or set these to 0 with hard=1"]
+    return []
+
+
+def _data_faults(student: nn.Module, loader: Loader, config: DistillConfig) -> list[str]:
+    outputs = getattr(student, "num_classes", 0)
+    faults: list[str] = []
+    if config.hard and not loader.labelled:
+        faults.append(f"hard={config.hard:g} needs labels and {loader.origin} has none; set hard=0 or give labels")
+    if config.hard and loader.num_classes is not None and loader.num_classes != outputs:
+        faults.append(
+            f"{loader.origin} has {loader.num_classes} classes, the model {outputs} outputs; give data of its classes, "
+            f"a model with num_classes={loader.num_classes}, or set hard=0"
+        )
+    if (config.hard or config.soft) and not outputs:
+        faults.append("the model has no classifier; give it one (num_classes) or train with tokens and step_outputs")
+    if (config.mixup or config.cutmix) and loader.batch_size % 2:
+        faults.append(f"mixup and cutmix pair the images of a batch; batch_size={loader.batch_size} must be even")
+    return faults
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Shapes of what a model gives for one image."""
+
+    logits: tuple[int, ...]
+    tokens: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+
+
+def _probe(model: nn.Module, loader: Loader, wants_steps: bool) -> _Outputs:
+    """Run one blank image of the loader's size through a model."""
+    parameter = next(model.parameters())
+    blank = parameter.new_zeros(1, *loader.image_shape)
+    training = model.training
+    try:
+        with torch.no_grad():
+            tokens, steps = _features(model.eval(), blank, wants_steps)
+            logits: Tensor = model.forward_head(tokens)  # pyright: ignore[reportCallIssue]
+    except (AssertionError, RuntimeError) as fault:
+        raise ConfigError(
+            f"{type(model).__name__} does not take images of {'x'.join(map(str, loader.image_shape))} ({fault}); "
+            "open the data with this model's preprocessing, or the model with this img_size"
+        ) from fault
+    finally:
+        model.train(training)
+    return _Outputs(tuple(logits.shape), tuple(tokens.shape), tuple(tuple(step.shape) for step in steps))
+
+
+def _check_outputs(student: _Outputs, teacher: _Outputs, config: DistillConfig) -> None:
+    if student.logits != teacher.logits:
+        raise ConfigError(
+            f"the student has {student.logits[-1]} outputs, the teacher {teacher.logits[-1]}; "
+            "a teacher must have the student's classes"
+        )
+    if config.tokens and student.tokens != teacher.tokens:
+        raise ConfigError(
+            f"tokens={config.tokens:g} compares tokens one by one, but the student ends with (tokens, width) "
+            f"{student.tokens[1:]} and the teacher with {teacher.tokens[1:]}; set tokens=0"
+        )
+    if config.step_outputs and {*student.steps} != {*teacher.steps}:
+        raise ConfigError(
+            f"step_outputs={config.step_outputs:g} compares tokens one by one, but the student's steps give (tokens, "
+            f"width) {student.steps[0][1:]} and the teacher's {teacher.steps[0][1:]}; set step_outputs=0"
+        )

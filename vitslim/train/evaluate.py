@@ -1,6 +1,6 @@
 """How good a model is on held-out images, and how close to its teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,7 +16,7 @@ from vitslim.shapes import Result
 
 Precision = Literal["no", "bf16"]
 
-_SUMS = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl")
+_SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl")
 
 
 class EvalResult(Result):
@@ -84,7 +84,7 @@ def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b c"] | 
 
 
 def _result(sums: Tensor, loader: Loader, has_teacher: bool) -> EvalResult:
-    found = dict(zip(_SUMS, sums.tolist(), strict=True))
+    found: dict[str, float] = dict(zip(_SUMS, sums.tolist(), strict=True))
     if not found["images"]:
         raise DataError(f"{loader.origin}: no image could be read, so there is nothing to measure")
 
@@ -102,7 +102,7 @@ def _result(sums: Tensor, loader: Loader, has_teacher: bool) -> EvalResult:
 
 
 @contextmanager
-def _resting(*models: nn.Module | None) -> Iterator[None]:
+def _resting(*models: nn.Module | None) -> Generator[None]:
     """Put models into evaluation mode, afterwards back into the mode of each of their modules."""
     modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
     for model in models:

@@ -41,7 +41,7 @@ class Journal:
 
 def _open_board(folder: Path, resumed_step: int | None) -> Any:
     try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingDependencyError(
             "tensorboard=True needs tensorboard: pip install 'vitslim[train]', or set tensorboard=False"

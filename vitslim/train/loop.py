@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from vitslim.data.randomness import seeded
 from vitslim.errors import CheckFailedError, CheckpointError, DataError, MissingDependencyError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import Config, Result
+from vitslim.train.attention import quick_gradients
 from vitslim.train.journal import Journal
 from vitslim.train.optim import make_optimizer, make_schedule, parameter_groups, planned_steps
 from vitslim.train.state import STATE_FILE, RunState, read_run_state, restore_state, save_state
@@ -31,27 +32,31 @@ FREE_TO_CHANGE = frozenset(
 class LoopConfig(Config):
     """How long and how fast to train; the defaults fit fine-tuning a pretrained model."""
 
-    epochs: float | None = Field(None, gt=0)  # passes over the images; with neither epochs nor steps: 1
-    steps: int | None = Field(None, gt=0)  # optimiser steps, instead of epochs
-    max_minutes: float | None = Field(None, gt=0)  # stop after this long; the schedule ends with it
+    epochs: float | None = Field(default=None, gt=0)  # passes over the images; with neither epochs nor steps: 1
+    steps: int | None = Field(default=None, gt=0)  # optimiser steps, instead of epochs
+    max_minutes: float | None = Field(default=None, gt=0)  # stop after this long; the schedule ends with it
     optimizer: str = "adamw"  # a name of timm's
-    lr: float = Field(5e-4, gt=0)  # highest learning rate
-    min_lr: float = Field(0.0, ge=0)  # learning rate at the end
+    lr: float = Field(default=5e-4, gt=0)  # highest learning rate
+    min_lr: float = Field(default=0.0, ge=0)  # learning rate at the end
     schedule: str = "cosine"  # a name of timm's
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps with a rising learning rate
-    weight_decay: float = Field(0.05, ge=0)  # of matrices; vectors have none
-    layer_decay: float | None = Field(None, gt=0, le=1)  # factor on the learning rate per layer away from the output
-    new_lr_scale: float = Field(1.0, gt=0)  # factor on the learning rate of modules that the dense model did not have
-    clip_grad: float | None = Field(1.0, gt=0)  # largest norm of the gradient
-    accumulate: int = Field(1, ge=1)  # batches per optimiser step
-    ema_decay: float | None = Field(None, gt=0, lt=1)  # keep and return an average of the weights
+    warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the steps with a rising learning rate
+    weight_decay: float = Field(default=0.05, ge=0)  # of matrices; vectors have none
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1
+    )  # factor on the learning rate per layer away from the output
+    new_lr_scale: float = Field(
+        default=1.0, gt=0
+    )  # factor on the learning rate of modules that the dense model did not have
+    clip_grad: float | None = Field(default=1.0, gt=0)  # largest norm of the gradient
+    accumulate: int = Field(default=1, ge=1)  # batches per optimiser step
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)  # keep and return an average of the weights
     precision: Literal["auto", "bf16", "no"] = "auto"  # autocast; "auto": bf16 where the device computes in it
     compile: bool = False  # torch.compile; pays after some minutes
-    log_every: int = Field(20, ge=1)  # optimiser steps per line of the log
-    checkpoint_every: int = Field(500, ge=1)  # optimiser steps
-    eval_every_epochs: int = Field(1, ge=1)  # passes between two evaluations; there is always one at the end
+    log_every: int = Field(default=20, ge=1)  # optimiser steps per line of the log
+    checkpoint_every: int = Field(default=500, ge=1)  # optimiser steps
+    eval_every_epochs: int = Field(default=1, ge=1)  # passes between two evaluations; there is always one at the end
     tensorboard: bool = True  # write its files beside log.jsonl
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> "LoopConfig":
@@ -81,6 +86,7 @@ class TrainResult(Result):
     step_losses_after: dict[int, float] | None = None
 
 
+@runtime_checkable
 class Objective(Protocol):
     """The module that is trained: it holds the student and turns a batch into parts of a loss."""
 
@@ -113,7 +119,8 @@ def train(objective: nn.Module, loader: Loader, config: LoopConfig, stage: Stage
     """
     run = _Run(objective, loader, config, stage)
     try:
-        return run.go()
+        with quick_gradients(run.student, run.device):
+            return run.go()
     finally:
         run.journal.close()
 
@@ -189,7 +196,9 @@ class _Run:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def _step(self, batches: Iterator[tuple[int, int, Batch]], step: int) -> tuple[dict[str, float], float, int, int, int]:
+    def _step(
+        self, batches: Iterator[tuple[int, int, Batch]], step: int
+    ) -> tuple[dict[str, float], float, int, int, int]:
         """One optimiser step: mean parts of the loss, norm of the gradient, place in the data, images seen."""
         self.model.train()
         totals: dict[str, float] = {}
@@ -401,7 +410,7 @@ class _Window:
 
 def _open_accelerator() -> Any:
     try:
-        from accelerate import Accelerator  # noqa: PLC0415
+        from accelerate import Accelerator
     except ImportError:
         raise MissingDependencyError("training needs accelerate: pip install 'vitslim[train]'") from None
     # It starts and joins processes. Precision is ours: accelerate fixes it once per process, a run of two stages
@@ -412,7 +421,7 @@ def _open_accelerator() -> Any:
 def _make_average(student: nn.Module, decay: float | None) -> Any:
     if decay is None:
         return None
-    from timm.utils import ModelEmaV3  # noqa: PLC0415
+    from timm.utils import ModelEmaV3
 
     return ModelEmaV3(student, decay=decay, use_warmup=True)
 

@@ -53,8 +53,9 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
     Raises:
         ConfigError: timm knows no optimiser of that name.
     """
-    if name not in timm.optim.list_optimizers():
-        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(timm.optim.list_optimizers())}")
+    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
+    if name not in known:
+        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(known)}")
     return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
 
 

@@ -1,0 +1,98 @@
+import pytest
+from inline_snapshot import snapshot
+
+from vitslim.bench import (
+    BenchReport,
+    BenchRow,
+    Skipped,
+    caption,
+    markdown_table,
+    replace_between_markers,
+    skipped_lines,
+    text_table,
+)
+from vitslim.errors import ConfigError
+
+
+def row(model: str, latency_ms: float, speedup: float) -> BenchRow:
+    return BenchRow(
+        model=model,
+        backend="ort",
+        precision="fp32",
+        batch=8,
+        image_size=(224, 224),
+        latency_ms_p50=latency_ms,
+        latency_ms_p90=latency_ms * 1.1,
+        latency_ms_p99=latency_ms * 1.2,
+        throughput_img_s=8 / latency_ms * 1e3,
+        speedup_vs_dense=speedup,
+        speedup_p10=speedup - 0.1,
+        speedup_p90=speedup + 0.1,
+        params=22_050_664,
+        macs=4_598_882_304,
+        peak_memory_mib=None,
+        rounds=30,
+    )
+
+
+ROWS = [row("dense", 123.4, 1.0), row("skipat", 98.76, 1.25)]
+
+
+def test_markdown_has_a_header_a_rule_and_a_line_per_row():
+    assert markdown_table(ROWS) == snapshot("""\
+| model | backend | precision | batch | p50 ms | p90 ms | img/s | speed-up | spread p10–p90 | params M | GMAC |
+| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| dense | ort | fp32 | 8 | 123 | 136 | 64.8 | 1.00x | 0.90–1.10 | 22.05 | 4.599 |
+| skipat | ort | fp32 | 8 | 98.8 | 109 | 81.0 | 1.25x | 1.15–1.35 | 22.05 | 4.599 |\
+""")
+
+
+def test_text_is_aligned():
+    assert text_table(ROWS) == snapshot("""\
+model   backend  precision  batch  p50 ms  p90 ms  img/s  speed-up  spread p10–p90  params M   GMAC
+dense   ort      fp32       8         123     136   64.8     1.00x       0.90–1.10     22.05  4.599
+skipat  ort      fp32       8        98.8     109   81.0     1.25x       1.15–1.35     22.05  4.599\
+""")
+
+
+def test_no_rows_are_a_header():
+    assert len(markdown_table([]).splitlines()) == 2
+
+
+def test_the_caption_names_hardware_method_and_command():
+    report = BenchReport(
+        baseline="dense",
+        settings={"device": "cpu", "threads": 1, "rounds": 30},
+        environment={
+            "cpu": "Some CPU",
+            "gpu": [],
+            "load_average": [0.5, 0, 0],
+            "torch": "2.15.0",
+            "onnxruntime": "1.31",
+        },
+        load_average_end=None,
+        rows=ROWS,
+        skipped=[Skipped(backend="compiled", precision="fp32", batch=8, reason="RuntimeError: no compiler")],
+        notes=[],
+    )
+    assert caption(report, "vitslim bench out") == (
+        "Some CPU, 1 thread; median of up to 30 interleaved rounds; "
+        "speed-up against 'dense' with fused attention in the same run; "
+        "torch 2.15.0, onnxruntime 1.31; load average 0.5; `vitslim bench out`."
+    )
+    assert skipped_lines(report) == ["compiled fp32, batch 8: RuntimeError: no compiler"]
+
+
+TEXT = "before\n<!-- begin speed -->\nold\n<!-- end speed -->\nafter\n"
+
+
+def test_only_what_lies_between_the_markers_is_replaced():
+    replaced = replace_between_markers(TEXT, "speed", "| a \\1 |\n")
+    assert replaced == "before\n<!-- begin speed -->\n| a \\1 |\n<!-- end speed -->\nafter\n"
+    assert replace_between_markers(replaced, "speed", "| a \\1 |") == replaced
+
+
+@pytest.mark.parametrize("text", ["", TEXT + TEXT, "<!-- end speed --> <!-- begin speed -->"])
+def test_markers_that_are_missing_or_doubled_are_refused(text):
+    with pytest.raises(ConfigError, match="wanted one '<!-- begin speed -->'"):
+        replace_between_markers(text, "speed", "new")

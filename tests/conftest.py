@@ -1,0 +1,43 @@
+"""What all tests share: shape checks at run time, one thread, and the groups of tests that run only when asked for.
+
+The normal run has jaxtyping and beartype hold every annotation of vitslim against what really passes. torch.compile
+cannot look through these checks, so tests marked ``compiled`` run in a second pass: ``VITSLIM_SHAPE_CHECKS=0 pytest -m
+compiled``.
+"""
+
+import os
+
+SHAPE_CHECKS = os.environ.get("VITSLIM_SHAPE_CHECKS", "1") != "0"
+
+if SHAPE_CHECKS:
+    from jaxtyping import install_import_hook
+
+    # Must stand before the first import of vitslim, so at the very top.
+    install_import_hook("vitslim", "beartype.beartype")
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# The first example pays for lazy imports, and a shared machine has slow moments: no deadline. The same examples every
+# time, and no folder of found ones.
+settings.register_profile("vitslim", deadline=None, derandomize=True, database=None, max_examples=15)
+settings.load_profile("vitslim")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests with real model sizes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {
+        "slow": None if config.getoption("--slow") else "real model sizes: run with --slow",
+        "gpu": None if torch.cuda.is_available() else "needs an NVIDIA GPU",
+        "compiled": "run apart: VITSLIM_SHAPE_CHECKS=0 pytest -m compiled" if SHAPE_CHECKS else None,
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))

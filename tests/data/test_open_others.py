@@ -1,0 +1,136 @@
+"""Webdataset shards, Hugging Face data sets."""
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.data.conftest import make_image
+from vitslim.data import AugmentConfig, DataConfig, open_data
+from vitslim.errors import DataError, MissingDependencyError
+
+
+def write_shard(path: Path, numbers: range, *, broken: int | None = None) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            stream = io.BytesIO()
+            make_image(number).save(stream, "PNG")
+            pixels = b"gone" if number == broken else stream.getvalue()
+            for name, content in ((f"{number:03d}.png", pixels), (f"{number:03d}.cls", str(number % 3).encode())):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+
+
+def test_shards_give_every_image_once(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "set-val-0.tar", range(5))
+    write_shard(tmp_path / "set-val-1.tar", range(5, 9))
+    loader = open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=4)
+    assert loader.num_images == 9
+    assert len(loader) == 3
+    batches = list(loader)
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [number % 3 for number in range(9)]
+    levels = torch.cat([batch.images[:, 0, 8, 8] for batch in batches]) * 0.25 * 255 + 127.5
+    assert levels.round().int().tolist() == list(range(9))
+
+
+def test_unreadable_images_of_shards_are_counted(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "val.tar", range(6), broken=2)
+    config = DataConfig(source=f"wds/{tmp_path}", max_corrupt_share=0.5)
+    loader = open_data(config, split="val", preprocessing=wanted, batch_size=2)
+    assert sum(len(batch) for batch in loader) == 5
+    assert loader.corrupt.count == 1
+    strict = open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+    with pytest.raises(DataError, match="1 of 6 images cannot be read"):
+        list(strict)
+
+
+def test_training_shards_are_shuffled_by_pass_and_seed(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "train.tar", range(12))
+    still = AugmentConfig(hflip=0.0, crop_scale=(1.0, 1.0))
+    loader = open_data(
+        f"wds/{tmp_path}", split="train", preprocessing=wanted, batch_size=4, training=True, augment=still
+    )
+    orders = []
+    for epoch in (0, 0):
+        loader.set_epoch(epoch)
+        orders.append(torch.cat([batch.images[:, 0, 8, 8] for batch in loader]))
+    assert torch.equal(orders[0], orders[1])
+    assert len(orders[0].unique()) == 12
+
+
+def test_a_limit_takes_shard_images_from_all_along(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "val.tar", range(12))
+    loader = open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=4, limit=3)
+    levels = torch.cat([batch.images[:, 0, 8, 8] for batch in loader]) * 0.25 * 255 + 127.5
+    assert levels.round().int().tolist() == [3, 7, 11]
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "val.tar", range(6))
+    config = DataConfig(source=f"wds/{tmp_path}", num_classes=2)
+    with pytest.raises(DataError, match="a label is 2, but there are 2 classes"):
+        list(open_data(config, split="val", preprocessing=wanted, batch_size=6))
+
+
+def test_missing_shards_are_refused_with_what_was_looked_for(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "train-0.tar", range(2))
+    with pytest.raises(DataError, match=r"has no split 'val': looked for \*val\*.tar.*found train-0.tar"):
+        open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+    with pytest.raises(DataError, match="is not a folder"):
+        open_data(f"wds/{tmp_path}/nowhere", split="val", preprocessing=wanted, batch_size=2)
+    (tmp_path / "val.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match="not a readable tar file"):
+        open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+
+
+def test_the_missing_library_is_named_with_its_extra(
+    tmp_path: Path, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, library in (("wds", "webdataset"), ("hfds", "datasets")):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(MissingDependencyError, match=rf"needs {library}: pip install 'vitslim\[data\]'"):
+            open_data(f"{kind}/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    folder = tmp_path / "set"
+    for split, count in (("train", 6), ("test", 3)):
+        rows = {"image": [make_image(number) for number in range(count)], "label": [n % 3 for n in range(count)]}
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])}
+        )
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-0.parquet")
+    return folder
+
+
+def test_a_hugging_face_data_set_gives_images_labels_and_names(hub_folder: Path, wanted: Any) -> None:
+    loader = open_data(f"hfds/{hub_folder}", split="val", preprocessing=wanted, batch_size=3)
+    assert loader.class_names == ("ant", "bee", "cat")
+    assert loader.origin.endswith("(test)")
+    assert next(iter(loader)).labels.tolist() == [0, 1, 2]
+    unlabelled = DataConfig(source=f"hfds/{hub_folder}", label_key="species")
+    batch = next(iter(open_data(unlabelled, split="train", preprocessing=wanted, batch_size=6)))
+    assert batch.labels is None
+    assert batch.images.shape == (6, 3, 16, 16)
+
+
+def test_a_missing_hugging_face_split_is_refused(hub_folder: Path, wanted: Any) -> None:
+    config = DataConfig(source=f"hfds/{hub_folder}", val_split="held_out")
+    with pytest.raises(DataError, match="has no split 'held_out'; it has train, test"):
+        open_data(config, split="val", preprocessing=wanted, batch_size=3)
+
+
+def test_a_missing_hugging_face_data_set_is_refused(tmp_path: Path, wanted: Any) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match="cannot be opened"):
+        open_data(f"hfds/{tmp_path}/nowhere", split="val", preprocessing=wanted, batch_size=3)

@@ -1,0 +1,20 @@
+"""Pure algorithms: tensors in, tensors out; no knowledge of models."""
+
+from vitslim.kernels.cost import op_macs
+from vitslim.kernels.low_rank import low_rank_factors
+from vitslim.kernels.onnx_form import onnx_forms
+from vitslim.kernels.sliced import seeded_permutation, sliced_attention, sliced_mask
+from vitslim.kernels.sparse_attention import compacted_attention, kept_keys, sparse_attention, strongest
+
+__all__ = [
+    "compacted_attention",
+    "kept_keys",
+    "low_rank_factors",
+    "onnx_forms",
+    "op_macs",
+    "seeded_permutation",
+    "sliced_attention",
+    "sliced_mask",
+    "sparse_attention",
+    "strongest",
+]

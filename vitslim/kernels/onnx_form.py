@@ -1,0 +1,75 @@
+"""The custom ops spelled out in standard ONNX operators."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vitslim.kernels.sparse_attention import tile_count
+
+_HIDDEN = -30000.0
+"""Added to a score that shall not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
+
+_FIRST = 1e30
+"""Added to the scores of tokens that are kept always; beyond any sum of probabilities."""
+
+
+def onnx_forms() -> Mapping[Any, Callable[..., Any]]:
+    """For ``custom_translation_table`` of torch.onnx: each op, and the function that writes it as a graph.
+
+    The functions read all sizes but the batch from the graph, so that they are constants in the file.
+    """
+    ops = torch.ops.vitslim
+    return {ops.sparse_attention.default: _sparse_attention, ops.kept_keys.default: _kept_keys}
+
+
+def _sparse_attention(
+    query: Any, key: Any, value: Any, kept: Any, bias: Any, tile: int, prefix: int, scale: float
+) -> Any:
+    op, float32 = _operators()
+    tokens, patches = key.shape[2], query.shape[2] - prefix
+    scores = op.MatMul(op.Mul(query, op.CastLike(scale, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    # A softmax in float32, whatever the file's precision.
+    scores = op.Cast(scores, to=float32)
+    if bias is not None:
+        scores = op.Add(scores, op.Cast(bias, to=float32))
+    # Zeros at the kept keys of each tile, in a matrix of hidden ones.
+    shape = op.Concat(op.Slice(op.Shape(kept), [0], [3], [0]), [tokens], axis=0)
+    zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(kept))
+    mask = op.ScatterElements(op.Expand(op.Constant(value_float=_HIDDEN), shape), kept, zeros, axis=3)
+    if tile > 1:
+        tiles = tile_count(patches, tile)
+        repeated = op.Tile(op.Unsqueeze(mask, [3]), [1, 1, 1, tile, 1])
+        mask = op.Slice(op.Reshape(repeated, [0, 0, tiles * tile, tokens]), [0], [patches], [2])
+    # The prefix queries read every key.
+    mask = op.Pad(mask, [0, 0, prefix, 0, 0, 0, 0, 0], op.Constant(value_float=0.0))
+    rows = op.Softmax(op.Add(scores, mask), axis=-1)
+    return op.MatMul(op.CastLike(rows, value), value)
+
+
+def _kept_keys(coefficients: Any, basis: Any, top: int, keys: int, tile: int, prefix: int) -> Any:
+    op, float32 = _operators()
+    patches, directions = coefficients.shape[2:]
+    tokens = basis.shape[-1]
+    rows = op.Cast(coefficients, to=float32)
+    if top < directions:
+        largest, _ = op.TopK(rows, [top], axis=-1)
+        least = op.Slice(largest, [top - 1], [top], [3])
+        rows = op.Where(op.GreaterOrEqual(rows, least), rows, op.Constant(value_float=0.0))
+    if tile > 1:
+        tiles = tile_count(patches, tile)
+        padded = op.Pad(rows, [0, 0, 0, 0, 0, 0, tiles * tile - patches, 0], op.Constant(value_float=0.0))
+        rows = op.ReduceSum(op.Reshape(padded, [0, 0, tiles, tile, directions]), [3], keepdims=0)
+    basis = op.Cast(basis, to=float32)
+    scores = op.MatMul(rows, basis if len(basis.shape or [0, 0]) == 2 else op.Unsqueeze(basis, [1]))
+    always = op.Constant(value_floats=[_FIRST] * prefix + [0.0] * (tokens - prefix))
+    # Between equal values TopK takes the lower index.
+    _, order = op.TopK(op.Add(scores, always), [keys], axis=-1)
+    return order
+
+
+def _operators() -> tuple[Any, int]:
+    """The operators to write with, and ONNX's number for float32."""
+    from onnxscript import FLOAT, opset18
+
+    return opset18, FLOAT.dtype

@@ -1,0 +1,58 @@
+"""Sorting the tokens of each image, without scatter and without shapes that depend on the data.
+
+*places* (b, m) name for each image which of n tokens stand at m places, by index. A permutation of all tokens is
+undone by its ``inverse``.
+"""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
+    """The scores in falling order, and the places of all tokens then: the prefix first, the patches by score.
+
+    Equal scores go to the lower index, as in ONNX, so that every runtime chooses alike. Exports as one TopK.
+    """
+    falling, patches = scores.sort(dim=1, descending=True, stable=True)
+    front = torch.arange(prefix, device=scores.device).expand(scores.shape[0], -1)
+    return falling, torch.cat([front, patches + prefix], dim=1)
+
+
+def take(tokens: Shaped[Tensor, "b n *d"], places: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m *d"]:
+    """The tokens that stand at ``places``."""
+    batch, count = tokens.shape[:2]
+    # Rows of one long table: a plain Gather, where gather(dim=1) wants an index as wide as the tokens and takes ONNX
+    # Runtime three times as long (197 tokens of 384).
+    rows = places + count * torch.arange(batch, device=places.device).unsqueeze(1)
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, places.shape[1]))
+
+
+def inverse(places: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """The places that undo a permutation: ``take(take(tokens, places), inverse(places))`` is ``tokens``."""
+    # As float, exact below 2²⁴, since some compilers sort nothing else; a scatter would be a data-dependent write.
+    return places.float().argsort(dim=1)
+
+
+def take_shared(table: Shaped[Tensor, "h n f"], places: Int[Tensor, "b m"]) -> Shaped[Tensor, "b h m f"]:
+    """Rows of one table that all images share, such as rotary angles per head."""
+    batch, count = places.shape
+    rows = table.index_select(1, places.flatten()).unflatten(1, (batch, count))
+    return rows.transpose(0, 1)
+
+
+def take_pairs(pairs: Shaped[Tensor, "#b h rows n"], places: Int[Tensor, "b m"]) -> Shaped[Tensor, "b h rows_m m"]:
+    """Rows and columns at ``places`` of what is given for pairs of tokens, such as a bias of the attention scores.
+
+    Args:
+        pairs: for all images or for each; with a single row, which serves all, that row stays single.
+    """
+    columns = places.unsqueeze(1)
+    if pairs.shape[0] == 1:
+        # One gather from the flattened table, in place of rows first and columns then.
+        index = columns if pairs.shape[2] == 1 else places.unsqueeze(2) * pairs.shape[3] + columns
+        picked = pairs[0].flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape)
+        return picked.transpose(0, 1)
+    if pairs.shape[2] > 1:
+        pairs = pairs.take_along_dim(places[:, None, :, None], dim=2)
+    return pairs.take_along_dim(columns.unsqueeze(1), dim=3)

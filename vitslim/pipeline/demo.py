@@ -1,0 +1,177 @@
+"""The built-in main job: every method on the shipped model and images, with the dense control, in one comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from torch import nn
+
+from vitslim.bench import BenchReport, benchmark, count_parameters
+from vitslim.checkpoint import load
+from vitslim.errors import ConfigError
+from vitslim.export import export_onnx
+from vitslim.files import read_json, write_json
+from vitslim.methods import convert
+from vitslim.models import open_model
+from vitslim.pipeline.folder import RunFolder
+from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE, run
+from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.recipe import Recipe, read_recipe
+from vitslim.report import read_comparison, write_comparison
+
+CONTROL = "dense-control"
+
+
+def run_demo(
+    out: str | Path, *, quick: bool = False, overwrite: bool = False, progress: ProgressCallback = silent
+) -> dict[str, Any]:
+    """Walk the road for every student, measure speed at deployment size, and write the comparison.
+
+    Finished parts are skipped when the demo is started again in the same folder.
+
+    Args:
+        quick: a smoke run; its figures mean little.
+
+    Returns:
+        ``{"table": rows for a person, "rows": the figures, "notes", "report": path of the page}``.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    settings = _settings(quick=quick)
+    root = Path(out)
+    _claim(root, settings, overwrite=overwrite)
+    entries: dict[str, list[dict[str, Any]]] = {CONTROL: [], **settings["students"]}
+    for name, conversions in entries.items():
+        document = {**settings["recipe"], "convert": conversions}
+        if name == next(iter(settings["students"])):
+            document["analyze"] = settings["analyze"]
+        if not conversions:
+            document["warm_start"] = None
+        run(read_recipe(document, origin="demo"), root / name, overwrite=True, progress=_named(progress, name))
+    speed = _bench(root, settings, progress)
+    page = write_comparison(read_comparison(root, "Built-in demo"), root / "report.html")
+    rows = [_row(root, name, speed) for name in entries]
+    document = {"rows": rows, "notes": _notes(speed, settings, quick=quick), "report": str(page)}
+    write_json(root / "demo.json", document)
+    return {**document, "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]]}
+
+
+def demo_recipe(student: str) -> Recipe:
+    """The recipe that the demo runs for one student.
+
+    Raises:
+        ConfigError: no student of that name.
+    """
+    settings = _settings(quick=False)
+    if student not in settings["students"]:
+        raise ConfigError(f"the demo has no student {student!r}; known: {', '.join(settings['students'])}")
+    return read_recipe({**settings["recipe"], "convert": settings["students"][student]}, origin="demo")
+
+
+def _settings(*, quick: bool) -> dict[str, Any]:
+    text = (resources.files("vitslim") / "assets" / "demo.yaml").read_text()
+    settings = cast("dict[str, Any]", yaml.safe_load(text))
+    changes = settings.pop("quick")
+    return _merged(settings, changes) if quick else settings
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _claim(root: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    RunFolder(root).begin(yaml.safe_dump(dict(settings), sort_keys=False), overwrite=overwrite)
+
+
+def _named(progress: ProgressCallback, name: str) -> ProgressCallback:
+    def report(one: Progress) -> None:
+        progress(Progress(f"{name}: {one.stage}", one.done, one.total, one.unit, one.metrics))
+
+    return report
+
+
+def _bench(root: Path, settings: Mapping[str, Any], progress: ProgressCallback) -> BenchReport:
+    section = settings["bench"]
+    folder = RunFolder(root)
+    if folder.enter("bench", [section, settings["students"]], BENCH_FILE):
+        torch.manual_seed(0)
+        dense = open_model(section["model"], pretrained=False)
+        models: dict[str, nn.Module] = {"dense": dense}
+        for name, conversions in settings["students"].items():
+            models[name] = _converted(dense, conversions)
+        report = benchmark(models, baseline="dense", exporter=export_onnx, progress=progress, **section["settings"])
+        write_json(root / BENCH_FILE, report.model_dump(mode="json"))
+        folder.finish("bench")
+    return BenchReport(**read_json(root / BENCH_FILE))
+
+
+def _converted(dense: nn.Module, conversions: list[dict[str, Any]]) -> nn.Module:
+    model = dense
+    for entry in conversions:
+        model = convert(model, entry["method"], **{key: value for key, value in entry.items() if key != "method"})
+    return model
+
+
+def _row(root: Path, name: str, speed: BenchReport) -> dict[str, Any]:
+    folder = root / name
+    metrics = read_json(folder / METRICS_FILE)["student"]
+    model = load(folder)
+    onnx = folder / "export" / "model.onnx"
+    return {
+        "model": name,
+        "top1": metrics["top1"],
+        "agreement": metrics["agreement"],
+        "params": count_parameters(model),
+        "onnx_bytes": onnx.stat().st_size if onnx.exists() else None,
+        **_speed_of("dense" if name == CONTROL else name, speed),
+    }
+
+
+def _teacher_row(root: Path, speed: BenchReport) -> dict[str, Any]:
+    metrics = read_json(root / CONTROL / METRICS_FILE)["teacher"]
+    params = count_parameters(load(root / CONTROL))
+    own = {"model": "teacher", "top1": metrics["top1"], "agreement": None, "params": params, "onnx_bytes": None}
+    return {**own, **_speed_of("dense", speed)}
+
+
+def _speed_of(name: str, speed: BenchReport) -> dict[str, Any]:
+    rows = [row for row in speed.rows if row.model == name]
+    ratios = {f"{row.backend} b{row.batch}": row.speedup_vs_dense for row in rows}
+    return {"macs": rows[0].macs if rows else None, "speedup_vs_dense": ratios}
+
+
+def _cells(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+    control = next(one["top1"] for one in rows if one["model"] == CONTROL)
+    ratios = row["speedup_vs_dense"]
+    return {
+        "model": row["model"],
+        "top-1": f"{100 * row['top1']:.2f} %",
+        "vs control": f"{100 * (row['top1'] - control):+.2f}",
+        "agreement": "-" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
+        "parameters": f"{row['params'] / 1e6:.2f} M",
+        "MACs": "-" if row["macs"] is None else f"{row['macs'] / 1e9:.3f} G",
+        "ONNX file": "-" if row["onnx_bytes"] is None else f"{row['onnx_bytes'] / 2**20:.1f} MiB",
+        "speed vs dense": ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()) or "-",
+    }
+
+
+def _notes(speed: BenchReport, settings: Mapping[str, Any], *, quick: bool) -> list[str]:
+    model = settings["bench"]["model"]
+    threads = settings["bench"]["settings"]["threads"]
+    notes = [
+        "Accuracy, parameters and ONNX file: the built-in 12-block model on held-out fractal images.",
+        f"MACs and speed: {model} at 224 px, random weights, {threads} CPU thread, against dense with fused attention "
+        "in the same run; below 1x is slower.",
+    ]
+    notes += [f"Not measured: {one.backend} ({one.reason})" for one in speed.skipped]
+    return [*notes, "This was a quick run: the figures mean little."] if quick else notes
