@@ -7,17 +7,16 @@ compiled``.
 
 import os
 
-SHAPE_CHECKS = os.environ.get("VITSLIM_SHAPE_CHECKS", "1") != "0"
-
-if SHAPE_CHECKS:
-    from jaxtyping import install_import_hook
-
-    # Must stand before the first import of vitslim, so at the very top.
-    install_import_hook("vitslim", "beartype.beartype")
-
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+SHAPE_CHECKS = os.environ.get("VITSLIM_SHAPE_CHECKS", "1") != "0"
+
+if SHAPE_CHECKS:
+    # Before anything imports vitslim.
+    install_import_hook("vitslim", "beartype.beartype")
 
 torch.set_num_threads(1)
 

@@ -111,13 +111,30 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     **{f"eva_{name}": partial(Eva, **{**SIZE, **options}) for name, options in EVA.items()},
     "eva_gated": lambda: _gated(Eva(**SIZE), partial(EvaAttention, norm_layer=nn.LayerNorm)),
     **{f"beit_{name}": partial(Beit, **{**SIZE, **options}) for name, options in BEIT.items()},
-    **{name: partial(timm.create_model, name, img_size=64) for name in timm.list_models("test_vit*", exclude_filters="*relpos*")},
+    **{
+        name: partial(timm.create_model, name, img_size=64)
+        for name in timm.list_models("test_vit*", exclude_filters="*relpos*")
+    },
 }
 
 ALL = list(BUILDERS)
 
 ONE_PER_ADAPTER = ["vit_layer_scale", "vit_post_norm", "eva_mixed_rotary", "eva_post_norm", "beit_both_biases"]
 """One of each adapter class and block class, for what takes seconds."""
+
+CHARACTERISTIC = [
+    *ONE_PER_ADAPTER,
+    "vit_oblong",
+    "vit_four_registers",
+    "vit_registers_without_class_token",
+    "vit_map_pooling",
+    "vit_dynamic_size",
+    "distilled",
+    "eva_dinov3",
+    "eva_grouped_queries",
+    "beit_own_bias",
+]
+"""What differs for a method: the tokens, the pooling, the position terms, the operands of the attention."""
 
 NOT_DESCRIBABLE = {"vit_hybrid", "vit_gated", "vit_post_norm", "eva_gated"}
 """Built by hand from classes that no saved file can name."""

@@ -168,7 +168,6 @@ def _fault(fault: Any) -> str:
 
 
 def _fields_at(sections: list[str]) -> list[str]:
-    current: Any = Recipe()
     kinds: dict[str, type[Config]] = {
         "model": ModelSection,
         "data": DataSection,
@@ -179,5 +178,5 @@ def _fields_at(sections: list[str]) -> list[str]:
         "bench": BenchConfig,
         "augment": AugmentConfig,
     }
-    kind = kinds.get(sections[-1]) if sections else type(current)
+    kind = kinds.get(sections[-1]) if sections else Recipe
     return list(kind.model_fields) if kind else []

@@ -215,18 +215,14 @@ def test_the_position_counts_the_batches_of_the_pass(make_folder: MakeFolder, wa
 
 def test_repeated_augmentation_shows_each_image_several_times_in_a_pass(make_folder: MakeFolder, wanted: Any) -> None:
     thrice = AugmentConfig(hflip=0.0, crop_scale=(1.0, 1.0), repeats=3)
-    loader = open_data(
-        make_folder(), split="train", preprocessing=wanted, batch_size=6, training=True, augment=thrice
-    )
+    loader = open_data(make_folder(), split="train", preprocessing=wanted, batch_size=6, training=True, augment=thrice)
     levels = grey_levels(loader)
     assert len(levels) == 12
     assert all(levels.count(level) == 3 for level in levels)
 
 
 def test_processes_share_a_pass_without_overlap(make_folder: MakeFolder, wanted: Any) -> None:
-    loader = open_data(
-        make_folder(), split="train", preprocessing=wanted, batch_size=3, training=True, augment=STILL
-    )
+    loader = open_data(make_folder(), split="train", preprocessing=wanted, batch_size=3, training=True, augment=STILL)
     shares = [grey_levels(loader.share(rank, 2)) for rank in (0, 1)]
     assert [len(share) for share in shares] == [6, 6]
     assert sorted(shares[0] + shares[1]) == list(range(12))

@@ -70,7 +70,7 @@ def test_unknown_options_are_refused_with_the_nearest_one(wanted: Any) -> None:
         open_data("fractals:clases=4", split="val", preprocessing=wanted, batch_size=2)
     with pytest.raises(ConfigError, match="classes='many' is not a number"):
         open_data("fractals:classes=many", split="val", preprocessing=wanted, batch_size=2)
-    with pytest.raises(ConfigError, match="seed='0.5' is not a number"):
+    with pytest.raises(ConfigError, match=r"seed='0\.5' is not a number"):
         open_data("fractals:seed=0.5", split="val", preprocessing=wanted, batch_size=2)
 
 

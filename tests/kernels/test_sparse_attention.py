@@ -138,6 +138,7 @@ def test_a_wrong_number_of_key_sets_is_refused() -> None:
         sparse_attention(*operands(), any_keys(5), tile=1, **OPERANDS)
 
 
+@pytest.mark.compiled
 # opcheck itself reads the gradient of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(("tile", "bias"), [(1, None), (4, torch.zeros(1, 3, 17, 17))])

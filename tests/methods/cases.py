@@ -20,8 +20,19 @@ class MethodCase:
     options: Mapping[str, Any]
 
 
+# Block 0 stays dense. The matrices of all variants lie on one grid, so that they can be compared across image sizes.
+SPARSE: dict[str, Any] = {"layers": (1, 2, 3), "keep_rate": 0.4, "n_down": 4, "grid": (4, 4)}
+
 CASES: dict[str, MethodCase] = {
     "skipat": MethodCase("skipat", {"layers": ()}, {"layers": (1, 2)}),
     "skipat_narrow": MethodCase("skipat", {"layers": ()}, {"layers": (1, 3), "expansion": 0.5, "kernel_size": 3}),
     "skipat_identity": MethodCase("skipat", {"layers": ()}, {"layers": (2,), "identity": True}),
+    "evo_vit": MethodCase("evo_vit", {"keep": 1.0}, {}),
+    "evo_vit_slow_fast": MethodCase("evo_vit", {"keep": 1.0}, {"placeholders": "slow_fast", "schedule": "layer"}),
+    "sparsifiner": MethodCase("sparsifiner", {"keep_rate": 1.0}, SPARSE),
+    "sparsifiner_tile": MethodCase("sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "granularity": "tile", "tile": 6}),
+    "sparsifiner_image": MethodCase("sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "granularity": "image", "k": 8}),
+    "sparsifiner_pruned": MethodCase(
+        "sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "token_keep_rate": 0.7, "prune_layers": (1,)}
+    ),
 }

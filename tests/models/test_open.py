@@ -129,7 +129,8 @@ def test_the_builtin_architecture_is_a_small_vit() -> None:
 
 def test_an_unknown_model_names_the_nearest() -> None:
     assert refusal(ConfigError, "deit_smal") == snapshot(
-        "unknown model 'deit_smal'; did you mean 'deit_small' or 'deit3_small' or 'rdnet_small'? (`vitslim list models` shows all)"
+        "unknown model 'deit_smal'; did you mean 'deit_small' or 'deit3_small' or 'rdnet_small'? "
+        "(`vitslim list models` shows all)"
     )
     assert refusal(ConfigError, "qqqqq") == snapshot("unknown model 'qqqqq' (`vitslim list models` shows all)")
 
@@ -151,7 +152,9 @@ def test_an_unknown_option_is_refused(weights: Path) -> None:
 
 
 def test_a_size_that_does_not_divide_is_refused() -> None:
-    assert refusal(ConfigError, NAME, pretrained=False, embed_dim=49) == snapshot("vit_tiny_patch16_224 cannot be built with {'embed_dim': 49}: dim should be divisible by num_heads")
+    assert refusal(ConfigError, NAME, pretrained=False, embed_dim=49) == snapshot(
+        "vit_tiny_patch16_224 cannot be built with {'embed_dim': 49}: dim should be divisible by num_heads"
+    )
 
 
 def test_weights_come_in_one_way_only() -> None:

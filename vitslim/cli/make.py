@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command."""
     app.command()(convert)
     app.command()(train)
+    app.command()(pretrain)
     app.command()(run)
     app.command()(demo)
 
@@ -144,6 +145,31 @@ def train(
         return
     _print_metrics(result["metrics"])
     say(f"wrote {out}")
+
+
+def pretrain(
+    settings: Annotated[Path, typer.Argument(metavar="FILE", help="phases of the training, YAML")],
+    out: OutOption,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Train a small ViT from scratch in phases; this made the built-in model (recipes/builtin_teacher.yaml)."""
+    from vitslim.checkpoint import check_output_folder
+    from vitslim.pipeline.training import read_pretrain_config
+    from vitslim.train import pretrain as train_phases
+
+    config = read_pretrain_config(settings)
+    if not resume:
+        check_output_folder(out, overwrite=overwrite)
+    with Screen() as screen:
+        result = train_phases(config, out, resume=resume, progress=screen)
+    document = result.model_dump(mode="json")
+    if json:
+        print_json(document)
+        return
+    _print_metrics({"held out": document["held_out"]})
+    say(f"wrote {out / result.weights}")
 
 
 def run(

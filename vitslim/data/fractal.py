@@ -58,16 +58,16 @@ class FractalConfig:
         ConfigError: a field is out of its range; all faults are in one message.
     """
 
-    classes: int = 100  # parameter sets, 2..100000; the first ones stay when more are asked for
+    classes: int = 200  # parameter sets, 2..100000; the first ones stay when more are asked for
     image_size: int = 64  # pixels along each side, 8..1024
-    train_per_class: int = 300  # images, 1 and up
-    val_per_class: int = 50  # images, 1 and up
+    train_per_class: int = 150  # images, 1 and up
+    val_per_class: int = 25  # images, 1 and up
     seed: int = 0  # 0..2**31-1; another seed gives other classes
-    jitter: float = 0.1  # largest relative change of each map entry, 0..0.5; FractalDB's weights use 0.2
+    jitter: float = 0.13  # largest relative change of each map entry, 0..0.5; FractalDB's weights use 0.2
     rotation: float = 15.0  # largest turn either way, degrees, 0..180
     smallest: float = 0.75  # smallest size of a fractal beside the image, 0.2..1
     shift: float = 0.06  # largest move along each axis, as a share of the image, 0..0.5
-    noise: float = 0.05  # standard deviation of the added pixel noise, 0..0.3 of the full range
+    noise: float = 0.06  # standard deviation of the added pixel noise, 0..0.3 of the full range
     negatives: float = 0.0  # share of images with a dark fractal on a bright ground, 0..1
     points_per_pixel: float = 1.0  # chaos-game points drawn for each pixel of the image, 0.1..16
 

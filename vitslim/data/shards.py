@@ -3,7 +3,7 @@
 import logging
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -64,6 +64,24 @@ class _Samples(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         source = self._source
+        kept, seen = 0, 0
+        with _skipped_images() as skipped:
+            reader = self._open()
+            skipped.clear()  # timm misses an info file, which is optional
+            for image, label in reader:
+                yield from self._unreadable(skipped)
+                seen += 1
+                # Of every count / limit images the last one.
+                if seen * source.limit // source.count <= kept:
+                    continue
+                kept += 1
+                with seeded(source.seed, self._epoch, seen):
+                    pixels = source.transform(image)
+                yield Sample(pixels, int(label))
+            yield from self._unreadable(skipped)
+
+    def _open(self) -> Any:
+        source = self._source
         reader: Any = make_dataset(
             "wds/shards",
             root=source.folder,
@@ -75,21 +93,11 @@ class _Samples(IterableDataset[Sample]):
             input_img_mode=source.mode,
         ).reader
         reader.set_epoch(self._epoch)
-        kept, seen = 0, 0
-        with _skipped_images() as skipped:
-            for image, label in reader:
-                while skipped:
-                    yield Sample(None, unreadable=f"{source.folder}: {skipped.pop(0)}")
-                seen += 1
-                # Of every count / limit images the last one.
-                if seen * source.limit // source.count <= kept:
-                    continue
-                kept += 1
-                with seeded(source.seed, self._epoch, seen):
-                    pixels = source.transform(image)
-                yield Sample(pixels, int(label))
-            while skipped:
-                yield Sample(None, unreadable=f"{source.folder}: {skipped.pop(0)}")
+        return reader
+
+    def _unreadable(self, skipped: list[str]) -> Iterator[Sample]:
+        while skipped:
+            yield Sample(None, unreadable=f"{self._source.folder}: {skipped.pop(0)}")
 
 
 class _skipped_images(logging.Handler):
@@ -162,7 +170,7 @@ def find_shards(
         seed=seed,
         workers=workers,
     )
-    return replace(source), f"wds/{folder} ({split})", source.limit
+    return source, f"wds/{folder} ({split})", source.limit
 
 
 def count_images(shard: Path) -> int:

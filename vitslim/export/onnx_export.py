@@ -23,6 +23,7 @@ from vitslim.export.onnx_graph import (
 from vitslim.export.quiet import captured
 from vitslim.export.result import OnnxExport
 from vitslim.files import write_bytes
+from vitslim.kernels import onnx_forms
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
@@ -156,6 +157,7 @@ def _trace(model: nn.Module, images: Tensor, dynamic: bool, opset: int) -> Any:
             input_names=["images"],
             output_names=[output_name(model)],
             dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+            custom_translation_table=dict(onnx_forms()),
             verbose=False,
         )
     except Exception as error:  # torch raises a new class for every stage of the export

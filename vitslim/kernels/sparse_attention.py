@@ -161,7 +161,9 @@ def _sparse_attention_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     grad_rows = (grad @ value.transpose(-2, -1)).float()
     grad_scores = rows * (grad_rows - (rows * grad_rows).sum(dim=-1, keepdim=True))
     grad_products = (grad_scores * ctx.scale).to(query.dtype)
-    grad_bias = grad_scores.sum_to_size(bias.shape).to(bias.dtype) if ctx.needs_input_grad[4] else None
+    grad_bias = None
+    if bias is not None and ctx.needs_input_grad[4]:
+        grad_bias = grad_scores.sum_to_size(bias.shape).to(bias.dtype)
     grad_key = grad_products.transpose(-2, -1) @ query
     return grad_products @ key, grad_key, grad_value, None, grad_bias, None, None, None
 

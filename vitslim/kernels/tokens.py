@@ -29,7 +29,7 @@ def take(tokens: Shaped[Tensor, "b n *d"], places: Int[Tensor, "b m"]) -> Shaped
 
 
 def inverse(places: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-    """The places that undo a permutation: ``take(take(tokens, places), inverse(places))`` is ``tokens``."""
+    """The places that undo a permutation: take by ``places``, take by its inverse, and all is as it was."""
     # As float, exact below 2²⁴, since some compilers sort nothing else; a scatter would be a data-dependent write.
     return places.float().argsort(dim=1)
 

@@ -1,11 +1,13 @@
 """The methods, one file each, and the verb that applies them."""
 
 from vitslim.methods.convert import convert, method_support, read_options, replay
+from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
 from vitslim.methods.table import METHODS, list_methods, method_named
 
 __all__ = [
     "METHODS",
+    "EvoViTConfig",
     "SkipAtConfig",
     "convert",
     "list_methods",
@@ -13,4 +15,5 @@ __all__ = [
     "method_support",
     "read_options",
     "replay",
+    "set_schedule_",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+from torch import nn
+
 from vitslim.shapes import Config
 from vitslim.trunk import Plan
 
@@ -38,6 +40,7 @@ class Method:
             checking everything; what it returns is what a saved model replays.
         apply: the new plan; must not fail for a resolved config, nor change the plan's blocks before it is sure.
         source: where the method comes from.
+        finish: what changes outside the blocks, on the converted copy; refuses before it changes anything.
     """
 
     name: str
@@ -45,3 +48,4 @@ class Method:
     resolve: Callable[[Any, Plan, Evidence | None], Config]
     apply: Callable[[Plan, Any], Plan]
     source: str
+    finish: Callable[[nn.Module, Any], None] | None = None

@@ -39,21 +39,18 @@ def convert(
     """
     chosen, config = _chosen(method, options)
     source = open_model(model) if isinstance(model, str) else model
-    _refuse_repetition(source, chosen)
-    plan = _plan_of(source)
-    resolved = chosen.resolve(config, plan, analysis)
-    base = trunk_of(source).base if is_converted(source) else describe(source)
-    return _build(source, chosen, resolved, base)
+    return _converted(source, chosen, config, analysis)
 
 
 def replay(model: nn.Module, history: list[Conversion]) -> nn.Module:
-    """Apply a saved list of conversions to a freshly built dense model.
+    """Apply a saved list of conversions to a freshly built dense model, whose weights will be read afterwards.
 
     Raises:
         ConfigError: an entry that this version does not know or cannot read.
     """
     for entry in history:
-        model = convert(model, entry.method, **dict(entry.options))
+        chosen, config = _chosen(entry.method, entry.options)
+        model = _converted(model, chosen, config, None, weights_follow=True)
     return model
 
 
@@ -93,6 +90,23 @@ def _chosen(method: str | Config, options: Mapping[str, Any]) -> tuple[Method, C
     return method_of(method), method
 
 
+def _converted(
+    source: nn.Module, method: Method, config: Config, analysis: Evidence | None, *, weights_follow: bool = False
+) -> nn.Module:
+    _refuse_repetition(source, method)
+    resolved = method.resolve(config, _plan_of(source), analysis)
+    base = trunk_of(source).base if is_converted(source) else describe(source)
+    copied = copy.deepcopy(source)
+    plan = method.apply(replace(_plan_of(copied), weights_follow=weights_follow), resolved)
+    if not plan.steps:
+        raise UnsupportedModelError(f"{method.name} left no step; the model is unchanged")
+    entry = Conversion(method.name, resolved.model_dump(mode="json"))
+    converted = install_trunk_(copied, replace(plan, history=(*plan.history, entry)), base)
+    if method.finish is not None:
+        method.finish(converted, resolved)
+    return converted
+
+
 def _plan_of(model: nn.Module) -> Plan:
     return trunk_of(model).plan if is_converted(model) else dense_plan(model)
 
@@ -107,15 +121,6 @@ def _refuse_repetition(model: nn.Module, method: Method) -> None:
             )
     else:
         adapter_for(model)
-
-
-def _build(source: nn.Module, method: Method, config: Config, base: Any) -> nn.Module:
-    converted = copy.deepcopy(source)
-    plan = method.apply(_plan_of(converted), config)
-    if not plan.steps:
-        raise UnsupportedModelError(f"{method.name} left no step; the model is unchanged")
-    entry = Conversion(method.name, config.model_dump(mode="json"))
-    return install_trunk_(converted, replace(plan, history=(*plan.history, entry)), base)
 
 
 def _fault(method: Method, fault: Any) -> str:

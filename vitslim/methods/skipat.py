@@ -59,7 +59,7 @@ class SkipAtConfig(Config):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError(f"kernel_size={value} would shift the grid; choose an odd number")
+            raise ValueError("an even kernel would shift the grid; choose an odd number")
         return value
 
 
@@ -72,12 +72,12 @@ def parse_layers(value: Any) -> tuple[int, ...]:
     if isinstance(value, str):
         value = _parse_layer_text(value)
     if not isinstance(value, Iterable):
-        raise ValueError(f"layers={value!r}; wanted a range, a list of numbers, text such as '3-8', or 'auto'")
+        raise ValueError("wanted a range, a list of numbers, text such as '3-8', or 'auto'")
     layers = list(cast("Iterable[Any]", value))
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-        raise ValueError(f"layers={layers}; every layer is a whole number")
+        raise ValueError("every layer is a whole number")
     if len(set(layers)) != len(layers):
-        raise ValueError(f"layers={layers}; a layer is named twice")
+        raise ValueError("a layer is named twice")
     return tuple(sorted(layers))
 
 
@@ -86,10 +86,10 @@ def _parse_layer_text(text: str) -> list[int]:
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"layers={text!r}: {part!r} is neither a number nor a span such as 3-8")
+            raise ValueError(f"{part!r} is neither a number nor a span such as 3-8")
         span = range(int(first), int(last if dash else first) + 1)
         if not span:
-            raise ValueError(f"layers={text!r}: the span {part!r} is empty; write the smaller number first")
+            raise ValueError(f"the span {part!r} is empty; write the smaller number first")
         layers.extend(span)
     return layers
 
@@ -166,18 +166,25 @@ class Reuse(Mixing):
     """
 
     uses_attention = False
+    reads_z = True
 
     def __init__(self, phi: SkipFunction | None, expansion: float) -> None:
         super().__init__()
         self.phi = phi
+        self.reads_grid = phi is not None
         self.expansion = expansion
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         source = stream.z
         if source is None:
             raise ConfigError("a reusing step has no earlier attention output; the first step must attend")
-        z = self.predict(source, stream.layout.prefix, stream.layout.grid)
-        return z, replace(stream, z=z)
+        prefix, grid, state = stream.layout.prefix, stream.layout.grid, stream.token_state
+        if state is None or self.phi is None:
+            z = self.predict(source, prefix, grid)
+            return z, replace(stream, z=z)
+        # Φ convolves over the whole grid, so it also runs on the patches that wait: no saving from their absence here.
+        z, state = state.part_z(self.predict(state.whole_z(source), prefix, grid))
+        return z, replace(stream, z=z, token_state=state)
 
     def predict(self, source: Float[Tensor, "b n d"], prefix: int, grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         """ẑ of this step from the one before."""

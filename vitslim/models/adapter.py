@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
@@ -26,11 +27,14 @@ class BlockAdapter:
         family: timm family, for messages and lists.
         prefix: number of class, distillation and register tokens at the front.
         has_class_token: whether token 0 is a class token.
+        context_per_block: timm keeps one entry of the context for each block (mixed rotary positions), so that there
+            is none for further applications.
     """
 
     family: str
     prefix: int
     has_class_token: bool
+    context_per_block: bool = False
 
     # Parts of a block that only its attention branch reads: dropped when no step uses that branch.
     attention_parts: tuple[str, ...] = ("norm1", "attn")
@@ -79,6 +83,23 @@ class BlockAdapter:
             key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         return query, key, value
 
+    def mix(
+        self,
+        block: nn.Module,
+        query: Float[Tensor, "b h n e"],
+        key: Float[Tensor, "b h m e"],
+        value: Float[Tensor, "b h m e"],
+        bias: Tensor | None,
+    ) -> Float[Tensor, "b h n e"]:
+        """Fused attention of given operands, with the block's scale and, in training, its dropout."""
+        # Under autocast q and k may come out of a norm in another precision than v.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        mask = None if bias is None else bias.to(value.dtype)
+        dropout = self.attention_dropout(block) if _part(block, "attn").training else 0.0
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=self.scale(block)
+        )
+
     def merge_heads(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], mixed: Float[Tensor, "b h n e"]
     ) -> Float[Tensor, "b n d"]:
@@ -93,6 +114,17 @@ class BlockAdapter:
 
     def attention_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
         """The additive bias of the scores, broadcastable to (b, h, n, n); ``None`` where there is none."""
+        own, given = self.own_bias(block), self.context_bias(block, context, tokens)
+        if own is None or given is None:
+            return given if own is None else own
+        return own + given
+
+    def own_bias(self, block: nn.Module) -> Tensor | None:
+        """The part of the bias that the block itself holds for all n tokens in natural order."""
+        return None
+
+    def context_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
+        """The part of the bias that the context gives: masks, a bias that all blocks share."""
         if context.get("is_causal"):
             reference = cast(Tensor, _part(_part(block, "attn"), "proj").weight)
             return reference.new_full((tokens, tokens), float("-inf")).triu_(1)
@@ -104,6 +136,10 @@ class BlockAdapter:
     def scale(self, block: nn.Module) -> float:
         """The factor of the scores, e^-½ in every supported family."""
         return float(_part(block, "attn").scale)
+
+    def attention_dropout(self, block: nn.Module) -> float:
+        """The rate at which attention weights are dropped in training, 0..1."""
+        return float(_part(block, "attn").attn_drop.p)
 
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
@@ -182,13 +218,12 @@ class GammaAdapter(BlockAdapter):
 class BeitAdapter(GammaAdapter):
     """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
 
-    def attention_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
+    def own_bias(self, block: nn.Module) -> Tensor | None:
         attn = _part(block, "attn")
-        own = attn._get_rel_pos_bias() if attn.relative_position_bias_table is not None else None
-        shared = context.get("shared_rel_pos_bias")
-        if own is None or shared is None:
-            return shared if own is None else own
-        return own + shared
+        return None if attn.relative_position_bias_table is None else attn._get_rel_pos_bias()
+
+    def context_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
+        return context.get("shared_rel_pos_bias")
 
 
 def _part(module: nn.Module, name: str) -> Any:

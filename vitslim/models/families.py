@@ -77,6 +77,7 @@ def adapter_for(model: nn.Module) -> BlockAdapter:
         family=family,
         prefix=int(model.num_prefix_tokens),  # pyright: ignore[reportArgumentType]
         has_class_token=getattr(model, "cls_token", None) is not None,
+        context_per_block=bool(getattr(model, "rope_mixed", False)),
         attention_parts=kind.attention_parts,
     )
 

@@ -48,7 +48,7 @@ BUILTIN = "builtin"
 """The small ViT that ships with vitslim, trained on the built-in fractal images."""
 
 _BUILTIN_WEIGHTS = "fractal_vit.safetensors"
-BUILTIN_CLASSES = 100
+BUILTIN_CLASSES = 200
 BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 

@@ -81,9 +81,12 @@ class SlicedAttention(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n d"], groups: int = 1) -> Float[Tensor, "b n d"]:
         joined = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.attn_drop_rate if self.training else 0.0
-        mixed = sliced_attention(query, key, value, groups, dropout=dropout)
+        mixed = sliced_attention(self._attend, query, key, value, groups)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        dropout = self.attn_drop_rate if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
 
 
 class RecursiveBlock(nn.Module):

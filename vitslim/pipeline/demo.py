@@ -57,9 +57,13 @@ def run_demo(
     speed = _bench(root, settings, progress)
     page = write_comparison(read_comparison(root, "Built-in demo"), root / "report.html")
     rows = [_row(root, name, speed) for name in entries]
-    document = {"rows": rows, "notes": _notes(speed, settings, quick=quick), "report": str(page)}
+    document = {
+        "rows": rows,
+        "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
+        "notes": _notes(speed, settings, quick=quick),
+    }
     write_json(root / "demo.json", document)
-    return {**document, "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]]}
+    return {**document, "report": str(page)}
 
 
 def demo_recipe(student: str) -> Recipe:

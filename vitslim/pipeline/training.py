@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from torch import nn
 
@@ -16,7 +17,7 @@ from vitslim.files import write_json
 from vitslim.pipeline.verbs import on_device, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import with_overrides
-from vitslim.train import DistillConfig
+from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
 
@@ -37,6 +38,25 @@ def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         known = ", ".join([*DistillConfig.model_fields, *(f"augment.{name}" for name in AugmentConfig.model_fields)])
         raise ConfigError(f"--set: {faults}; known: {known}") from None
+
+
+def read_pretrain_config(path: str | Path) -> PretrainConfig:
+    """Phases of a training from scratch, from a YAML file.
+
+    Raises:
+        ConfigError: unreadable YAML, unknown settings or values out of range.
+    """
+    try:
+        document: Any = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds {type(document).__name__}; wanted settings such as phases: [...]")
+    try:
+        return PretrainConfig(**document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(f"{path}: {faults}") from None
 
 
 def train_to_folder(

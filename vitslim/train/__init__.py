@@ -2,8 +2,8 @@
 
 from vitslim.train.distill import DistillConfig, distill
 from vitslim.train.evaluate import EvalResult, evaluate
-from vitslim.train.loop import LoopConfig, TrainResult
 from vitslim.train.pretrain import Phase, PretrainConfig, PretrainResult, pretrain
+from vitslim.train.settings import LoopConfig, TrainResult
 from vitslim.train.warm_start import WarmStartConfig, warm_start
 
 __all__ = [

@@ -13,8 +13,9 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.evaluate import evaluate
-from vitslim.train.loop import LoopConfig, Stage, TrainResult, resolve_precision, train
+from vitslim.train.loop import Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
+from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 
 
 class DistillConfig(LoopConfig):

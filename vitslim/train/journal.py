@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,36 @@ class Journal:
         """Write out what tensorboard still holds."""
         if self._board is not None:
             self._board.close()
+
+
+class Window:
+    """Means and speed over the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        self._steps, self._images, self._seconds = 0, 0, 0.0
+        self._clock = time.perf_counter()
+
+    def add(self, losses: Mapping[str, float], images: int) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+        self._steps += 1
+        self._images += images
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last step: it went into something else."""
+        self._clock = time.perf_counter()
+
+    def close(self) -> tuple[dict[str, float], float]:
+        """Mean parts of the loss, images per second."""
+        self.last = {name: value / self._steps for name, value in self._sums.items()}
+        speed = self._images / max(self._seconds, 1e-9)
+        self._sums, self._steps, self._images, self._seconds = {}, 0, 0, 0.0
+        return self.last, speed
 
 
 def _open_board(folder: Path, resumed_step: int | None) -> Any:

@@ -19,7 +19,7 @@ from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import Config, Result
 from vitslim.train.distill import DistillConfig, distill
 from vitslim.train.evaluate import EvalResult, evaluate
-from vitslim.train.loop import TrainResult
+from vitslim.train.settings import TrainResult
 from vitslim.train.start import start_from_scratch_
 
 WEIGHTS_FILE = "model.safetensors"

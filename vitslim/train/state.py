@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +16,11 @@ from vitslim.shapes import Config
 
 STATE_FILE = "state.safetensors"
 FORMAT = 1
+
+# What may differ between a run and its continuation: none of it changes what is learned from the next batch.
+FREE_TO_CHANGE = frozenset(
+    {"max_minutes", "log_every", "checkpoint_every", "eval_every_epochs", "tensorboard", "compile"}
+)
 
 
 class RunState(Config):
@@ -99,6 +103,19 @@ def _optimizer_state(
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite."""
-    return bool(torch.isfinite(tensor).all())
+def check_same_run(
+    path: Path, state: RunState, stage: str, settings: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    """Refuse to continue a run under other settings: it would be neither the old run nor a new one."""
+    wanted = {"stage": stage, **settings, **{f"data.{name}": value for name, value in data.items()}}
+    found = {"stage": state.stage, **state.settings, **{f"data.{name}": value for name, value in state.data.items()}}
+    changes = [
+        f"{name} was {found.get(name)!r}, now {wanted.get(name)!r}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name) and name not in FREE_TO_CHANGE
+    ]
+    if changes:
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(changes)}; resume with the old settings, "
+            "or start anew without resume"
+        )

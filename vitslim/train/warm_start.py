@@ -13,7 +13,8 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.models import trace
 from vitslim.progress import ProgressCallback, silent
-from vitslim.train.loop import LoopConfig, Stage, TrainResult, resolve_precision, train
+from vitslim.train.loop import Stage, train
+from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.trunk import Trunk, is_converted, trunk_of
 
 MEASURED_BATCHES = 4  # batches on which the losses before and after are compared

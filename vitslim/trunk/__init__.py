@@ -1,9 +1,10 @@
 """The trunk: a plan of steps in place of a dense model's blocks."""
 
 from vitslim.trunk.axes import BoundBlock, DenseMixing, Mixing, TokenRule, Weights
-from vitslim.trunk.plan import Conversion, Plan, Step, dense_plan
+from vitslim.trunk.plan import Conversion, Plan, Step, check_reuse, dense_plan, settle_
 from vitslim.trunk.seam import install_trunk_, is_converted, plan_summary, trunk_of
 from vitslim.trunk.stream import Stream, TokenState
+from vitslim.trunk.tokens import SortedTokens
 from vitslim.trunk.trunk import DroppedPart, StepCall, Trunk
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DroppedPart",
     "Mixing",
     "Plan",
+    "SortedTokens",
     "Step",
     "StepCall",
     "Stream",
@@ -20,9 +22,11 @@ __all__ = [
     "TokenState",
     "Trunk",
     "Weights",
+    "check_reuse",
     "dense_plan",
     "install_trunk_",
     "is_converted",
     "plan_summary",
+    "settle_",
     "trunk_of",
 ]

@@ -6,28 +6,41 @@ part) or another ``Weights`` (whose parameters). None of them knows of the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.models import BlockAdapter, Context, DenseTrace
-from vitslim.trunk.stream import Stream
+from vitslim.models import BlockAdapter, Context, DenseTrace, TokenLayout
+from vitslim.trunk.stream import Stream, TokenState
 
 
 @dataclass(frozen=True)
 class BoundBlock:
-    """A block with the adapter that speaks its language: the verbs of ``BlockAdapter`` without the block argument."""
+    """A block as one step sees it: the verbs of ``BlockAdapter`` without the block argument, for the active tokens.
+
+    Args:
+        token_state: which tokens are active; ``None`` when all are, in natural order.
+    """
 
     adapter: BlockAdapter
     block: nn.Module
+    token_state: TokenState | None = None
 
     def attention_input(self, tokens: Tensor) -> Tensor:
         return self.adapter.attention_input(self.block, tokens)
 
     def attend(self, attention_input: Tensor, context: Context) -> Tensor:
-        return self.adapter.attend(self.block, attention_input, context)
+        if self.token_state is None or self.adapter.own_bias(self.block) is None:
+            return self.adapter.attend(self.block, attention_input, context)
+        # timm's module would add its bias for all tokens.
+        query, key, value = self.queries_keys_values(attention_input, context)
+        bias = self.attention_bias(context, key.shape[2])
+        return self.merge_heads(attention_input, self.mix(query, key, value, bias))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        return self.adapter.mix(self.block, query, key, value, bias)
 
     def add_attention(self, tokens: Tensor, z: Tensor) -> Tensor:
         return self.adapter.add_attention(self.block, tokens, z)
@@ -39,7 +52,13 @@ class BoundBlock:
         return self.adapter.queries_keys_values(self.block, attention_input, context)
 
     def attention_bias(self, context: Context, tokens: int) -> Tensor | None:
-        return self.adapter.attention_bias(self.block, context, tokens)
+        own = self.adapter.own_bias(self.block)
+        if self.token_state is None or own is None:
+            return self.adapter.attention_bias(self.block, context, tokens)
+        # The context has been selected already, what the block itself holds has not.
+        own = self.token_state.select_pairs(own)
+        given = self.adapter.context_bias(self.block, context, tokens)
+        return own if given is None else own + given
 
     def merge_heads(self, attention_input: Tensor, mixed: Tensor) -> Tensor:
         return self.adapter.merge_heads(self.block, attention_input, mixed)
@@ -52,8 +71,14 @@ class BoundBlock:
 class Axis(nn.Module):
     """What the three kinds of choices have in common."""
 
+    fitted_apart: bool = False
+    """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
+
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
+
+        Args:
+            step: the dense block in whose place the step stands.
 
         Returns:
             A relative squared error (0 is perfect, 1 as bad as a constant), or ``None`` without new parameters.
@@ -70,6 +95,12 @@ class Mixing(Axis):
 
     uses_attention: bool = True
     """Whether the block's own attention is evaluated; where no step does, its weights are dropped."""
+
+    reads_z: bool = False
+    """Whether it reads ẑ of the step before; otherwise that is not kept up while tokens come and go."""
+
+    reads_grid: bool = False
+    """Whether it reads ẑ of every patch, also of those that wait."""
 
     def forward(
         self, bound: BoundBlock, tokens: Float[Tensor, "b n d"], stream: Stream
@@ -96,9 +127,7 @@ class DenseMixing(Mixing):
         query, key, value = bound.queries_keys_values(attention_input, stream.context)
         bias = bound.attention_bias(stream.context, key.shape[2])
         row = bound.adapter.class_row(query, key, bias, bound.scale)
-        mask = None if bias is None else bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=bound.scale)
-        z = bound.merge_heads(attention_input, mixed)
+        z = bound.merge_heads(attention_input, bound.mix(query, key, value, bias))
         return z, replace(stream, z=z, class_attention=row)
 
 
@@ -106,6 +135,15 @@ class TokenRule(Axis):
     """Axis 2: who takes part in a step. The default: everybody."""
 
     wants_class_attention: bool = False
+
+    selects: bool = False
+    """Whether other tokens may be active from this step's entry on."""
+
+    reduces: bool = False
+    """Whether some tokens take no part in this step."""
+
+    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
+        """Look once at the whole plan that this rule, the one of step ``index``, is part of."""
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Before the step: choose the active tokens."""
@@ -117,6 +155,10 @@ class TokenRule(Axis):
 
     def describe(self) -> str:
         return "all"
+
+    def describe_for(self, layout: TokenLayout) -> str:
+        """The same with the numbers at this image size."""
+        return self.describe()
 
 
 class Weights(Axis):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from vitslim.errors import ConfigError
 from vitslim.models import BlockAdapter, DenseTrace, TokenLayout, adapter_for, token_layout
 from vitslim.trunk.axes import BoundBlock, DenseMixing, Mixing, TokenRule, Weights
 from vitslim.trunk.stream import Stream
@@ -22,6 +23,7 @@ class Step(nn.Module):
         mixing: how the attention branch gets its output.
         tokens: who takes part.
         weights: whose parameters.
+        origin: the dense block in whose place the step stands; ``block`` by default.
     """
 
     def __init__(
@@ -30,9 +32,11 @@ class Step(nn.Module):
         mixing: Mixing | None = None,
         tokens: TokenRule | None = None,
         weights: Weights | None = None,
+        origin: int | None = None,
     ) -> None:
         super().__init__()
         self.block = block
+        self.origin = block if origin is None else origin
         self.mixing = mixing or DenseMixing()
         self.tokens = tokens or TokenRule()
         self.weights = weights or Weights()
@@ -46,24 +50,33 @@ class Step(nn.Module):
         self, *, mixing: Mixing | None = None, tokens: TokenRule | None = None, weights: Weights | None = None
     ) -> Step:
         """The same step with some choices replaced."""
-        return Step(self.block, mixing or self.mixing, tokens or self.tokens, weights or self.weights)
+        return Step(self.block, mixing or self.mixing, tokens or self.tokens, weights or self.weights, self.origin)
+
+    def seen(self, bound: BoundBlock) -> nn.Module:
+        """The block as this step sees it."""
+        return self.weights.bind(bound).block
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Take the step: (b, n, d) active tokens in, (b, n', d) active tokens out."""
         bound = self.weights.bind(bound)
+        if not self.mixing.reads_z:
+            stream = replace(stream, z=None)
         tokens, stream = self.tokens.enter(bound, tokens, stream)
         if stream.token_state is not None:
+            bound = replace(bound, token_state=stream.token_state)
             stream = replace(stream, context=stream.token_state.select_context(stream.context))
-        stream = replace(stream, wants_class_attention=self.tokens.wants_class_attention)
+        wanted = self.tokens.wants_class_attention
+        row = None if wanted else stream.class_attention
+        stream = replace(stream, wants_class_attention=wanted, class_attention=row)
         z, stream = self.mixing(bound, tokens, stream)
         tokens = bound.add_attention(tokens, z)
         tokens = bound.add_mlp(tokens)
         tokens = self.weights.finish(tokens)
         return self.tokens.leave(bound, tokens, stream)
 
-    def local_loss(self, index: int, dense: DenseTrace) -> Tensor | None:
+    def local_loss(self, dense: DenseTrace) -> Tensor | None:
         """The imitation losses of all three choices together; ``None`` where there is nothing to fit."""
-        losses = [axis.local_loss(index, dense) for axis in (self.mixing, self.tokens, self.weights)]
+        losses = [axis.local_loss(self.origin, dense) for axis in (self.mixing, self.tokens, self.weights)]
         present = [loss for loss in losses if loss is not None]
         return torch.stack(present).sum() if present else None
 
@@ -87,6 +100,7 @@ class Plan:
         blocks: the unique blocks by their timm index.
         steps: one per application, in order.
         history: the conversions so far.
+        weights_follow: all weights will be read from a file, so a start that is dear to compute may be left out.
     """
 
     adapter: BlockAdapter
@@ -95,6 +109,7 @@ class Plan:
     blocks: Mapping[int, nn.Module]
     steps: tuple[Step, ...]
     history: tuple[Conversion, ...] = ()
+    weights_follow: bool = False
 
     @property
     def depth(self) -> int:
@@ -111,6 +126,37 @@ class Plan:
     def with_steps(self, changed: Mapping[int, Step]) -> Plan:
         """The same plan with some steps replaced."""
         return replace(self, steps=tuple(changed.get(index, step) for index, step in enumerate(self.steps)))
+
+
+def settle_(steps: Sequence[Step]) -> None:
+    """Let every token rule look at the whole plan, once it is complete.
+
+    Raises:
+        ConfigError: see ``check_reuse``; nothing has changed then.
+    """
+    check_reuse(steps)
+    for index, step in enumerate(steps):
+        step.tokens.settle_(index, steps)
+
+
+def check_reuse(steps: Sequence[Step]) -> None:
+    """Refuse a step that reads ẑ of tokens which have none, because they took no part in the step before.
+
+    Raises:
+        ConfigError: with the two steps.
+    """
+    # Whether ẑ of the step before is known for every token: it took all, or handed on what it had read for all.
+    whole = True
+    for index, step in enumerate(steps):
+        mixing, tokens = step.mixing, step.tokens
+        same = tokens.reduces and not tokens.selects
+        if mixing.reads_z and not whole and (mixing.reads_grid or not same):
+            raise ConfigError(
+                f"step {index} ({mixing.describe()}) wants the attention output of tokens that took no part in step "
+                f"{index - 1} (tokens: {steps[index - 1].tokens.describe()}); let the run of reusing steps begin "
+                "where all tokens take part, or let none of it lie where some wait"
+            )
+        whole = not tokens.reduces or (mixing.reads_z and whole)
 
 
 def dense_plan(model: nn.Module) -> Plan:

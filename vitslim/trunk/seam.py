@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel
-from vitslim.trunk.plan import Plan
+from vitslim.trunk.plan import Plan, settle_
 from vitslim.trunk.trunk import Trunk, check_grid, drop_unused_
 
 
@@ -29,6 +29,7 @@ def trunk_of(model: nn.Module) -> Trunk:
 
 def install_trunk_(model: nn.Module, plan: Plan, base: BaseModel | None) -> nn.Module:
     """Put a trunk that walks ``plan`` in place of the model's blocks."""
+    settle_(plan.steps)
     drop_unused_(plan)
     model.blocks = Trunk(plan, cast(nn.Module, model.patch_embed), base).train(model.training)
     if getattr(model, "dynamic_img_size", False) and not getattr(model, "vitslim_grid_checked", False):

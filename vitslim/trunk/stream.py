@@ -22,6 +22,22 @@ class TokenState(Protocol):
         """The block's keyword arguments (rotary positions, masks) for the active tokens."""
         ...
 
+    def active_places(self) -> Tensor | None:
+        """The natural index (b, m) of each active token that has one; ``None`` when all are in natural order."""
+        ...
+
+    def select_pairs(self, pairs: Tensor) -> Tensor:
+        """Rows and columns of the active tokens, from a bias that broadcasts to (b, h, n, n)."""
+        ...
+
+    def whole_z(self, z: Tensor) -> Tensor:
+        """ẑ of all n tokens in their natural order, from that of the active ones."""
+        ...
+
+    def part_z(self, whole: Tensor) -> tuple[Tensor, TokenState]:
+        """ẑ of the active tokens, from that of all n in their natural order, and the state that knows the rest."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stream:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.tokens import inverse, take, take_pairs, take_shared
 from vitslim.models import Context
 
-_MASKS = ("attn_mask", "shared_rel_pos_bias")
+_PAIRS = ("attn_mask", "shared_rel_pos_bias")
 
 
 @dataclass(frozen=True)
@@ -22,51 +22,71 @@ class SortedTokens:
     """All tokens in one order: the prefix, the patches that take part, the patches that wait.
 
     With ``shares`` one more token takes part, at the very end: the representative of the waiting ones, their weighted
-    mean. The waiting ones follow it: what it gains while they wait is added to each of them. It has no place on the
-    patch grid, hence no rotary angle and no bias.
+    mean. They follow it: what it gains while they wait is added to each. It has no place on the patch grid, hence
+    neither rotary angle nor bias.
 
     Args:
-        prefix: tokens at the front that are no patches; they are always active.
+        prefix: tokens at the front that are no patches; they always take part.
+        scores: what the next selection goes by, one for each patch in this order; the owner's to keep up.
         order: for each place the token that stands there, by its natural index; ``None`` is the natural order.
         waiting: the tokens at the last places; ``None`` when all take part.
-        waiting_z: ẑ of the waiting tokens, where a later step will ask for it.
+        waiting_z: ẑ of the waiting tokens, kept up where the next step asks for ẑ.
         shares: weight of each waiting token in the representative; the rows sum to 1.
     """
 
     prefix: int
+    scores: Float[Tensor, "b p"] | None = None
     order: Int[Tensor, "b n"] | None = None
     waiting: Float[Tensor, "b w d"] | None = None
     waiting_z: Float[Tensor, "b w d"] | None = None
     shares: Float[Tensor, "b w"] | None = None
 
-    @property
-    def waiting_count(self) -> int:
-        return 0 if self.waiting is None else self.waiting.shape[1]
+    def join(
+        self, tokens: Float[Tensor, "b m d"], z: Float[Tensor, "b m d"] | None
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"] | None, SortedTokens]:
+        """All tokens take part again, in this order; ẑ follows where it is given."""
+        z = None if z is None else self._z_in_order(z)
+        return self._in_order(tokens), z, replace(self, waiting=None, waiting_z=None, shares=None)
 
-    def restore(self, tokens: Tensor) -> Tensor:
-        """All n tokens in their natural order, from the active ones."""
-        return self._natural(self.together(tokens))
-
-    def together(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
-        """All n tokens in this order, from the active ones."""
-        if self.waiting is None or self.shares is None:
-            return self._joined(tokens, self.waiting)
-        # x_j ← x_j + (what r gained in all branches since the waiting began)
-        gained = tokens[:, -1:] - _mean(self.waiting, self.shares)
-        return self._joined(tokens, self.waiting + gained)
-
-    def split(
-        self, tokens: Float[Tensor, "b n d"], active: int, shares: Float[Tensor, "b w"] | None = None
-    ) -> tuple[Tensor, Self]:
-        """The first ``active`` tokens of this order take part from now on; all n come in, in this order.
+    def select(
+        self,
+        tokens: Float[Tensor, "b m d"],
+        z: Float[Tensor, "b m d"] | None,
+        places: Int[Tensor, "b n"],
+        active: int,
+        shares: Float[Tensor, "b w"] | None = None,
+    ) -> tuple[Tensor, Tensor | None, SortedTokens]:
+        """Sort all tokens anew; the first of them take part from now on, and ẑ follows where it is given.
 
         Args:
-            shares: if given, a representative takes part for those that wait.
+            places: the new order in terms of this one; the prefix stays at the front.
+            active: how many take part, the prefix included; fewer than there are.
+            shares: if given, a representative takes part too.
         """
-        if active >= tokens.shape[1]:
-            return tokens, replace(self, waiting=None, waiting_z=None, shares=None)
-        state = replace(self, waiting=tokens[:, active:], waiting_z=None, shares=shares)
-        return state._represented(tokens[:, :active], tokens[:, active:]), state
+        tokens, z, joined = self.join(tokens, z)
+        order = places if self.order is None else take(self.order, places)
+        tokens = take(tokens, places)
+        state = replace(joined, order=order, waiting=tokens[:, active:], shares=shares)
+        tokens = state._represented(tokens[:, :active], tokens[:, active:])
+        if z is not None:
+            z, state = state._part_z_in_order(take(z, places))
+        return tokens, z, state
+
+    def restore(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """All n tokens in their natural order, from the active ones."""
+        return self._in_natural_order(self._in_order(tokens))
+
+    def whole_z(self, z: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """ẑ of all n tokens in their natural order, from that of the active ones.
+
+        Raises:
+            ConfigError: ẑ of the waiting tokens is not known.
+        """
+        return self._in_natural_order(self._z_in_order(z))
+
+    def part_z(self, whole: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b m d"], SortedTokens]:
+        """ẑ of the active tokens, from that of all n in their natural order, and the state that knows the rest."""
+        return self._part_z_in_order(whole if self.order is None else take(whole, self.order))
 
     def select_context(self, context: Context) -> Context:
         """The block's keyword arguments (rotary angles, masks) for the active tokens.
@@ -76,57 +96,55 @@ class SortedTokens:
         """
         if self.order is None:
             return context
-        unknown = [name for name, value in context.items() if _is_foreign(name, value)]
+        unknown = [name for name, value in context.items() if _is_unknown(name, value)]
         if unknown:
             raise ConfigError(f"the blocks got {', '.join(unknown)}, which vitslim cannot sort along with the tokens")
         selected: dict[str, Any] = dict(context)
         if context.get("rope") is not None:
-            selected["rope"] = self._select_rope(context["rope"])
-        for name in _MASKS:
+            selected["rope"] = self._select_rope(self.order, context["rope"])
+        for name in _PAIRS:
             if context.get(name) is not None:
                 selected[name] = self.select_pairs(context[name])
         if context.get("is_causal"):
-            selected.update(is_causal=False, attn_mask=self._causal_mask())
+            selected.update(is_causal=False, attn_mask=self._causal_mask(self.order))
         return selected
 
+    def active_places(self) -> Int[Tensor, "b m"] | None:
+        """The natural index of each active token, the representative left out; ``None`` is the natural order."""
+        return None if self.order is None else self._active(self.order)
+
     def select_pairs(self, pairs: Tensor) -> Tensor:
-        """Rows and columns of the active tokens from a mask or bias that broadcasts to (b, h, n, n)."""
+        """Rows and columns of the active tokens, from a mask or bias that broadcasts to (b, h, n, n)."""
         if self.order is None:
             return pairs
-        picked = take_pairs(pairs.reshape((1,) * (4 - pairs.ndim) + pairs.shape), self._active_places())
+        pairs = pairs.reshape((1,) * (4 - pairs.ndim) + pairs.shape)
+        picked = take_pairs(pairs, self._active(self.order))
         if self.shares is None:
             return picked
-        # Seen by all, sees all, with no bias of its own.
+        # The representative is seen by all and sees all.
         rows = int(picked.shape[2] > 1)
         return F.pad(picked, (0, 1, 0, rows), value=True if picked.dtype == torch.bool else 0.0)
 
-    def whole_z(self, z: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
-        """ẑ of all n tokens in natural order, from that of the active ones.
+    def _in_order(self, tokens: Tensor) -> Tensor:
+        if self.waiting is None or self.shares is None:
+            return self._joined(tokens, self.waiting)
+        # x_j ← x_j + (what r gained in all branches while x_j waited)
+        gained = tokens[:, -1:] - _mean(self.waiting, self.shares)
+        return self._joined(tokens, self.waiting + gained)
 
-        Raises:
-            ConfigError: ẑ of the waiting tokens is not known.
-        """
-        return self._natural(self.together_z(z))
-
-    def together_z(self, z: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
-        """ẑ of all n tokens in this order."""
+    def _z_in_order(self, z: Tensor) -> Tensor:
         if self.waiting is not None and self.waiting_z is None:
             raise ConfigError("a step reuses the attention output of tokens that took no part in the step before")
         return self._joined(z, self.waiting_z)
 
-    def split_z(self, z: Float[Tensor, "b n d"]) -> tuple[Tensor, Self]:
-        """ẑ of the active tokens from that of all in this order, which is remembered for those that wait."""
+    def _part_z_in_order(self, z: Tensor) -> tuple[Tensor, SortedTokens]:
         if self.waiting is None:
             return z, self
-        active = z.shape[1] - self.waiting_count
+        active = z.shape[1] - self.waiting.shape[1]
         waiting_z = z[:, active:]
         return self._represented(z[:, :active], waiting_z), replace(self, waiting_z=waiting_z)
 
-    def sorted(self, rows: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Rows of all n tokens, from natural order to this order."""
-        return rows if self.order is None else take(rows, self.order)
-
-    def _natural(self, rows: Tensor) -> Tensor:
+    def _in_natural_order(self, rows: Tensor) -> Tensor:
         return rows if self.order is None else take(rows, inverse(self.order))
 
     def _joined(self, active: Tensor, waiting: Tensor | None) -> Tensor:
@@ -137,13 +155,12 @@ class SortedTokens:
     def _represented(self, active: Tensor, waiting: Tensor) -> Tensor:
         return active if self.shares is None else torch.cat([active, _mean(waiting, self.shares)], dim=1)
 
-    def _active_places(self) -> Tensor:
-        assert self.order is not None
-        return self.order[:, : self.order.shape[1] - self.waiting_count]
+    def _active(self, order: Tensor) -> Tensor:
+        return order if self.waiting is None else order[:, : order.shape[1] - self.waiting.shape[1]]
 
-    def _select_rope(self, rope: Float[Tensor, "*shared p f"]) -> Float[Tensor, "b h k f"]:
-        """Rotary angles (sin, cos) of the active patches: of one table, of one per head, or of one per image."""
-        patches = self._active_places()[:, self.prefix :] - self.prefix
+    def _select_rope(self, order: Tensor, rope: Shaped[Tensor, "*shared p f"]) -> Shaped[Tensor, "b h k f"]:
+        """(sin, cos) of the active patches, from one table, one per head or one per image."""
+        patches = self._active(order)[:, self.prefix :] - self.prefix
         table = rope.reshape((1,) * (4 - rope.ndim) + rope.shape)
         if table.shape[0] == 1:
             angles = take_shared(table[0], patches)
@@ -155,16 +172,16 @@ class SortedTokens:
         unturned = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
         return torch.cat([angles, unturned], dim=2)
 
-    def _causal_mask(self) -> Tensor:
-        places = self._active_places()[:, None]
+    def _causal_mask(self, order: Tensor) -> Tensor:
+        places = self._active(order).unsqueeze(1)
         seen = places.unsqueeze(3) >= places.unsqueeze(2)
         return seen if self.shares is None else F.pad(seen, (0, 1, 0, 1), value=True)
 
 
 def _mean(rows: Tensor, shares: Tensor) -> Tensor:
-    # r = Σ_j share_j x_j
-    return (shares.to(rows.dtype).unsqueeze(1) @ rows).to(rows.dtype)
+    # r = Σ_j share_j x_j; no matrix product, which autocast would round
+    return (shares.to(rows.dtype).unsqueeze(2) * rows).sum(dim=1, keepdim=True)
 
 
-def _is_foreign(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) and name != "rope" and name not in _MASKS
+def _is_unknown(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and name != "rope" and name not in _PAIRS

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
-from vitslim.trunk.axes import BoundBlock
+from vitslim.trunk.axes import Axis, BoundBlock
 from vitslim.trunk.plan import Conversion, Plan, Step
 from vitslim.trunk.stream import Stream
 
@@ -93,13 +93,22 @@ class Trunk(nn.Module):
         """Parameters that the dense model did not have, by their name within the trunk."""
         return {f"steps.{name}": parameter for name, parameter in self.steps.named_parameters()}
 
+    def parameters_fitted_apart(self) -> dict[str, nn.Parameter]:
+        """Those of the new parameters that training end to end leaves as they are; only ``local_loss`` fits them."""
+        return {
+            f"{name}.{own}": parameter
+            for name, axis in self.named_modules()
+            if isinstance(axis, Axis) and axis.fitted_apart
+            for own, parameter in axis.named_parameters()
+        }
+
     def local_loss(self, dense: DenseTrace) -> dict[int, Tensor]:
         """Teacher-forced, layer-local imitation losses, one scalar for every step with something to fit.
 
         Every new module reads what the dense model itself computed, so that no gradient flows between steps and all of
         them are fitted at once.
         """
-        losses = {index: step.local_loss(index, dense) for index, step in enumerate(self._steps())}
+        losses = {index: step.local_loss(dense) for index, step in enumerate(self._steps())}
         return {index: loss for index, loss in losses.items() if loss is not None}
 
     def summary(self) -> list[dict[str, Any]]:
@@ -109,7 +118,7 @@ class Trunk(nn.Module):
                 "step": index,
                 "block": step.block,
                 "mixing": step.mixing.describe(),
-                "tokens": step.tokens.describe(),
+                "tokens": step.tokens.describe_for(self.layout),
                 "weights": step.weights.describe(),
                 "parameters": sum(p.numel() for p in (*self.block_of(step).parameters(), *step.parameters())),
             }
@@ -128,9 +137,10 @@ class Trunk(nn.Module):
     @overload
     def __getitem__(self, index: slice) -> Trunk: ...
     def __getitem__(self, index: int | slice) -> nn.Module | Trunk:
-        """A slice is a trunk of the front steps; a number is the block that the step runs."""
+        """A slice is a trunk of the front steps; a number is the block that the step runs, as the step sees it."""
         if isinstance(index, int):
-            return self.block_of(self._steps()[index])
+            step = self._steps()[index]
+            return step.seen(BoundBlock(self.adapter, self.block_of(step)))
         if index.start not in (None, 0) or index.step not in (None, 1):
             raise ConfigError(f"blocks[{index.start}:{index.stop}:{index.step}]: a trunk can only be cut at its end")
         plan = self.plan
@@ -224,8 +234,13 @@ def check_grid(grid: tuple[int, int], static: tuple[int, int]) -> None:
 
 
 def drop_unused_(plan: Plan) -> None:
-    """Take the attention out of every block that no step attends with."""
-    attending = {step.block for step in plan.steps if step.mixing.uses_attention}
-    for index in {step.block for step in plan.steps} - attending:
+    """Take the attention out of every block that no step attends with, and of what steps see in its place."""
+    attending: set[nn.Module] = set()
+    idle: set[nn.Module] = set()
+    for step in plan.steps:
+        block = plan.blocks[step.block]
+        seen = {block, step.seen(BoundBlock(plan.adapter, block))}
+        (attending if step.mixing.uses_attention else idle).update(seen)
+    for block in idle - attending:
         for part in plan.adapter.attention_parts:
-            setattr(plan.blocks[index], part, DroppedPart())
+            setattr(block, part, DroppedPart())

@@ -1,0 +1,80 @@
+"""Make the figures of the README, and put them into it.
+
+    python examples/measure.py bench    # CPU speed and cost at deployment size -> examples/results/cpu_<model>_<size>.json
+    python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
+    python examples/measure.py readme   # regenerate the tables of README.md from examples/results/
+
+A README table is never typed: it is rendered from the committed JSON, which names its command and machine.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import vitslim
+from vitslim.bench import BenchReport, caption, markdown_table, replace_between_markers
+from vitslim.files import read_json, write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "examples" / "results"
+README = ROOT / "README.md"
+COMMAND = "python examples/measure.py bench"
+
+STUDENTS = {
+    "skipat": ("skipat", {}),
+    "skipat-narrow": ("skipat", {"expansion": 0.5}),
+    "skipat-narrow-quarter": ("skipat", {"expansion": 0.25}),
+    "skipat-identity": ("skipat", {"identity": True}),
+}
+# Model, image size in pixels, batch sizes, backends: what people deploy on a CPU, and where attention weighs more.
+SETTINGS = (
+    ("deit_small", 224, (1, 8), ("torch", "ort")),
+    ("deit_small", 384, (1,), ("torch", "ort")),
+)
+
+
+def bench() -> None:
+    for name, size, batches, backends in SETTINGS:
+        torch.manual_seed(0)
+        dense = vitslim.open_model(name, pretrained=False, img_size=size)
+        models = {"dense": dense}
+        for student, (method, options) in STUDENTS.items():
+            models[student] = vitslim.convert(dense, method, **options)
+        report = vitslim.benchmark(models, against=dense, batches=batches, backends=backends, threads=1, rounds=25)
+        write_json(RESULTS / f"cpu_{name}_{size}.json", {"command": COMMAND, **report.model_dump(mode="json")})
+        print(markdown_table(report.rows))
+
+
+def demo() -> None:
+    source = ROOT / "demo-out"
+    document = read_json(source / "demo.json")
+    report = read_json(source / "bench.json")
+    write_json(RESULTS / "demo.json", {"command": "make demo", **document, "bench": report})
+
+
+def readme() -> None:
+    text = README.read_text()
+    for path in sorted(RESULTS.glob("cpu_*.json")):
+        document = read_json(path)
+        command = document.pop("command")
+        report = BenchReport(**document)
+        text = replace_between_markers(text, path.stem, f"{markdown_table(report.rows)}\n\n{caption(report, command)}")
+    if (RESULTS / "demo.json").is_file():
+        text = replace_between_markers(text, "demo", demo_table(read_json(RESULTS / "demo.json")))
+    write_text(README, text)
+
+
+def demo_table(document: dict) -> str:
+    columns = list(document["table"][0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in document["table"]]
+    return "\n".join([*lines, "", *document["notes"], f"Command: `{document['command']}`."])
+
+
+if __name__ == "__main__":
+    verbs = {"bench": bench, "demo": demo, "readme": readme}
+    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
+        sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)}; given {json.dumps(sys.argv[1:])}")
+    verbs[sys.argv[1]]()

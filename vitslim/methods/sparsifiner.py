@@ -1,0 +1,427 @@
+"""Sparsifiner: a small predictor chooses, for each image, which keys each query attends to.
+
+Source: Wei et al., "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers", CVPR
+2023, arXiv 2303.13755. n tokens, e head width, m rows of the basis (32 for 197 tokens).
+
+    K_down = P (K W_kᵀ + b_k)                      the keys, narrower and summed into m rows
+    coef   = softmax(s (Q W_qᵀ + b_q) K_downᵀ)     m weights per patch query
+    Ã      = coef · basis                          what the attention rows may look like
+    kept   = the k largest of each row of Ã, with the 8 largest coef of a row and the basis' entries above 0.02
+
+Attention is then the softmax over the kept keys. The class row is full, as are those of all prefix tokens.
+
+*Attention core* means: Q Kᵀ and A V, which are 2 n² d multiply-accumulates per block, and here the predictor as well;
+qkv, output projection and MLP are the same before and after. For DeiT-S at 224 px ours is 49 % below the dense one;
+``tests/methods/test_sparsifiner_cost.py`` names every term, and those of the authors' order of products (48 %). Of the
+whole model it is 4 %, and the reference form of the op saves nothing at all: see ``vitslim.kernels``.
+
+Departures: prefix tokens are always kept as keys; P K is taken before W_k, and W_q multiplied into K_down, which gives
+the same numbers for fewer products; pruned tokens are not computed rather than masked, and come back at the end as they
+were. Beyond the paper (ours): one key set per tile of queries or per image; matrices that follow the resolution; a
+start that makes the predictor sensible before any training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from vitslim.errors import ConfigError
+from vitslim.kernels.connectivity import ConnectivityPredictor
+from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
+from vitslim.kernels.token_axis import columns_at
+from vitslim.kernels.tokens import ranked
+from vitslim.methods.base import Evidence, Method
+from vitslim.methods.skipat import parse_layers
+from vitslim.models import DenseTrace, TokenLayout
+from vitslim.shapes import Config
+from vitslim.trunk import BoundBlock, DenseMixing, Plan, SortedTokens, Step, Stream, TokenRule, trunk_of
+
+Granularity = Literal["query", "tile", "image"]
+
+_PROBES = 256  # random tokens from which the start learns which directions of q and k carry anything
+_ALWAYS = 1e4  # a basis entry that outweighs all others
+
+
+class SparsifinerConfig(Config):
+    """Options of Sparsifiner; the defaults are the paper's.
+
+    Args:
+        layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all.
+        keep_rate: share of the tokens that a patch query keeps as keys, 0..1; 1 is the dense model.
+        k: the same as a number of keys, prefix included; takes the place of ``keep_rate``.
+        granularity: who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all
+            patch queries of the ``image``, which is key and value compaction before ordinary fused attention.
+        tile: patch queries per tile, for granularity ``tile`` alone.
+        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197.
+        coefficients: how many of a row's m coefficients count; with m below that, all.
+        basis_threshold: basis entries up to this size count as zero in choosing.
+        scale: s. ``heads`` is h^-½, which the authors use, perhaps by a slip; ``width`` is e^-½, as in attention.
+        init: ``regions`` starts with attention to regions of the grid, for conversion; ``scratch`` with the authors'
+            random start.
+        token_keep_rate: r, share of the patches that stay after each block of ``prune_layers``: r, r², r³ of all. At 1
+            every patch stays. The others take part no more, in no later block; at the end they come back as they were.
+        prune_layers: blocks after which patches are pruned, by the class token's attention in that block (without a
+            class token, by the mean patch query's). ``None``: at each quarter of the depth, after 3, 6 and 9 of 12.
+        grid: rows and columns of patches for which P and basis are stored; at another size they are interpolated in
+            each forward, as a position embedding would be. ``None``: the model's own.
+    """
+
+    layers: tuple[int, ...] | None = None
+    keep_rate: float = Field(default=0.25, gt=0.0, le=1.0)
+    k: int | None = Field(default=None, ge=1)
+    granularity: Granularity = "query"
+    tile: int = Field(default=64, ge=2)
+    n_down: int | None = Field(default=None, ge=1)
+    coefficients: int = Field(default=8, ge=1)
+    basis_threshold: float = Field(default=0.02, ge=0.0)
+    scale: Literal["heads", "width"] = "heads"
+    init: Literal["regions", "scratch"] = "regions"
+    token_keep_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    prune_layers: tuple[int, ...] | None = None
+    grid: tuple[int, int] | None = None
+
+    @field_validator("layers", "prune_layers", mode="before")
+    @classmethod
+    def _read_layers(cls, value: Any) -> Any:
+        return None if value is None else parse_layers(value)
+
+    @field_validator("grid")
+    @classmethod
+    def _has_patches(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 1:
+            raise ValueError(f"grid={value} has no patches; give rows and columns")
+        return value
+
+    def keeps_all_keys(self, layout: TokenLayout) -> bool:
+        """Whether nothing is sparse, at this image size."""
+        return self.keep_rate >= 1.0 if self.k is None else self.k >= layout.tokens
+
+    def keys(self, layout: TokenLayout) -> int:
+        """How many keys a patch query keeps at this image size; at least the prefix and one more."""
+        wanted = _share_of(layout.tokens, self.keep_rate) if self.k is None else self.k
+        return min(layout.tokens, max(wanted, layout.prefix + 1))
+
+    def queries(self, patches: int) -> int:
+        """How many of so many patch queries share a key set."""
+        return {"query": 1, "tile": self.tile, "image": patches}[self.granularity]
+
+
+def _share_of(count: int, rate: float) -> int:
+    # Rounded first: 0.07 · 100 is 7.000000000000001, whose ceiling would be 8.
+    return math.ceil(round(count * rate, 6))
+
+
+class SparseMixing(DenseMixing):
+    """The block's own attention with, for every patch query, only the keys that the predictor keeps."""
+
+    fitted_apart = True
+
+    def __init__(self, predictor: ConnectivityPredictor, config: SparsifinerConfig) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.config = config
+
+    def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        layout, count = stream.layout, tokens.shape[1]
+        keys = self.config.keys(layout)
+        if keys >= count:
+            return super().forward(bound, tokens, stream)
+        attention_input = bound.attention_input(tokens)
+        query, key, value = bound.queries_keys_values(attention_input, stream.context)
+        bias = bound.attention_bias(stream.context, count)
+        tile = self.config.queries(count - layout.prefix)
+        kept = self.choose(query, key, stream, keys=keys, tile=tile)
+        mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=layout.prefix, scale=bound.scale, bias=bias)
+        if stream.wants_class_attention:
+            row = bound.adapter.class_row(query, key, bias, bound.scale)
+            stream = replace(stream, class_attention=row)
+        z = bound.merge_heads(attention_input, mixed)
+        return z, replace(stream, z=z)
+
+    def choose(
+        self,
+        query: Float[Tensor, "b h n e"],
+        key: Float[Tensor, "b h n e"],
+        stream: Stream,
+        *,
+        keys: int,
+        tile: int,
+    ) -> Int[Tensor, "b h t k"]:
+        """Token indices of the kept keys of each tile."""
+        down, basis = self.predictor.matrices(stream.layout.grid)
+        size = basis.abs()
+        basis = torch.where(size > self.config.basis_threshold, size, 0.0)
+        places = None if stream.token_state is None else stream.token_state.active_places()
+        if places is not None:
+            # A representative of waiting tokens has no place on the grid: no summed key, and always kept as a key.
+            without = key.shape[2] - places.shape[1]
+            down = F.pad(columns_at(down, places), (0, without))
+            basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
+        prefix = stream.layout.prefix
+        coefficients = self.predictor(query[:, :, prefix:], key, down)
+        return kept_keys(coefficients, basis, top=self.config.coefficients, keys=keys, tile=tile, prefix=prefix)
+
+    def local_loss(self, step: int, dense: DenseTrace) -> Tensor:
+        """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.
+
+        The authors' loss is 0.01 times the summed square; ours is relative, which an optimiser such as Adam does not
+        notice. As theirs, it takes all coefficients and the basis with its signs.
+        """
+        prefix = dense.layout.prefix
+        query, key, rows = _dense_rows(step, dense)
+        down, basis = self.predictor.matrices(dense.layout.grid)
+        predicted = self.predictor(query[:, :, prefix:], key, down) @ basis.float()
+        # ‖Ã - A‖² / ‖A - mean A‖²
+        spread = (rows - rows.mean(dim=(0, 1, 2))).square().sum()
+        return (predicted.float() - rows).square().sum() / spread.clamp_min(1e-12)
+
+    def describe(self) -> str:
+        config = self.config
+        keys = f"{100 * config.keep_rate:g} % of the keys" if config.k is None else f"{config.k} keys"
+        shared = {"query": "query", "tile": f"{config.tile} queries", "image": "image"}[config.granularity]
+        return f"sparse ({keys} per {shared})"
+
+
+class Pruning(TokenRule):
+    """Who takes part in one step: the patches that all prunings before it have left.
+
+    Args:
+        keep: share of all patches that takes part.
+        selects: prune at the entry, by the class row of the step before.
+        score: the name of what ranks the patches.
+    """
+
+    def __init__(self, keep: float, *, selects: bool, score: str) -> None:
+        super().__init__()
+        self.keep = keep
+        self.selects = selects
+        self.reduces = keep < 1.0
+        self.score = score
+
+    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
+        later = cast("Sequence[Step]", steps[index + 1 : index + 2])
+        self.wants_class_attention = any(isinstance(step.tokens, Pruning) and step.tokens.selects for step in later)
+
+    def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        if not self.selects:
+            return tokens, stream
+        layout, row = stream.layout, stream.class_attention
+        if row is None:
+            raise ConfigError("the step before gave no class row, by which Sparsifiner would prune the patches")
+        state = stream.token_state
+        state = state if isinstance(state, SortedTokens) else SortedTokens(prefix=layout.prefix)
+        # The head-mean of A^[CLS] ranks the active patches; those pruned before stay behind them.
+        _, places = ranked(row[:, :, layout.prefix :].float().mean(dim=1), layout.prefix)
+        pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(len(places), -1)
+        active = layout.prefix + _share_of(layout.patches, self.keep)
+        tokens, z, state = state.select(tokens, stream.z, torch.cat([places, pruned], dim=1), active)
+        return tokens, replace(stream, z=z, token_state=state)
+
+    def describe(self) -> str:
+        return f"kept {100 * self.keep:g} %{self._manner()}" if self.reduces else "all"
+
+    def describe_for(self, layout: TokenLayout) -> str:
+        kept = _share_of(layout.patches, self.keep)
+        return f"kept {kept} of {layout.patches}{self._manner()}" if self.reduces else "all"
+
+    def _manner(self) -> str:
+        return f", pruned by {self.score} attention" if self.selects else ""
+
+
+@torch.no_grad()
+def _dense_rows(step: int, dense: DenseTrace) -> tuple[Tensor, Tensor, Tensor]:
+    """Q and K of a dense block, and the attention rows of its patch queries, in float32."""
+    bound = BoundBlock(dense.adapter, dense.blocks[step])
+    context = dense.contexts[step]
+    query, key, _ = bound.queries_keys_values(dense.attention_inputs[step], context)
+    scores = (query * bound.scale) @ key.transpose(-2, -1)
+    bias = bound.attention_bias(context, key.shape[2])
+    rows = (scores if bias is None else scores + bias).float().softmax(dim=-1)
+    return query, key, rows[:, :, dense.layout.prefix :]
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One of the paper's two stages of training, with the authors' numbers for DeiT-S, batch 168 on each of 8 GPUs.
+
+    Args:
+        name: ``predictor`` or ``backbone``.
+        losses: weights of the parts of the loss. ``attention`` is ``local_loss``; ``hard``, ``soft`` and ``tokens``
+            are those of ``vitslim.distill``.
+        lr: learning rate at the start, after warming up.
+        final_lr: learning rate at the end of a cosine.
+    """
+
+    name: Literal["predictor", "backbone"]
+    losses: dict[str, float]
+    epochs: int
+    warmup_epochs: int
+    lr: float
+    final_lr: float
+
+
+PHASES: tuple[TrainingPhase, ...] = (
+    # The predictor imitates the attention rows of the frozen dense model: ``vitslim.train.warm_start``.
+    TrainingPhase("predictor", {"attention": 0.01}, epochs=5, warmup_epochs=3, lr=3e-4, final_lr=2e-4),
+    # The backbone gets used to the kept keys: ``vitslim.train.distill``. Choosing has no gradient: the predictor stays
+    # as it is.
+    TrainingPhase(
+        "backbone", {"hard": 1.0, "soft": 0.5, "tokens": 0.5}, epochs=45, warmup_epochs=3, lr=8e-5, final_lr=2e-6
+    ),
+)
+
+
+def phase_parameters(model: nn.Module, phase: Literal["predictor", "backbone"]) -> dict[str, nn.Parameter]:
+    """The parameters that one of the two phases trains, by their name in the model.
+
+    Raises:
+        ConfigError: the model is dense, or has no predictor.
+    """
+    apart = {f"blocks.{name}" for name in trunk_of(model).parameters_fitted_apart()}
+    if not apart:
+        raise ConfigError("no step of this model has a predictor; convert it with 'sparsifiner' and keep_rate below 1")
+    return {name: value for name, value in model.named_parameters() if (name in apart) == (phase == "predictor")}
+
+
+def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) -> SparsifinerConfig:
+    """Fill in layers, basis rows and grid, and check them against the plan.
+
+    Raises:
+        ConfigError: a layer out of range or without dense attention, or too few or too many keys.
+    """
+    layers = tuple(range(plan.depth)) if config.layers is None else config.layers
+    pruned = _quarters(plan.depth) if config.prune_layers is None else config.prune_layers
+    layout = plan.layout if config.grid is None else replace(plan.layout, grid=config.grid)
+    faults = [fault for layer in layers for fault in _faults_of(layer, plan)] + _faults_of_keys(config, plan.layout)
+    if config.token_keep_rate < 1.0:
+        faults += _faults_of_pruning(pruned, plan)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    # The authors' reduce_n_factor of 6: 32 rows for 197 tokens.
+    n_down = config.n_down or max(1, layout.tokens // 6)
+    return config.model_copy(update={"layers": layers, "n_down": n_down, "grid": layout.grid, "prune_layers": pruned})
+
+
+def _quarters(depth: int) -> tuple[int, ...]:
+    return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0, depth - 1})) if depth > 2 else (0,)
+
+
+def _faults_of(layer: int, plan: Plan) -> list[str]:
+    if not 0 <= layer < plan.depth:
+        return [f"sparsifiner.layers: block {layer} does not exist; choose from 0..{plan.depth - 1}"]
+    step = plan.steps[layer]
+    if type(step.mixing) is not DenseMixing:
+        return [f"sparsifiner.layers: block {layer} has no dense attention any more ({step.mixing.describe()})"]
+    rate = plan.adapter.attention_dropout(_bound(step, plan).block)
+    if rate > 0:
+        return [
+            f"sparsifiner.layers: block {layer} drops attention weights in training (rate {rate:g}), which sparse "
+            "attention does not; open the model with attn_drop_rate=0"
+        ]
+    return []
+
+
+def _faults_of_keys(config: SparsifinerConfig, layout: TokenLayout) -> list[str]:
+    if config.k is None or layout.prefix < config.k <= layout.tokens:
+        return []
+    return [
+        f"sparsifiner.k={config.k}: of {layout.tokens} tokens the first {layout.prefix} are always kept; "
+        f"choose from {layout.prefix + 1}..{layout.tokens}"
+    ]
+
+
+def _faults_of_pruning(layers: tuple[int, ...], plan: Plan) -> list[str]:
+    last = plan.depth - 2
+    faults = [
+        f"sparsifiner.prune_layers: no block comes after {layer}; choose from 0..{last}"
+        for layer in layers
+        if not 0 <= layer <= last
+    ]
+    for layer in set(layers) & set(range(plan.depth)):
+        if not plan.steps[layer].mixing.uses_attention:
+            found = plan.steps[layer].mixing.describe()
+            faults.append(f"sparsifiner.prune_layers: block {layer} has no attention to prune by ({found})")
+    busy = [index for index, step in enumerate(plan.steps) if type(step.tokens) is not TokenRule]
+    if busy:
+        taken = plan.steps[busy[0]].tokens.describe_for(plan.layout)
+        faults.append(
+            f"sparsifiner.token_keep_rate: step {busy[0]} already has a rule for its tokens ({taken}); one of them "
+            "can rule, leave this at 1"
+        )
+    return faults
+
+
+def apply(plan: Plan, config: SparsifinerConfig) -> Plan:
+    """The plan with sparse attention in ``config.layers``, and perhaps fewer patches after ``config.prune_layers``.
+
+    What keeps everything changes nothing: neither all keys nor all patches leave a trace in the plan.
+    """
+    if not config.keeps_all_keys(plan.layout):
+        layers = cast("tuple[int, ...]", config.layers)
+        mixings = {layer: _sparse(plan.steps[layer], plan, config) for layer in layers}
+        plan = plan.with_steps({layer: plan.steps[layer].but(mixing=mixing) for layer, mixing in mixings.items()})
+    if config.token_keep_rate < 1.0:
+        rules = _prunings(plan, config)
+        plan = plan.with_steps({index: step.but(tokens=rules[index]) for index, step in enumerate(plan.steps)})
+    return plan
+
+
+def _prunings(plan: Plan, config: SparsifinerConfig) -> list[Pruning]:
+    layers = cast("tuple[int, ...]", config.prune_layers)
+    score = "class" if plan.adapter.has_class_token else "mean query"
+    return [
+        Pruning(
+            config.token_keep_rate ** sum(layer < index for layer in layers), selects=index - 1 in layers, score=score
+        )
+        for index in range(plan.depth)
+    ]
+
+
+def _sparse(step: Step, plan: Plan, config: SparsifinerConfig) -> SparseMixing:
+    query, key = _probe(step, plan)
+    heads, width = query.shape[1], query.shape[3]
+    scale = heads**-0.5 if config.scale == "heads" else width**-0.5
+    grid, rows = cast("tuple[int, int]", config.grid), cast(int, config.n_down)
+    with torch.device(plan.device):
+        predictor = ConnectivityPredictor(width, scale, plan.layout.prefix, grid, rows)
+    if plan.device.type != "meta" and not plan.weights_follow:
+        if config.init == "regions":
+            predictor.start_at_regions_(query, key)
+        else:
+            predictor.start_at_random_()
+    return SparseMixing(predictor.to(plan.dtype), config)
+
+
+@torch.no_grad()
+def _probe(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Q and K that a block makes of random tokens; for their shapes, and to see which directions they use."""
+    if plan.device.type == "meta":
+        noise = torch.empty(1, _PROBES, plan.width, device="meta", dtype=plan.dtype)
+    else:
+        drawn = torch.randn(1, _PROBES, plan.width, generator=torch.Generator().manual_seed(0))
+        noise = drawn.to(plan.device, plan.dtype)
+    bound = _bound(step, plan)
+    query, key, _ = bound.queries_keys_values(bound.attention_input(noise), {})
+    return query, key
+
+
+def _bound(step: Step, plan: Plan) -> BoundBlock:
+    return step.weights.bind(BoundBlock(plan.adapter, plan.blocks[step.block]))
+
+
+METHOD = Method(
+    name="sparsifiner",
+    config=SparsifinerConfig,
+    resolve=resolve,
+    apply=apply,
+    source="Wei et al., CVPR 2023, arXiv 2303.13755",
+)

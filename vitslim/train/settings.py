@@ -1,0 +1,75 @@
+"""What a training run is told, what it tells at the end."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from vitslim.shapes import Config, Result
+
+
+class LoopConfig(Config):
+    """How long and how fast to train; the defaults fit fine-tuning a pretrained model."""
+
+    epochs: float | None = Field(default=None, gt=0)  # passes over the images; with neither epochs nor steps: 1
+    steps: int | None = Field(default=None, gt=0)  # optimiser steps, instead of epochs
+    max_minutes: float | None = Field(default=None, gt=0)  # stop after this long; the schedule ends with it
+    optimizer: str = "adamw"  # a name of timm's
+    lr: float = Field(default=5e-4, gt=0)  # highest learning rate
+    min_lr: float = Field(default=0.0, ge=0)  # learning rate at the end
+    schedule: str = "cosine"  # a name of timm's
+    warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the steps with a rising learning rate
+    weight_decay: float = Field(default=0.05, ge=0)  # of matrices; vectors have none
+    layer_decay: float | None = Field(
+        default=None, gt=0, le=1
+    )  # factor on the learning rate per layer away from the output
+    new_lr_scale: float = Field(
+        default=1.0, gt=0
+    )  # factor on the learning rate of modules that the dense model did not have
+    clip_grad: float | None = Field(default=1.0, gt=0)  # largest norm of the gradient
+    accumulate: int = Field(default=1, ge=1)  # batches per optimiser step
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)  # keep and return an average of the weights
+    precision: Literal["auto", "bf16", "no"] = "auto"  # autocast; "auto": bf16 where the device computes in it
+    compile: bool = False  # torch.compile; pays after some minutes
+    log_every: int = Field(default=20, ge=1)  # optimiser steps per line of the log
+    checkpoint_every: int = Field(default=500, ge=1)  # optimiser steps
+    eval_every_epochs: int = Field(default=1, ge=1)  # passes between two evaluations; there is always one at the end
+    tensorboard: bool = True  # write its files beside log.jsonl
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "LoopConfig":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs={self.epochs:g} and steps={self.steps} are both given; give one")
+        return self
+
+
+class TrainResult(Result):
+    """What a training stage did."""
+
+    stage: str
+    settings: dict[str, Any]
+    steps: int  # optimiser steps made in all
+    planned_steps: int
+    epochs: float
+    images: int  # images trained on, repeats counted
+    seconds: float  # training and evaluation, over all sittings
+    images_per_second: float
+    parameters: int  # trained ones
+    precision: str
+    stopped: Literal["finished", "time"]
+    losses: dict[str, float]  # mean of each part over the last logged steps
+    evaluations: list[dict[str, float]]  # step, epoch, and what `evaluate` found
+    corrupt: int  # images that could not be read
+    step_losses_before: dict[int, float] | None = None  # warm start: per step, on the same batches before and after
+    step_losses_after: dict[int, float] | None = None
+
+
+def resolve_precision(wanted: Literal["auto", "bf16", "no"], device: torch.device) -> Literal["bf16", "no"]:
+    """Whether to compute in bf16: what is asked for, or what the device has units for."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if fast else "no"
