@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +12,12 @@ from typing import Any, cast
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
-from vitslim.files import atomic_path, read_json, write_json, write_text
+from vitslim.files import read_json, write_json, write_tensors, write_text
 from vitslim.methods import replay
-from vitslim.models import BaseModel, build_base, describe, preprocessing
+from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
 from vitslim.shapes import Config
 from vitslim.trunk import Conversion, is_converted, trunk_of
@@ -29,7 +27,9 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# What the constructors of timm and torch raise for options that they were not meant to get.
+_BUILD_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 class SavedConversion(Config):
@@ -47,7 +47,7 @@ class SavedModel(Config):
     base: BaseModel
     conversions: list[SavedConversion]
     dtype: str
-    input: dict[str, Any]
+    input: Preprocessing
     class_names: list[str] | None = None
     versions: dict[str, str]
 
@@ -81,9 +81,8 @@ def save(
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     if any(value.is_meta for value in tensors.values()):
         raise ConfigError("a model on the meta device has no weights to save; open it on a real device")
-    with atomic_path(folder / WEIGHTS_FILE) as scratch:
-        # The same description travels inside the file, so that the file alone can be loaded.
-        save_file(tensors, scratch, metadata={"format": "pt", FORMAT: json.dumps(document)})
+    # The same description travels inside the file, so that the file alone can be loaded.
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt", FORMAT: json.dumps(document)})
     write_json(folder / CONFIG_FILE, document)
     write_text(folder / "README.md", model_card(config, model, metrics))
     return folder
@@ -122,7 +121,7 @@ def describe_saved(
         base=refresh(known, model),
         conversions=[SavedConversion(method=entry.method, options=dict(entry.options)) for entry in history],
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        input=asdict(preprocessing(model)),
+        input=preprocessing(model),
         class_names=class_names,
         versions=versions(),
     )
@@ -159,12 +158,26 @@ def build(config: SavedModel) -> nn.Module:
         model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
     except CheckpointError:
         raise
-    except (VitslimError, TypeError) as error:
+    except (VitslimError, *_BUILD_FAULTS) as error:
         raise CheckpointError(
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"
         ) from error
+    _restore_input_(model, config.input)
     return model.to(_FLOATS[config.dtype])
+
+
+def _restore_input_(model: nn.Module, given: Preprocessing) -> None:
+    """Make ``preprocessing(model)`` give what was saved; timm's name alone does not tell it of a hand-built model."""
+    known: dict[str, Any] = {
+        "input_size": (given.channels, *given.image_size),
+        "mean": given.mean,
+        "std": given.std,
+        "interpolation": given.interpolation,
+        "crop_pct": given.crop_pct,
+    }
+    for config in ("pretrained_cfg", "default_cfg"):
+        setattr(model, config, {**(getattr(model, config, None) or {}), **known})
 
 
 def is_saved_model(path: str | Path) -> bool:
@@ -197,7 +210,7 @@ def model_card(config: SavedModel, model: nn.Module, metrics: Mapping[str, Any] 
         "| | |",
         "|---|---|",
         f"| base model | `{config.base.architecture}` |",
-        f"| image size | {config.input['image_size'][0]} × {config.input['image_size'][1]} px |",
+        f"| image size | {config.input.image_size[0]} × {config.input.image_size[1]} px |",
         f"| parameters | {parameters / 1e6:.2f} M |",
     ]
     for entry in config.conversions:
@@ -235,7 +248,11 @@ def _locate(path: str | Path) -> tuple[SavedModel, Path]:
         described = (tensors.metadata() or {}).get(FORMAT)
     if described is None:
         raise CheckpointError(f"{place} carries no vitslim description; load its folder, or open it with weights=")
-    return _read_config(json.loads(described), place), place
+    try:
+        document = json.loads(described)
+    except ValueError as error:
+        raise CheckpointError(f"{place}: the description inside is not JSON ({error}); load its folder") from None
+    return _read_config(document, place), place
 
 
 def _downloaded(name: str) -> Path:
@@ -278,14 +295,16 @@ def _fill(model: nn.Module, path: Path) -> None:
     with _opened(path) as tensors:
         names = set(tensors.keys())
         _check_names(path, names, set(own))
-        state: dict[str, Tensor] = {name: tensors.get_tensor(name) for name in names}
+        # Copies, since tensors of an opened file are windows into it.
+        state: dict[str, Tensor] = {name: tensors.get_tensor(name).clone() for name in names}
     for name, value in state.items():
         if value.shape != own[name].shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(value.shape)}, the model that config.json describes wants "
                 f"{tuple(own[name].shape)}"
             )
-    model.load_state_dict(state)
+    # Assigned and not copied into place: parts of the model may have another dtype than the rest.
+    model.load_state_dict(state, assign=True)
 
 
 def _check_names(path: Path, given: set[str], wanted: set[str]) -> None:

@@ -3,12 +3,15 @@
 import json
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitslim.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -17,19 +20,22 @@ def atomic_path(path: str | Path) -> Generator[Path]:
 
     The scratch file lies in the same folder, because only a rename inside one file system is atomic. Its content
     reaches the disk before the rename, so that a power cut leaves either the old or the new file, whole.
+
+    Raises:
+        CheckpointError: the file cannot be written: no space, no permission, a folder of that name.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    scratch = Path(name)
     try:
-        yield scratch
-        _flush(scratch)
-        scratch.chmod(0o666 & ~_umask())
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+        scratch = _scratch_beside(target)
+        try:
+            yield scratch
+            _flush(scratch)
+            scratch.chmod(0o666 & ~_umask())
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(target, error.strerror or str(error)) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -44,8 +50,32 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, document: Any) -> None:
-    """Write ``document`` to ``path`` atomically as indented JSON; NaN and infinity are refused."""
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    """Write ``document`` to ``path`` atomically as indented JSON.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity, which JSON does not know, or the file cannot be written.
+    """
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be written: a figure is NaN or infinite ({error})") from None
+    write_text(path, text + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+    """Write named tensors to ``path`` atomically, as safetensors.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as scratch:
+        try:
+            save_file(dict(tensors), scratch, dict(metadata))
+        except SafetensorError as error:  # how the library reports a full disk
+            raise _unwritable(Path(path), str(error)) from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -60,6 +90,17 @@ def read_json(path: str | Path) -> Any:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); it may be truncated, write it again") from None
+
+
+def _scratch_beside(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    return Path(name)
+
+
+def _unwritable(target: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{target} cannot be written ({reason}); what lay there before is unchanged")
 
 
 def _flush(path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from vitslim.bench import BenchConfig
 from vitslim.data import DataConfig
@@ -34,6 +35,7 @@ class DataSection(DataConfig):
     """The images, and how the training ones are changed."""
 
     augment: AugmentConfig = AugmentConfig()
+    labels: Literal["auto", "ignore"] = "auto"  # ignore: images of other classes than the model's
     train_limit: int | None = Field(None, gt=0)  # use so many training images, spread over the classes
     val_limit: int | None = Field(None, gt=0)
 
@@ -50,7 +52,7 @@ class ExportSection(Config):
 
     precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
     optimize: bool = True  # onnxslim
-    batches: tuple[int, ...] = (1, 3)  # batch sizes of the comparison
+    batches: tuple[PositiveInt, ...] = (1, 3)  # batch sizes of the comparison
     images: int = Field(32, ge=1)  # images of the comparison
 
 
@@ -58,6 +60,7 @@ class Recipe(Config):
     """One road; a section that is ``null`` is left out."""
 
     model: ModelSection = ModelSection()
+    teacher: str | None = None  # dense model to learn from, a name or a folder; none: `model` itself
     convert: tuple[dict[str, Any], ...] = ()  # each {method: name, option: value, ...}
     data: DataSection | None = None
     analyze: AnalyzeSection | None = None
@@ -78,27 +81,36 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: unreadable YAML, unknown keys, or values out of range; all faults in one message.
     """
+    return read_recipe(read_settings_file(path, "sections such as model and convert"), overrides, origin=str(path))
+
+
+def read_settings_file(path: str | Path, wanted: str) -> dict[str, Any]:
+    """The mapping in a YAML file; ``wanted`` says in messages what it should hold.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds something else.
+    """
     try:
         text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from None
-    try:
-        document: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path} is not YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    document = read_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise ConfigError(f"recipe {path} holds {type(document).__name__}; wanted a mapping of sections")
-    return read_recipe(cast("dict[str, Any]", document), overrides, origin=str(path))
+        raise ConfigError(f"{path} holds {_kind(document)}; wanted {wanted}")
+    return cast("dict[str, Any]", document)
 
 
-def read_recipe(document: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "recipe") -> Recipe:
-    """A recipe from plain data; see ``load_recipe``."""
+def read_recipe(document: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "") -> Recipe:
+    """A recipe from plain data; ``origin`` names it in messages. See ``load_recipe``."""
     merged = with_overrides(document, overrides)
+    where = f"{origin}: " if origin else ""
     try:
         recipe = Recipe(**merged)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_fault(fault) for fault in error.errors())) from None
-    _check(recipe, origin)
+        raise ConfigError(where + "; ".join(describe_faults(error, Recipe))) from None
+    faults = _contradictions(recipe)
+    if faults:
+        raise ConfigError(where + "; ".join(faults))
     return recipe
 
 
@@ -108,18 +120,32 @@ def with_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> dic
     Raises:
         ConfigError: an assignment without ``=``, or a key inside something that is not a section.
     """
-    merged = cast("dict[str, Any]", yaml.safe_load(yaml.safe_dump(dict(document))))
+    merged = cast("dict[str, Any]", _plain(document))
     for assignment in overrides:
         key, equals, value = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {assignment!r}: wanted key=value, for example distill.epochs=3")
-        place: Any = merged
         *sections, last = key.split(".")
+        place: Any = merged
         for section in sections:
             place = _section(place, section, key)
-        parsed = yaml.safe_load(value) if value else None
-        place[int(last) if isinstance(place, list) and last.isdigit() else last] = parsed
+        place[_index(place, last, key)] = read_yaml(value, f"--set {key}")
     return merged
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """A YAML document; ``origin`` names it in messages.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    loader = _Yaml(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
 
 
 def write_yaml(recipe: Recipe) -> str:
@@ -127,56 +153,118 @@ def write_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
+def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """One sentence per fault of plain data that should become a ``kind``; unknown keys come with the nearest known."""
+    # A value that fits none of several types gives one fault per type, all at the same key.
+    return list(dict.fromkeys(_fault(dict(fault), kind) for fault in error.errors()))
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as people write it: ``no`` and ``on`` are words (YAML 1.2), ``1e-3`` is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  the library's own table, without its booleans
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    list("-+.0123456789"),
+)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of nested mappings and sequences that can be assigned to."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
 def _section(place: Any, name: str, key: str) -> Any:
-    if isinstance(place, list):
-        if not name.isdigit() or int(name) >= len(cast("list[Any]", place)):
-            raise ConfigError(f"--set {key}: {name!r} is not an entry of a list of {len(cast('list[Any]', place))}")
-        return cast("list[Any]", place)[int(name)]
-    if place.get(name) is None:
+    index = _index(place, name, key)
+    if isinstance(place, dict) and cast("dict[str, Any]", place).get(name) is None:
         place[name] = {}
-    if not isinstance(place[name], dict | list):
+    if not isinstance(place[index], dict | list):
         raise ConfigError(f"--set {key}: {name!r} is a value, not a section")
-    return place[name]
+    return place[index]
 
 
-def _check(recipe: Recipe, origin: str) -> None:
+def _index(place: Any, name: str, key: str) -> Any:
+    """The key or number under which an assignment finds its place."""
+    if not isinstance(place, list):
+        return name
+    length = len(cast("list[Any]", place))
+    if not name.isdigit() or int(name) >= length:
+        raise ConfigError(f"--set {key}: {name!r} is not an entry of a list of {length}; they count from 0")
+    return int(name)
+
+
+def _kind(document: Any) -> str:
+    return "nothing" if document is None else f"a {type(document).__name__}"
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
     faults: list[str] = []
     for index, entry in enumerate(recipe.convert):
+        where = f"convert.{index}: " if len(recipe.convert) > 1 else ""
         options = {name: value for name, value in entry.items() if name != "method"}
+        if "method" not in entry:
+            faults.append(f"convert.{index} names no method; wanted {{method: NAME, option: value, ...}}")
+            continue
         try:
-            read_options(method_named(str(entry.get("method"))), options)
+            read_options(method_named(str(entry["method"])), options)
         except ConfigError as error:
-            faults.append(f"convert.{index}: {error}")
+            faults.append(f"{where}{error}")
     needing = [name for name in ("analyze", "warm_start", "distill") if getattr(recipe, name) is not None]
     if needing and recipe.data is None:
-        faults.append(f"{', '.join(needing)} need images, but data is missing")
+        verb = "needs" if len(needing) == 1 else "need"
+        faults.append(f"{', '.join(needing)} {verb} images, but data is missing")
+    if recipe.distill is not None and recipe.distill.hard and recipe.data and recipe.data.labels == "ignore":
+        faults.append(f"distill.hard={recipe.distill.hard:g} trains on labels, but data.labels says to ignore them")
     if recipe.control and recipe.distill is None:
         faults.append("control asks for the dense model's own training, but distill gives no budget")
-    if faults:
-        raise ConfigError(f"{origin}: " + "; ".join(faults))
+    return faults
 
 
-def _fault(fault: Any) -> str:
-    place = [str(part) for part in fault["loc"]]
+def _fault(fault: dict[str, Any], kind: type[BaseModel]) -> str:
+    place, section = _place(fault["loc"], kind)
     key = ".".join(place)
     if fault["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        names = list(section.model_fields)
+        close = difflib.get_close_matches(place[-1], names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
         return f"unknown key {key!r}; {hint}"
-    return f"{key}={fault['input']!r}: {fault['msg']}"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key}={fault['input']!r}: wanted settings, each key: value"
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    # Faults between the fields of a section name these by themselves.
+    return f"{key}: {reason}" if isinstance(fault["input"], dict) else f"{key}={fault['input']!r}: {reason}"
 
 
-def _fields_at(sections: list[str]) -> list[str]:
-    kinds: dict[str, type[Config]] = {
-        "model": ModelSection,
-        "data": DataSection,
-        "analyze": AnalyzeSection,
-        "warm_start": WarmStartConfig,
-        "distill": DistillConfig,
-        "export": ExportSection,
-        "bench": BenchConfig,
-        "augment": AugmentConfig,
-    }
-    kind = kinds.get(sections[-1]) if sections else Recipe
-    return list(kind.model_fields) if kind else []
+def _place(location: Iterable[str | int], kind: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The keys that lead to a fault, and the section that it lies in."""
+    place: list[str] = []
+    section: type[BaseModel] = kind
+    inner: type[BaseModel] | None = kind
+    for part in location:
+        if isinstance(part, str):
+            if inner is None:
+                break  # beyond the fields stand names of types, which say nothing to a user
+            section = inner
+            field = section.model_fields.get(part)
+            inner = None if field is None else _section_type(field.annotation)
+        place.append(str(part))
+    return place, section
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The config that a field holds, directly or beside ``None``."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

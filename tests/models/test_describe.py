@@ -56,6 +56,7 @@ def test_what_no_file_can_name_is_not_described(name: str) -> None:
         ("vit_small_patch16_dinov3", {"img_size": 32, "num_classes": 4}),
         ("eva02_tiny_patch14_224", {"img_size": 28, "patch_size": 7}),
         ("beit_base_patch16_224", {"img_size": 32, "num_classes": 3}),
+        ("vit_tiny_r_s16_p8_224", {"img_size": 64, "num_classes": 3}),
         ("vit_base_patch16_clip_224", {"img_size": 32, "in_chans": 1}),
         ("vit_tiny_patch16_224", {"img_size": 32, "norm_layer": "rmsnorm", "reg_tokens": 2}),
     ],

@@ -15,6 +15,7 @@ from torch import nn
 from tests.variants import lively_
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models import ALIASES, open_model, read_weights, resolve_name
+from vitslim.models.open import BUILTIN_CLASSES
 
 NAME = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -123,7 +124,7 @@ def test_a_model_opened_untrained_needs_no_file_and_no_network(monkeypatch: pyte
 
 def test_the_builtin_architecture_is_a_small_vit() -> None:
     model = open_model("builtin", pretrained=False)
-    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 100)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, BUILTIN_CLASSES)
     assert (len(model.blocks), model.embed_dim) == (12, 128)
 
 

@@ -58,9 +58,8 @@ def inspect(
         print_json(found)
         return
     height, width = found["image_size"]
-    say(f"{found['model']}  ({found['family']})", style="bold")
     print_table(
-        "",
+        f"{found['model']}  ({found['family']})",
         ("", ""),
         [
             ("parameters", f"{found['params'] / 1e6:.2f} M"),
@@ -72,9 +71,9 @@ def inspect(
     )
     if found["plan"]:
         columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
-        print_table("\nplan", columns, [[str(row[name]) for name in columns] for row in found["plan"]])
+        print_table("plan", columns, [[str(row[name]) for name in columns] for row in found["plan"]])
     rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
-    print_table("\nmethods", ("method", "can convert", "reason"), rows)
+    print_table("methods", ("method", "can convert", "reason"), rows)
 
 
 def describe_model(name: str, img_size: str | None = None) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def analyze(
     say(f"wrote {out / 'analysis.json'} and {len(plots)} plots in {out / 'plots'}")
     rows = [_layer_row(report, layer) for layer in range(len(report.layers))]
     print_table(
-        f"\n{report.images} images; replacement on {report.replacement_images}",
+        f"{report.images} images; replacement on {report.replacement_images}",
         ("layer", "R² from the one before", "KL with identity reuse", "KL with linear map", "recommended to reuse"),
         rows,
     )
@@ -204,7 +203,7 @@ def doctor(json: options.JsonOption = False) -> None:
         )
         for name, row in missing.items()
     ]
-    print_table("\nwhat works here", ("for", "state", "to install"), rows)
+    print_table("what works here", ("for", "state", "to install"), rows)
 
 
 def open_named(name: str, weights: Path | None, no_pretrained: bool, img_size: str | None, classes: int | None) -> Any:

@@ -1,20 +1,23 @@
 """The `vitslim` command: its verbs, and how errors leave it.
 
-Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing. Nothing heavy is imported before a verb
+Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing, 130 interrupted. Nothing heavy is imported before a verb
 runs, so that `vitslim --help` answers at once.
 """
 
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
 from vitslim.cli import check, look, make
 from vitslim.errors import VitslimError
 
+_INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
+
 app = typer.Typer(
     name="vitslim",
     help="Convert pretrained vision transformers into efficient ones, with the evidence.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,16 +27,34 @@ make.register(app)
 check.register(app)
 
 
-def main() -> None:
-    """Run the command line and turn errors into messages and exit codes."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and turn errors into one line on stderr and an exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app()
+        code = app(given or ["--help"], standalone_mode=False) or 0
     except VitslimError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; what was finished stays, run the same command again to go on", fg="yellow", err=True)
-        sys.exit(130)
+        _leave(str(error), error.exit_code)
+    except typer.TyperException as error:
+        _leave(f"{error.format_message().rstrip()} (see `{_command(error)} --help`)", 2)
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        _leave(f"{named}{error.strerror or error}", 2)
+    else:
+        if code == _INTERRUPTED:
+            typer.secho(
+                "\ninterrupted; what was finished stays, run the same command again to go on", fg="yellow", err=True
+            )
+        sys.exit(code)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+    sys.exit(code)
+
+
+def _command(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return "vitslim" if context is None else str(context.command_path)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
 
     show_resolved(recipe.model.name)
     if dry_run:
-        from vitslim.pipeline.road import check
+        from vitslim.pipeline.checks import check
 
         summary = check(recipe)
         if json:
@@ -252,7 +252,7 @@ def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
 def _print_plan(plan: list[dict[str, Any]]) -> None:
     if plan:
         columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
-        print_table("\nplan", columns, [[str(row[name]) for name in columns] for row in plan])
+        print_table("plan", columns, [[str(row[name]) for name in columns] for row in plan])
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
@@ -261,7 +261,7 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         for name, row in metrics.items()
     ]
     if rows:
-        print_table("\naccuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
+        print_table("accuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
 
 
 def _percent(value: float | None) -> str:

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from vitslim.progress import Progress
 
 _LOG_EVERY_SECONDS = 10.0
-_SHOWN = ("loss", "img_s", "top1", "lr")
+_LOG_WIDTH = 160
+_SHOWN = ("loss", "img_per_s", "lr", "latency_ms")
 
 
 def print_json(document: Any) -> None:
@@ -31,16 +33,21 @@ def say(message: str, *, style: str = "") -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for a person, on stdout."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    """A table for a person, on stdout; without names the columns have no header."""
+    table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(columns))
     numeric = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        # As text: what stands in square brackets is no markup.
+        table.add_row(*(Text(cell) for cell in row))
     # A log or a pipe has no width of its own; wide tables are not to be cut there.
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-    console.print(table)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_LOG_WIDTH)
+    if title:
+        console.print(f"\n{title}", style="bold", markup=False)
+    with console.capture() as written:
+        console.print(table)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in written.get().splitlines()))
 
 
 class Screen:
@@ -90,6 +97,9 @@ class Screen:
         if not ended and now - self._said.get(report.stage, begun - _LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
             return
         self._said[report.stage] = now
+        if (report.total, report.unit) == (1, "stage"):
+            say(f"[{0.0:6.1f} s] {report.stage}")
+            return
         of = "" if report.total is None else f"/{report.total}"
         say(f"[{now - begun:6.1f} s] {report.stage:<22} {report.done}{of} {report.unit}  {figures}".rstrip())
 

@@ -1,6 +1,6 @@
 """Opening images by name: folders, Hugging Face data sets, webdataset shards, the built-in fractals."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,22 +82,17 @@ def open_data(
     return _checked(source, contents, labels, num_classes, config.max_corrupt_share)
 
 
+@dataclass(frozen=True)
 class _Request:
     """What is asked for apart from the data itself."""
 
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        *,
-        batch_size: int,
-        training: bool,
-        augment: AugmentConfig,
-        limit: int | None,
-        seed: int,
-        workers: int,
-    ) -> None:
-        self.preprocessing, self.batch_size, self.training = preprocessing, batch_size, training
-        self.augment, self.limit, self.seed, self.workers = augment, limit, seed, workers
+    preprocessing: Preprocessing
+    batch_size: int
+    training: bool
+    augment: AugmentConfig
+    limit: int | None
+    seed: int
+    workers: int
 
     def open(self, config: DataConfig, split: Split, labels: Labels) -> tuple[Source, Contents]:
         kind, _, rest = config.source.partition("/")

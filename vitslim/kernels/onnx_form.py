@@ -28,13 +28,13 @@ def _sparse_attention(
 ) -> Any:
     op, float32 = _operators()
     tokens, patches = key.shape[2], query.shape[2] - prefix
-    scores = op.MatMul(op.Mul(query, op.CastLike(scale, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
     # A softmax in float32, whatever the file's precision.
     scores = op.Cast(scores, to=float32)
     if bias is not None:
         scores = op.Add(scores, op.Cast(bias, to=float32))
     # Zeros at the kept keys of each tile, in a matrix of hidden ones.
-    shape = op.Concat(op.Slice(op.Shape(kept), [0], [3], [0]), [tokens], axis=0)
+    shape = op.Concat(op.Shape(kept, start=0, end=3), op.Constant(value_ints=[tokens]), axis=0)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(kept))
     mask = op.ScatterElements(op.Expand(op.Constant(value_float=_HIDDEN), shape), kept, zeros, axis=3)
     if tile > 1:
@@ -51,6 +51,8 @@ def _kept_keys(coefficients: Any, basis: Any, top: int, keys: int, tile: int, pr
     op, float32 = _operators()
     patches, directions = coefficients.shape[2:]
     tokens = basis.shape[-1]
+    if len(basis.shape) == 3:
+        basis = op.Unsqueeze(basis, [1])
     rows = op.Cast(coefficients, to=float32)
     if top < directions:
         largest, _ = op.TopK(rows, [top], axis=-1)
@@ -60,8 +62,7 @@ def _kept_keys(coefficients: Any, basis: Any, top: int, keys: int, tile: int, pr
         tiles = tile_count(patches, tile)
         padded = op.Pad(rows, [0, 0, 0, 0, 0, 0, tiles * tile - patches, 0], op.Constant(value_float=0.0))
         rows = op.ReduceSum(op.Reshape(padded, [0, 0, tiles, tile, directions]), [3], keepdims=0)
-    basis = op.Cast(basis, to=float32)
-    scores = op.MatMul(rows, basis if len(basis.shape or [0, 0]) == 2 else op.Unsqueeze(basis, [1]))
+    scores = op.MatMul(rows, op.Cast(basis, to=float32))
     always = op.Constant(value_floats=[_FIRST] * prefix + [0.0] * (tokens - prefix))
     # Between equal values TopK takes the lower index.
     _, order = op.TopK(op.Add(scores, always), [keys], axis=-1)

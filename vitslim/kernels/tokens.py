@@ -12,9 +12,13 @@ from torch import Tensor
 def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
     """The scores in falling order, and the places of all tokens then: the prefix first, the patches by score.
 
-    Equal scores go to the lower index, as in ONNX, so that every runtime chooses alike. Exports as one TopK.
+    Equal scores go to the lower index, so that every runtime chooses alike. Exports as one TopK.
     """
-    falling, patches = scores.sort(dim=1, descending=True, stable=True)
+    if torch.onnx.is_in_onnx_export():
+        # ONNX's TopK keeps the order of equals by definition, torch's does not; torch's stable sort has no ONNX form.
+        falling, patches = scores.topk(scores.shape[1], dim=1)
+    else:
+        falling, patches = scores.sort(dim=1, descending=True, stable=True)
     front = torch.arange(prefix, device=scores.device).expand(scores.shape[0], -1)
     return falling, torch.cat([front, patches + prefix], dim=1)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.tokens import ranked
 from vitslim.methods.base import Evidence, Method
+from vitslim.methods.skipat import parse_layers
 from vitslim.models import TokenLayout
 from vitslim.models.readout import read_patch_mean_
 from vitslim.shapes import Config
@@ -84,19 +85,20 @@ class EvoViTConfig(Config):
     score: Score | None = None
     readout: Literal["model", "mean"] = "model"
 
-    @field_validator("stages")
+    @field_validator("stages", mode="before")
     @classmethod
-    def _rising(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or list(value) != sorted(set(value))):
-            raise ValueError(f"stages={value}; name at least one block, each once, in rising order")
-        return value
+    def _read_stages(cls, value: Any) -> tuple[int, ...] | None:
+        stages = None if value is None else parse_layers(value)
+        if stages == ():
+            raise ValueError("no stage; name at least one block, or give keep=1 to keep all patches")
+        return stages
 
     @field_validator("keep", "alpha")
     @classmethod
     def _shares(cls, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
         shares = value if isinstance(value, tuple) else (value,)
         if not shares or any(not 0.0 < share <= 1.0 for share in shares):
-            raise ValueError(f"{value}; every share lies above 0 and is at most 1")
+            raise ValueError("shares and rates lie above 0 and are at most 1")
         return value
 
 

@@ -221,7 +221,7 @@ class Pruning(TokenRule):
         state = state if isinstance(state, SortedTokens) else SortedTokens(prefix=layout.prefix)
         # The head-mean of A^[CLS] ranks the active patches; those pruned before stay behind them.
         _, places = ranked(row[:, :, layout.prefix :].float().mean(dim=1), layout.prefix)
-        pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(len(places), -1)
+        pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(places.shape[0], -1)
         active = layout.prefix + _share_of(layout.patches, self.keep)
         tokens, z, state = state.select(tokens, stream.z, torch.cat([places, pruned], dim=1), active)
         return tokens, replace(stream, z=z, token_state=state)

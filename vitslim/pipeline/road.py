@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.data import Loader
-from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
 from vitslim.methods import convert, method_named, read_options
+from vitslim.pipeline.checks import check
 from vitslim.pipeline.folder import RunFolder
+from vitslim.pipeline.opening import data_config, data_inputs, file_state, open_images, open_source
 from vitslim.pipeline.verbs import (
     compare,
     default_artifact,
@@ -24,12 +26,11 @@ from vitslim.pipeline.verbs import (
     dense_twin,
     on_device,
     open_any,
-    open_loader,
     sample_images,
 )
 from vitslim.progress import Progress, ProgressCallback, silent
-from vitslim.recipe import DataSection, Recipe, write_yaml
-from vitslim.trunk import plan_summary
+from vitslim.recipe import Recipe, write_yaml
+from vitslim.trunk import is_converted, plan_summary, trunk_of
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -38,7 +39,11 @@ ANALYSIS_FILE = "analysis.json"
 METRICS_FILE = "metrics.json"
 PARITY_FILE = "export/parity.json"
 BENCH_FILE = "bench.json"
-WARM_FILE = "train/warm_started"
+WARM_START_FOLDER = "train/warm_start"
+CONTROL_FOLDER = "train/control"
+
+# What was measured on, or made from, a student; it says nothing of the next one.
+_EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 
 
 @dataclass(frozen=True)
@@ -57,29 +62,25 @@ class _Road:
     recipe: Recipe
     folder: RunFolder
     progress: ProgressCallback
-    teacher: nn.Module
+    source: nn.Module  # what is converted
+    teacher: nn.Module  # what the student learns from and is compared with
 
-    def say(self, stage: str, done: int = 0) -> None:
-        self.progress(Progress(stage, done, 1, "stage"))
+    def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
+        """Whether a stage must run; either way it is told."""
+        must_run = self.folder.enter(stage, inputs, *outputs)
+        self.progress(Progress(stage, 0, 1, "stage") if must_run else Progress(stage, 1, 1, "stage, done before"))
+        return must_run
 
+    def told_as(self, stage: str) -> ProgressCallback:
+        """The progress of a part under a name that tells it from its siblings."""
+        return lambda one: self.progress(replace(one, stage=stage))
 
-def check(recipe: Recipe) -> list[dict[str, Any]]:
-    """Do everything that a run checks before it writes, and give back the plan that it would make.
-
-    Raises:
-        ConfigError: a fault in the recipe.
-        DataError: images that are missing or do not fit the model.
-    """
-    teacher = on_device(_open_teacher(recipe), recipe.device)
-    return _check(recipe, teacher)
-
-
-def _check(recipe: Recipe, teacher: nn.Module) -> list[dict[str, Any]]:
-    # A trial conversion and a look at the images find most faults before the folder is touched.
-    plan = _try_conversion(recipe, teacher)
-    if recipe.data is not None:
-        _loader(recipe, recipe.data, teacher, "val")
-    return plan
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """The data's names of the student's outputs, where it has one for each."""
+        data = self.recipe.data
+        names = None if data is None else open_images(self.recipe, data, self.source, "val").class_names
+        return None if names is None or len(names) != self.source.num_classes else list(names)
 
 
 def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent) -> RunResult:
@@ -90,11 +91,13 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
         DataError: images that are missing or do not fit the model.
         CheckFailedError: a loss that was not finite.
     """
-    teacher = on_device(_open_teacher(recipe), recipe.device)
-    _check(recipe, teacher)
     folder = RunFolder(out)
+    folder.check(write_yaml(recipe), overwrite=overwrite)
+    check(recipe)
+    source = on_device(open_source(recipe), recipe.device)
+    teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
-    road = _Road(recipe, folder, progress, teacher)
+    road = _Road(recipe, folder, progress, source, teacher)
     student = _make_student(road)
     metrics = _evaluate(road, student)
     passed = _deploy(road, student)
@@ -106,64 +109,28 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
     return RunResult(folder.path, student, teacher, metrics, passed)
 
 
-def _open_teacher(recipe: Recipe) -> nn.Module:
-    section = recipe.model
-    torch.manual_seed(recipe.seed)
-    return open_any(
-        section.name,
-        pretrained=section.pretrained,
-        weights=section.weights,
-        img_size=section.img_size,
-        num_classes=section.num_classes,
-        **section.options,
-    )
-
-
-def _try_conversion(recipe: Recipe, teacher: nn.Module) -> list[dict[str, Any]]:
-    model = copy.deepcopy(teacher).to("meta")
-    for entry in recipe.convert:
-        options = {name: value for name, value in entry.items() if name != "method"}
-        if options.get("layers") == "auto":
-            if recipe.analyze is None:
-                raise ConfigError("layers: auto needs the analysis of the same recipe; add an analyze section")
-            options["layers"] = None
-        model = convert(model, entry["method"], **options)
-    return plan_summary(model) if recipe.convert else []
-
-
 def _make_student(road: _Road) -> nn.Module:
     recipe, folder = road.recipe, road.folder
     analysis = _analyze(road)
-    student = _convert(recipe, road.teacher, analysis)
-    inputs = [recipe.model.model_dump(), recipe.convert, recipe.seed]
-    if folder.enter("convert", inputs, "plan.json"):
-        road.say("convert")
-        write_json(folder.path / "plan.json", plan_summary(student) if recipe.convert else [])
+    student = _convert(recipe, road.source, analysis)
+    inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.convert, recipe.seed]
+    if road.enter("convert", inputs, "plan.json", checkpoint.WEIGHTS_FILE):
+        folder.discard(*_EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
+        write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
         _save(road, student, folder.path)
         folder.finish("convert")
     student = _warm_start(road, student)
     return _distill(road, student)
 
 
-def _convert(recipe: Recipe, teacher: nn.Module, analysis: AnalysisReport | None) -> nn.Module:
+def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    student = copy.deepcopy(teacher)
+    student = copy.deepcopy(source)
     for entry in recipe.convert:
         method = method_named(entry["method"])
         options = read_options(method, {name: value for name, value in entry.items() if name != "method"})
-        student = convert(student, options, analysis=_Evidence(analysis) if analysis else None)
+        student = convert(student, options, analysis=analysis)
     return student
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """The part of an analysis that methods read, as plain data."""
-
-    report: AnalysisReport
-
-    @property
-    def recommended(self) -> Mapping[str, Any]:
-        return self.report.recommended.model_dump()
 
 
 def _analyze(road: _Road) -> AnalysisReport | None:
@@ -172,13 +139,12 @@ def _analyze(road: _Road) -> AnalysisReport | None:
         return None
     from vitslim.analysis import AnalysisReport, analyze, write_plots
 
-    inputs = [recipe.model.model_dump(), recipe.data.model_dump(), recipe.analyze.model_dump()]
-    if folder.enter("analyze", inputs, ANALYSIS_FILE):
-        loader = _loader(recipe, recipe.data, road.teacher, "train", limit=recipe.analyze.images)
-        section = recipe.analyze
+    section = recipe.analyze
+    inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.teacher, data_inputs(recipe)]
+    if road.enter("analyze", [*inputs, section.model_dump()], ANALYSIS_FILE):
         report = analyze(
             road.teacher,
-            loader,
+            open_images(recipe, recipe.data, road.teacher, "train", limit=section.images),
             images=section.images,
             replacement_images=section.replacement_images,
             progress=road.progress,
@@ -195,50 +161,54 @@ def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
         return student
     from vitslim.train import warm_start
 
-    if folder.enter("warm_start", recipe.warm_start.model_dump(), f"{WARM_FILE}/model.safetensors"):
-        loader = _loader(recipe, recipe.data, road.teacher, "train", training=True)
-        result = warm_start(student, road.teacher, loader, recipe.warm_start, progress=road.progress)
-        write_json(folder.path / "train/warm_start.json", result.model_dump(mode="json"))
-        _save(road, student, folder.path / WARM_FILE)
-        _save(road, student, folder.path)
-        folder.finish("warm_start")
-        return student
-    return on_device(checkpoint.load(folder.path / WARM_FILE), recipe.device)
+    place = folder.path / WARM_START_FOLDER
+    inputs = [recipe.teacher, data_inputs(recipe), recipe.warm_start.model_dump()]
+    if not road.enter("warm_start", inputs, f"{WARM_START_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+        return on_device(checkpoint.load(place), recipe.device)
+    folder.discard(*_EVIDENCE, *([] if folder.is_continued else [WARM_START_FOLDER]))
+    loader = open_images(recipe, recipe.data, road.source, "train", training=True)
+    result = warm_start(
+        student, road.teacher, loader, recipe.warm_start, out_dir=place, resume=True, progress=road.progress
+    )
+    write_json(place / "result.json", result.model_dump(mode="json"))
+    _save(road, student, place)
+    _save(road, student, folder.path)
+    folder.finish("warm_start")
+    return student
 
 
 def _distill(road: _Road, student: nn.Module) -> nn.Module:
     recipe, folder = road.recipe, road.folder
     if recipe.distill is None or recipe.data is None:
         return student
-    if folder.enter("distill", recipe.distill.model_dump(), "train/student/model.safetensors"):
-        _train(road, student, "student")
+    inputs = [recipe.teacher, data_inputs(recipe), recipe.distill.model_dump()]
+    if road.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
+        folder.discard(*_EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
+        _train(road, student, folder.path / "train", "distill")
+        _save(road, student, folder.path)
         folder.finish("distill")
-    student = on_device(checkpoint.load(folder.path / "train/student"), recipe.device)
-    if folder.enter("control", recipe.control, *(["train/control/model.safetensors"] if recipe.control else [])):
-        if recipe.control:
-            _train(road, copy.deepcopy(road.teacher), "control")
+    else:
+        student = on_device(checkpoint.load(folder.path), recipe.device)
+    if recipe.control and road.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+        folder.discard(*_EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
+        control = copy.deepcopy(road.teacher)
+        _train(road, control, folder.path / CONTROL_FOLDER, "distill (control)")
+        _save(road, control, folder.path / CONTROL_FOLDER)
         folder.finish("control")
     return student
 
 
-def _train(road: _Road, model: nn.Module, name: str) -> None:
+def _train(road: _Road, model: nn.Module, place: Path, name: str) -> None:
     from vitslim.train import distill
 
-    recipe, folder = road.recipe, road.folder.path
+    recipe = road.recipe
     assert recipe.distill is not None
     assert recipe.data is not None
-    train_loader = _loader(recipe, recipe.data, road.teacher, "train", training=True)
-    progress = road.progress
-
-    def report(one: Progress) -> None:
-        progress(replace(one, stage=f"{one.stage} ({name})"))
-
-    place = folder / "train" / name
-    result = distill(model, road.teacher, train_loader, recipe.distill, out_dir=place, resume=True, progress=report)
+    loader = open_images(recipe, recipe.data, road.source, "train", training=True)
+    result = distill(
+        model, road.teacher, loader, recipe.distill, out_dir=place, resume=True, progress=road.told_as(name)
+    )
     write_json(place / "result.json", result.model_dump(mode="json"))
-    _save(road, model, place)
-    if name == "student":
-        _save(road, model, folder)
 
 
 def _evaluate(road: _Road, student: nn.Module) -> Mapping[str, Any]:
@@ -247,17 +217,18 @@ def _evaluate(road: _Road, student: nn.Module) -> Mapping[str, Any]:
         return {}
     from vitslim.train import evaluate
 
-    if folder.enter("evaluate", recipe.data.model_dump(), METRICS_FILE):
-        loader = _loader(recipe, recipe.data, road.teacher, "val")
+    inputs = [recipe.teacher, data_inputs(recipe), recipe.control]
+    if road.enter("evaluate", inputs, METRICS_FILE):
+        loader = open_images(recipe, recipe.data, road.source, "val")
         metrics: dict[str, Any] = {}
         competitors: dict[str, nn.Module] = {"teacher": road.teacher, "student": student}
         if recipe.control:
-            control = checkpoint.load(folder.path / "train/control")
+            control = checkpoint.load(folder.path / CONTROL_FOLDER)
             competitors["dense_control"] = on_device(control, recipe.device)
         for name, model in competitors.items():
             against = None if name == "teacher" else road.teacher
-            found = evaluate(model, loader, teacher=against, progress=road.progress)
-            metrics[name] = found.model_dump(mode="json")
+            told = road.told_as(f"evaluate ({name.replace('_', ' ')})")
+            metrics[name] = evaluate(model, loader, teacher=against, progress=told).model_dump(mode="json")
         write_json(folder.path / METRICS_FILE, metrics)
         _save(road, student, folder.path, metrics)
         folder.finish("evaluate")
@@ -277,8 +248,9 @@ def _export(road: _Road, student: nn.Module) -> bool:
         return True
     from vitslim.export import export_onnx
 
-    if folder.enter("export", section.model_dump(), PARITY_FILE):
-        road.say("export")
+    names = [default_artifact(folder.path, precision).name for precision in section.precisions]
+    inputs = [data_inputs(recipe), section.model_dump()]
+    if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
         paths: list[Path] = []
         for precision in section.precisions:
@@ -297,7 +269,7 @@ def _bench(road: _Road, student: nn.Module) -> None:
     from vitslim.bench import benchmark
     from vitslim.export import export_onnx
 
-    if folder.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
+    if road.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
         dense = dense_twin(student)
         options = recipe.bench.model_dump()
         models = {"dense": dense, "student": student.cpu()}
@@ -313,33 +285,14 @@ def _write_environment(folder: Path) -> None:
 
 
 def _parity_data(recipe: Recipe, student: nn.Module) -> Any:
-    return default_data(student) if recipe.data is None else recipe.data
-
-
-def _loader(recipe: Recipe, data: DataSection, model: nn.Module, split: str, **options: Any) -> Loader:
-    training = bool(options.get("training"))
-    limit = options.pop("limit", data.train_limit if split == "train" else data.val_limit)
-    if training:
-        options["augment"] = data.augment
-    base = {name: getattr(data, name) for name in type(data).__mro__[1].model_fields}  # pyright: ignore[reportAttributeAccessIssue]
-    from vitslim.data import DataConfig
-
-    return open_loader(
-        DataConfig(**base), model, split=split, batch_size=data.batch_size, limit=limit, seed=recipe.seed, **options
-    )
+    return default_data(student) if recipe.data is None else data_config(recipe.data)
 
 
 def _save(road: _Road, model: nn.Module, place: Path, metrics: Mapping[str, Any] | None = None) -> None:
-    names: list[str] | None = None
-    if road.recipe.data is not None:
-        found = _loader(road.recipe, road.recipe.data, road.teacher, "val").class_names
-        names = None if found is None else list(found)
-    checkpoint.save(model, place, overwrite=True, class_names=names, metrics=metrics)
+    checkpoint.save(model, place, overwrite=True, class_names=road.class_names, metrics=metrics)
 
 
 def _has_new_parameters(student: nn.Module) -> bool:
-    from vitslim.trunk import is_converted, trunk_of
-
     return is_converted(student) and bool(trunk_of(student).new_parameters())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from torch import nn
 
@@ -14,12 +13,18 @@ from vitslim import checkpoint
 from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
-from vitslim.pipeline.verbs import on_device, open_loader
+from vitslim.pipeline.verbs import labels_for, on_device, open_loader
 from vitslim.progress import ProgressCallback, silent
-from vitslim.recipe import with_overrides
+from vitslim.recipe import describe_faults, read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
+
+
+class TrainSettings(DistillConfig):
+    """What ``vitslim train --set`` takes: the training itself, and how its images are changed."""
+
+    augment: AugmentConfig = AugmentConfig()
 
 
 def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -> tuple[DistillConfig, AugmentConfig]:
@@ -29,15 +34,13 @@ def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -
         ConfigError: unknown settings or values out of range.
     """
     merged = with_overrides(defaults, settings or [])
-    augment = merged.pop("augment", {})
     if merged.get("steps") is not None:
         merged.pop("epochs", None)
     try:
-        return DistillConfig(**merged), AugmentConfig(**augment)
+        found = TrainSettings(**merged)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        known = ", ".join([*DistillConfig.model_fields, *(f"augment.{name}" for name in AugmentConfig.model_fields)])
-        raise ConfigError(f"--set: {faults}; known: {known}") from None
+        raise ConfigError(f"--set: {'; '.join(describe_faults(error, TrainSettings))}") from None
+    return DistillConfig(**found.model_dump(include=set(DistillConfig.model_fields))), found.augment
 
 
 def read_pretrain_config(path: str | Path) -> PretrainConfig:
@@ -46,17 +49,11 @@ def read_pretrain_config(path: str | Path) -> PretrainConfig:
     Raises:
         ConfigError: unreadable YAML, unknown settings or values out of range.
     """
-    try:
-        document: Any = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds {type(document).__name__}; wanted settings such as phases: [...]")
+    document = read_settings_file(path, "settings such as phases: [...]")
     try:
         return PretrainConfig(**document)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ConfigError(f"{path}: {faults}") from None
+        raise ConfigError(f"{path}: {'; '.join(describe_faults(error, PretrainConfig))}") from None
 
 
 def train_to_folder(
@@ -80,10 +77,11 @@ def train_to_folder(
     folder = Path(out)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
+    labels = labels_for(student)
     loader = open_loader(
-        data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment
+        data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment, **labels
     )
-    held_out = open_loader(data, student, split="val", batch_size=batch_size)
+    held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels)
     result = train(
         student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
     )

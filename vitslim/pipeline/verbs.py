@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vitslim import checkpoint
@@ -16,7 +17,8 @@ from vitslim.export import ParityCheck
 from vitslim.export import verify as verify_artifact
 from vitslim.models import open_model, preprocessing
 from vitslim.progress import ProgressCallback, silent
-from vitslim.shapes import Result
+from vitslim.recipe import describe_faults
+from vitslim.shapes import Config, Result
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from vitslim.train import EvalResult, TrainResult
 
 ModelLike = nn.Module | str | Path
+ConfigType = TypeVar("ConfigType", bound=Config)
 DataLike = str | Path | DataConfig | Loader
 
 
@@ -41,13 +44,18 @@ def open_any(model: ModelLike, **options: Any) -> nn.Module:
         if given:
             raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
         return checkpoint.load(model)
-    if isinstance(model, Path) or ("/" in model and ":" not in model):
+    if isinstance(model, Path) or ("/" in model and ":" not in model) or Path(model).is_dir():
         raise ConfigError(f"{model} is neither a folder nor a file that vitslim wrote; wanted one, or a timm name")
     return open_model(model, **options)
 
 
 def on_device(model: nn.Module, device: str) -> nn.Module:
-    """The model moved to a device that is really there.
+    """The model moved to a device that is really there; see ``device_named``."""
+    return model.to(device_named(device))
+
+
+def device_named(device: str) -> torch.device:
+    """A device that is really there.
 
     Raises:
         ConfigError: the device's name is not one.
@@ -57,12 +65,20 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
         wanted = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device {device!r} is not one; wanted cpu, cuda or cuda:N") from None
+    if wanted.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not one that vitslim runs on; wanted cpu, cuda or cuda:N")
     if wanted.type == "cuda":
         if not torch.cuda.is_available():
             raise MissingDependencyError(f"device {device!r} was asked for, but no usable GPU is there; use cpu")
         if (wanted.index or 0) >= torch.cuda.device_count():
             raise MissingDependencyError(f"device {device!r} was asked for; there are {torch.cuda.device_count()} GPUs")
-    return model.to(wanted)
+    return wanted
+
+
+def labels_for(model: nn.Module) -> dict[str, Any]:
+    """How ``open_loader`` is told which labels a model can be measured with: its own classes, or none at all."""
+    classes = int(getattr(model, "num_classes", 0))
+    return {"num_classes": classes} if classes else {"labels": "ignore"}
 
 
 def open_loader(
@@ -106,7 +122,7 @@ def analyze(
     from vitslim.analysis import analyze as analyze_layers
 
     dense = on_device(open_any(model), device)
-    loader = open_loader(data, dense, split=split, batch_size=batch_size, limit=images)
+    loader = open_loader(data, dense, split=split, batch_size=batch_size, limit=images, labels="ignore")
     return analyze_layers(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
 
 
@@ -124,8 +140,8 @@ def warm_start(
     from vitslim.train import warm_start as fit
 
     dense = open_any(teacher).to(next(student.parameters()).device)
-    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size)
-    return fit(student, dense, loader, WarmStartConfig(**options), progress=progress)
+    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, labels="ignore")
+    return fit(student, dense, loader, _configured(WarmStartConfig, options), progress=progress)
 
 
 def distill(
@@ -145,9 +161,10 @@ def distill(
     from vitslim.train import distill as train
 
     dense = None if teacher is None else open_any(teacher).to(next(student.parameters()).device)
-    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size)
-    held_out = open_loader(data, student, split="val", batch_size=batch_size) if validate else None
-    config = DistillConfig(**options)
+    config = _configured(DistillConfig, options)
+    labels = labels_for(student)
+    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, **labels)
+    held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels) if validate else None
     train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)
     return student
 
@@ -167,8 +184,15 @@ def evaluate(
 
     student = on_device(open_any(model), device)
     dense = None if teacher is None else on_device(open_any(teacher), device)
-    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit)
+    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
     return measure(student, loader, teacher=dense, progress=progress)
+
+
+def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigType:
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        raise ConfigError("; ".join(describe_faults(error, kind))) from None
 
 
 def export(
@@ -237,12 +261,12 @@ def compare(live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Seq
 
 
 def sample_images(model: nn.Module, data: DataLike, count: int) -> Tensor:
-    """The first ``count`` held-out images as the model wants them.
+    """``count`` held-out images as the model wants them, or all where there are fewer.
 
     Raises:
-        DataError: there are fewer.
+        DataError: none could be read.
     """
-    loader = open_loader(data, model, split="val", batch_size=min(count, 64), limit=count)
+    loader = open_loader(data, model, split="val", batch_size=min(count, 64), limit=count, labels="ignore")
     found: list[Tensor] = []
     for batch in loader:
         found.append(batch.images)

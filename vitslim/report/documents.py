@@ -61,7 +61,7 @@ class PlanStep(Document):
     @property
     def kept_tokens(self) -> tuple[int, int] | None:
         """How many of how many tokens take part; None when all do."""
-        found = re.fullmatch(r"kept (\d+) of (\d+)", self.tokens)
+        found = re.match(r"kept (\d+) of (\d+)\b", self.tokens)
         return (int(found[1]), int(found[2])) if found else None
 
     @property

@@ -13,7 +13,7 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.evaluate import evaluate
-from vitslim.train.loop import Stage, train
+from vitslim.train.loop import Processes, Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 
@@ -151,14 +151,15 @@ def _new_parameters(student: nn.Module) -> list[nn.Parameter]:
 
 def _evaluation(
     loader: Loader | None, teacher: nn.Module | None, config: DistillConfig
-) -> Callable[[nn.Module, Callable[[Tensor], Tensor] | None], Mapping[str, float]] | None:
+) -> Callable[[nn.Module, Processes], Mapping[str, float]] | None:
     if loader is None:
         return None
 
-    def measure(model: nn.Module, reduce: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
+    def measure(model: nn.Module, processes: Processes) -> dict[str, float]:
         precision = resolve_precision(config.precision, next(model.parameters()).device)
-        found = evaluate(model, loader, teacher=teacher, precision=precision, reduce=reduce)
-        return {name: value for name, value in found.model_dump().items() if value is not None}
+        share = loader.share(processes.rank, processes.count)
+        found = evaluate(model, share, teacher=teacher, precision=precision, reduce=processes.add_up)
+        return {name: float(value) for name, value in found.model_dump().items() if value is not None}
 
     return measure
 

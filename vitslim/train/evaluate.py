@@ -49,7 +49,7 @@ def evaluate(
 
     Raises:
         ConfigError: the two models do not have the same classes.
-        DataError: no image could be read.
+        DataError: no image could be read, or the data has other classes than the model.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
@@ -58,13 +58,22 @@ def evaluate(
         for batch in loader:
             batch = batch.to(device)
             logits = model(batch.images).float()
+            _check_classes(logits, loader)
             teacher_logits = None if teacher is None else teacher(batch.images).float()
             sums += _count(logits, teacher_logits, batch).to(sums)
             progress(Progress("evaluate", int(sums[0]), loader.num_images))
     return _result(sums if reduce is None else reduce(sums), loader, teacher is not None)
 
 
-def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b c"] | None, batch: Batch) -> Tensor:
+def _check_classes(logits: Float[Tensor, "b c"], loader: Loader) -> None:
+    if loader.num_classes not in (None, logits.shape[1]):
+        raise DataError(
+            f"{loader.origin}: given {loader.num_classes} classes, model has {logits.shape[1]} outputs; give data of "
+            "the model's classes, or leave the labels out (labels='ignore')"
+        )
+
+
+def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b k"] | None, batch: Batch) -> Tensor:
     """The sums over one batch, in the order of `_SUMS`."""
     sums = logits.new_zeros(len(_SUMS))
     sums[0] = len(logits)

@@ -35,11 +35,20 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
+class Processes:
+    """The processes that train together, seen from one of them."""
+
+    rank: int = 0
+    count: int = 1
+    add_up: Callable[[Tensor], Tensor] | None = None  # sums a tensor over all of them; None: there is one
+
+
+@dataclass(frozen=True)
 class Stage:
     """What sets one use of the loop apart from another."""
 
     name: str
-    evaluate: Callable[[nn.Module, Callable[[Tensor], Tensor] | None], Mapping[str, float]] | None = None
+    evaluate: Callable[[nn.Module, Processes], Mapping[str, float]] | None = None
     new_parameters: Collection[nn.Parameter] = ()
     out_dir: Path | None = None  # takes log.jsonl, tensorboard/, state.safetensors
     resume: bool = False
@@ -71,7 +80,9 @@ class _Run:
         self.device = next(self.student.parameters()).device
         self.precision = resolve_precision(config.precision, self.device)
         self.accelerator = _open_accelerator()
-        self.loader = loader.share(self.accelerator.process_index, self.accelerator.num_processes)
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        self.processes = Processes(rank, count, None if count == 1 else self.accelerator.reduce)
+        self.loader = loader.share(rank, count)
         self.steps = planned_steps(config.epochs, config.steps, len(self.loader), config.accumulate)
         self.optimizer, self.schedule = self._make_optimizer()
         self.average = _make_average(self.student, config.ema_decay)
@@ -96,7 +107,7 @@ class _Run:
             self._set_learning_rate(state)
             taken = self._step(batches, state.step)
             state = self._advance(state, taken, earlier + time.perf_counter() - started)
-            window.add(taken.losses, taken.images * self.accelerator.num_processes)
+            window.add(taken.losses, taken.images * self.processes.count)
             is_late = self._is_late(state.seconds)
             is_last = state.step >= self.steps or is_late
             if is_last or state.step % self.config.log_every == 0:
@@ -117,7 +128,7 @@ class _Run:
                 "step": state.step + 1,
                 "epoch": place[0],
                 "batch": place[1],
-                "images": state.images + taken.images * self.accelerator.num_processes,
+                "images": state.images + taken.images * self.processes.count,
                 "seconds": seconds,
                 "finished": state.step + 1 >= self.steps,
             }
@@ -129,7 +140,7 @@ class _Run:
         """One optimiser step, over as many batches as are accumulated."""
         self.model.train()
         taken = _Step()
-        with seeded(self.config.seed, step, self.accelerator.process_index):
+        with seeded(self.config.seed, step, self.processes.rank):
             for micro in range(self.config.accumulate):
                 taken.epoch, taken.position, batch = next(batches)
                 is_inner = micro + 1 < self.config.accumulate
@@ -218,7 +229,7 @@ class _Run:
         if self.config.max_minutes is None:
             return False
         is_late = seconds >= 60 * self.config.max_minutes
-        if self.accelerator.num_processes == 1:
+        if self.processes.count == 1:
             return is_late
         # All processes must stop at the same step, or the others wait for the one that has.
         return bool(self.accelerator.reduce(torch.tensor(float(is_late), device=self.device)) > 0)
@@ -235,7 +246,7 @@ class _Run:
             "trained_parameters": self._trained_parameters(),
             "precision": self.precision,
             "device": str(self.device),
-            "processes": self.accelerator.num_processes,
+            "processes": self.processes.count,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
@@ -256,8 +267,7 @@ class _Run:
         if self.stage.evaluate is None:
             return state
         model = self.student if self.average is None else self.average.module
-        reduce = None if self.accelerator.num_processes == 1 else self.accelerator.reduce
-        found = {name: float(value) for name, value in self.stage.evaluate(model, reduce).items()}
+        found = self.stage.evaluate(model, self.processes)
         values = {"epoch": state.epoch + state.batch / max(1, len(self.loader)), **found}
         self.journal.write("eval", state.step, **values, seconds=state.seconds)
         return state.model_copy(update={"evaluations": (*state.evaluations, {"step": float(state.step), **values})})

@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from vitslim.errors import ConfigError
 
+SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")  # timm's that need no options beyond ours
+
 
 def parameter_groups(
     model: nn.Module,
@@ -62,7 +64,13 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
 def make_schedule(
     optimizer: Optimizer, name: str, *, steps: int, lr: float, min_lr: float, warmup_steps: int
 ) -> Scheduler:
-    """Make one of timm's learning-rate schedules over optimiser steps, with a linear start that wastes no step."""
+    """Make one of timm's learning-rate schedules over optimiser steps, with a linear start that wastes no step.
+
+    Raises:
+        ConfigError: no schedule of that name.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
     schedule, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
         sched=name,
@@ -73,8 +81,7 @@ def make_schedule(
         step_on_epochs=False,
         updates_per_epoch=1,
     )
-    if schedule is None:
-        raise ConfigError(f"schedule={name!r} makes no schedule; use 'constant' for a learning rate that stays")
+    assert schedule is not None
     return schedule
 
 

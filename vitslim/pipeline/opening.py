@@ -1,0 +1,81 @@
+"""What a recipe opens: its model, its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vitslim import checkpoint
+from vitslim.data import DataConfig, Loader
+from vitslim.pipeline.verbs import labels_for, open_any, open_loader
+from vitslim.recipe import DataSection, ModelSection, Recipe
+
+
+def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
+    """The model that a recipe converts; ``shape_only`` fetches no weights and allocates none where it can."""
+    section = recipe.model
+    # A file decides the number of classes, and a saved model all of its shape, so these are opened as they are.
+    is_local = section.weights is not None or checkpoint.is_saved_model(section.name)
+    pretrained = section.pretrained and (is_local or not shape_only)
+    torch.manual_seed(recipe.seed)
+    with torch.device("meta" if shape_only and not is_local else "cpu"):
+        return open_any(
+            section.name,
+            pretrained=pretrained,
+            weights=section.weights,
+            img_size=section.img_size,
+            num_classes=section.num_classes,
+            **section.options,
+        )
+
+
+def open_images(
+    recipe: Recipe,
+    data: DataSection,
+    model: nn.Module,
+    split: Literal["train", "val"],
+    *,
+    training: bool = False,
+    limit: int | None = None,
+) -> Loader:
+    """One split of a recipe's images, prepared for a model, with labels only where something needs them."""
+    is_trained = split == "train" and recipe.distill is not None and recipe.distill.hard > 0
+    given = data.train_limit if split == "train" else data.val_limit
+    return open_loader(
+        data_config(data),
+        model,
+        split=split,
+        training=training,
+        batch_size=data.batch_size,
+        limit=given if limit is None else min(limit, given or limit),
+        seed=recipe.seed,
+        augment=data.augment if training else None,
+        **_labels(data, model, is_measured=recipe.evaluate and split == "val", is_trained=is_trained),
+    )
+
+
+def _labels(data: DataSection, model: nn.Module, *, is_measured: bool, is_trained: bool) -> dict[str, Any]:
+    if data.labels == "ignore" or not (is_measured or is_trained):
+        return {"labels": "ignore"}
+    return {**labels_for(model), "labels": "require"} if is_trained else labels_for(model)
+
+
+def data_config(data: DataSection) -> DataConfig:
+    """The part of the section that says where the images come from."""
+    return DataConfig(**data.model_dump(include=set(DataConfig.model_fields)))
+
+
+def data_inputs(recipe: Recipe) -> Any:
+    """What of the images a stage depends on."""
+    # The number of processes that decode images changes none of them.
+    return None if recipe.data is None else recipe.data.model_dump(exclude={"workers"})
+
+
+def file_state(section: ModelSection) -> list[int]:
+    """Size and time of the file that the model is read from: another file under the same name is another input."""
+    named = Path(section.weights or section.name)
+    path = named / checkpoint.WEIGHTS_FILE if named.is_dir() else named
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
