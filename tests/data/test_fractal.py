@@ -11,8 +11,9 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import Tensor
 
-from vitslim.data import fractal
-from vitslim.data.fractal import FractalConfig, FractalDataset, labels_of, open_fractals, render
+from vitslim.data import fractal, fractal_set
+from vitslim.data.fractal import FractalConfig, labels_of, render
+from vitslim.data.fractal_set import FractalDataset, open_fractals
 from vitslim.errors import ConfigError, DataError
 
 SMALL = FractalConfig(classes=5, image_size=32, train_per_class=8, val_per_class=4)
@@ -239,10 +240,10 @@ def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch
 def test_cache_names_differ_for_whatever_changes_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[dict[str, float]] = [{}, {"seed": 1}, {"noise": 0.01}, {"jitter": 0.01}, {"image_size": 16}]
     configs = [dataclasses.replace(SMALL, **json.loads(json.dumps(change))) for change in changes]
-    names = {fractal._cache_name(config, split) for config in configs for split in ("train", "val")}
+    names = {fractal_set._cache_name(config, split) for config in configs for split in ("train", "val")}
     assert len(names) == 10
-    monkeypatch.setattr(fractal, "GENERATOR_VERSION", 2)
-    assert fractal._cache_name(SMALL, "val") not in names
+    monkeypatch.setattr(fractal_set, "GENERATOR_VERSION", 2)
+    assert fractal_set._cache_name(SMALL, "val") not in names
 
 
 def test_a_dataset_of_other_images_is_refused() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from vitslim.data import AugmentConfig, FractalConfig, open_data
 from vitslim.data.augment import augment_pixels, erase_boxes
-from vitslim.data.fractal import open_fractals
+from vitslim.data.fractal_set import open_fractals
 from vitslim.errors import ConfigError
 
 SMALL = FractalConfig(classes=4, image_size=16, train_per_class=6, val_per_class=2)

@@ -1,6 +1,6 @@
 """What Evo-ViT does with the tokens of a model."""
 
-import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError, UnsupportedModelError
 from vitslim.methods import EvoViTConfig, convert, method_support, set_schedule_
 from vitslim.methods.evo_vit import kept_patches
-from vitslim.models import BlockAdapter, trace
+from vitslim.models import BlockAdapter
 from vitslim.trunk import plan_summary, trunk_of
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def test_frozen_patches_stay_as_they_were_and_the_prefix_never_does(name: str) -
     model = convert(dense(name), "evo_vit", stages=(1, 3))
     prefix = trunk_of(model).layout.prefix
     every = after_every_block(model, images_for(model, batch=3))
-    for before, after in zip(every, every[1:], strict=False):
+    for before, after in pairwise(every):
         moved = (before != after).any(dim=2)
         assert moved[:, :prefix].all()
         assert moved[:, prefix:].sum(dim=1).tolist() == [8, 8, 8]
@@ -76,7 +76,7 @@ def test_frozen_patches_stay_as_they_were_and_the_prefix_never_does(name: str) -
 def test_followers_all_gain_the_same() -> None:
     model = convert(dense("vit_plain"), "evo_vit", stages=(1,), placeholders="slow_fast")
     every = after_every_block(model, images_for(model))
-    for before, after in zip(every, every[1:], strict=False):
+    for before, after in pairwise(every):
         gains = (after - before)[:, 1:]
         same = (gains.unsqueeze(1) - gains.unsqueeze(2)).abs().amax(dim=3) < 1e-5
         assert same.sum(dim=2).amax(dim=1).tolist() == [8, 8]
@@ -264,7 +264,8 @@ def test_the_score_is_named(name: str, score: str) -> None:
         (
             {"keep_ratio": 0.5},
             snapshot(
-                "unknown option evo_vit.keep_ratio; known: stages, schedule, keep, alpha, placeholders, align, score, readout"
+                "unknown option evo_vit.keep_ratio; "
+                "known: stages, schedule, keep, alpha, placeholders, align, score, readout"
             ),
         ),
     ],
@@ -275,15 +276,34 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
     assert str(caught.value) == message
 
 
-def test_models_without_a_choice_are_refused() -> None:
-    single = VisionTransformer(**{**SIZE, "depth": 1})
-    assert method_support(single)["evo_vit"] == snapshot({'supported': False, 'reason': 'evo_vit: 1 block; the first must attend before patches can be chosen'})
+def test_a_single_block_has_nothing_to_choose_by() -> None:
+    support = method_support(VisionTransformer(**{**SIZE, "depth": 1}))["evo_vit"]
+    assert support["reason"] == snapshot("evo_vit: 1 block; the first must attend before patches can be chosen")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "distilled",
+            snapshot(
+                "a distilled model has two heads, one for the class and one for the distillation token; "
+                "neither can read the mean of the patches"
+            ),
+        ),
+        (
+            "vit_map_pooling",
+            snapshot(
+                "this VisionTransformer pools with 'map'; "
+                "only token, avg, avgmax, max can be changed to the mean of the patches"
+            ),
+        ),
+    ],
+)
+def test_classifiers_with_a_readout_of_their_own_keep_it(name: str, message: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        convert(dense("distilled"), "evo_vit", readout="mean")
-    assert str(caught.value) == snapshot('a distilled model has two heads, one for the class and one for the distillation token; neither can read the mean of the patches')
-    with pytest.raises(UnsupportedModelError) as caught:
-        convert(dense("vit_map_pooling"), "evo_vit", readout="mean")
-    assert str(caught.value) == snapshot("this VisionTransformer pools with 'map'; only token, avg, avgmax, max can be changed to the mean of the patches")
+        convert(dense(name), "evo_vit", readout="mean")
+    assert str(caught.value) == message
 
 
 def test_the_default_stages_are_the_papers_thirds() -> None:

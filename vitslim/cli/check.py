@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vitslim.cli import options
-from vitslim.cli.screen import Screen, print_json, print_table, say
-from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
+from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
 
@@ -36,7 +36,6 @@ def evaluate(
     """Top-1, top-5 and agreement with a teacher on held-out images."""
     from vitslim import pipeline
     from vitslim.cli.look import open_named
-    from vitslim.cli.make import _print_metrics
 
     student = open_named(model, weights, False, None, None)
     with Screen() as screen:
@@ -46,7 +45,7 @@ def evaluate(
     if json:
         print_json({"model": model, **found.model_dump(mode="json")})
         return
-    _print_metrics({model: found.model_dump()})
+    print_metrics({model: found.model_dump()})
 
 
 def export(
@@ -62,6 +61,7 @@ def export(
     from vitslim import pipeline
     from vitslim.pipeline.verbs import default_artifact
 
+    _require_saved(folder)
     if precision not in ("fp32", "fp16"):
         raise ConfigError(f"--precision {precision!r}: wanted fp32 or fp16")
     path = out or default_artifact(folder, precision)
@@ -87,6 +87,7 @@ def verify(
     from vitslim import pipeline
     from vitslim.files import write_json
 
+    _require_saved(folder)
     batches = options.numbers(batch, "--batch")
     found = pipeline.verify(str(folder), artifact or None, data=data, images=images, batches=batches)
     document = found.model_dump(mode="json")
@@ -134,6 +135,8 @@ def bench(
             device=device,
             progress=screen,
         )
+    if not found.rows:
+        raise _nothing_measured(skipped_lines(found))
     document = found.model_dump(mode="json")
     if out is not None:
         write_json(out, document)
@@ -146,7 +149,7 @@ def bench(
     typer.echo(text_table(found.rows))
     typer.echo(caption(found))
     for line in skipped_lines(found):
-        say(line)
+        say(f"not measured: {line}", style="yellow")
 
 
 def report(
@@ -158,6 +161,22 @@ def report(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     say(f"wrote {write_report(folder)}")
+
+
+def _nothing_measured(reasons: list[str]) -> VitslimError:
+    message = f"nothing could be measured: {'; '.join(reasons)}"
+    # A backend whose library is absent says how to install it.
+    return (
+        MissingDependencyError(message) if all("pip install" in one for one in reasons) else CheckFailedError(message)
+    )
+
+
+def _require_saved(folder: Path) -> None:
+    from vitslim.checkpoint import CONFIG_FILE, is_saved_model
+
+    if not folder.is_dir() or not is_saved_model(folder):
+        what = f"holds no {CONFIG_FILE}" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder} {what}; wanted a folder that vitslim wrote (`vitslim convert ... --out DIR`)")
 
 
 def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:

@@ -182,8 +182,9 @@ def doctor(json: options.JsonOption = False) -> None:
     for purpose, (extra, modules) in _OPTIONAL.items():
         absent = [name for name in modules if find_spec(name) is None]
         missing[purpose] = {"ready": not absent, "missing": absent, "install": f"pip install 'vitslim[{extra}]'"}
-    document = {
-        "versions": {name: _version(name) for name in ("vitslim", "torch", "torchvision", "timm", "safetensors")},
+    versions = {name: _version(name) for name in ("vitslim", "torch", "torchvision", "timm", "safetensors")}
+    document: dict[str, Any] = {
+        "versions": versions,
         "python": platform.python_version(),
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         "purposes": missing,
@@ -192,7 +193,6 @@ def doctor(json: options.JsonOption = False) -> None:
     if json:
         print_json(document)
         return
-    versions: dict[str, str] = document["versions"]
     print_table("", ("package", "version"), [("python", document["python"]), *versions.items()])
     say(f"\ndevices: {', '.join(document['devices'])}")
     rows = [

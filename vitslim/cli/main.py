@@ -1,7 +1,7 @@
 """The `vitslim` command: its verbs, and how errors leave it.
 
-Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing, 130 interrupted. Nothing heavy is imported before a verb
-runs, so that `vitslim --help` answers at once.
+Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing, 130 interrupted. Nothing heavy
+is imported before a verb runs, so that `vitslim --help` answers at once.
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VitslimError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:
-        _leave(f"{error.format_message().rstrip()} (see `{_command(error)} --help`)", 2)
+        _leave(f"{error.format_message().rstrip(' .')} (see `{_command(error)} --help`)", 2)
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         _leave(f"{named}{error.strerror or error}", 2)

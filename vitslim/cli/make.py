@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitslim.cli import options
-from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_def
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")
 ]
+
+_EPOCHS = 3.0
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +41,9 @@ def convert(
         typer.Option("--option", "-O", metavar="[METHOD.]KEY=VALUE", help="an option of a method, as layers=3-8"),
     ] = None,
     data: options.DataOption = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="dense model to learn from; default MODEL", show_default=False)
+    ] = None,
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="passes of distillation; default 3", show_default=False)
     ] = None,
@@ -76,13 +80,20 @@ def convert(
             "data": {"source": data, "batch_size": batch_size},
             "analyze": {},
             "warm_start": {},
-            "distill": {"epochs": 3.0 if epochs is None else epochs},
+            "distill": _budget(epochs, setting or []),
             "control": control,
+            "teacher": teacher,
         }
-    elif epochs is not None or control:
-        raise ConfigError("--epochs and --control train the model and need images; add --data")
-    recipe = read_recipe(document, setting or [], origin="convert")
+    elif epochs is not None or control or teacher is not None:
+        raise ConfigError("--epochs, --control and --teacher train the model and need images; add --data")
+    recipe = read_recipe(document, setting or [])
     _walk(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
+
+
+def _budget(epochs: float | None, settings: list[str]) -> dict[str, Any]:
+    """The length of distillation, unless ``--set`` gives it in other words."""
+    in_steps = any(setting.startswith("distill.steps=") for setting in settings)
+    return {} if epochs is None and in_steps else {"epochs": _EPOCHS if epochs is None else epochs}
 
 
 def train(
@@ -94,7 +105,7 @@ def train(
     ] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="start from random weights")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
-    epochs: Annotated[float, typer.Option("--epochs", help="passes over the images")] = 3.0,
+    epochs: Annotated[float, typer.Option("--epochs", help="passes over the images")] = _EPOCHS,
     batch_size: options.BatchSizeOption = 64,
     num_classes: options.ClassesOption = None,
     img_size: options.ImageSizeOption = None,
@@ -121,7 +132,7 @@ def train(
 
     show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
-    if from_scratch:
+    if from_scratch and not checkpoint.is_saved_model(model):
         given["pretrained"] = False
     student = pipeline.open_any(model, **given)
     if from_scratch:
@@ -143,7 +154,7 @@ def train(
     if json:
         print_json(result)
         return
-    _print_metrics(result["metrics"])
+    print_metrics(result["metrics"])
     say(f"wrote {out}")
 
 
@@ -168,7 +179,7 @@ def pretrain(
     if json:
         print_json(document)
         return
-    _print_metrics({"held out": document["held_out"]})
+    print_metrics({"held out": document["held_out"]})
     say(f"wrote {out / result.weights}")
 
 
@@ -204,7 +215,7 @@ def demo(
     print_table("", columns, [[row[name] for name in columns] for row in result["table"]])
     for note in result["notes"]:
         say(note)
-    say(f"\nopen {result['report']}")
+    say(f"open {result['report']}")
 
 
 def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bool) -> None:
@@ -239,30 +250,17 @@ def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
         print_json({"out": str(result.folder), "metrics": dict(result.metrics), "plan": plan, "passed": result.passed})
         return
     _print_plan(plan)
-    _print_metrics(result.metrics)
+    print_metrics(result.metrics)
     if recipe.distill is None and recipe.convert:
         say(
-            "\nnote: the new weights are untrained, since no data was given; "
-            f"`vitslim train {result.folder} --teacher {recipe.model.name} --data IMAGES --out DIR` trains them",
+            "note: the converted model is not trained yet; "
+            f"`vitslim train {result.folder} --teacher {recipe.model.name} --data IMAGES --out DIR` trains it",
             style="yellow",
         )
-    say(f"\nwrote {result.folder}")
+    say(f"wrote {result.folder}")
 
 
 def _print_plan(plan: list[dict[str, Any]]) -> None:
     if plan:
         columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
         print_table("plan", columns, [[str(row[name]) for name in columns] for row in plan])
-
-
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
-    rows = [
-        (name.replace("_", " "), *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")), str(row["images"]))
-        for name, row in metrics.items()
-    ]
-    if rows:
-        print_table("accuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"

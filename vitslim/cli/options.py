@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vitslim.errors import ConfigError
 
@@ -75,6 +74,8 @@ def method_entries(methods: Sequence[str], options: Sequence[str]) -> list[dict[
     Raises:
         ConfigError: an option without ``=``, or that names no chosen method.
     """
+    from vitslim.recipe import read_yaml
+
     entries: dict[str, dict[str, Any]] = {}
     for name in methods:
         if name in entries:
@@ -90,5 +91,5 @@ def method_entries(methods: Sequence[str], options: Sequence[str]) -> list[dict[
         owner = owner or next(iter(entries))
         if owner not in entries:
             raise ConfigError(f"-O {option!r}: method {owner!r} was not chosen (--method {owner})")
-        entries[owner][field] = yaml.safe_load(value)
+        entries[owner][field] = read_yaml(value, f"-O {key}")
     return list(entries.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from vitslim.progress import Progress
 
 _LOG_EVERY_SECONDS = 10.0
 _LOG_WIDTH = 160
+_STANDINGS = ("begun", "done", "done before")
 _SHOWN = ("loss", "img_per_s", "lr", "latency_ms")
 
 
@@ -48,6 +49,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     with console.capture() as written:
         console.print(table)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in written.get().splitlines()))
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Accuracy of several models, by the name of their rows."""
+    rows = [
+        (name.replace("_", " "), *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")), str(row["images"]))
+        for name, row in metrics.items()
+    ]
+    if rows:
+        print_table("accuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 class Screen:
@@ -97,11 +112,10 @@ class Screen:
         if not ended and now - self._said.get(report.stage, begun - _LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
             return
         self._said[report.stage] = now
-        if (report.total, report.unit) == (1, "stage"):
-            say(f"[{0.0:6.1f} s] {report.stage}")
-            return
         of = "" if report.total is None else f"/{report.total}"
-        say(f"[{now - begun:6.1f} s] {report.stage:<22} {report.done}{of} {report.unit}  {figures}".rstrip())
+        # A stage that counts nothing says in its unit where it stands.
+        count = report.unit if report.unit in _STANDINGS else f"{report.done}{of} {report.unit}"
+        say(f"[{now - begun:6.1f} s] {report.stage:<22} {count}  {figures}".rstrip())
 
 
 def _is_number(text: str) -> bool:

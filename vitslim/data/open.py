@@ -12,7 +12,8 @@ from torch import Tensor
 from vitslim.data.augment import AugmentConfig
 from vitslim.data.batch import Contents, Loader, Preprocessing, Source
 from vitslim.data.catalog import Images, find_folder, find_hfds
-from vitslim.data.fractal import FractalConfig, FractalDataset, Split, open_fractals
+from vitslim.data.fractal import FractalConfig, Split
+from vitslim.data.fractal_set import FractalDataset, open_fractals
 from vitslim.data.order import Order, spread
 from vitslim.data.samples import ImageTransform, SampleSource
 from vitslim.data.shards import find_shards

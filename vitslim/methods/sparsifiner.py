@@ -55,13 +55,13 @@ class SparsifinerConfig(Config):
     """Options of Sparsifiner; the defaults are the paper's.
 
     Args:
-        layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all.
+        layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all that have dense attention.
         keep_rate: share of the tokens that a patch query keeps as keys, 0..1; 1 is the dense model.
         k: the same as a number of keys, prefix included; takes the place of ``keep_rate``.
         granularity: who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all
             patch queries of the ``image``, which is key and value compaction before ordinary fused attention.
         tile: patch queries per tile, for granularity ``tile`` alone.
-        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197.
+        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197, but not fewer than ``coefficients``.
         coefficients: how many of a row's m coefficients count; with m below that, all.
         basis_threshold: basis entries up to this size count as zero in choosing.
         scale: s. ``heads`` is h^-½, which the authors use, perhaps by a slip; ``width`` is e^-½, as in attention.
@@ -298,7 +298,9 @@ def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) ->
     Raises:
         ConfigError: a layer out of range or without dense attention, or too few or too many keys.
     """
-    layers = tuple(range(plan.depth)) if config.layers is None else config.layers
+    layers = config.layers
+    if layers is None:
+        layers = tuple(index for index, step in enumerate(plan.steps) if type(step.mixing) is DenseMixing)
     pruned = _quarters(plan.depth) if config.prune_layers is None else config.prune_layers
     layout = plan.layout if config.grid is None else replace(plan.layout, grid=config.grid)
     faults = [fault for layer in layers for fault in _faults_of(layer, plan)] + _faults_of_keys(config, plan.layout)
@@ -306,8 +308,8 @@ def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) ->
         faults += _faults_of_pruning(pruned, plan)
     if faults:
         raise ConfigError("; ".join(faults))
-    # The authors' reduce_n_factor of 6: 32 rows for 197 tokens.
-    n_down = config.n_down or max(1, layout.tokens // 6)
+    # The authors' reduce_n_factor of 6: 32 rows for 197 tokens. On small grids that would leave nothing to choose from.
+    n_down = config.n_down or max(layout.tokens // 6, min(config.coefficients, layout.tokens))
     return config.model_copy(update={"layers": layers, "n_down": n_down, "grid": layout.grid, "prune_layers": pruned})
 
 

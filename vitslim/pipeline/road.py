@@ -68,8 +68,13 @@ class _Road:
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
         """Whether a stage must run; either way it is told."""
         must_run = self.folder.enter(stage, inputs, *outputs)
-        self.progress(Progress(stage, 0, 1, "stage") if must_run else Progress(stage, 1, 1, "stage, done before"))
+        self.progress(Progress(stage, 0, 1, "begun") if must_run else Progress(stage, 1, 1, "done before"))
         return must_run
+
+    def finish(self, stage: str) -> None:
+        """Note that the stage last entered is done, and tell it."""
+        self.folder.finish(stage)
+        self.progress(Progress(stage, 1, 1, "done"))
 
     def told_as(self, stage: str) -> ProgressCallback:
         """The progress of a part under a name that tells it from its siblings."""
@@ -118,7 +123,7 @@ def _make_student(road: _Road) -> nn.Module:
         folder.discard(*_EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
         _save(road, student, folder.path)
-        folder.finish("convert")
+        road.finish("convert")
     student = _warm_start(road, student)
     return _distill(road, student)
 
@@ -151,7 +156,7 @@ def _analyze(road: _Road) -> AnalysisReport | None:
         )
         write_json(folder.path / ANALYSIS_FILE, report.model_dump(mode="json"))
         write_plots(report, folder.path / "plots")
-        folder.finish("analyze")
+        road.finish("analyze")
     return AnalysisReport(**folder.read(ANALYSIS_FILE))
 
 
@@ -173,7 +178,7 @@ def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     write_json(place / "result.json", result.model_dump(mode="json"))
     _save(road, student, place)
     _save(road, student, folder.path)
-    folder.finish("warm_start")
+    road.finish("warm_start")
     return student
 
 
@@ -186,7 +191,7 @@ def _distill(road: _Road, student: nn.Module) -> nn.Module:
         folder.discard(*_EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
         _train(road, student, folder.path / "train", "distill")
         _save(road, student, folder.path)
-        folder.finish("distill")
+        road.finish("distill")
     else:
         student = on_device(checkpoint.load(folder.path), recipe.device)
     if recipe.control and road.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
@@ -194,7 +199,7 @@ def _distill(road: _Road, student: nn.Module) -> nn.Module:
         control = copy.deepcopy(road.teacher)
         _train(road, control, folder.path / CONTROL_FOLDER, "distill (control)")
         _save(road, control, folder.path / CONTROL_FOLDER)
-        folder.finish("control")
+        road.finish("control")
     return student
 
 
@@ -231,7 +236,7 @@ def _evaluate(road: _Road, student: nn.Module) -> Mapping[str, Any]:
             metrics[name] = evaluate(model, loader, teacher=against, progress=told).model_dump(mode="json")
         write_json(folder.path / METRICS_FILE, metrics)
         _save(road, student, folder.path, metrics)
-        folder.finish("evaluate")
+        road.finish("evaluate")
     return folder.read(METRICS_FILE)
 
 
@@ -258,7 +263,7 @@ def _export(road: _Road, student: nn.Module) -> bool:
             export_onnx(student, paths[-1], precision=precision, optimize=section.optimize)
         found = compare(student, paths, images, section.batches)
         write_json(folder.path / PARITY_FILE, found.model_dump(mode="json"))
-        folder.finish("export")
+        road.finish("export")
     return bool(folder.read(PARITY_FILE)["passed"])
 
 
@@ -275,7 +280,7 @@ def _bench(road: _Road, student: nn.Module) -> None:
         models = {"dense": dense, "student": student.cpu()}
         report = benchmark(models, baseline="dense", exporter=export_onnx, progress=road.progress, **options)
         write_json(folder.path / BENCH_FILE, report.model_dump(mode="json"))
-        folder.finish("bench")
+        road.finish("bench")
 
 
 def _write_environment(folder: Path) -> None:

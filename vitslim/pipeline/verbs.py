@@ -300,12 +300,15 @@ def benchmark(
     from vitslim.bench import benchmark as measure
     from vitslim.export import export_onnx
 
-    opened = {name: open_any(model) for name, model in _by_row_name(models)}
+    device_named(str(options.get("device", "cpu")))
+    opened = {name: _open_unweighted(model) for name, model in _by_row_name(models)}
     if not opened:
         raise ConfigError("bench was given no model")
     baseline = _baseline(opened, against)
-    opened = {"dense": baseline, **{name: model for name, model in opened.items() if model is not baseline}}
-    return measure(opened, baseline="dense", exporter=export_onnx, progress=progress, **options)
+    others = {name: model for name, model in opened.items() if model is not baseline}
+    if "dense" in others:
+        raise ConfigError("the row 'dense' is the baseline's; give that model as against (--against), or rename it")
+    return measure({"dense": baseline, **others}, baseline="dense", exporter=export_onnx, progress=progress, **options)
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
@@ -322,23 +325,28 @@ def _baseline(opened: Mapping[str, nn.Module], against: ModelLike | None) -> nn.
     from vitslim.trunk import is_converted
 
     if against is not None and against != "dense":
-        return open_any(against, pretrained=False) if isinstance(against, str) else open_any(against)
+        return _open_unweighted(against)
     for model in opened.values():
         if not is_converted(model):
             return model
     return dense_twin(next(iter(opened.values())))
 
 
+def _open_unweighted(model: ModelLike) -> nn.Module:
+    """``open_any`` without fetching weights, on which speed does not depend."""
+    is_named = isinstance(model, str) and not checkpoint.is_saved_model(model)
+    return open_any(model, pretrained=False) if is_named else open_any(model)
+
+
 def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Iterable[tuple[str, ModelLike]]:
     if isinstance(models, Mapping):
         return cast("Mapping[str, ModelLike]", models).items()
-    return [(_row_name(model), model) for model in models]
-
-
-def _row_name(model: ModelLike) -> str:
-    if isinstance(model, nn.Module):
+    given = list(models)
+    if any(isinstance(model, nn.Module) for model in given):
         raise ConfigError("models given as objects need names: pass a mapping of names to models")
-    return Path(model).name or str(model)
+    paths = list(dict.fromkeys(str(model) for model in given))
+    names = [Path(path).name or path for path in paths]
+    return [(name if names.count(name) == 1 else path, path) for name, path in zip(names, paths, strict=True)]
 
 
 def _artifacts(model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None) -> list[Path]:

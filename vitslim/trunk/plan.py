@@ -153,8 +153,8 @@ def check_reuse(steps: Sequence[Step]) -> None:
         if mixing.reads_z and not whole and (mixing.reads_grid or not same):
             raise ConfigError(
                 f"step {index} ({mixing.describe()}) wants the attention output of tokens that took no part in step "
-                f"{index - 1} (tokens: {steps[index - 1].tokens.describe()}); let the run of reusing steps begin "
-                "where all tokens take part, or let none of it lie where some wait"
+                f"{index - 1} ({steps[index - 1].tokens.describe()}); start the run of reusing steps right after a "
+                "step in which all tokens take part"
             )
         whole = not tokens.reduces or (mixing.reads_z and whole)
 

@@ -1,0 +1,328 @@
+"""The mathematics of Sparsifiner; what holds for every method is proven in tests/properties."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.variants import SIZE, dense, images_for, lively_
+from vitslim.checkpoint import load, save
+from vitslim.errors import ConfigError
+from vitslim.kernels.connectivity import ConnectivityPredictor
+from vitslim.methods import convert
+from vitslim.methods.sparsifiner import PHASES, SparseMixing, SparsifinerConfig, phase_parameters
+from vitslim.models import TokenLayout, trace
+from vitslim.models.trace import DenseTrace
+from vitslim.trunk import BoundBlock, Stream, plan_summary, trunk_of
+
+# Two orders of summation in float32 over rows of unit scale.
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+MODELS = ["vit_plain", "vit_four_registers", "vit_no_class_token", "eva_mixed_rotary", "beit_both_biases"]
+
+
+def sparse(name: str = "vit_plain", **options: object) -> nn.Module:
+    """A converted variant whose predictor has weights that all matter."""
+    model = convert(dense(name), "sparsifiner", **{"keep_rate": 0.4, "n_down": 5, **options})
+    lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
+    return model
+
+
+def block_of(seen: DenseTrace, index: int) -> BoundBlock:
+    return BoundBlock(seen.adapter, seen.blocks[index])
+
+
+def slow_scores(mixing: SparseMixing, query: Tensor, key: Tensor, prefix: int) -> Tensor:
+    """Ã of the patch queries in the order of the paper's equations, as it is when keys are chosen."""
+    predictor, config = mixing.predictor, mixing.config
+    narrow_query = F.linear(query[:, :, prefix:], predictor.query.weight, predictor.query.bias)
+    narrow_key = F.linear(key, predictor.key.weight, predictor.key.bias)
+    summed = torch.einsum("mn,bhnc->bhmc", predictor.down, narrow_key)
+    coefficients = (torch.einsum("bhpc,bhmc->bhpm", narrow_query, summed) * predictor.scale).softmax(dim=-1)
+    weakest = coefficients.argsort(dim=-1)[..., : max(0, coefficients.shape[-1] - config.coefficients)]
+    basis = predictor.basis.abs()
+    basis = basis * (basis > config.basis_threshold)
+    return coefficients.scatter(-1, weakest, 0.0) @ basis
+
+
+def slow_z(bound: BoundBlock, mixing: SparseMixing, read: Tensor, context: dict, layout: TokenLayout) -> Tensor:
+    """Dense attention with a mask made row by row."""
+    prefix, keys = layout.prefix, mixing.config.keys(layout)
+    query, key, value = bound.queries_keys_values(read, context)
+    scores = slow_scores(mixing, query, key, prefix)
+    tile = mixing.config.queries(layout.patches)
+    mask = torch.zeros(*query.shape[:3], layout.tokens, dtype=torch.bool)
+    mask[:, :, :prefix] = True
+    mask[..., :prefix] = True
+    for b, h, row in itertools.product(range(query.shape[0]), range(query.shape[1]), range(layout.patches)):
+        first = row // tile * tile
+        shared = scores[b, h, first : first + tile].sum(dim=0)[prefix:]
+        mask[b, h, prefix + row, prefix + shared.topk(keys - prefix).indices] = True
+    products = query @ key.transpose(-2, -1) * bound.scale
+    bias = bound.attention_bias(context, layout.tokens)
+    products = products if bias is None else products + bias
+    return bound.merge_heads(read, products.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("granularity", ["query", "tile", "image"])
+@torch.no_grad()
+def test_z_is_that_of_a_slow_masked_attention(name: str, granularity: str) -> None:
+    model = sparse(name, granularity=granularity, tile=6, coefficients=3)
+    seen = trace(dense(name), images_for(model))
+    for index, step in enumerate(trunk_of(model).steps):
+        bound, context = block_of(seen, index), dict(seen.contexts[index])
+        stream = Stream(layout=seen.layout, context=context, wants_class_attention=True)
+        z, after = step.mixing(bound, seen.block_inputs[index], stream)
+        expected = slow_z(bound, step.mixing, seen.attention_inputs[index], context, seen.layout)
+        torch.testing.assert_close(z, expected, **CLOSE)
+        row = seen.adapter.class_attention(bound.block, seen.attention_inputs[index], context)
+        torch.testing.assert_close(after.class_attention, row, **CLOSE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_rows_of_prefix_queries_are_dense(name: str) -> None:
+    seen = trace(dense(name), images_for(dense(name)))
+    prefix = seen.layout.prefix
+    for granularity in ("query", "tile", "image"):
+        step = trunk_of(sparse(name, granularity=granularity)).steps[0]
+        z, _ = step.mixing(
+            block_of(seen, 0), seen.block_inputs[0], Stream(layout=seen.layout, context=seen.contexts[0])
+        )
+        torch.testing.assert_close(z[:, :prefix], seen.z[0][:, :prefix], **CLOSE)
+        assert not torch.allclose(z[:, prefix:], seen.z[0][:, prefix:], **CLOSE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("granularity", ["query", "tile", "image"])
+@torch.no_grad()
+def test_one_key_less_than_all_is_nearly_dense_and_all_is_dense(name: str, granularity: str) -> None:
+    model, images = dense(name), images_for(dense(name))
+    tokens = trunk_of(sparse(name)).layout.tokens
+    expected = model.forward_features(images)
+    gaps = [
+        (sparse(name, k=keys, granularity=granularity).forward_features(images) - expected).abs().mean()
+        for keys in (tokens, tokens - 1, tokens // 2)
+    ]
+    assert gaps[0] == 0.0
+    assert 0.0 < gaps[1] < gaps[2]
+
+
+@given(rate=st.floats(0.01, 1.0), prefix=st.integers(0, 5), side=st.integers(2, 40))
+def test_the_number_of_keys(rate: float, prefix: int, side: int) -> None:
+    layout = TokenLayout(prefix, (side, side))
+    keys = SparsifinerConfig(keep_rate=rate).keys(layout)
+    assert prefix < keys <= layout.tokens
+    assert keys >= min(layout.tokens, rate * layout.tokens - 1e-6)
+    assert keys <= max(prefix + 1, rate * layout.tokens + 1)
+
+
+def test_the_authors_numbers_on_deit_small() -> None:
+    layout = TokenLayout(1, (14, 14))
+    assert SparsifinerConfig().keys(layout) == 50
+    model = convert(_meta_deit(), "sparsifiner")
+    options = trunk_of(model).history[-1].options
+    assert (options["n_down"], options["coefficients"], options["basis_threshold"]) == (32, 8, 0.02)
+    predictor = trunk_of(model).steps[0].mixing.predictor
+    assert predictor.scale == pytest.approx(6**-0.5)
+    assert (predictor.query.out_features, predictor.basis.shape) == (32, (32, 197))
+
+
+def _meta_deit() -> nn.Module:
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model("deit_small_patch16_224")
+
+
+def test_keys_are_chosen_without_a_gradient_and_all_else_has_one() -> None:
+    model = sparse().train()
+    model(images_for(model)).square().mean().backward()
+    predictor, backbone = phase_parameters(model, "predictor"), phase_parameters(model, "backbone")
+    assert all(value.grad is None for value in predictor.values())
+    assert all(value.grad is not None for value in backbone.values())
+
+
+def test_the_phases_share_out_all_parameters() -> None:
+    model = sparse(layers=(1, 2))
+    predictor, backbone = phase_parameters(model, "predictor"), phase_parameters(model, "backbone")
+    assert {**predictor, **backbone}.keys() == dict(model.named_parameters()).keys()
+    assert not predictor.keys() & backbone.keys()
+    assert predictor.keys() == {f"blocks.{name}" for name in trunk_of(model).new_parameters()}
+    assert [phase.name for phase in PHASES] == ["predictor", "backbone"]
+    with pytest.raises(ConfigError, match="no step of this model has a predictor; convert it with 'sparsifiner'"):
+        phase_parameters(convert(dense("vit_plain"), "sparsifiner", keep_rate=1.0), "predictor")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_phase_brings_the_guess_nearer_and_leaves_the_backbone(name: str) -> None:
+    model, images = sparse(name), images_for(dense(name), batch=4)
+    seen, before = trace(dense(name), images), copy.deepcopy(model.state_dict())
+    predictor = phase_parameters(model, "predictor")
+    optimizer = torch.optim.Adam(predictor.values(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = sum(trunk_of(model).local_loss(seen).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(torch.equal(value, before[key]) == (key not in predictor) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_local_loss_is_the_relative_distance_to_the_dense_rows() -> None:
+    model, images = sparse(layers=(2,), coefficients=2), images_for(dense("vit_plain"))
+    seen = trace(dense("vit_plain"), images)
+    mixing = trunk_of(model).steps[2].mixing
+    query, key, _ = block_of(seen, 2).queries_keys_values(seen.attention_inputs[2], {})
+    rows = (query @ key.transpose(-2, -1) * 0.25).softmax(dim=-1)[:, :, 1:]
+    down, _ = mixing.predictor.matrices((4, 4))
+    # All coefficients count, and the basis with its signs.
+    predicted = mixing.predictor(query[:, :, 1:], key, down) @ mixing.predictor.basis
+    constant = rows.mean(dim=(0, 1, 2))
+    expected = (predicted - rows).square().sum() / (rows - constant).square().sum()
+    losses = trunk_of(model).local_loss(seen)
+    assert set(losses) == {2}
+    torch.testing.assert_close(losses[2], expected)
+
+
+def test_the_start_is_better_than_a_random_one() -> None:
+    # A model with a sense of place: neighbours attend to each other.
+    seen = trace(_smooth_model(), torch.zeros(1, 3, 64, 64))
+    found = {init: _kept_attention(convert(_smooth_model(), "sparsifiner", init=init), seen) for init in STARTS}
+    # A quarter of the keys, chosen blindly, holds about a quarter of the attention.
+    assert found["regions"] > 1.3 * found["scratch"]
+    assert found["scratch"] == pytest.approx(0.25, abs=0.1)
+
+
+STARTS = ("regions", "scratch")
+
+
+def _smooth_model() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = lively_(VisionTransformer(**{**SIZE, "img_size": 64, "depth": 1})).eval()
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
+    waves = [wave(f * place.flatten()) for place in (rows, columns) for wave in (torch.sin, torch.cos) for f in (1, 2)]
+    with torch.no_grad():
+        model.pos_embed[0, 1:] = torch.stack(waves * 6, dim=1)
+        # Queries like keys, so that tokens attend to what resembles them.
+        attn = model.blocks[0].attn
+        attn.qkv.weight[48:96] = attn.qkv.weight[:48]
+        attn.qkv.weight[:96] *= 2
+        attn.qkv.bias[:96] = 0
+    return model
+
+
+@torch.no_grad()
+def _kept_attention(model: nn.Module, seen: DenseTrace) -> float:
+    """The share of the dense attention of patch queries that falls on the kept keys, prefix aside."""
+    mixing, layout = trunk_of(model).steps[0].mixing, seen.layout
+    query, key, _ = block_of(seen, 0).queries_keys_values(seen.attention_inputs[0], {})
+    keys = mixing.config.keys(layout)
+    kept = mixing.choose(query, key, Stream(layout=layout), keys=keys, tile=1)
+    rows = (query @ key.transpose(-2, -1) * 0.25)[:, :, 1:, 1:].softmax(dim=-1)
+    return rows.gather(-1, kept[..., 1:] - 1).sum(dim=-1).mean().item()
+
+
+def test_the_start_imitates_attention_to_the_mean_keys_of_regions() -> None:
+    predictor = ConnectivityPredictor(8, 0.5, 1, (4, 4), 4)
+    generator = torch.Generator().manual_seed(0)
+    # Queries and keys that live in four of the eight directions: the projection loses nothing.
+    mix = torch.randn(4, 8, generator=generator)
+    query, key = (torch.randn(1, 2, 17, 4, generator=generator) @ mix for _ in range(2))
+    predictor.start_at_regions_(query, key)
+    down, basis = predictor.matrices((4, 4))
+    assert torch.equal(down, basis)
+    torch.testing.assert_close(down.sum(dim=1), torch.ones(4))
+    expected = (query[:, :, 1:] @ (down @ key).transpose(-2, -1) * 8**-0.5).softmax(dim=-1)
+    torch.testing.assert_close(predictor(query[:, :, 1:], key, down), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_model_resized_after_saving_is_the_one_that_was_saved(tmp_path: Path) -> None:
+    model = convert(_describable(), "sparsifiner", keep_rate=0.4)
+    lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
+    model.set_input_size((48, 64))
+    images = torch.randn(2, 3, 48, 64)
+    again = load(save(model, tmp_path / "out"))
+    assert trunk_of(again).layout.grid == (6, 8)
+    assert trunk_of(again).history[-1].options["grid"] == [4, 4]
+    assert torch.equal(again(images), model(images))
+
+
+def _describable() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return lively_(VisionTransformer(**SIZE)).eval()
+
+
+@torch.no_grad()
+def test_a_square_image_of_another_size_gets_matrices_of_its_own_size() -> None:
+    model = sparse("vit_dynamic_size")
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    predictor = trunk_of(model).steps[0].mixing.predictor
+    assert predictor.basis.shape == (5, 17)
+
+
+def test_the_plan_says_what_is_kept() -> None:
+    assert [row["mixing"] for row in plan_summary(sparse(layers=(1, 3)))] == [
+        "dense",
+        "sparse (40 % of the keys per query)",
+        "dense",
+        "sparse (40 % of the keys per query)",
+    ]
+    assert plan_summary(sparse(k=6, granularity="tile", tile=8))[0]["mixing"] == "sparse (6 keys per 8 queries)"
+    assert plan_summary(sparse(granularity="image"))[0]["mixing"] == "sparse (40 % of the keys per image)"
+    rows = plan_summary(sparse(token_keep_rate=0.5, prune_layers=(0, 2)))
+    assert [row["tokens"] for row in rows] == [
+        "all",
+        "kept 8 of 16, pruned by class attention",
+        "kept 8 of 16",
+        "kept 4 of 16, pruned by class attention",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": (1, 9)}, r"sparsifiner.layers: block 9 does not exist; choose from 0..3"),
+        ({"k": 1}, r"sparsifiner.k=1: of 17 tokens the first 1 are always kept; choose from 2..17"),
+        ({"k": 18}, r"sparsifiner.k=18: of 17 tokens the first 1 are always kept; choose from 2..17"),
+        ({"keep_rate": 0.0}, r"sparsifiner.keep_rate=0.0: "),
+        ({"granularity": "row"}, r"sparsifiner.granularity='row': "),
+        ({"grid": (0, 4)}, r"grid=\(0, 4\) has no patches; give rows and columns"),
+        (
+            {"token_keep_rate": 0.5, "prune_layers": (3,)},
+            r"sparsifiner.prune_layers: no block comes after 3; choose from 0..2",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert(dense("vit_plain"), "sparsifiner", **options)
+
+
+def test_a_step_without_dense_attention_is_refused() -> None:
+    skipped = convert(dense("vit_plain"), "skipat", layers=(2,))
+    message = r"sparsifiner.layers: block 2 has no dense attention any more \(reuse \(expansion 2\)\)"
+    with pytest.raises(ConfigError, match=message):
+        convert(skipped, "sparsifiner", layers=(1, 2))
+    assert trunk_of(convert(skipped, "sparsifiner")).history[-1].options["layers"] == [0, 1, 3]
+
+
+def test_attention_dropout_is_refused() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    message = r"block 0 drops attention weights in training \(rate 0.1\).*open the model with attn_drop_rate=0"
+    with pytest.raises(ConfigError, match=message):
+        convert(VisionTransformer(**SIZE, attn_drop_rate=0.1), "sparsifiner")

@@ -1,0 +1,56 @@
+"""The face of the package: its names, and that none of them costs anything before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import vitslim
+
+HEAVY = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "matplotlib", "accelerate", "datasets")
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sorted(name for name in {HEAVY} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(found.stdout.splitlines()[-1].split())
+
+
+def test_importing_vitslim_imports_nothing_heavy() -> None:
+    assert imported_by("import vitslim") == set()
+
+
+def test_the_help_of_the_command_imports_nothing_heavy() -> None:
+    statement = "from vitslim.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    assert imported_by(statement) == set()
+
+
+@pytest.mark.parametrize("verb", ["convert", "bench"])
+def test_the_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
+    statement = f"from vitslim.cli.main import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit: pass"
+    assert imported_by(statement) == set()
+
+
+@pytest.mark.parametrize("name", vitslim.__all__)
+def test_every_name_of_the_face_is_there(name: str) -> None:
+    assert callable(getattr(vitslim, name))
+
+
+def test_the_list_of_names_is_the_table_of_homes() -> None:
+    assert sorted(vitslim.__all__) == sorted(name for names in vitslim._HOMES.values() for name in names)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'covnert'"):
+        _ = vitslim.covnert
+
+
+def test_the_names_are_shown_to_a_curious_user() -> None:
+    assert set(vitslim.__all__) <= set(dir(vitslim))
+
+
+def test_the_verb_export_is_not_hidden_by_the_room_of_its_name() -> None:
+    import vitslim.export.parity
+
+    assert vitslim.export.__module__ == "vitslim.pipeline.verbs"
+    assert sys.modules["vitslim.export"].parity.TOLERANCES
