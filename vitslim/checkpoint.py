@@ -200,16 +200,17 @@ def versions() -> dict[str, str]:
 def model_card(config: SavedModel, model: nn.Module, metrics: Mapping[str, Any] | None) -> str:
     """README.md of a saved model: what it is, how it was made, how to use it, what was measured."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    name = config.base.architecture.removeprefix(":")  # a class that was built by hand
     made = " → ".join(["dense", *(entry.method for entry in config.conversions)])
     lines = [
-        f"# {config.base.architecture}, {made}",
+        f"# {name}, {made}",
         "",
         f"Made with vitslim {config.versions['vitslim']} (torch {config.versions['torch']}, "
         f"timm {config.versions['timm']}).",
         "",
         "| | |",
         "|---|---|",
-        f"| base model | `{config.base.architecture}` |",
+        f"| base model | `{name}` |",
         f"| image size | {config.input.image_size[0]} × {config.input.image_size[1]} px |",
         f"| parameters | {parameters / 1e6:.2f} M |",
     ]

@@ -11,9 +11,9 @@ from vitslim.methods import convert
 # DeiT-S at 224 px: tokens, patches, heads, head width, narrow width, rows of the basis, coefficients, keys, blocks.
 n, p, h, e, c, m, top, k, blocks = 197, 196, 6, 64, 32, 32, 8, 50, 12
 # "Attention core" of the dense model: Q Kᵀ and A V. Not in it, here as in all figures below: qkv, projection, MLP.
-DENSE_CORE = 2 * h * n * n * e
+dense_core = 2 * h * n * n * e
 # The kept pairs: 197 of the class row, 50 of each patch row.
-KEPT = 2 * h * (n + p * k) * e
+kept_pairs = 2 * h * (n + p * k) * e
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,14 @@ def deit_small() -> nn.Module:
 
 
 def core(model: nn.Module, dense: nn.Module) -> float:
-    """Multiply-accumulates of one block's attention core, counted: what remains beside the dense model's linear part."""
-    rest = count_macs(dense) - blocks * DENSE_CORE
+    """Multiply-accumulates of one block's attention core, counted: what is not the dense model's linear part."""
+    rest = count_macs(dense) - blocks * dense_core
     return (count_macs(model) - rest) / blocks
 
 
 def test_the_dense_core(deit_small: nn.Module) -> None:
-    assert core(deit_small, deit_small) == DENSE_CORE
-    assert DENSE_CORE / 1e6 == pytest.approx(29.8, abs=0.05)
+    assert core(deit_small, deit_small) == dense_core
+    assert dense_core / 1e6 == pytest.approx(29.8, abs=0.05)
 
 
 def test_the_default_term_by_term(deit_small: nn.Module) -> None:
@@ -39,10 +39,10 @@ def test_the_default_term_by_term(deit_small: nn.Module) -> None:
     folded = h * m * c * e  # K_down W_q
     logits = h * p * e * m  # Q (K_down W_q)ᵀ
     guess = h * p * top * n  # coef · basis, on the coefficients that count
-    expected = sums_of_keys + narrow_sums + folded + logits + guess + KEPT
+    expected = sums_of_keys + narrow_sums + folded + logits + guess + kept_pairs
     model = convert(deit_small, "sparsifiner")
     assert core(model, deit_small) == expected
-    assert 1 - expected / DENSE_CORE == pytest.approx(0.492, abs=5e-4)
+    assert 1 - expected / dense_core == pytest.approx(0.492, abs=5e-4)
     # Of the whole model that is little: 4.60 to 4.42 GMAC.
     assert count_macs(model) / 1e9 == pytest.approx(4.423, abs=5e-4)
 
@@ -59,10 +59,10 @@ def test_the_authors_count_of_their_default() -> None:
     kept = 2 * h * n * k * e
     published = narrow + sums_of_keys + logits + guess + kept
     assert published / 1e6 == pytest.approx(15.4, abs=0.05)
-    assert 1 - published / DENSE_CORE == pytest.approx(0.483, abs=5e-4)
+    assert 1 - published / dense_core == pytest.approx(0.483, abs=5e-4)
     # With the full class row, which their code computes, it is 47.9 %; with all entries of the basis besides, 43.7 %.
-    assert 1 - (published - kept + KEPT) / DENSE_CORE == pytest.approx(0.479, abs=5e-4)
-    assert 1 - (published - kept + KEPT - guess + guess / density) / DENSE_CORE == pytest.approx(0.437, abs=1e-3)
+    assert 1 - (published - kept + kept_pairs) / dense_core == pytest.approx(0.479, abs=5e-4)
+    assert 1 - (published - kept + kept_pairs - guess + guess / density) / dense_core == pytest.approx(0.437, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_authors_count_of_their_default() -> None:
 )
 def test_other_settings(deit_small: nn.Module, options: dict, saved: float) -> None:
     model = convert(deit_small, "sparsifiner", **options)
-    assert 1 - core(model, deit_small) / DENSE_CORE == pytest.approx(saved, abs=5e-4)
+    assert 1 - core(model, deit_small) / dense_core == pytest.approx(saved, abs=5e-4)
 
 
 def test_keeping_every_key_costs_what_the_dense_model_costs(deit_small: nn.Module) -> None:

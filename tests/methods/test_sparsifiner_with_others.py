@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
+from vitslim.export import export_onnx, verify
 from vitslim.methods import convert
 from vitslim.methods.sparsifiner import Pruning, SparseMixing
 from vitslim.models import trace
-from vitslim.trunk import SortedTokens, Stream, plan_summary, trunk_of
+from vitslim.trunk import BoundBlock, SortedTokens, Stream, plan_summary, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale, through four blocks.
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -33,7 +34,7 @@ def pruned(name: str, **options: object) -> nn.Module:
 
 
 def numbers_of_tokens(model: nn.Module) -> list[int]:
-    """How many tokens each step's MLP computed."""
+    """How many tokens the MLP of each block computed."""
     seen: list[int] = []
     handles = [
         model.blocks[index].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
@@ -94,15 +95,13 @@ def test_keys_of_sorted_tokens_are_chosen_by_their_places() -> None:
     """The same tokens in another order: the same keys, hence the same Z in that order."""
     model, seen = sparse(dense("vit_plain")), trace(dense("vit_plain"), images_for(dense("vit_plain")))
     step, tokens = trunk_of(model).steps[1], seen.block_inputs[1]
-    bound = trunk_of(model)
-    order = torch.cat([torch.zeros(2, 1, dtype=torch.int64), 1 + torch.stack([torch.randperm(16) for _ in "ab"])], 1)
+    patches = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    order = torch.cat([torch.zeros(2, 1, dtype=torch.int64), 1 + patches], dim=1)
     state = SortedTokens(prefix=1, order=order)
-    from vitslim.trunk import BoundBlock
-
-    block = BoundBlock(bound.adapter, bound.block_of(step))
-    plain, _ = step.mixing(block, tokens, Stream(layout=seen.layout))
+    bound = BoundBlock(seen.adapter, seen.blocks[1])
+    plain, _ = step.mixing(bound, tokens, Stream(layout=seen.layout))
     shuffled = tokens.take_along_dim(order.unsqueeze(2), dim=1)
-    sorted_z, _ = step.mixing(block, shuffled, Stream(layout=seen.layout, token_state=state))
+    sorted_z, _ = step.mixing(bound, shuffled, Stream(layout=seen.layout, token_state=state))
     torch.testing.assert_close(sorted_z, plain.take_along_dim(order.unsqueeze(2), dim=1), **CLOSE)
 
 
@@ -124,7 +123,7 @@ def test_sparse_attention_and_evo_vit_in_either_order(name: str, placeholders: s
 
 
 @torch.no_grad()
-def test_a_representative_is_always_kept_as_a_key() -> None:
+def test_a_representative_is_always_kept_as_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     model = convert(sparse(dense("vit_plain")), "evo_vit", stages=(1,), keep=0.6, placeholders="slow_fast")
     chosen: list[Tensor] = []
     choose = SparseMixing.choose
@@ -133,11 +132,8 @@ def test_a_representative_is_always_kept_as_a_key() -> None:
         chosen.append(choose(self, *args, **kwargs))
         return chosen[-1]
 
-    SparseMixing.choose = watched
-    try:
-        model(images_for(model))
-    finally:
-        SparseMixing.choose = choose
+    monkeypatch.setattr(SparseMixing, "choose", watched)
+    model(images_for(model))
     # One class token, nine patches, and the representative behind them.
     assert all((kept == 10).any(dim=-1).all() for kept in chosen[1:])
     assert all((kept == 0).any(dim=-1).all() for kept in chosen)
@@ -167,7 +163,7 @@ def test_pruning_by_a_block_that_does_not_attend_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_the_class_row_is_computed_only_where_it_prunes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_row_is_computed_only_where_it_prunes() -> None:
     model = pruned("vit_plain")
     rules = [step.tokens for step in trunk_of(model).steps]
     assert all(isinstance(rule, Pruning) for rule in rules)
@@ -200,8 +196,6 @@ def test_compaction_gives_fused_attention_fewer_keys(monkeypatch: pytest.MonkeyP
 )
 def test_onnxruntime_computes_the_same(tmp_path: Path, name: str, options: dict) -> None:
     pytest.importorskip("onnxruntime")
-    from vitslim.export import export_onnx, verify
-
     model = sparse(dense(name), **options)
     path = tmp_path / "model.onnx"
     record = export_onnx(model, path)
@@ -212,8 +206,6 @@ def test_onnxruntime_computes_the_same(tmp_path: Path, name: str, options: dict)
 
 def test_a_resized_model_exports_with_its_matrices_as_constants(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from vitslim.export import export_onnx, verify
-
     model = sparse(dense("vit_plain"), layers=(1,))
     model.set_input_size((48, 64))
     record = export_onnx(model, tmp_path / "model.onnx")

@@ -20,11 +20,13 @@ RECIPE: dict[str, Any] = {
     "warm_start": {"steps": 2, **QUIET},
     "distill": {"steps": 3, "checkpoint_every": 1, **QUIET},
     "control": True,
+    "report": False,
 }
-"""Without export and bench, which take most of the time."""
+"""Without export, bench and report, which take most of the time."""
 
 WHOLE: dict[str, Any] = {
     **RECIPE,
+    "report": True,
     "export": {"images": 4, "batches": [1, 3]},
     "bench": {"backends": ["torch"], "batches": [1], "rounds": 5, "warmup": 1},
 }

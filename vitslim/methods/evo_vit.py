@@ -1,17 +1,17 @@
 """Evo-ViT: half of the patches rest in most blocks, chosen by the attention that the class token pays them.
 
-Source: Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer", AAAI 2022, arXiv 2108.01390,
-section 3. The paper's letters: g is the global class attention of each patch, α its rate of update, *placeholders* are
-the patches that rest, the *representative token* stands for them.
+Source: Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer", AAAI 2022, arXiv 2108.01390.
+The paper's letters: g is the global class attention of each patch, α its rate of update, *placeholders* are the patches
+that rest, the *representative token* stands for them.
 
 Tokens are carried in sorted order: one sort and one gather per selection; the natural order comes back once, at the
 end, or where a caller looks at a block's output. Attention stays fused; the class token's row of it is computed apart,
 and only in steps whose row decides a later selection.
 
-The authors' DeiT release leaves the placeholders as they are; ``slow_fast`` is the paper's section 3.3, which they
-released for LeViT only. Two differences from that code: there the stage-wise form keeps one patch less, to make room
-for the representative (``align`` decides that here); and what the placeholders follow is what the representative
-gained over a whole stage, in one sum, instead of the sum of its branch outputs.
+The authors' DeiT release leaves the placeholders as they are; ``slow_fast`` is the paper's update, which they released
+for LeViT only. Two differences from that code: there the stage-wise form keeps one patch less, to make room for the
+representative (``align`` decides that here); and what the placeholders follow is the representative's gain over a whole
+stage, which is the sum of its branch outputs up to rounding.
 
 Not here: the authors' second, training-only head on the class token. It belongs to a recipe, not to a model.
 """

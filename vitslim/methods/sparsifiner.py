@@ -15,6 +15,10 @@ qkv, output projection and MLP are the same before and after. For DeiT-S at 224 
 ``tests/methods/test_sparsifiner_cost.py`` names every term, and those of the authors' order of products (48 %). Of the
 whole model it is 4 %, and the reference form of the op saves nothing at all: see ``vitslim.kernels``.
 
+It is trained in two phases: first the predictor alone, which imitates the dense attention rows
+(``vitslim.train.warm_start``, by ``local_loss``), then the backbone alone, which gets used to the kept keys
+(``vitslim.train.distill``); see ``phase_parameters``. recipes/sparsifiner_deit_small.yaml has the authors' settings.
+
 Departures: prefix tokens are always kept as keys; P K is taken before W_k, and W_q multiplied into K_down, which gives
 the same numbers for fewer products; pruned tokens are not computed rather than masked, and come back at the end as they
 were. Beyond the paper (ours): one key set per tile of queries or per image; matrices that follow the resolution; a
@@ -101,7 +105,19 @@ class SparsifinerConfig(Config):
             raise ValueError(f"grid={value} has no patches; give rows and columns")
         return value
 
-    def keeps_all_keys(self, layout: TokenLayout) -> bool:
+
+@dataclass(frozen=True)
+class KeyRule:
+    """How many keys are kept, who shares them, and what of the guess counts; fields as in ``SparsifinerConfig``."""
+
+    keep_rate: float
+    k: int | None
+    granularity: Granularity
+    tile: int
+    coefficients: int
+    basis_threshold: float
+
+    def keeps_all(self, layout: TokenLayout) -> bool:
         """Whether nothing is sparse, at this image size."""
         return self.keep_rate >= 1.0 if self.k is None else self.k >= layout.tokens
 
@@ -114,6 +130,11 @@ class SparsifinerConfig(Config):
         """How many of so many patch queries share a key set."""
         return {"query": 1, "tile": self.tile, "image": patches}[self.granularity]
 
+    def describe(self) -> str:
+        keys = f"{100 * self.keep_rate:g} % of the keys" if self.k is None else f"{self.k} keys"
+        shared = {"query": "query", "tile": f"{self.tile} queries", "image": "image"}[self.granularity]
+        return f"{keys} per {shared}"
+
 
 def _share_of(count: int, rate: float) -> int:
     # Rounded first: 0.07 · 100 is 7.000000000000001, whose ceiling would be 8.
@@ -125,20 +146,20 @@ class SparseMixing(DenseMixing):
 
     fitted_apart = True
 
-    def __init__(self, predictor: ConnectivityPredictor, config: SparsifinerConfig) -> None:
+    def __init__(self, predictor: ConnectivityPredictor, rule: KeyRule) -> None:
         super().__init__()
         self.predictor = predictor
-        self.config = config
+        self.rule = rule
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         layout, count = stream.layout, tokens.shape[1]
-        keys = self.config.keys(layout)
+        keys = self.rule.keys(layout)
         if keys >= count:
             return super().forward(bound, tokens, stream)
         attention_input = bound.attention_input(tokens)
         query, key, value = bound.queries_keys_values(attention_input, stream.context)
         bias = bound.attention_bias(stream.context, count)
-        tile = self.config.queries(count - layout.prefix)
+        tile = self.rule.queries(count - layout.prefix)
         kept = self.choose(query, key, stream, keys=keys, tile=tile)
         mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=layout.prefix, scale=bound.scale, bias=bias)
         if stream.wants_class_attention:
@@ -159,7 +180,7 @@ class SparseMixing(DenseMixing):
         """Token indices of the kept keys of each tile."""
         down, basis = self.predictor.matrices(stream.layout.grid)
         size = basis.abs()
-        basis = torch.where(size > self.config.basis_threshold, size, 0.0)
+        basis = torch.where(size > self.rule.basis_threshold, size, 0.0)
         places = None if stream.token_state is None else stream.token_state.active_places()
         if places is not None:
             # A representative of waiting tokens has no place on the grid: no summed key, and always kept as a key.
@@ -168,7 +189,7 @@ class SparseMixing(DenseMixing):
             basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
         prefix = stream.layout.prefix
         coefficients = self.predictor(query[:, :, prefix:], key, down)
-        return kept_keys(coefficients, basis, top=self.config.coefficients, keys=keys, tile=tile, prefix=prefix)
+        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=prefix)
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor:
         """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.
@@ -185,10 +206,7 @@ class SparseMixing(DenseMixing):
         return (predicted.float() - rows).square().sum() / spread.clamp_min(1e-12)
 
     def describe(self) -> str:
-        config = self.config
-        keys = f"{100 * config.keep_rate:g} % of the keys" if config.k is None else f"{config.k} keys"
-        shared = {"query": "query", "tile": f"{config.tile} queries", "image": "image"}[config.granularity]
-        return f"sparse ({keys} per {shared})"
+        return f"sparse ({self.rule.describe()})"
 
 
 class Pruning(TokenRule):
@@ -247,37 +265,6 @@ def _dense_rows(step: int, dense: DenseTrace) -> tuple[Tensor, Tensor, Tensor]:
     bias = bound.attention_bias(context, key.shape[2])
     rows = (scores if bias is None else scores + bias).float().softmax(dim=-1)
     return query, key, rows[:, :, dense.layout.prefix :]
-
-
-@dataclass(frozen=True)
-class TrainingPhase:
-    """One of the paper's two stages of training, with the authors' numbers for DeiT-S, batch 168 on each of 8 GPUs.
-
-    Args:
-        name: ``predictor`` or ``backbone``.
-        losses: weights of the parts of the loss. ``attention`` is ``local_loss``; ``hard``, ``soft`` and ``tokens``
-            are those of ``vitslim.distill``.
-        lr: learning rate at the start, after warming up.
-        final_lr: learning rate at the end of a cosine.
-    """
-
-    name: Literal["predictor", "backbone"]
-    losses: dict[str, float]
-    epochs: int
-    warmup_epochs: int
-    lr: float
-    final_lr: float
-
-
-PHASES: tuple[TrainingPhase, ...] = (
-    # The predictor imitates the attention rows of the frozen dense model: ``vitslim.train.warm_start``.
-    TrainingPhase("predictor", {"attention": 0.01}, epochs=5, warmup_epochs=3, lr=3e-4, final_lr=2e-4),
-    # The backbone gets used to the kept keys: ``vitslim.train.distill``. Choosing has no gradient: the predictor stays
-    # as it is.
-    TrainingPhase(
-        "backbone", {"hard": 1.0, "soft": 0.5, "tokens": 0.5}, epochs=45, warmup_epochs=3, lr=8e-5, final_lr=2e-6
-    ),
-)
 
 
 def phase_parameters(model: nn.Module, phase: Literal["predictor", "backbone"]) -> dict[str, nn.Parameter]:
@@ -367,7 +354,7 @@ def apply(plan: Plan, config: SparsifinerConfig) -> Plan:
 
     What keeps everything changes nothing: neither all keys nor all patches leave a trace in the plan.
     """
-    if not config.keeps_all_keys(plan.layout):
+    if not _rule(config).keeps_all(plan.layout):
         layers = cast("tuple[int, ...]", config.layers)
         mixings = {layer: _sparse(plan.steps[layer], plan, config) for layer in layers}
         plan = plan.with_steps({layer: plan.steps[layer].but(mixing=mixing) for layer, mixing in mixings.items()})
@@ -400,7 +387,13 @@ def _sparse(step: Step, plan: Plan, config: SparsifinerConfig) -> SparseMixing:
             predictor.start_at_regions_(query, key)
         else:
             predictor.start_at_random_()
-    return SparseMixing(predictor.to(plan.dtype), config)
+    return SparseMixing(predictor.to(plan.dtype), _rule(config))
+
+
+def _rule(config: SparsifinerConfig) -> KeyRule:
+    return KeyRule(
+        config.keep_rate, config.k, config.granularity, config.tile, config.coefficients, config.basis_threshold
+    )
 
 
 @torch.no_grad()

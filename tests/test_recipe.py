@@ -1,0 +1,234 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vitslim.errors import ConfigError
+from vitslim.pipeline.training import read_pretrain_config
+from vitslim.recipe import Recipe, load_recipe, read_recipe, read_yaml, with_overrides, write_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+FULL: dict[str, Any] = {
+    "model": {"name": "deit_small", "options": {"drop_path_rate": 0.1}},
+    "convert": [{"method": "skipat", "layers": "3-8"}, {"method": "evo_vit"}],
+    "data": {"source": "fractals", "augment": {"hflip": 0.5}},
+    "analyze": {},
+    "warm_start": {"steps": 3},
+    "distill": {"epochs": 2},
+    "control": True,
+    "export": {"precisions": ["fp32", "fp16"]},
+    "bench": {"batches": [1, 8]},
+}
+
+
+# --- what is asked for comes out ------------------------------------------------------------------------------------
+
+
+def test_an_empty_recipe_is_the_builtin_model_as_it_is() -> None:
+    recipe = read_recipe({})
+    assert recipe.model.name == "builtin"
+    assert recipe.convert == ()
+    assert recipe.distill is None
+
+
+def test_a_resolved_recipe_reads_as_itself() -> None:
+    recipe = read_recipe(FULL)
+    assert read_recipe(yaml.safe_load(write_yaml(recipe))) == recipe
+
+
+def test_a_resolved_recipe_names_every_key() -> None:
+    assert set(yaml.safe_load(write_yaml(Recipe()))) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_file_in_recipes_loads(path: Path) -> None:
+    if "phases" in yaml.safe_load(path.read_text()):
+        read_pretrain_config(path)
+    else:
+        assert load_recipe(path).convert
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_file_in_recipes_says_how_it_is_run_and_whether_it_was_reproduced(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = " ".join(line.removeprefix("#").strip() for line in comments)
+    assert f"recipes/{path.name} --out" in text
+    assert "eproduced" in text or "Not run by this project" in text
+
+
+# --- YAML as people write it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("False", False),
+        ("1e-3", 0.001),
+        ("2.0e-3", 0.002),
+        (".5", 0.5),
+        ("-3", -3),
+        ("3-8", "3-8"),
+        ("null", None),
+        ("", None),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1e-1}", {"a": 0.1}),
+        (".inf", float("inf")),
+    ],
+)
+def test_plain_words_and_numbers_are_read_as_meant(text: str, value: Any) -> None:
+    assert read_yaml(text, "test") == value
+
+
+def test_the_table_of_the_yaml_library_is_left_alone() -> None:
+    assert yaml.safe_load("no") is False
+
+
+# --- overrides ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read"),
+    [
+        ("distill.epochs=5", lambda recipe: recipe.distill.epochs == 5),
+        ("distill.lr=1e-3", lambda recipe: recipe.distill.lr == 1e-3),
+        ("distill.precision=no", lambda recipe: recipe.distill.precision == "no"),
+        ("data.augment.hflip=0", lambda recipe: recipe.data.augment.hflip == 0),
+        ("model.options.drop_path_rate=0.2", lambda recipe: recipe.model.options["drop_path_rate"] == 0.2),
+        ("model.options.global_pool=avg", lambda recipe: recipe.model.options["global_pool"] == "avg"),
+        ("convert.0.layers=auto", lambda recipe: recipe.convert[0]["layers"] == "auto"),
+        ("convert.1={method: skipat}", lambda recipe: recipe.convert[1] == {"method": "skipat"}),
+        ("convert=[]", lambda recipe: recipe.convert == ()),
+        ("export.precisions=[fp16]", lambda recipe: recipe.export.precisions == ("fp16",)),
+        ("export.precisions.1=fp32", lambda recipe: recipe.export.precisions == ("fp32", "fp32")),
+        ("bench=null", lambda recipe: recipe.bench is None),
+        ("bench=", lambda recipe: recipe.bench is None),
+        ("data.source=a=b", lambda recipe: recipe.data.source == "a=b"),
+    ],
+)
+def test_an_assignment_reaches_its_key(assignment: str, read: Any) -> None:
+    assert read(read_recipe(FULL, [assignment]))
+
+
+def test_an_assignment_makes_the_section_that_it_needs() -> None:
+    assert read_recipe({}, ["bench.threads=2"]).bench.threads == 2
+
+
+def test_later_assignments_win() -> None:
+    assert read_recipe({}, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_overrides_leave_the_document_alone() -> None:
+    document = {"convert": [{"method": "skipat"}]}
+    with_overrides(document, ["convert.0.layers=[1]", "seed=3"])
+    assert document == {"convert": [{"method": "skipat"}]}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs", r"--set 'epochs': wanted key=value, for example distill\.epochs=3"),
+        ("=3", r"wanted key=value"),
+        ("distill..lr=3", r"wanted key=value"),
+        ("seed=[1", r"--set seed is not YAML"),
+        ("seed.deep=1", r"--set seed\.deep: 'seed' is a value, not a section"),
+        ("convert.layers=3", r"--set convert\.layers: 'layers' is not an entry of a list of 1; they count from 0"),
+        ("convert.5.layers=3", r"'5' is not an entry of a list of 1"),
+    ],
+)
+def test_an_assignment_that_cannot_be_made_says_why(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe({"seed": 1, "convert": [{"method": "skipat"}]}, [assignment])
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"modle": {}}, "unknown key 'modle'; did you mean 'model'?"),
+        ({"model": {"nmae": "x"}}, "unknown key 'model.nmae'; did you mean 'name'?"),
+        ({"data": {"augment": {"hfilp": 1}}}, "unknown key 'data.augment.hfilp'; did you mean 'hflip'?"),
+        ({"data": {}, "distill": {"epoch": 1}}, "unknown key 'distill.epoch'; did you mean 'epochs'?"),
+        ({"bench": {"colour": 1}}, "unknown key 'bench.colour'; known: backends, precisions, batches"),
+        ({"data": {}, "distill": {"lr": -1}}, "distill.lr=-1: Input should be greater than 0"),
+        ({"data": {}, "distill": {"epochs": 1, "steps": 2}}, "distill: epochs=1 and steps=2 are both given; give one"),
+        ({"model": {"img_size": "big"}}, "model.img_size='big': "),
+        ({"model": "builtin"}, "model='builtin': wanted settings"),
+        ({"convert": ["skipat"]}, "convert.0='skipat': wanted settings"),
+        ({"convert": [{"layers": 3}]}, "convert.0 names no method; wanted {method: NAME"),
+        ({"convert": [{"method": "skipatt"}]}, "unknown method 'skipatt'; did you mean 'skipat'?"),
+        ({"convert": [{"method": "skipat", "layer": 3}]}, "unknown option skipat.layer; did you mean 'layers'?"),
+        ({"convert": [{"method": "skipat", "layers": "8-3"}]}, "the span '8-3' is empty"),
+        ({"export": {"precisions": ["fp8"]}}, "export.precisions.0='fp8': Input should be 'fp32' or 'fp16'"),
+        ({"export": {"batches": [0]}}, "export.batches.0=0: Input should be greater than 0"),
+        ({"control": True}, "control asks for the dense model's own training, but distill gives no budget"),
+        ({"distill": {}}, "distill needs images, but data is missing"),
+        ({"warm_start": {}, "distill": {}}, "warm_start, distill need images, but data is missing"),
+        ({"data": {"labels": "ignore"}, "distill": {"hard": 1}}, "distill.hard=1 trains on labels, but data.labels"),
+        ({"seed": -1}, "seed=-1: "),
+    ],
+)
+def test_a_faulty_recipe_says_what_and_where(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        read_recipe(document, origin="my.yaml")
+    assert str(fault.value).startswith("my.yaml: ")
+    assert message in str(fault.value)
+
+
+def test_all_faults_are_said_at_once() -> None:
+    with pytest.raises(ConfigError) as fault:
+        read_recipe({"modle": {}, "seed": "x", "distill": {"lrr": 1, "lr": -1}, "bench": {"rounds": 1}})
+    for part in ("'modle'", "seed='x'", "'distill.lrr'", "distill.lr=-1", "bench.rounds=1"):
+        assert part in str(fault.value)
+
+
+def test_all_contradictions_are_said_at_once() -> None:
+    convert = [{"method": "skipatt"}, {"method": "skipat", "layer": 3}]
+    with pytest.raises(ConfigError) as fault:
+        read_recipe({"convert": convert, "control": True, "analyze": {}})
+    for part in ("convert.0: unknown method", "convert.1: unknown option", "control asks", "analyze needs images"):
+        assert part in str(fault.value)
+
+
+def test_a_key_that_is_wrong_in_every_way_is_said_once() -> None:
+    with pytest.raises(ConfigError) as fault:
+        read_recipe({"data": {}, "distill": {"precision": "fp8"}})
+    assert str(fault.value).count("distill.precision") == 1
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_file_is_read_with_its_assignments(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: {name: deit_small}\nconvert: [{method: skipat}]\n")
+    recipe = load_recipe(tmp_path / "r.yaml", ["convert.0.expansion=0.5"])
+    assert recipe.convert == ({"method": "skipat", "expansion": 0.5},)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", r"r\.yaml is not YAML"),
+        (b"- a\n- b\n", r"r\.yaml holds a list; wanted sections"),
+        (b"", r"r\.yaml holds nothing; wanted sections"),
+        (b"\xff\xfe\xff", r"r\.yaml cannot be read"),
+        (b"!!python/object/apply:os.system ['true']", r"r\.yaml is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as fault:
+        load_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(fault.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"r\.yaml cannot be read: No such file or directory"):
+        load_recipe(tmp_path / "r.yaml")
