@@ -68,9 +68,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_failure_inside_leaves_the_old_file_and_no_scratch(tmp_path: Path) -> None:
     files.write_text(tmp_path / "note.txt", "old")
-    with pytest.raises(KeyboardInterrupt), files.atomic_path(tmp_path / "note.txt") as scratch:
-        scratch.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with files.atomic_path(tmp_path / "note.txt") as scratch:
+            scratch.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert (tmp_path / "note.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 

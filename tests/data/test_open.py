@@ -207,6 +207,14 @@ def test_a_pass_that_is_taken_up_again_gives_the_very_same_batches(
         assert torch.equal(expected.labels, found.labels)
 
 
+def test_a_pass_that_was_left_early_does_not_shorten_the_next(make_folder: MakeFolder, wanted: Any) -> None:
+    loader = open_data(make_folder(), split="train", preprocessing=wanted, batch_size=4)
+    whole = [len(batch) for batch in loader]
+    for _ in loader:
+        break
+    assert [len(batch) for batch in loader] == whole
+
+
 def test_the_position_counts_the_batches_of_the_pass(make_folder: MakeFolder, wanted: Any) -> None:
     loader = open_data(make_folder(), split="val", preprocessing=wanted, batch_size=5)
     assert [loader.position for _ in loader] == [1, 2, 3]

@@ -244,14 +244,17 @@ def test_the_start_imitates_attention_to_the_mean_keys_of_regions() -> None:
     torch.testing.assert_close(predictor(query[:, :, 1:], key, down), expected, **CLOSE)
 
 
+@pytest.mark.parametrize(("size", "options"), [((48, 64), {"keep_rate": 0.4}), ((16, 24), {"k": 9})])
 @torch.no_grad()
-def test_a_model_resized_after_saving_is_the_one_that_was_saved(tmp_path: Path) -> None:
-    model = convert(_describable(), "sparsifiner", keep_rate=0.4)
+def test_a_model_resized_before_saving_is_the_one_that_is_loaded(
+    tmp_path: Path, size: tuple[int, int], options: dict
+) -> None:
+    model = convert(_describable(), "sparsifiner", **options)
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
-    model.set_input_size((48, 64))
-    images = torch.randn(2, 3, 48, 64)
+    model.set_input_size(size)
+    images = torch.randn(2, 3, *size)
     again = load(save(model, tmp_path / "out"))
-    assert trunk_of(again).layout.grid == (6, 8)
+    assert trunk_of(again).layout.grid == (size[0] // 8, size[1] // 8)
     assert trunk_of(again).history[-1].options["grid"] == [4, 4]
     assert torch.equal(again(images), model(images))
 
@@ -318,3 +321,4 @@ def test_attention_dropout_is_refused() -> None:
     message = r"block 0 drops attention weights in training \(rate 0.1\).*open the model with attn_drop_rate=0"
     with pytest.raises(ConfigError, match=message):
         convert(VisionTransformer(**SIZE, attn_drop_rate=0.1), "sparsifiner")
+    convert(VisionTransformer(**SIZE, attn_drop_rate=0.1), "sparsifiner", keep_rate=1.0)

@@ -12,7 +12,8 @@ from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
 from vitslim.export import export_onnx, verify
 from vitslim.methods import convert
-from vitslim.methods.sparsifiner import Pruning, SparseMixing
+from vitslim.methods.pruning import Pruning
+from vitslim.methods.sparsifiner import SparseMixing
 from vitslim.models import trace
 from vitslim.trunk import BoundBlock, SortedTokens, Stream, plan_summary, trunk_of
 
@@ -148,9 +149,19 @@ def test_sparse_attention_feeds_reuse() -> None:
     assert not [name for name in trunk_of(over).new_parameters() if name.startswith("steps.2.mixing.predictor")]
 
 
+def test_steps_that_share_a_block_have_predictors_of_their_own() -> None:
+    model = sparse(convert(dense("vit_plain"), "sret"))
+    steps = trunk_of(model).steps
+    assert len({step.block for step in steps}) < len(steps)
+    assert len({step.mixing.predictor for step in steps}) == len(steps)
+    assert model(images_for(model)).isfinite().all()
+    losses = trunk_of(model).local_loss(trace(dense("vit_plain"), images_for(model)))
+    assert all(losses[index].isfinite() for index in range(len(steps)))
+
+
 def test_two_rules_for_the_tokens_are_refused() -> None:
     evolved = convert(dense("vit_plain"), "evo_vit", stages=(1, 2))
-    with pytest.raises(ConfigError, match=r"sparsifiner.token_keep_rate: step 0 already has a rule for its tokens"):
+    with pytest.raises(ConfigError, match=r"step 0 already has a rule for its tokens"):
         convert(evolved, "sparsifiner", token_keep_rate=0.5)
     with pytest.raises(ConfigError, match=r"evo_vit: step 0 already has a rule for its tokens"):
         convert(pruned("vit_plain"), "evo_vit", stages=(1, 2))

@@ -180,7 +180,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_result(copied: Path, monke
 
     for name in ("vitslim.analysis.analyze", "vitslim.train.warm_start", "vitslim.train.distill"):
         monkeypatch.setattr(name, never)
-    monkeypatch.setattr("vitslim.train.evaluate", never)
+    monkeypatch.setattr("vitslim.train.evaluate_all", never)
     result = run(read_recipe(RECIPE), copied)
     assert set(result.metrics) == {"teacher", "student", "dense_control"}
     assert same(result.student.state_dict(), before)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given or ["--help"], standalone_mode=False) or 0
+        code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
     except VitslimError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:

@@ -120,23 +120,20 @@ def train(
 ) -> None:
     """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
     from vitslim import checkpoint, pipeline
-    from vitslim.pipeline.training import read_settings, train_to_folder
+    from vitslim.pipeline.training import open_untrained, read_settings, train_to_folder
+    from vitslim.pipeline.verbs import device_named
 
     hard = teacher is None
     losses = {"hard": float(hard), "soft": float(not hard)}
     config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, setting)
+    device_named(device)
     if not resume:
         checkpoint.check_output_folder(out, overwrite=overwrite)
     from vitslim.cli.look import show_resolved
-    from vitslim.train.start import start_from_scratch_
 
     show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
-    if from_scratch and not checkpoint.is_saved_model(model):
-        given["pretrained"] = False
-    student = pipeline.open_any(model, **given)
-    if from_scratch:
-        start_from_scratch_(student, seed)
+    student = open_untrained(model, seed, **given) if from_scratch else pipeline.open_any(model, **given)
     dense = None if teacher is None else pipeline.open_any(teacher)
     with Screen() as screen:
         result = train_to_folder(

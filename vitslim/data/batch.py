@@ -99,6 +99,7 @@ class Loader:
     contents: Contents
     max_corrupt_share: float = 0.01
     position: int = field(default=0, init=False)  # number of the batch that comes next in this pass
+    _start: int = field(default=0, init=False)  # the batch at which the next pass begins, once
     _epoch: int = field(default=0, init=False)
     _unreadable: dict[str, None] = field(default_factory=dict[str, None], init=False)
 
@@ -137,7 +138,7 @@ class Loader:
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the pass that the next iteration makes, and the batch at which it starts."""
-        self._epoch, self.position = epoch, start_batch
+        self._epoch, self._start = epoch, start_batch
 
     def share(self, rank: int, world: int) -> "Loader":
         """The loader of one of ``world`` processes: together they see every image once per pass."""
@@ -147,7 +148,8 @@ class Loader:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        start, self.position = self.position, 0
+        # Only ``set_epoch`` starts a pass in the middle; one that was left early does not.
+        start, self._start, self.position = self._start, 0, self._start
         for number, batch in enumerate(self.source.read(self._epoch, start), start=start + 1):
             self._account(batch)
             self.position = number

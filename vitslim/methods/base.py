@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
+from vitslim.errors import ConfigError
 from vitslim.shapes import Config
 from vitslim.trunk import Plan
 
@@ -27,6 +28,21 @@ def recommended_layers(evidence: Evidence) -> tuple[int, ...]:
     """The skip set of an analysis."""
     found = evidence.recommended
     return tuple(cast("Mapping[str, Any]", found)["layers"] if isinstance(found, Mapping) else found.layers)
+
+
+def block_similarity(evidence: Evidence) -> list[list[float | None]]:
+    """CKA between the outputs of all pairs of blocks.
+
+    Raises:
+        ConfigError: the analysis has none.
+    """
+    found = getattr(evidence, "cka", None)
+    table = (
+        cast("Mapping[str, Any]", found).get("block") if isinstance(found, Mapping) else getattr(found, "block", None)
+    )
+    if table is None:
+        raise ConfigError("this analysis has no similarity of blocks (cka.block); analyze the model again")
+    return [list(row) for row in table]
 
 
 @dataclass(frozen=True)

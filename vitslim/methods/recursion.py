@@ -1,8 +1,9 @@
 """The weights axis of SReT: weight matrices that several steps share, and what each step keeps for itself.
 
 A shared block is registered once and holds nothing but matrices, under timm's names. A step sees it through a copy of
-its own dense block in which every linear map reads the shared matrix and adds its own low-rank residual and bias; norms,
-LayerScale, position tables and drop rates are the copy's own. The adapters call timm's modules in that copy as ever.
+its own dense block in which every linear map reads the shared matrix and adds its own low-rank residual and bias;
+norms, LayerScale, position tables and drop rates are the copy's own. The adapters call timm's modules in that copy as
+ever.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from vitslim.kernels import low_rank_factors
 from vitslim.models import DenseTrace
-from vitslim.models.sret_pyramid import NonLinearProjection
+from vitslim.models.sret_parts import NonLinearProjection
 from vitslim.trunk import BoundBlock, DroppedPart, Weights
 
 
@@ -33,6 +34,8 @@ class SharedLinear(nn.Module):
         rank: r, columns of B and rows of A; 0 leaves W' alone.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, shared: nn.Linear, bias: Tensor | None, rank: int) -> None:
         super().__init__()
         # In a tuple, so that it is not registered twice; the trunk owns it. The module is held rather than its tensor:
@@ -40,7 +43,9 @@ class SharedLinear(nn.Module):
         self._shared: tuple[nn.Linear] = (shared,)
         self.in_features, self.out_features = shared.in_features, shared.out_features
         self.rank = min(rank, shared.in_features, shared.out_features)
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad))
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        )
         if self.rank > 0:
             self.up = nn.Parameter(shared.weight.new_empty(self.out_features, self.rank))
             self.down = nn.Parameter(shared.weight.new_empty(self.rank, self.in_features))
@@ -141,6 +146,8 @@ class Recursive(Weights):
         nll: follows after the two branches, in this step alone.
     """
 
+    lrc: nn.Parameter | None
+
     def __init__(
         self,
         name: str,
@@ -164,7 +171,7 @@ class Recursive(Weights):
         return self.own if self._lender is None else self._lender[0].own
 
     def bind(self, bound: BoundBlock) -> BoundBlock:
-        block = self.view or bound.block
+        block = bound.block if self.view is None else self.view
         if self.lrc is None:
             return BoundBlock(bound.adapter, block, bound.token_state)
         return ScaledBlock(bound.adapter, block, bound.token_state, coefficients=self.lrc)

@@ -27,8 +27,6 @@ start that makes the predictor sensible before any training.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -42,12 +40,12 @@ from vitslim.errors import ConfigError
 from vitslim.kernels.connectivity import ConnectivityPredictor
 from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
 from vitslim.kernels.token_axis import columns_at
-from vitslim.kernels.tokens import ranked
 from vitslim.methods.base import Evidence, Method
+from vitslim.methods.pruning import faults_of_pruning, share_of, with_pruning
 from vitslim.methods.skipat import parse_layers
 from vitslim.models import DenseTrace, TokenLayout
 from vitslim.shapes import Config
-from vitslim.trunk import BoundBlock, DenseMixing, Plan, SortedTokens, Step, Stream, TokenRule, trunk_of
+from vitslim.trunk import BoundBlock, DenseMixing, Plan, Step, Stream, trunk_of
 
 Granularity = Literal["query", "tile", "image"]
 
@@ -123,7 +121,7 @@ class KeyRule:
 
     def keys(self, layout: TokenLayout) -> int:
         """How many keys a patch query keeps at this image size; at least the prefix and one more."""
-        wanted = _share_of(layout.tokens, self.keep_rate) if self.k is None else self.k
+        wanted = share_of(layout.tokens, self.keep_rate) if self.k is None else self.k
         return min(layout.tokens, max(wanted, layout.prefix + 1))
 
     def queries(self, patches: int) -> int:
@@ -136,13 +134,11 @@ class KeyRule:
         return f"{keys} per {shared}"
 
 
-def _share_of(count: int, rate: float) -> int:
-    # Rounded first: 0.07 · 100 is 7.000000000000001, whose ceiling would be 8.
-    return math.ceil(round(count * rate, 6))
-
-
 class SparseMixing(DenseMixing):
-    """The block's own attention with, for every patch query, only the keys that the predictor keeps."""
+    """The block's own attention with, for every patch query, only the keys that the predictor keeps.
+
+    A mask or bias of the caller enters the attention, not the choice. With all keys kept it is the dense attention.
+    """
 
     fitted_apart = True
 
@@ -209,52 +205,6 @@ class SparseMixing(DenseMixing):
         return f"sparse ({self.rule.describe()})"
 
 
-class Pruning(TokenRule):
-    """Who takes part in one step: the patches that all prunings before it have left.
-
-    Args:
-        keep: share of all patches that takes part.
-        selects: prune at the entry, by the class row of the step before.
-        score: the name of what ranks the patches.
-    """
-
-    def __init__(self, keep: float, *, selects: bool, score: str) -> None:
-        super().__init__()
-        self.keep = keep
-        self.selects = selects
-        self.reduces = keep < 1.0
-        self.score = score
-
-    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
-        later = cast("Sequence[Step]", steps[index + 1 : index + 2])
-        self.wants_class_attention = any(isinstance(step.tokens, Pruning) and step.tokens.selects for step in later)
-
-    def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        if not self.selects:
-            return tokens, stream
-        layout, row = stream.layout, stream.class_attention
-        if row is None:
-            raise ConfigError("the step before gave no class row, by which Sparsifiner would prune the patches")
-        state = stream.token_state
-        state = state if isinstance(state, SortedTokens) else SortedTokens(prefix=layout.prefix)
-        # The head-mean of A^[CLS] ranks the active patches; those pruned before stay behind them.
-        _, places = ranked(row[:, :, layout.prefix :].float().mean(dim=1), layout.prefix)
-        pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(places.shape[0], -1)
-        active = layout.prefix + _share_of(layout.patches, self.keep)
-        tokens, z, state = state.select(tokens, stream.z, torch.cat([places, pruned], dim=1), active)
-        return tokens, replace(stream, z=z, token_state=state)
-
-    def describe(self) -> str:
-        return f"kept {100 * self.keep:g} %{self._manner()}" if self.reduces else "all"
-
-    def describe_for(self, layout: TokenLayout) -> str:
-        kept = _share_of(layout.patches, self.keep)
-        return f"kept {kept} of {layout.patches}{self._manner()}" if self.reduces else "all"
-
-    def _manner(self) -> str:
-        return f", pruned by {self.score} attention" if self.selects else ""
-
-
 @torch.no_grad()
 def _dense_rows(step: int, dense: DenseTrace) -> tuple[Tensor, Tensor, Tensor]:
     """Q and K of a dense block, and the attention rows of its patch queries, in float32."""
@@ -289,15 +239,22 @@ def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) ->
     if layers is None:
         layers = tuple(index for index, step in enumerate(plan.steps) if type(step.mixing) is DenseMixing)
     pruned = _quarters(plan.depth) if config.prune_layers is None else config.prune_layers
-    layout = plan.layout if config.grid is None else replace(plan.layout, grid=config.grid)
-    faults = [fault for layer in layers for fault in _faults_of(layer, plan)] + _faults_of_keys(config, plan.layout)
+    layout = _stored_layout(config, plan)
+    faults = [fault for layer in layers for fault in _faults_of(layer, plan)] + _faults_of_keys(config, layout)
+    if not _rule(config).keeps_all(layout):
+        faults += _faults_of_dropout(layers, plan)
     if config.token_keep_rate < 1.0:
-        faults += _faults_of_pruning(pruned, plan)
+        faults += [f"sparsifiner.prune_layers: {fault}" for fault in faults_of_pruning(pruned, plan)]
     if faults:
         raise ConfigError("; ".join(faults))
     # The authors' reduce_n_factor of 6: 32 rows for 197 tokens. On small grids that would leave nothing to choose from.
     n_down = config.n_down or max(layout.tokens // 6, min(config.coefficients, layout.tokens))
     return config.model_copy(update={"layers": layers, "n_down": n_down, "grid": layout.grid, "prune_layers": pruned})
+
+
+def _stored_layout(config: SparsifinerConfig, plan: Plan) -> TokenLayout:
+    """The tokens for which the matrices are stored; what is sparse there stays sparse whatever the image size."""
+    return plan.layout if config.grid is None else replace(plan.layout, grid=config.grid)
 
 
 def _quarters(depth: int) -> tuple[int, ...]:
@@ -310,12 +267,18 @@ def _faults_of(layer: int, plan: Plan) -> list[str]:
     step = plan.steps[layer]
     if type(step.mixing) is not DenseMixing:
         return [f"sparsifiner.layers: block {layer} has no dense attention any more ({step.mixing.describe()})"]
-    rate = plan.adapter.attention_dropout(_bound(step, plan).block)
-    if rate > 0:
-        return [
-            f"sparsifiner.layers: block {layer} drops attention weights in training (rate {rate:g}), which sparse "
-            "attention does not; open the model with attn_drop_rate=0"
-        ]
+    return []
+
+
+def _faults_of_dropout(layers: tuple[int, ...], plan: Plan) -> list[str]:
+    for layer in set(layers) & set(range(plan.depth)):
+        step = plan.steps[layer]
+        rate = plan.adapter.attention_dropout(_bound(step, plan).block) if step.mixing.uses_attention else 0.0
+        if rate > 0:
+            return [
+                f"sparsifiner.layers: block {layer} drops attention weights in training (rate {rate:g}), which sparse "
+                "attention does not; open the model with attn_drop_rate=0"
+            ]
     return []
 
 
@@ -328,51 +291,18 @@ def _faults_of_keys(config: SparsifinerConfig, layout: TokenLayout) -> list[str]
     ]
 
 
-def _faults_of_pruning(layers: tuple[int, ...], plan: Plan) -> list[str]:
-    last = plan.depth - 2
-    faults = [
-        f"sparsifiner.prune_layers: no block comes after {layer}; choose from 0..{last}"
-        for layer in layers
-        if not 0 <= layer <= last
-    ]
-    for layer in set(layers) & set(range(plan.depth)):
-        if not plan.steps[layer].mixing.uses_attention:
-            found = plan.steps[layer].mixing.describe()
-            faults.append(f"sparsifiner.prune_layers: block {layer} has no attention to prune by ({found})")
-    busy = [index for index, step in enumerate(plan.steps) if type(step.tokens) is not TokenRule]
-    if busy:
-        taken = plan.steps[busy[0]].tokens.describe_for(plan.layout)
-        faults.append(
-            f"sparsifiner.token_keep_rate: step {busy[0]} already has a rule for its tokens ({taken}); one of them "
-            "can rule, leave this at 1"
-        )
-    return faults
-
-
 def apply(plan: Plan, config: SparsifinerConfig) -> Plan:
     """The plan with sparse attention in ``config.layers``, and perhaps fewer patches after ``config.prune_layers``.
 
     What keeps everything changes nothing: neither all keys nor all patches leave a trace in the plan.
     """
-    if not _rule(config).keeps_all(plan.layout):
+    if not _rule(config).keeps_all(_stored_layout(config, plan)):
         layers = cast("tuple[int, ...]", config.layers)
         mixings = {layer: _sparse(plan.steps[layer], plan, config) for layer in layers}
         plan = plan.with_steps({layer: plan.steps[layer].but(mixing=mixing) for layer, mixing in mixings.items()})
     if config.token_keep_rate < 1.0:
-        rules = _prunings(plan, config)
-        plan = plan.with_steps({index: step.but(tokens=rules[index]) for index, step in enumerate(plan.steps)})
+        plan = with_pruning(plan, cast("tuple[int, ...]", config.prune_layers), config.token_keep_rate)
     return plan
-
-
-def _prunings(plan: Plan, config: SparsifinerConfig) -> list[Pruning]:
-    layers = cast("tuple[int, ...]", config.prune_layers)
-    score = "class" if plan.adapter.has_class_token else "mean query"
-    return [
-        Pruning(
-            config.token_keep_rate ** sum(layer < index for layer in layers), selects=index - 1 in layers, score=score
-        )
-        for index in range(plan.depth)
-    ]
 
 
 def _sparse(step: Step, plan: Plan, config: SparsifinerConfig) -> SparseMixing:

@@ -3,11 +3,11 @@
 import difflib
 
 from vitslim.errors import ConfigError
-from vitslim.methods import evo_vit, skipat, sparsifiner
+from vitslim.methods import evo_vit, skipat, sparsifiner, sret
 from vitslim.methods.base import Method
 from vitslim.shapes import Config
 
-_METHODS: tuple[Method, ...] = (skipat.METHOD, evo_vit.METHOD, sparsifiner.METHOD)
+_METHODS: tuple[Method, ...] = (skipat.METHOD, evo_vit.METHOD, sparsifiner.METHOD, sret.METHOD)
 
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 

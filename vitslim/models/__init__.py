@@ -6,6 +6,7 @@ from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.families import adapter_for, family_of
 from vitslim.models.layout import Preprocessing, TokenLayout, preprocessing, token_layout
 from vitslim.models.open import ALIASES, BUILTIN, open_model, read_weights, resolve_name
+from vitslim.models.sret_pyramid import SretPyramid
 from vitslim.models.trace import DenseTrace, trace
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DenseTrace",
     "ModelInfo",
     "Preprocessing",
+    "SretPyramid",
     "TokenLayout",
     "adapter_for",
     "build_base",

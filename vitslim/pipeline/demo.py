@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -55,12 +56,14 @@ def run_demo(
             document["warm_start"] = None
         run(read_recipe(document, origin="demo"), root / name, overwrite=True, progress=_named(progress, name))
     speed = _bench(root, settings, progress)
-    page = write_comparison(read_comparison(root, "Built-in demo"), root / "report.html")
+    notes = _notes(speed, settings, quick=quick)
+    comparison = read_comparison(root, "Built-in demo")
+    page = write_comparison(replace(comparison, cautions=[*comparison.cautions, *notes]), root / "report.html")
     rows = [_row(root, name, speed) for name in entries]
     document = {
         "rows": rows,
         "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
-        "notes": _notes(speed, settings, quick=quick),
+        "notes": notes,
     }
     write_json(root / "demo.json", document)
     return {**document, "report": str(page)}

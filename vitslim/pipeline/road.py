@@ -220,20 +220,18 @@ def _evaluate(road: _Road, student: nn.Module) -> Mapping[str, Any]:
     recipe, folder = road.recipe, road.folder
     if not recipe.evaluate or recipe.data is None:
         return {}
-    from vitslim.train import evaluate
+    from vitslim.train import evaluate_all
 
     inputs = [recipe.teacher, data_inputs(recipe), recipe.control]
     if road.enter("evaluate", inputs, METRICS_FILE):
         loader = open_images(recipe, recipe.data, road.source, "val")
-        metrics: dict[str, Any] = {}
-        competitors: dict[str, nn.Module] = {"teacher": road.teacher, "student": student}
+        competitors: dict[str, nn.Module] = {"student": student}
         if recipe.control:
             control = checkpoint.load(folder.path / CONTROL_FOLDER)
             competitors["dense_control"] = on_device(control, recipe.device)
-        for name, model in competitors.items():
-            against = None if name == "teacher" else road.teacher
-            told = road.told_as(f"evaluate ({name.replace('_', ' ')})")
-            metrics[name] = evaluate(model, loader, teacher=against, progress=told).model_dump(mode="json")
+        found = evaluate_all(competitors, loader, teacher=road.teacher, progress=road.progress)
+        order = [name for name in ("teacher", "student", "dense_control") if name in found]
+        metrics = {name: found[name].model_dump(mode="json") for name in order}
         write_json(folder.path / METRICS_FILE, metrics)
         _save(road, student, folder.path, metrics)
         road.finish("evaluate")

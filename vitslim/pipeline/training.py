@@ -6,19 +6,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitslim import checkpoint
 from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
-from vitslim.pipeline.verbs import labels_for, on_device, open_loader
+from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults, read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
+from vitslim.train.start import start_from_scratch_
 
 
 class TrainSettings(DistillConfig):
@@ -54,6 +57,24 @@ def read_pretrain_config(path: str | Path) -> PretrainConfig:
         return PretrainConfig(**document)
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(describe_faults(error, PretrainConfig))}") from None
+
+
+def open_untrained(model: str, seed: int, **options: Any) -> nn.Module:
+    """A model with random weights: a named one, or the shape of a saved one.
+
+    Raises:
+        ConfigError: unknown name, or options for something that was saved.
+    """
+    torch.manual_seed(seed)
+    if checkpoint.is_saved_model(model):
+        given = [name for name, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
+        return checkpoint.build(checkpoint.load_config(model)).eval()
+    fresh = open_any(model, pretrained=False, **options)
+    # Our own start is written for plain ViTs; others keep timm's.
+    is_plain = type(fresh) is VisionTransformer and fresh.pos_embed is not None
+    return start_from_scratch_(fresh, seed) if is_plain else fresh
 
 
 def train_to_folder(

@@ -1,7 +1,7 @@
 """Training: layer-wise warm start, distillation, evaluation, pretraining, all over one loop."""
 
 from vitslim.train.distill import DistillConfig, distill
-from vitslim.train.evaluate import EvalResult, evaluate
+from vitslim.train.evaluate import EvalResult, evaluate, evaluate_all
 from vitslim.train.pretrain import Phase, PretrainConfig, PretrainResult, pretrain
 from vitslim.train.settings import LoopConfig, TrainResult
 from vitslim.train.warm_start import WarmStartConfig, warm_start
@@ -17,6 +17,7 @@ __all__ = [
     "WarmStartConfig",
     "distill",
     "evaluate",
+    "evaluate_all",
     "pretrain",
     "warm_start",
 ]

@@ -1,6 +1,6 @@
 """How good a model is on held-out images, and how close to its teacher."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -51,18 +51,46 @@ def evaluate(
         ConfigError: the two models do not have the same classes.
         DataError: no image could be read, or the data has other classes than the model.
     """
-    device = next(model.parameters()).device
-    sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+    found = evaluate_all(
+        {"model": model}, loader, teacher=teacher, precision=precision, reduce=reduce, progress=progress
+    )
+    return found["model"]
+
+
+def evaluate_all(
+    models: Mapping[str, nn.Module],
+    loader: Loader,
+    *,
+    teacher: nn.Module | None = None,
+    precision: Precision = "no",
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: ProgressCallback = silent,
+) -> dict[str, EvalResult]:
+    """Measure several classifiers in one pass; see ``evaluate``.
+
+    Returns:
+        A result for every name, and one called ``teacher`` where there is one, which runs once for all of them.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    names = [*models] if teacher is None else [*models, "teacher"]
+    sums = torch.zeros(len(names), len(_SUMS), dtype=torch.float64, device=device)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    with _resting(model, teacher), torch.no_grad(), autocast:
+    with _resting(*models.values(), teacher), torch.no_grad(), autocast:
         for batch in loader:
             batch = batch.to(device)
-            logits = model(batch.images).float()
-            _check_classes(logits, loader)
-            teacher_logits = None if teacher is None else teacher(batch.images).float()
-            sums += _count(logits, teacher_logits, batch).to(sums)
-            progress(Progress("evaluate", int(sums[0]), loader.num_images))
-    return _result(sums if reduce is None else reduce(sums), loader, teacher is not None)
+            reference = None if teacher is None else teacher(batch.images).float()
+            for row, model in zip(sums, models.values(), strict=False):
+                logits = model(batch.images).float()
+                _check_classes(logits, loader)
+                row += _count(logits, reference, batch).to(sums)
+            if reference is not None:
+                sums[-1] += _count(reference, None, batch).to(sums)
+            progress(Progress("evaluate", int(sums[0, 0]), loader.num_images))
+    totals = sums if reduce is None else reduce(sums)
+    return {
+        name: _result(row, loader, teacher is not None and name != "teacher")
+        for name, row in zip(names, totals, strict=True)
+    }
 
 
 def _check_classes(logits: Float[Tensor, "b c"], loader: Loader) -> None:

@@ -102,6 +102,9 @@ class Mixing(Axis):
     reads_grid: bool = False
     """Whether it reads ẑ of every patch, also of those that wait."""
 
+    whole_grid: bool = False
+    """Whether it works on all tokens in natural order alone."""
+
     def forward(
         self, bound: BoundBlock, tokens: Float[Tensor, "b n d"], stream: Stream
     ) -> tuple[Float[Tensor, "b n d"], Stream]:

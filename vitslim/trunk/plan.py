@@ -142,9 +142,18 @@ def settle_(steps: Sequence[Step]) -> None:
 def check_reuse(steps: Sequence[Step]) -> None:
     """Refuse a step that reads ẑ of tokens which have none, because they took no part in the step before.
 
+    Also refuse one that works on the whole grid after the tokens were sorted.
+
     Raises:
         ConfigError: with the two steps.
     """
+    choosing = next((index for index, step in enumerate(steps) if step.tokens.selects), len(steps))
+    for index, step in enumerate(steps[choosing:], start=choosing):
+        if step.mixing.whole_grid:
+            raise ConfigError(
+                f"step {index} ({step.mixing.describe()}) works on the whole grid, but from step {choosing} on "
+                f"({steps[choosing].tokens.describe()}) the tokens are sorted; keep such steps before it"
+            )
     # Whether ẑ of the step before is known for every token: it took all, or handed on what it had read for all.
     whole = True
     for index, step in enumerate(steps):

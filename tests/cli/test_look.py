@@ -1,0 +1,179 @@
+"""list, inspect, analyze, doctor."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.pipeline.tiny import IMAGES
+from vitslim.methods import METHODS
+from vitslim.models import ALIASES
+
+# --- list -----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed_with_their_options(vitslim: Command) -> None:
+    rows = vitslim("list", "--json").document
+    assert [row["name"] for row in rows] == list(METHODS)
+    assert "expansion" in rows[0]["options"]
+    table = vitslim("list").out
+    assert all(name in table for name in METHODS)
+
+
+def test_aliases_are_listed_with_what_they_stand_for(vitslim: Command) -> None:
+    assert vitslim("list", "aliases", "--json").document == ALIASES
+    assert "deit_base_patch16_224.fb_in1k" in vitslim("list", "aliases").out
+
+
+@pytest.fixture
+def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["test_vit", "vit_relpos_small_patch16_224"]
+    # The function of the same name hides the module on the room's face.
+    monkeypatch.setattr(sys.modules["vitslim.models.catalog"], "isotropic_names", lambda: names)
+
+
+@pytest.mark.usefixtures("few_models")
+def test_models_are_listed_with_the_reason_of_a_refusal(vitslim: Command) -> None:
+    rows = vitslim("list", "models", "--json").document
+    assert all(set(row) == {"name", "family", "supported", "reason"} for row in rows)
+    found = {row["name"]: row for row in rows}
+    assert found["test_vit"]["supported"]
+    assert found["test_vit"]["reason"] == ""
+    assert not found["vit_relpos_small_patch16_224"]["supported"]
+    assert "has no adapter" in found["vit_relpos_small_patch16_224"]["reason"]
+
+
+@pytest.mark.usefixtures("few_models")
+def test_the_list_of_models_ends_in_a_count(vitslim: Command) -> None:
+    outcome = vitslim("list", "models")
+    assert "can be converted" in outcome.err
+    assert "test_vit" in outcome.out
+
+
+def test_an_unknown_list_is_refused(vitslim: Command) -> None:
+    outcome = vitslim("list", "colours")
+    assert (outcome.code, outcome.error) == (2, "list 'colours' is not known; wanted models, methods or aliases")
+
+
+# --- inspect --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_model_is_inspected_without_weights(vitslim: Command) -> None:
+    found = vitslim("inspect", "deit_small", "--json").document
+    assert found["model"] == "deit_small_patch16_224.fb_in1k"
+    assert found["params"] == 22_050_664  # timm's own figure
+    assert found["macs"] == pytest.approx(4.6e9, rel=0.01)  # DeiT paper: 4.6 G
+    assert found["image_size"] == [224, 224]
+    assert found["plan"] == []
+    assert found["methods"]["skipat"] == {"supported": True, "reason": ""}
+    assert set(found["methods"]) == set(METHODS)
+
+
+def test_a_size_is_inspected_as_height_by_width(vitslim: Command) -> None:
+    found = vitslim("inspect", "vit_tiny_patch16_224", "--img-size", "64x32", "--json").document
+    assert (found["image_size"], found["grid"]) == ([64, 32], [4, 2])
+
+
+def test_a_saved_student_is_inspected_with_its_plan(student: Path, vitslim: Command) -> None:
+    found = vitslim("inspect", student, "--json").document
+    assert [entry["method"] for entry in found["conversions"]] == ["skipat"]
+    assert len(found["plan"]) == 4
+    assert not found["methods"]["skipat"]["supported"]
+    assert "already converted" in found["methods"]["skipat"]["reason"]
+
+
+def test_the_tables_have_no_blank_header_and_no_trailing_blanks(student: Path, vitslim: Command) -> None:
+    outcome = vitslim("inspect", student)
+    lines = outcome.out.splitlines()
+    assert lines[1].endswith("student  (VisionTransformer)")
+    assert lines[2].startswith("parameters  0.1")
+    assert all(line == line.rstrip() for line in lines)
+    assert outcome.err == ""
+
+
+def test_an_unsupported_model_is_described_and_the_reason_noted(vitslim: Command) -> None:
+    outcome = vitslim("inspect", "vit_relpos_small_patch16_224", "--json")
+    assert outcome.code == 0
+    assert outcome.document["methods"]["skipat"]["supported"] is False
+    assert "VisionTransformerRelPos has no adapter" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["deit_smal"], "unknown model 'deit_smal'; did you mean 'deit_small'"),
+        (["nowhere/model"], "unknown model 'nowhere/model'"),
+        (["deit_small", "--img-size", "big"], "--img-size 'big': wanted pixels such as 384 or 256x128"),
+        (["deit_small", "--img-size", "0"], "--img-size '0': wanted pixels"),
+        (["vit_tiny_patch16_224.nonsense"], "has no weights 'vit_tiny_patch16_224.nonsense'"),
+    ],
+)
+def test_what_cannot_be_inspected_says_why(words: list[str], message: str, vitslim: Command) -> None:
+    outcome = vitslim("inspect", *words)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+def test_a_saved_student_keeps_its_size(student: Path, vitslim: Command) -> None:
+    outcome = vitslim("inspect", student, "--img-size", "64")
+    assert outcome.code == 2
+    assert "is a saved model of its own size" in outcome.error
+
+
+# --- analyze --------------------------------------------------------------------------------------------------------
+
+
+def test_an_analysis_is_written_and_printed(dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--data", IMAGES, "--images", 16, "--replacement-images", 8, "--out", tmp_path / "an")
+    outcome = vitslim("analyze", dense, *words, "--json")
+    assert outcome.code == 0
+    found = outcome.document
+    assert len(found["layers"]) == 4
+    assert set(found["cka"]) == {"z", "cls_attention", "block"}
+    assert len(found["linear_r2"]) == 4
+    assert {"layer", "kind", "kl", "top1_agreement"} <= set(found["replacement"][0])
+    assert {"layers", "reason"} <= set(found["recommended"])
+    assert (tmp_path / "an" / "analysis.json").is_file()
+    assert list((tmp_path / "an" / "plots").glob("*.png"))
+    table = vitslim("analyze", dense, *words, "--overwrite")
+    assert "recommended to reuse" in table.out
+    assert vitslim("analyze", dense, *words).error.startswith(f"output folder {tmp_path}/an is not empty")
+
+
+@pytest.mark.parametrize("content", ["nothing", "an empty folder", "text"])
+def test_images_that_are_not_there_are_refused(content: str, dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    data = tmp_path / "images"
+    if content != "nothing":
+        (data / "ant").mkdir(parents=True)
+    if content == "text":
+        (data / "ant" / "a.png").write_text("not an image")
+        (data / "ant" / "b.png").write_text("not an image")
+    outcome = vitslim("analyze", dense, "--data", data, "--images", 4, "--out", tmp_path / "an")
+    assert outcome.code == 2
+    assert "images" in outcome.error
+    assert not (tmp_path / "an").exists()
+
+
+def test_a_converted_model_is_not_analyzed(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("analyze", student, "--data", IMAGES, "--images", 16, "--out", tmp_path / "an")
+    assert outcome.code == 2
+    assert "dense" in outcome.error
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_names_versions_devices_and_what_is_missing(
+    vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    monkeypatch.setattr("vitslim.cli.look.find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    found = vitslim("doctor", "--json").document
+    assert {"vitslim", "torch", "timm"} <= set(found["versions"])
+    assert found["devices"][0] == "cpu"
+    assert found["purposes"]["training"]["ready"]
+    needs = found["purposes"]["ONNX export and verify"]
+    assert needs == {"ready": False, "missing": ["onnx"], "install": "pip install 'vitslim[onnx]'"}
+    assert "pip install 'vitslim[onnx]'" in vitslim("doctor").out

@@ -1,0 +1,339 @@
+"""convert, train, pretrain, run, demo."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.conftest import TINY, Command
+from tests.pipeline.tiny import IMAGES, QUIET
+from vitslim import checkpoint
+from vitslim.files import read_json
+from vitslim.models.open import BUILTIN
+from vitslim.train.loop import _Run
+
+BUILTIN_WEIGHTS = Path(checkpoint.__file__).parent / "assets" / "fractal_vit.safetensors"
+TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=no")
+SHORT = tuple(
+    word
+    for section, steps in (("warm_start", 2), ("distill", 2))
+    for key, value in {**QUIET, "steps": steps}.items()
+    for word in ("--set", f"{section}.{key}={str(value).lower()}")
+)
+
+# --- convert --------------------------------------------------------------------------------------------------------
+
+
+def test_without_images_a_model_is_converted_and_said_to_be_untrained(tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", BUILTIN, "--method", "skipat", "-O", "layers=1-2", "--out", tmp_path / "out", *TINY)
+    assert outcome.code == 0
+    assert "reuse (expansion 2)" in outcome.out
+    assert "not trained yet; `vitslim train" in outcome.err
+    assert outcome.err.rstrip().endswith(f"wrote {tmp_path / 'out'}")
+    assert checkpoint.load_config(tmp_path / "out").conversions[0].options["layers"] == [1, 2]
+
+
+def test_with_images_a_model_is_converted_trained_and_measured(tmp_path: Path, vitslim: Command) -> None:
+    words = ("--data", IMAGES, "--batch-size", 16, "--control", "--set", "report=false", *SHORT, "--json")
+    outcome = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, *words)
+    assert outcome.code == 0, outcome.err
+    found = outcome.document
+    assert set(found) == {"out", "metrics", "plan", "passed"}
+    assert set(found["metrics"]) == {"teacher", "student", "dense_control"}
+    assert found["passed"] is True
+    assert read_json(tmp_path / "out" / "train" / "result.json")["steps"] == 2
+    for stage in ("analyze", "warm_start", "distill (control)", "evaluate (student)"):
+        assert stage in outcome.err
+
+
+def test_methods_compose_with_options_of_each(tmp_path: Path, vitslim: Command) -> None:
+    words = ("--method", "skipat", "--method", "evo_vit", "-O", "skipat.layers=[1]", "--out", tmp_path / "out")
+    assert vitslim("convert", BUILTIN, *words, *TINY).code == 0
+    methods = checkpoint.load_config(tmp_path / "out").conversions
+    assert [entry.method for entry in methods] == ["skipat", "evo_vit"]
+    assert methods[0].options["layers"] == [1]
+
+
+def test_a_saved_student_is_converted_with_another_method(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", student, "--method", "evo_vit", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    methods = [entry.method for entry in checkpoint.load_config(tmp_path / "out").conversions]
+    assert methods == ["skipat", "evo_vit"]
+
+
+def test_a_chain_learns_from_the_teacher_that_is_named(
+    student: Path, dense: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    words = ("--data", IMAGES, "--batch-size", 16, "--set", "report=false", "--set", "analyze=null", *SHORT)
+    start = ("convert", student, "--method", "evo_vit", "--out", tmp_path / "out", *words)
+    refused = vitslim(*start)
+    assert refused.code == 2
+    assert "already converted (skipat), but warm_start read a dense model; name the one to learn from" in refused.error
+    assert vitslim(*start, "--teacher", dense).code == 0
+
+
+def test_a_dry_run_shows_recipe_and_plan_and_writes_nothing(tmp_path: Path, vitslim: Command) -> None:
+    words = ("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, "--dry-run")
+    outcome = vitslim(*words)
+    assert outcome.code == 0
+    assert "method: skipat" in outcome.out
+    assert "reuse (expansion 2)" in outcome.out
+    document = vitslim(*words, "--json").document
+    assert document["recipe"]["convert"] == [{"method": "skipat"}]
+    assert len(document["plan"]) == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_alias_is_said_with_what_it_stands_for(tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", "deit_tiny", "--method", "skipat", "--out", tmp_path / "out", "--dry-run")
+    assert "deit_tiny → deit_tiny_patch16_224.fb_in1k" in outcome.err
+
+
+BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
+    "unknown method": (["--method", "skipatt"], "unknown method 'skipatt'; did you mean 'skipat'?"),
+    "unknown option": (["--method", "skipat", "-O", "layer=3"], "unknown option skipat.layer; did you mean 'layers'?"),
+    "bad value": (["--method", "skipat", "-O", "kernel_size=4"], "an even kernel would shift the grid"),
+    "no value": (["--method", "skipat", "-O", "layers"], "-O 'layers': wanted key=value"),
+    "broken value": (["--method", "skipat", "-O", "layers=[1"], "-O layers is not YAML"),
+    "other method": (["--method", "skipat", "-O", "evo_vit.x=1"], "method 'evo_vit' was not chosen"),
+    "whose option": (["--method", "skipat", "--method", "evo_vit", "-O", "layers=1"], "with 2 methods write which one"),
+    "layer 0": (["--method", "skipat", "-O", "layers=0-2"], "block 0 has no earlier attention to reuse"),
+    "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "block 4 does not exist; choose from 1..3"),
+    "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
+    "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
+    "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control and --teacher train the model"),
+    "missing images": (["--method", "skipat", "--data", "/nowhere"], "/nowhere does not exist; give a folder"),
+    "images option": (["--method", "skipat", "--data", "fractals:clases=3"], "did you mean 'classes'?"),
+    "wrong classes": (
+        ["--method", "skipat", "--data", "fractals:classes=5,train_per_class=4,val_per_class=4,image_size=32"],
+        "given 5 classes, model has 4 outputs",
+    ),
+    "recipe key": (["--method", "skipat", "--set", "seeed=3"], "unknown key 'seeed'; did you mean 'seed'?"),
+    "recipe value": (["--method", "skipat", "--set", "seed=x"], "seed='x': "),
+    "device": (["--method", "skipat", "--device", "tpu!"], "device 'tpu!' is not one; wanted cpu, cuda or cuda:N"),
+    "weights": (["--method", "skipat", "--weights", "/nowhere.pth"], "weights file /nowhere.pth does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONVERSIONS)
+def test_a_conversion_that_cannot_work_is_one_line_and_writes_nothing(
+    case: str, tmp_path: Path, vitslim: Command
+) -> None:
+    words, message = BAD_CONVERSIONS[case]
+    outcome = vitslim("convert", BUILTIN, "--out", tmp_path / "out", *TINY, *words)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["samvit_base_patch16", "vit_relpos_small_patch16_224"])
+def test_a_refused_family_is_named_before_its_weights_are_fetched(name: str, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", name, "--method", "skipat", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "has no adapter; supported families:" in outcome.error
+
+
+def test_the_same_method_twice_is_refused(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", student, "--method", "skipat", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "already converted with 'skipat'" in outcome.error
+
+
+def test_a_saved_model_takes_no_options_of_a_new_one(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("convert", student, "--method", "evo_vit", "--out", tmp_path / "out", "--num-classes", 3)
+    assert outcome.code == 2
+    assert "is a saved model, which knows its own num_classes" in outcome.error
+
+
+@pytest.mark.parametrize("fault", ["truncated", "not JSON"])
+def test_a_broken_folder_is_named(fault: str, copied: Path, tmp_path: Path, vitslim: Command) -> None:
+    if fault == "truncated":
+        (copied / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    else:
+        (copied / "config.json").write_text("{")
+    outcome = vitslim("convert", copied, "--method", "evo_vit", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert ("model.safetensors" if fault == "truncated" else "config.json") in outcome.error
+
+
+def test_an_output_folder_that_holds_something_needs_overwrite(tmp_path: Path, vitslim: Command) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    words = ("convert", BUILTIN, "--method", "skipat", "--out", tmp_path, *TINY)
+    outcome = vitslim(*words)
+    assert outcome.code == 2
+    assert "holds files that no run of vitslim wrote; pass --overwrite or another folder" in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert vitslim(*words, "--overwrite").code == 0
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
+@pytest.mark.parametrize("verb", ["convert", "train", "eval", "bench", "analyze"])
+def test_a_gpu_that_is_absent_has_its_own_exit_code(verb: str, dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    out = ("--out", tmp_path / "out")
+    words = {
+        "convert": ("--method", "skipat", *out),
+        "train": ("--data", IMAGES, *out),
+        "eval": ("--data", IMAGES),
+        "bench": ("--backend", "torch"),
+        "analyze": ("--data", IMAGES, *out),
+    }[verb]
+    outcome = vitslim(verb, dense, *words, "--device", "cuda")
+    assert outcome.code == 3
+    assert "no usable GPU is there; use cpu" in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_run_and_then_skipped(recipe_file: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("run", recipe_file, "--out", tmp_path / "out", "--set", "distill.steps=2")
+    assert outcome.code == 0, outcome.err
+    assert "accuracy" in outcome.out
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["distill"]["steps"] == 2
+    again = vitslim("run", recipe_file, "--out", tmp_path / "out", "--set", "distill.steps=2")
+    assert again.out == outcome.out
+    assert "begun" not in again.err
+    assert again.err.count("done before") == 5
+    other = vitslim("run", recipe_file, "--out", tmp_path / "out")
+    assert "holds the run of another recipe" in other.error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("model: [", "is not YAML"),
+        ("modle: {}", "unknown key 'modle'; did you mean 'model'?"),
+        ("phases: []", "unknown key 'phases'"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(content: str | None, message: str, tmp_path: Path, vitslim: Command) -> None:
+    path = tmp_path / "bad.yaml"
+    if content is not None:
+        path.write_text(content)
+    outcome = vitslim("run", path, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert str(path) in outcome.error
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_is_trained_to_a_teacher(student: Path, dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--teacher", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, "--json")
+    outcome = vitslim("train", student, *words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["result"]["settings"]["soft"] == 1.0
+    assert set(outcome.document["metrics"]) == {"student", "teacher"}
+    assert [entry.method for entry in checkpoint.load_config(tmp_path / "out").conversions] == ["skipat"]
+    assert "| student |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_dense_model_is_trained_on_labels(dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING)
+    assert outcome.code == 0, outcome.err
+    assert "student" in outcome.out
+    assert read_json(tmp_path / "out" / "train" / "result.json")["settings"]["hard"] == 1.0
+
+
+def test_a_training_that_was_cut_off_is_resumed(
+    dense: Path, tmp_path: Path, vitslim: Command, monkeypatch: Any
+) -> None:
+    words = ("train", dense, "--data", IMAGES, *TRAINING, "--set", "steps=3", "--set", "checkpoint_every=1")
+    assert vitslim(*words, "--out", tmp_path / "whole").code == 0
+
+    make_step = _Run._step
+
+    def fall(self: Any, batches: Any, step: int) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return make_step(self, batches, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", fall)
+        assert vitslim(*words, "--out", tmp_path / "out").code == 130
+    assert "is not empty; pass --overwrite" in vitslim(*words, "--out", tmp_path / "out").error
+    assert vitslim(*words, "--out", tmp_path / "out", "--resume").code == 0
+    first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("whole", "out"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--from-scratch", "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, "--set", "lr=1e-9", "--seed", 7)
+    outcome = vitslim("train", student, *words)
+    assert outcome.code == 0, outcome.err
+    old, new = (checkpoint.load(folder).patch_embed.proj.weight for folder in (student, tmp_path / "out"))
+    assert not torch.allclose(old, new, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "lrr=1"], "--set: unknown key 'lrr'; did you mean 'lr'?"),
+        (["--set", "augment.hflp=1"], "unknown key 'augment.hflp'; did you mean 'hflip'?"),
+        (["--set", "lr=-1"], "--set: lr=-1: Input should be greater than 0"),
+        (["--set", "optimizer=adamww"], "adamww"),
+        (["--set", "soft=1"], "soft=1 needs a teacher"),
+        (["--set", "hard=0"], "every part of the loss has weight 0"),
+        (["--teacher", "deit_smal"], "unknown model 'deit_smal'; did you mean"),
+        (["--data", "fractals:classes=5,train_per_class=4,val_per_class=4,image_size=32"], "given 5 classes"),
+        (["--num-classes", "7"], "is a saved model, which knows its own num_classes"),
+    ],
+)
+def test_a_training_that_cannot_work_is_one_line(
+    words: list[str], message: str, dense: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, *words)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_fails_the_check(dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--set", "lr=1e30", "--set", "clip_grad=null", "--set", "warmup=0", "--set", "steps=4")
+    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, *words)
+    assert outcome.code == 1
+    assert "lower lr, lengthen warmup" in outcome.error
+
+
+# --- pretrain, demo -------------------------------------------------------------------------------------------------
+
+
+def test_a_small_model_is_pretrained_in_phases(tmp_path: Path, vitslim: Command) -> None:
+    phase = {"image_size": 32, "batch_size": 16, "train": {"steps": 1, "hard": 1.0, "soft": 0.0, **QUIET}}
+    path = tmp_path / "phases.yaml"
+    path.write_text(yaml.safe_dump({"model": BUILTIN, "data": {"source": IMAGES}, "phases": [phase]}))
+    outcome = vitslim("pretrain", path, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["held_out"]["images"] == 16
+    assert (tmp_path / "out" / outcome.document["weights"]).is_file()
+
+
+def test_a_bad_file_of_phases_is_one_line(tmp_path: Path, vitslim: Command) -> None:
+    (tmp_path / "phases.yaml").write_text("phasis: []")
+    outcome = vitslim("pretrain", tmp_path / "phases.yaml", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "unknown key 'phasis'; did you mean 'phases'?" in outcome.error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUILTIN_WEIGHTS.is_file(), reason="the built-in weights are not there yet")
+def test_the_quick_demo_ends_in_a_comparison(tmp_path: Path, vitslim: Command) -> None:
+    outcome = vitslim("demo", "--quick", "--out", tmp_path / "demo", "--json")
+    assert outcome.code == 0, outcome.err
+    assert Path(outcome.document["report"]).is_file()
+    assert {"teacher", "dense-control", "skipat"} <= {row["model"] for row in outcome.document["table"]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUILTIN_WEIGHTS.is_file(), reason="the built-in weights are not there yet")
+def test_the_builtin_model_opens_and_knows_its_images(vitslim: Command) -> None:
+    outcome = vitslim("eval", BUILTIN, "--data", "fractals:val_per_class=1", "--limit", 100, "--json")
+    assert outcome.code == 0, outcome.err
+    # Guessing among its classes would give 1 % or less.
+    assert outcome.document["top1"] > 0.3
