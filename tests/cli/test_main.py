@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Command
+from vitslim.cli.screen import Screen, print_json, print_table
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
+from vitslim.progress import Progress
 
 VERBS = (
     *("list", "inspect", "analyze", "doctor"),
@@ -114,3 +116,40 @@ def test_the_real_command_answers_with_its_exit_code() -> None:
     assert found.returncode == 2
     assert found.stdout == ""
     assert found.stderr == "error: list 'models?' is not known; wanted models, methods or aliases\n"
+
+
+# --- what a person sees ---------------------------------------------------------------------------------------------
+
+
+def test_a_log_gets_a_line_at_the_start_and_the_end_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen() as screen:
+        for done in range(0, 101, 10):
+            screen(Progress("distill", done, 100, "step", {"loss": 0.5, "img_per_s": 123.4, "eta_s": 3.0}))
+        screen(Progress("distill", 1, 1, "done"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[   0.0 s] distill                0/100 step  loss 0.5  img_per_s 123.4"
+    assert lines[1].endswith("distill                100/100 step  loss 0.5  img_per_s 123.4")
+    assert lines[2].endswith("distill                done")
+    assert len(lines) == 3
+
+
+def test_square_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", ("", ""), [("install", "pip install 'vitslim[onnx]'")])
+    assert capsys.readouterr().out == "install  pip install 'vitslim[onnx]'\n"
+
+
+def test_figures_stand_to_the_right_and_words_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("sizes", ("model", "MACs"), [("a", "1.25 G"), ("bc", "12.50 G"), ("d", "-")])
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "sizes",
+        "model     MACs",
+        "a       1.25 G",
+        "bc     12.50 G",
+        "d            -",
+    ]
+
+
+def test_json_refuses_what_json_does_not_know() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"kl": float("nan")})

@@ -44,7 +44,7 @@ def test_with_images_a_model_is_converted_trained_and_measured(tmp_path: Path, v
     assert set(found["metrics"]) == {"teacher", "student", "dense_control"}
     assert found["passed"] is True
     assert read_json(tmp_path / "out" / "train" / "result.json")["steps"] == 2
-    for stage in ("analyze", "warm_start", "distill (control)", "evaluate (student)"):
+    for stage in ("analyze", "warm_start", "distill (control)", "evaluate"):
         assert stage in outcome.err
 
 

@@ -13,11 +13,13 @@ class MethodCase:
         method: its name.
         neutral: options with which the converted model computes what the dense one does, bit for bit.
         options: options with which it does its work.
+        apart: properties that this form has in its own way, which its own tests hold.
     """
 
     method: str
     neutral: Mapping[str, Any]
     options: Mapping[str, Any]
+    apart: tuple[str, ...] = ()
 
 
 # Block 0 stays dense. The matrices of all variants lie on one grid, so that they can be compared across image sizes.
@@ -35,4 +37,9 @@ CASES: dict[str, MethodCase] = {
     "sparsifiner_pruned": MethodCase(
         "sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "token_keep_rate": 0.7, "prune_layers": (1,)}
     ),
+    "sret": MethodCase("sret", {"groups": ()}, {}, ("values",)),
+    "sret_stepwise": MethodCase(
+        "sret", {"groups": ()}, {"shared": "stepwise", "rank": 0, "nll": True, "lrc": True}, ("values",)
+    ),
+    "sret_sliced": MethodCase("sret", {"groups": ()}, {"slices": (2, 4)}, ("values", "attention calls")),
 }

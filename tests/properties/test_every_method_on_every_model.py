@@ -57,6 +57,11 @@ def case(pair: tuple[str, str]) -> str:
     return pair[1]
 
 
+def forms_with(kept: str) -> list[tuple[str, str]]:
+    """All pairs whose form has this property as the suite states it."""
+    return [(name, form) for name, form in forms(ALL) if kept not in CASES[form].apart]
+
+
 def neutral(model: nn.Module, case: MethodCase) -> nn.Module:
     return convert(model, case.method, **case.neutral)
 
@@ -76,6 +81,7 @@ def test_the_neutral_setting_is_the_dense_model_bit_for_bit(name: str, case: str
     assert set(same.state_dict()) == set(model.state_dict())
 
 
+@pytest.mark.parametrize(("name", "case"), forms_with("values"))
 def test_pretrained_names_and_values_stay_and_only_unused_attention_goes(name: str, case: str) -> None:
     before = dense(name).state_dict()
     model = convert(dense(name), CASES[case].method, **CASES[case].options)
@@ -315,6 +321,7 @@ def test_attention_masks_reach_the_attention(name: str, case: str) -> None:
     assert not torch.allclose(masked, converted(name, case).forward_features(images))
 
 
+@pytest.mark.parametrize(("name", "case"), forms_with("attention calls"))
 @torch.no_grad()
 def test_only_the_steps_that_attend_compute_attention(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []

@@ -174,7 +174,7 @@ def test_a_failed_write_leaves_the_old_page(folder: Path, monkeypatch: pytest.Mo
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="disk full"):
         write_report(folder)
     assert path.read_text() == before
     assert not list(folder.glob(".report*"))

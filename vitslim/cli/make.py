@@ -196,6 +196,7 @@ def run(
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="output folder")] = Path("demo-out"),
+    everything: Annotated[bool, typer.Option("--all", help="every method and a pair; takes twice as long")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="a smoke run of a minute; its figures mean little")] = False,
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
@@ -204,7 +205,7 @@ def demo(
     from vitslim.pipeline.demo import run_demo
 
     with Screen() as screen:
-        result = run_demo(out, quick=quick, overwrite=overwrite, progress=screen)
+        result = run_demo(out, everything=everything, quick=quick, overwrite=overwrite, progress=screen)
     if json:
         print_json(result)
         return

@@ -103,7 +103,8 @@ class Screen:
             self._tasks[report.stage] = self._bars.add_task(
                 report.stage, total=report.total, unit=report.unit, figures=""
             )
-        self._bars.update(self._tasks[report.stage], completed=report.done, total=report.total, figures=figures)
+        task = self._tasks[report.stage]
+        self._bars.update(task, completed=report.done, total=report.total, unit=report.unit, figures=figures)
 
     def _log(self, report: Progress, figures: str) -> None:
         now = time.monotonic()

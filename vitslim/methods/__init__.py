@@ -3,14 +3,17 @@
 from vitslim.methods.convert import convert, method_support, read_options, replay
 from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
+from vitslim.methods.sret import SretConfig, merge_residuals
 from vitslim.methods.table import METHODS, list_methods, method_named
 
 __all__ = [
     "METHODS",
     "EvoViTConfig",
     "SkipAtConfig",
+    "SretConfig",
     "convert",
     "list_methods",
+    "merge_residuals",
     "method_named",
     "method_support",
     "read_options",

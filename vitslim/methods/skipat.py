@@ -27,7 +27,7 @@ from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, Method, recommended_layers
 from vitslim.models import DenseTrace
 from vitslim.shapes import Config
-from vitslim.trunk import BoundBlock, Mixing, Plan, Stream
+from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream
 
 
 class SkipAtConfig(Config):
@@ -119,14 +119,20 @@ class SkipFunction(nn.Module):
 
     def forward(self, patches: Float[Tensor, "b p d"], grid: tuple[int, int]) -> Float[Tensor, "b p d"]:
         """Φ(Z) for patch tokens that lie on ``grid`` row by row."""
+        predicted = self.reduce(self.hidden(patches, grid))
+        predicted = predicted * self.channel_scale(predicted)
+        return patches + predicted if self.residual else predicted
+
+    def hidden(self, patches: Float[Tensor, "b p d"], grid: tuple[int, int]) -> Float[Tensor, "b p hidden"]:
+        """What the last linear map reads."""
         hidden = F.gelu(self.expand(patches))
         image = hidden.transpose(1, 2).unflatten(2, grid)
-        hidden = F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2)
-        predicted = self.reduce(hidden)
-        # ECA: s = σ(Conv1d(mean over tokens)), one factor per channel
-        scale = self.channel_attention(predicted.mean(dim=1, keepdim=True)).sigmoid()
-        predicted = predicted * scale
-        return patches + predicted if self.residual else predicted
+        return F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2)
+
+    def channel_scale(self, predicted: Float[Tensor, "b p d"]) -> Float[Tensor, "b 1 d"]:
+        """Efficient channel attention: one factor 0..1 per channel."""
+        # s = σ(Conv1d(mean over tokens))
+        return self.channel_attention(predicted.mean(dim=1, keepdim=True)).sigmoid()
 
     @torch.no_grad()
     def start_at_identity_(self) -> None:
@@ -202,6 +208,15 @@ class Reuse(Mixing):
         # ‖Φ(Z_{l-1}) - Z_l‖² / ‖Z_l - mean Z_l‖², that is 1 - R²
         spread = (target.float() - target.float().mean(dim=(0, 1))).square().sum()
         return (predicted.float() - target.float()).square().sum() / spread.clamp_min(1e-12)
+
+    def last_linear(self, step: int, dense: DenseTrace) -> LastLinear | None:
+        if self.phi is None:
+            return None
+        prefix = dense.layout.prefix
+        source, target = dense.z[step - 1][:, prefix:], dense.z[step][:, prefix:]
+        hidden = self.phi.hidden(source, dense.layout.grid)
+        wanted = (target - source if self.phi.residual else target) / self.phi.channel_scale(self.phi.reduce(hidden))
+        return LastLinear(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1))
 
     def describe(self) -> str:
         return "reuse (identity)" if self.phi is None else f"reuse (expansion {self.expansion:g})"

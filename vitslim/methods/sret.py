@@ -261,9 +261,9 @@ class _Group:
 
 
 def _group(members: tuple[int, ...], pick: int, plan: Plan, config: SretConfig) -> _Group:
+    home = pick if config.shared == "stepwise" else members[0]
     # One block alone shares with nobody and runs as it is, perhaps several times.
-    shared = _shared_block(members, pick, plan, config) if len(members) > 1 else None
-    return _Group(members, pick if config.shared == "stepwise" else members[0], shared)
+    return _Group(members, home, _shared_block(members, pick, plan, config) if len(members) > 1 else None)
 
 
 def _shared_block(members: tuple[int, ...], pick: int, plan: Plan, config: SretConfig) -> SharedBlock:

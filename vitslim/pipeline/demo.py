@@ -29,13 +29,19 @@ CONTROL = "dense-control"
 
 
 def run_demo(
-    out: str | Path, *, quick: bool = False, overwrite: bool = False, progress: ProgressCallback = silent
+    out: str | Path,
+    *,
+    everything: bool = False,
+    quick: bool = False,
+    overwrite: bool = False,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """Walk the road for every student, measure speed at deployment size, and write the comparison.
 
     Finished parts are skipped when the demo is started again in the same folder.
 
     Args:
+        everything: all methods and a pair, not only the default students.
         quick: a smoke run; its figures mean little.
 
     Returns:
@@ -44,7 +50,7 @@ def run_demo(
     Raises:
         ConfigError: the folder holds something else.
     """
-    settings = _settings(quick=quick)
+    settings = _settings(everything=everything, quick=quick)
     root = Path(out)
     _claim(root, settings, overwrite=overwrite)
     entries: dict[str, list[dict[str, Any]]] = {CONTROL: [], **settings["students"]}
@@ -75,16 +81,18 @@ def demo_recipe(student: str) -> Recipe:
     Raises:
         ConfigError: no student of that name.
     """
-    settings = _settings(quick=False)
+    settings = _settings(everything=True, quick=False)
     if student not in settings["students"]:
         raise ConfigError(f"the demo has no student {student!r}; known: {', '.join(settings['students'])}")
     return read_recipe({**settings["recipe"], "convert": settings["students"][student]}, origin="demo")
 
 
-def _settings(*, quick: bool) -> dict[str, Any]:
+def _settings(*, everything: bool, quick: bool) -> dict[str, Any]:
     text = (resources.files("vitslim") / "assets" / "demo.yaml").read_text()
     settings = cast("dict[str, Any]", yaml.safe_load(text))
-    changes = settings.pop("quick")
+    changes, default = settings.pop("quick"), settings.pop("default")
+    if not everything:
+        settings["students"] = {name: settings["students"][name] for name in default}
     return _merged(settings, changes) if quick else settings
 
 

@@ -13,9 +13,11 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.evaluate import evaluate
+from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Processes, Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
+from vitslim.trunk import is_converted, trunk_of
 
 
 class DistillConfig(LoopConfig):
@@ -76,7 +78,8 @@ def distill(
         resume=resume,
         progress=progress,
     )
-    return train(objective, train_loader, config, stage)
+    with only_trained(student, _trained_end_to_end(student)):
+        return train(objective, train_loader, config, stage)
 
 
 class _Distillation(nn.Module):
@@ -142,6 +145,13 @@ def _mixup(student: nn.Module, config: DistillConfig) -> Mixup | None:
         label_smoothing=config.label_smoothing,
         num_classes=student.num_classes,  # pyright: ignore[reportArgumentType]
     )
+
+
+def _trained_end_to_end(student: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those that only a layer-local loss can fit, such as the choice of keys in Sparsifiner."""
+    apart = trunk_of(student).parameters_fitted_apart() if is_converted(student) else {}
+    resting = {id(parameter) for parameter in apart.values()}
+    return [parameter for parameter in student.parameters() if id(parameter) not in resting]
 
 
 def _new_parameters(student: nn.Module) -> list[nn.Parameter]:

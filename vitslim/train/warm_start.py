@@ -1,7 +1,5 @@
 """Fitting new modules to the dense model, layer by layer, before anything is trained end to end."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.models import trace
 from vitslim.progress import ProgressCallback, silent
+from vitslim.train.closed_form import fit_last_layers_
+from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.trunk import Trunk, is_converted, trunk_of
@@ -26,6 +26,7 @@ class WarmStartConfig(LoopConfig):
     steps: int | None = Field(default=300, gt=0)
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    closed_form_batches: int = Field(default=16, ge=0)  # batches of the least squares for last linear layers; 0: none
 
 
 def warm_start(
@@ -41,7 +42,8 @@ def warm_start(
     """Fit all new modules of a converted model at once; no labels are needed and nothing else changes.
 
     Each module reads what the dense model computed (teacher forcing) and imitates what the dense model made of it,
-    so no gradient flows from one step to another.
+    so no gradient flows from one step to another. Where a module ends in a linear layer, its best weights for the
+    module's start are solved for first; then all parameters are trained.
 
     Args:
         student: a converted model, trained in place; it ends in evaluation mode.
@@ -58,7 +60,9 @@ def warm_start(
     precision = resolve_precision(config.precision, new[0].device)
     before = _measure(trunk, teacher, batches, precision == "bf16")
     stage = Stage("warm_start", out_dir=None if out_dir is None else Path(out_dir), resume=resume, progress=progress)
-    with _only(student, new):
+    if not resume:
+        _solve(trunk, teacher, loader, config)
+    with only_trained(student, new):
         result = train(_Imitation(student, teacher), loader, config, stage)
     after = _measure(trunk, teacher, batches, precision == "bf16")
     return result.model_copy(update={"step_losses_before": before, "step_losses_after": after})
@@ -80,6 +84,13 @@ class _Imitation(nn.Module):
         return {f"step_{step}": loss for step, loss in losses.items()}
 
 
+def _solve(trunk: Trunk, teacher: nn.Module, loader: Loader, config: WarmStartConfig) -> None:
+    # In full precision: the sums cancel, and there are few batches.
+    device = next(trunk.parameters()).device
+    batches = islice(loader, config.closed_form_batches)
+    fit_last_layers_(trunk, (trace(teacher, batch.to(device).images) for batch in batches))
+
+
 def _trunk_to_fit(student: nn.Module) -> Trunk:
     if not is_converted(student):
         raise ConfigError(f"warm start: this {type(student).__name__} is dense; convert it first (vitslim.convert)")
@@ -98,17 +109,3 @@ def _measure(trunk: Trunk, teacher: nn.Module, batches: list[Batch], reduced: bo
             for step, loss in trunk.local_loss(trace(teacher, batch.to(device).images)).items():
                 sums[step] = sums.get(step, 0.0) + float(loss) / len(batches)
     return sums
-
-
-@contextmanager
-def _only(model: nn.Module, trained: list[nn.Parameter]) -> Generator[None]:
-    """Freeze everything but some parameters, for a while."""
-    wanted = {id(parameter) for parameter in trained}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)

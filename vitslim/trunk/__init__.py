@@ -1,6 +1,6 @@
 """The trunk: a plan of steps in place of a dense model's blocks."""
 
-from vitslim.trunk.axes import BoundBlock, DenseMixing, Mixing, TokenRule, Weights
+from vitslim.trunk.axes import BoundBlock, DenseMixing, LastLinear, Mixing, TokenRule, Weights
 from vitslim.trunk.plan import Conversion, Plan, Step, check_reuse, dense_plan, settle_
 from vitslim.trunk.seam import install_trunk_, is_converted, plan_summary, trunk_of
 from vitslim.trunk.stream import Stream, TokenState
@@ -12,6 +12,7 @@ __all__ = [
     "Conversion",
     "DenseMixing",
     "DroppedPart",
+    "LastLinear",
     "Mixing",
     "Plan",
     "SortedTokens",

@@ -68,6 +68,21 @@ class BoundBlock:
         return self.adapter.scale(self.block)
 
 
+@dataclass(frozen=True)
+class LastLinear:
+    """A linear layer at the end of a new module, whose best weights are known in closed form.
+
+    Args:
+        layer: shall map ``inputs`` to ``targets`` in the least-squares sense.
+        inputs: what the layer reads when the module reads what the dense model computed.
+        targets: what it should then give.
+    """
+
+    layer: nn.Linear
+    inputs: Float[Tensor, "s f"]
+    targets: Float[Tensor, "s d"]
+
+
 class Axis(nn.Module):
     """What the three kinds of choices have in common."""
 
@@ -83,6 +98,10 @@ class Axis(nn.Module):
         Returns:
             A relative squared error (0 is perfect, 1 as bad as a constant), or ``None`` without new parameters.
         """
+        return None
+
+    def last_linear(self, step: int, dense: DenseTrace) -> LastLinear | None:
+        """The regression that ``local_loss`` is for the last linear layer alone; ``None`` where there is none."""
         return None
 
     def describe(self) -> str:

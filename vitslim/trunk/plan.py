@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import BlockAdapter, DenseTrace, TokenLayout, adapter_for, token_layout
-from vitslim.trunk.axes import BoundBlock, DenseMixing, Mixing, TokenRule, Weights
+from vitslim.trunk.axes import BoundBlock, DenseMixing, LastLinear, Mixing, TokenRule, Weights
 from vitslim.trunk.stream import Stream
 
 
@@ -79,6 +79,11 @@ class Step(nn.Module):
         losses = [axis.local_loss(self.origin, dense) for axis in (self.mixing, self.tokens, self.weights)]
         present = [loss for loss in losses if loss is not None]
         return torch.stack(present).sum() if present else None
+
+    def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
+        """The closed-form regressions of all three choices."""
+        found = [axis.last_linear(self.origin, dense) for axis in (self.mixing, self.tokens, self.weights)]
+        return [one for one in found if one is not None]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
-from vitslim.trunk.axes import Axis, BoundBlock
+from vitslim.trunk.axes import Axis, BoundBlock, LastLinear
 from vitslim.trunk.plan import Conversion, Plan, Step
 from vitslim.trunk.stream import Stream
 
@@ -110,6 +110,10 @@ class Trunk(nn.Module):
         """
         losses = {index: step.local_loss(dense) for index, step in enumerate(self._steps())}
         return {index: loss for index, loss in losses.items() if loss is not None}
+
+    def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
+        """Regressions that fit the last layers of new modules in closed form; the same order for every trace."""
+        return [found for step in self._steps() for found in step.last_linears(dense)]
 
     def summary(self) -> list[dict[str, Any]]:
         """The plan as plain data, one row per step."""
