@@ -353,7 +353,7 @@ def _merged(plan: Plan) -> Plan:
             blocks[step.origin] = merged_view(weights.own)
         kept = None
         if weights.lrc is not None or weights.nll is not None:
-            kept = Recursive(f"{weights.name} (merged)", None, coefficients=weights.lrc, nll=weights.nll)
+            kept = Recursive(f"own, merged from {weights.name}", None, coefficients=weights.lrc, nll=weights.nll)
         steps.append(Step(step.origin, step.mixing, step.tokens, kept, origin=step.origin))
     return replace(plan, blocks=dict(sorted(blocks.items())), steps=tuple(steps))
 
