@@ -22,11 +22,15 @@ RESULTS = ROOT / "examples" / "results"
 README = ROOT / "README.md"
 COMMAND = "python examples/measure.py bench"
 
-STUDENTS = {
-    "skipat": ("skipat", {}),
-    "skipat-narrow": ("skipat", {"expansion": 0.5}),
-    "skipat-narrow-quarter": ("skipat", {"expansion": 0.25}),
-    "skipat-identity": ("skipat", {"identity": True}),
+STUDENTS: dict[str, list[tuple[str, dict]]] = {
+    "skipat": [("skipat", {})],
+    "skipat-narrow": [("skipat", {"expansion": 0.5})],
+    "skipat-identity": [("skipat", {"identity": True})],
+    "evo-vit": [("evo_vit", {})],
+    "sret": [("sret", {})],
+    "sparsifiner-query": [("sparsifiner", {})],
+    "sparsifiner-image": [("sparsifiner", {"granularity": "image"})],
+    "skipat-narrow-evo-vit": [("skipat", {"expansion": 0.5, "layers": [1, 2, 3]}), ("evo_vit", {})],
 }
 # Model, image size in pixels, batch sizes, backends: what people deploy on a CPU, and where attention weighs more.
 SETTINGS = (
@@ -40,8 +44,11 @@ def bench() -> None:
         torch.manual_seed(0)
         dense = vitslim.open_model(name, pretrained=False, img_size=size)
         models = {"dense": dense}
-        for student, (method, options) in STUDENTS.items():
-            models[student] = vitslim.convert(dense, method, **options)
+        for student, conversions in STUDENTS.items():
+            model = dense
+            for method, options in conversions:
+                model = vitslim.convert(model, method, **options)
+            models[student] = model
         report = vitslim.benchmark(models, against=dense, batches=batches, backends=backends, threads=1, rounds=25)
         write_json(RESULTS / f"cpu_{name}_{size}.json", {"command": COMMAND, **report.model_dump(mode="json")})
         print(markdown_table(report.rows))

@@ -40,7 +40,7 @@ def documents() -> dict[str, Any]:
     return {
         "config.json": {
             "format_version": 1,
-            "base": {"name": "vit_toy"},
+            "base": {"architecture": "vit_toy"},
             "conversions": [{"method": "skipat", "options": {"layers": [2, 3], "expansion": 0.5, "residual": None}}],
             "input": {"image_size": [32, 32]},
             "versions": {"vitslim": "0.1.0"},

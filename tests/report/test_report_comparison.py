@@ -78,7 +78,7 @@ def test_a_student_without_accuracy_is_named_not_dropped(family: Path) -> None:
 
 
 def test_students_of_different_teachers_are_cautioned(family: Path, parts: dict[str, Any]) -> None:
-    config = parts["config.json"] | {"base": {"name": "other"}}
+    config = parts["config.json"] | {"base": {"architecture": "other"}}
     (family / "paper" / "config.json").write_text(json.dumps(config))
     metrics = parts["metrics.json"] | {"teacher": {"images": 5, "top1": 0.2}}
     (family / "paper" / "metrics.json").write_text(json.dumps(metrics))

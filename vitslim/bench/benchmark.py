@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
@@ -27,7 +27,7 @@ class BenchConfig(Config):
 
     backends: tuple[Backend, ...] = ("torch", "ort")
     precisions: tuple[Precision, ...] = ("fp32",)
-    batches: tuple[int, ...] = (1, 8)  # images per call
+    batches: tuple[PositiveInt, ...] = (1, 8)  # images per call
     threads: int = Field(default=1, ge=1)  # CPU threads of every backend; two on a small shared machine gave nonsense
     rounds: int = Field(default=30, ge=MIN_ROUNDS)  # samples per model
     warmup: int = Field(default=3, ge=1)  # calls before the first sample

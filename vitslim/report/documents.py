@@ -34,7 +34,7 @@ class RunConfig(Document):
     @property
     def base_name(self) -> str | None:
         """The dense model's name in timm."""
-        name = self.base.get("name")
+        name = self.base.get("architecture")
         return None if name is None else str(name)
 
 

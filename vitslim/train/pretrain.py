@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import nn
 
 from vitslim import files
@@ -81,9 +80,8 @@ def pretrain(
     ]
     _round_to_half_(model)
     held_out = evaluate(model, _open(model, config.data, config.phases[-1], "val"), progress=progress)
-    with files.atomic_path(folder / WEIGHTS_FILE) as scratch:
-        halves = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(halves, scratch, {"format": "pt"})
+    halves = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    files.write_tensors(folder / WEIGHTS_FILE, halves, {"format": "pt"})
     result = PretrainResult(
         config=config.model_dump(mode="json"),
         phases=results,

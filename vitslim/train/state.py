@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -52,8 +51,7 @@ def save_state(path: Path, state: RunState, model: nn.Module, average: nn.Module
             else:
                 scalars.setdefault(str(index), {})[key] = value
     metadata = {"run": state.model_dump_json(), "optimizer": json.dumps(scalars)}
-    with files.atomic_path(path) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata)
+    files.write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def read_run_state(path: Path) -> RunState:

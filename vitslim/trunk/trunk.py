@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
@@ -54,6 +55,7 @@ class Trunk(nn.Module):
         self.width = plan.width
         self.history: tuple[Conversion, ...] = plan.history
         self.base = base
+        self.grad_checkpointing = False
         # In a tuple, so that it is not registered twice; the model owns it.
         self._patch_embed: tuple[nn.Module] = (patch_embed,)
 
@@ -73,8 +75,18 @@ class Trunk(nn.Module):
         """Walk all steps: (b, n, d) tokens in natural order in and out."""
         stream = self.start(tokens)
         for step in self._steps():
-            tokens, stream = self.take(step, tokens, stream, context)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                tokens, stream = checkpoint(self.take, step, tokens, handed_to(step, stream), context)
+            else:
+                tokens, stream = self.take(step, tokens, stream, context)
         return tokens if stream.token_state is None else stream.token_state.restore(tokens)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what passes between steps for the backward pass, where the trunk is called at once.
+
+        timm's models loop over the steps when their own ``set_grad_checkpointing`` is on, and need nothing here.
+        """
+        self.grad_checkpointing = enable
 
     def start(self, tokens: Tensor) -> Stream:
         """The stream at the beginning of a walk."""
@@ -202,7 +214,7 @@ class _Walk:
         stream = self.trunk.start(tokens) if self.stream is None else self.stream
         active = self.active
         if torch.is_grad_enabled():
-            self.entries[index] = (active, stream)
+            self.entries[index] = (active, handed_to(step, stream))
         taken, stream = self.trunk.take(step, tokens if active is None else active, stream, context)
         self.done, self.stream = index + 1, stream
         if stream.token_state is None:
@@ -219,6 +231,11 @@ class _Walk:
         active, stream = self.entries[index]
         taken, stream = self.trunk.take(step, tokens if active is None else active, stream, context)
         return taken if stream.token_state is None else stream.token_state.restore(taken)
+
+
+def handed_to(step: Step, stream: Stream) -> Stream:
+    """The stream as a step reads it; what waits for a backward pass then holds no ẑ that nobody wants."""
+    return stream if step.mixing.reads_z else replace(stream, z=None)
 
 
 def check_grid(grid: tuple[int, int], static: tuple[int, int]) -> None:
