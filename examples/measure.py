@@ -1,7 +1,8 @@
 """Make the figures of the README, and put them into it.
 
-    python examples/measure.py bench    # CPU speed and cost at deployment size -> examples/results/cpu_<model>_<size>.json
+    python examples/measure.py bench    # CPU speed and cost at deployment size -> examples/results/cpu_*.json
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
+    python examples/measure.py support  # which pairs of methods compose -> examples/results/support.json
     python examples/measure.py readme   # regenerate the tables of README.md from examples/results/
 
 A README table is never typed: it is rendered from the committed JSON, which names its command and machine.
@@ -16,6 +17,7 @@ import torch
 import vitslim
 from vitslim.bench import BenchReport, caption, markdown_table, replace_between_markers
 from vitslim.files import read_json, write_json, write_text
+from vitslim.methods import pair_support, support_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "examples" / "results"
@@ -61,6 +63,10 @@ def demo() -> None:
     write_json(RESULTS / "demo.json", {"command": "make demo", **document, "bench": report})
 
 
+def support() -> None:
+    write_json(RESULTS / "support.json", {"command": "python examples/measure.py support", "pairs": pair_support()})
+
+
 def readme() -> None:
     text = README.read_text()
     for path in sorted(RESULTS.glob("cpu_*.json")):
@@ -70,6 +76,8 @@ def readme() -> None:
         text = replace_between_markers(text, path.stem, f"{markdown_table(report.rows)}\n\n{caption(report, command)}")
     if (RESULTS / "demo.json").is_file():
         text = replace_between_markers(text, "demo", demo_table(read_json(RESULTS / "demo.json")))
+    if (RESULTS / "support.json").is_file():
+        text = replace_between_markers(text, "support", support_table(read_json(RESULTS / "support.json")))
     write_text(README, text)
 
 
@@ -80,8 +88,17 @@ def demo_table(document: dict) -> str:
     return "\n".join([*lines, "", *document["notes"], f"Command: `{document['command']}`."])
 
 
+def support_table(document: dict) -> str:
+    (header, *lines), notes = support_cells(document["pairs"])
+    rows = [header, ["---"] * len(header), *lines]
+    table = ["| " + " | ".join(row) + " |" for row in rows]
+    families = "; ".join(dict.fromkeys(row["family"] for row in document["pairs"]))
+    asked = f"Tried on four blocks of each family ({families}), with default options but for what the name says; "
+    return "\n".join([*table, "", *(f"* {note}" for note in notes), "", f"{asked}`{document['command']}`."])
+
+
 if __name__ == "__main__":
-    verbs = {"bench": bench, "demo": demo, "readme": readme}
+    verbs = {"bench": bench, "demo": demo, "support": support, "readme": readme}
     if len(sys.argv) != 2 or sys.argv[1] not in verbs:
         sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)}; given {json.dumps(sys.argv[1:])}")
     verbs[sys.argv[1]]()

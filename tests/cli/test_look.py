@@ -52,9 +52,18 @@ def test_the_list_of_models_ends_in_a_count(vitslim: Command) -> None:
     assert "test_vit" in outcome.out
 
 
+def test_the_pairs_that_compose_are_listed_with_their_reasons(vitslim: Command) -> None:
+    rows = vitslim("list", "pairs", "--json").document
+    assert {"first": "skipat", "second": "evo_vit", "family": "ViT", "supported": True, "reason": ""} in rows
+    assert all(bool(row["reason"]) != row["supported"] for row in rows)
+    table = vitslim("list", "pairs")
+    assert "sret, repeated" in table.out
+    assert "[1] sparsifiner.prune_layers: block 1 has no attention to prune by" in table.error
+
+
 def test_an_unknown_list_is_refused(vitslim: Command) -> None:
     outcome = vitslim("list", "colours")
-    assert (outcome.code, outcome.error) == (2, "list 'colours' is not known; wanted models, methods or aliases")
+    assert (outcome.code, outcome.error) == (2, "list 'colours' is not known; wanted models, methods, aliases or pairs")
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from vitslim.progress import Progress
 
 VERBS = (
     *("list", "inspect", "analyze", "doctor"),
-    *("convert", "train", "pretrain", "run", "demo"),
+    *("convert", "train", "pretrain", "run", "demo", "import"),
     *("eval", "export", "verify", "bench", "report"),
 )
 
@@ -115,7 +115,7 @@ def test_the_real_command_answers_with_its_exit_code() -> None:
     found = subprocess.run([command, "list", "models?"], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stdout == ""
-    assert found.stderr == "error: list 'models?' is not known; wanted models, methods or aliases\n"
+    assert found.stderr == "error: list 'models?' is not known; wanted models, methods, aliases or pairs\n"
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
 from vitslim.export import export_onnx, verify
-from vitslim.methods import convert
+from vitslim.methods import convert, method_support
 from vitslim.methods.pruning import Pruning
 from vitslim.methods.sparsifiner import SparseMixing
 from vitslim.models import trace
@@ -161,9 +161,9 @@ def test_steps_that_share_a_block_have_predictors_of_their_own() -> None:
 
 def test_two_rules_for_the_tokens_are_refused() -> None:
     evolved = convert(dense("vit_plain"), "evo_vit", stages=(1, 2))
-    with pytest.raises(ConfigError, match=r"step 0 already has a rule for its tokens"):
+    with pytest.raises(ConfigError, match=r"step 1 already has a rule for its tokens \(kept 8 of 16"):
         convert(evolved, "sparsifiner", token_keep_rate=0.5)
-    with pytest.raises(ConfigError, match=r"evo_vit: step 0 already has a rule for its tokens"):
+    with pytest.raises(ConfigError, match=r"evo_vit: step 1 already has a rule for its tokens \(kept 10 of 16"):
         convert(pruned("vit_plain"), "evo_vit", stages=(1, 2))
 
 
@@ -171,6 +171,15 @@ def test_pruning_by_a_block_that_does_not_attend_is_refused() -> None:
     skipped = convert(dense("vit_plain"), "skipat", layers=(2,))
     with pytest.raises(ConfigError, match=r"prune_layers: block 2 has no attention to prune by \(reuse"):
         convert(skipped, "sparsifiner", token_keep_rate=0.5, prune_layers=(2,))
+
+
+def test_skipping_a_block_whose_attention_prunes_is_refused() -> None:
+    model = pruned("vit_plain")
+    with pytest.raises(ConfigError, match=r"step 3 \(kept 36 %, pruned .* by the attention of the step before it"):
+        convert(model, "skipat", layers=(2,))
+    reason = method_support(model)["skipat"]["reason"]
+    assert "which computes none (reuse (expansion 2)); let that step attend" in reason
+    convert(model, "skipat", layers=(1,))
 
 
 @torch.no_grad()

@@ -187,7 +187,7 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path("weights.npz").write_bytes(b"")
     assert refusal(CheckpointError, NAME, weights="weights.npz") == snapshot(
-        "weights file weights.npz is a .npz file; wanted ('.safetensors', '.pth', '.pt', '.bin', '.tar')"
+        "weights file weights.npz is a .npz file; wanted ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.t7')"
     )
 
 

@@ -33,18 +33,20 @@ def register(app: typer.Typer) -> None:
 
 
 def list_what(
-    what: Annotated[str, typer.Argument(help="models, methods or aliases")] = "methods",
+    what: Annotated[str, typer.Argument(help="models, methods, aliases or pairs")] = "methods",
     json: options.JsonOption = False,
 ) -> None:
-    """List models, methods or aliases; `list models` builds each of timm's ViTs without weights."""
+    """List models, methods, aliases, or which pairs of methods compose; `list models` builds each of timm's ViTs."""
     if what == "methods":
         _list_methods(json)
     elif what == "aliases":
         _list_aliases(json)
     elif what == "models":
         _list_models(json)
+    elif what == "pairs":
+        _list_pairs(json)
     else:
-        raise ConfigError(f"list {what!r} is not known; wanted models, methods or aliases")
+        raise ConfigError(f"list {what!r} is not known; wanted models, methods, aliases or pairs")
 
 
 def inspect(
@@ -278,6 +280,19 @@ def _list_models(json: bool) -> None:
         [(info.name, info.family, "yes" if info.supported else "no", info.reason) for info in rows],
     )
     say(f"\n{sum(info.supported for info in rows)} of {len(rows)} can be converted")
+
+
+def _list_pairs(json: bool) -> None:
+    from vitslim.methods import pair_support, support_cells
+
+    rows = pair_support()
+    if json:
+        print_json(rows)
+        return
+    (header, *lines), notes = support_cells(rows)
+    print_table("which methods compose", header, lines)
+    for note in notes:
+        say(note)
 
 
 def _version(name: str) -> str:

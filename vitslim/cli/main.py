@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from vitslim.cli import check, look, make
+from vitslim.cli import bring, check, look, make
 from vitslim.errors import VitslimError
 
 _INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 look.register(app)
 make.register(app)
+bring.register(app)
 check.register(app)
 
 

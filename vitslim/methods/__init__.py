@@ -4,6 +4,7 @@ from vitslim.methods.convert import convert, method_support, read_options, repla
 from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
 from vitslim.methods.sret import SretConfig, merge_residuals
+from vitslim.methods.support import pair_support, support_cells
 from vitslim.methods.table import METHODS, list_methods, method_named
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "merge_residuals",
     "method_named",
     "method_support",
+    "pair_support",
     "read_options",
     "replay",
     "set_schedule_",
+    "support_cells",
 ]

@@ -225,10 +225,10 @@ def resolve(config: EvoViTConfig, plan: Plan, analysis: Evidence | None) -> EvoV
             tokens that another method chooses already.
     """
     stages = _stages(config.stages, plan.depth)
-    busy = [index for index, step in enumerate(plan.steps) if type(step.tokens) is not TokenRule]
-    if busy:
-        taken = plan.steps[busy[0]].tokens.describe_for(plan.layout)
-        raise ConfigError(f"evo_vit: step {busy[0]} already has a rule for its tokens ({taken}); one of them can rule")
+    busy = plan.ruled_step
+    if busy is not None:
+        taken = plan.steps[busy].tokens.describe_for(plan.layout)
+        raise ConfigError(f"evo_vit: step {busy} already has a rule for its tokens ({taken}); one of them can rule")
     resolved = config.model_copy(
         update={
             "stages": stages,

@@ -34,6 +34,7 @@ class Pruning(TokenRule):
         self.keep = keep
         self.selects = selects
         self.reduces = keep < 1.0
+        self.reads_row_before = selects
         self.score = score
 
     def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
@@ -90,11 +91,10 @@ def faults_of_pruning(layers: tuple[int, ...], plan: Plan) -> list[str]:
         if not plan.steps[layer].mixing.uses_attention:
             found = plan.steps[layer].mixing.describe()
             faults.append(f"block {layer} has no attention to prune by ({found})")
-    busy = [index for index, step in enumerate(plan.steps) if type(step.tokens) is not TokenRule]
-    if busy:
-        taken = plan.steps[busy[0]].tokens.describe_for(plan.layout)
+    busy = plan.ruled_step
+    if busy is not None:
+        taken = plan.steps[busy].tokens.describe_for(plan.layout)
         faults.append(
-            f"step {busy[0]} already has a rule for its tokens ({taken}); one of them can rule, "
-            "leave token_keep_rate at 1"
+            f"step {busy} already has a rule for its tokens ({taken}); one of them can rule, leave token_keep_rate at 1"
         )
     return faults

@@ -27,7 +27,7 @@ from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, Method, recommended_layers
 from vitslim.models import DenseTrace
 from vitslim.shapes import Config
-from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream
+from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_reuse
 
 
 class SkipAtConfig(Config):
@@ -226,7 +226,8 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
     """Fill in ``layers`` and check them against the plan.
 
     Raises:
-        ConfigError: ``auto`` without an analysis, a layer out of range, or a layer that cannot be skipped.
+        ConfigError: ``auto`` without an analysis, a layer out of range, a layer that cannot be skipped, or one whose
+            attention a token rule goes by.
     """
     depth = plan.depth
     layers = config.layers
@@ -252,21 +253,28 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
                 f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})"
             )
     residual = config.expansion < 2.0 if config.residual is None else config.residual
-    return config.model_copy(update={"layers": layers, "residual": residual})
+    resolved = config.model_copy(update={"layers": layers, "residual": residual})
+    # On the meta device nothing is drawn.
+    check_reuse(_with_reuse(plan, resolved, torch.device("meta")).steps)
+    return resolved
 
 
 def apply(plan: Plan, config: SkipAtConfig) -> Plan:
     """The plan with the attention of ``config.layers`` replaced by reuse."""
+    return _with_reuse(plan, config, plan.device)
+
+
+def _with_reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Plan:
     layers = cast("tuple[int, ...]", config.layers)
-    return plan.with_steps({layer: plan.steps[layer].but(mixing=_reuse(plan, config)) for layer in layers})
+    return plan.with_steps({layer: plan.steps[layer].but(mixing=_reuse(plan, config, device)) for layer in layers})
 
 
-def _reuse(plan: Plan, config: SkipAtConfig) -> Reuse:
+def _reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Reuse:
     if config.identity:
         return Reuse(None, config.expansion)
-    with torch.device(plan.device):
+    with torch.device(device):
         phi = SkipFunction(plan.width, config.expansion, config.kernel_size, residual=bool(config.residual))
-    if plan.device.type != "meta":
+    if device.type != "meta":
         if config.init == "identity":
             phi.start_at_identity_()
         else:

@@ -244,9 +244,12 @@ def _check_repeatable(grouped: list[int], plan: Plan) -> None:
         )
     changed = [index for index, step in enumerate(plan.steps) if not step.is_plain]
     if changed:
-        step = plan.steps[changed[0]]
+        # Name a step in which the change shows: a token rule stands in all steps, also where everybody takes part.
+        index = plan.ruled_step if type(plan.steps[changed[0]].mixing) is DenseMixing else changed[0]
+        index = changed[0] if index is None else index
+        step = plan.steps[index]
         raise ConfigError(
-            f"sret.recursions: step {changed[0]} is not dense any more ({step.mixing.describe()}, tokens "
+            f"sret.recursions: step {index} is not dense any more ({step.mixing.describe()}, tokens "
             f"{step.tokens.describe_for(plan.layout)}); convert with sret first, or use recursions=1"
         )
 

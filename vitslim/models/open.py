@@ -53,7 +53,7 @@ BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 
 _SOURCE_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".t7")
 
 
 def resolve_name(name: str) -> str:
@@ -174,8 +174,11 @@ def _unknown_option(name: str, error: TypeError) -> ConfigError:
     return ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}")
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, *, averaged: bool = True) -> dict[str, torch.Tensor]:
     """The tensors of a weights file, without ever running code that is inside it.
+
+    Args:
+        averaged: of a training checkpoint with both take the moving average of the weights, not the weights.
 
     Raises:
         CheckpointError: missing, of an unknown kind, corrupt, or with objects that are not tensors.
@@ -185,7 +188,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix not in _WEIGHT_SUFFIXES:
         raise CheckpointError(f"weights file {path} is a {path.suffix or 'nameless'} file; wanted {_WEIGHT_SUFFIXES}")
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        state = load_state_dict(str(path), use_ema=averaged, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"weights file {path} is not readable as tensors only: {reason}") from error

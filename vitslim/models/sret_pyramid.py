@@ -157,7 +157,7 @@ class SretPyramid(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -171,7 +171,8 @@ class SretPyramid(nn.Module):
         """
         if norm or output_fmt != "NCHW":
             raise ConfigError(f"norm={norm}, output_fmt={output_fmt!r}: stages give their grids as they are, NCHW")
-        wanted, last = feature_take_indices(len(self.transformers), indices)
+        asked = list(indices) if isinstance(indices, Sequence) else indices
+        wanted, last = feature_take_indices(len(self.transformers), asked)
         grids = list(islice(self._stages(x), last + 1 if stop_early else None))
         chosen = [grids[stage] for stage in wanted]
         return chosen if intermediates_only else (grids[-1], chosen)
@@ -228,7 +229,7 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: SretPyramid) -> dict[s
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        own = _first_name(name, model)
+        own = first_name(name, model)
         if own in renamed and not torch.equal(renamed[own], tensor):
             raise ValueError(f"{name} differs from {own}, which is the same parameter of a shared block")
         renamed.setdefault(own, tensor)
@@ -238,7 +239,8 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: SretPyramid) -> dict[s
     return renamed
 
 
-def _first_name(name: str, model: SretPyramid) -> str:
+def first_name(name: str, model: SretPyramid) -> str:
+    """Of the names that the authors' weights give a parameter, one per application, the one that is kept here."""
     parts = name.split(".")
     if parts[:1] != ["transformers"] or parts[2:3] != ["blocks"] or int(parts[3]) % 2 == 1:
         return name
@@ -306,7 +308,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _build(name: str, pretrained: bool, shape: dict[str, Any], options: dict[str, Any]) -> SretPyramid:
+def _build(name: str, pretrained: bool, shape: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     return build_model_with_cfg(
         SretPyramid,
         name,
@@ -318,19 +320,19 @@ def _build(name: str, pretrained: bool, shape: dict[str, Any], options: dict[str
 
 
 @register_model
-def vitslim_sret_tiny(pretrained: bool = False, **options: Any) -> SretPyramid:
+def vitslim_sret_tiny(pretrained: bool = False, **options: Any) -> nn.Module:
     """SReT-T: 4.8 M parameters, 1.1 GMAC, 76.0 % (README); distilled 77.6 %."""
     return _build("vitslim_sret_tiny", pretrained, {"mlp_ratio": 3.6}, options)
 
 
 @register_model
-def vitslim_sret_lt(pretrained: bool = False, **options: Any) -> SretPyramid:
+def vitslim_sret_lt(pretrained: bool = False, **options: Any) -> nn.Module:
     """SReT-LT: 5.0 M parameters, 1.2 GMAC, 76.7 % (README); distilled 77.7 %."""
     return _build("vitslim_sret_lt", pretrained, {"mlp_ratio": 4.0}, options)
 
 
 @register_model
-def vitslim_sret_small(pretrained: bool = False, **options: Any) -> SretPyramid:
+def vitslim_sret_small(pretrained: bool = False, **options: Any) -> nn.Module:
     """SReT-S: 20.9 M parameters, 4.2 GMAC, 81.9 % (README); distilled 82.7 %."""
     shape = {"base_dims": (42, 42, 42), "heads": (3, 6, 12), "mlp_ratio": 3.0, "nll_ratio": 2.0}
     return _build("vitslim_sret_small", pretrained, shape, options)

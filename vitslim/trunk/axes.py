@@ -164,6 +164,9 @@ class TokenRule(Axis):
     reduces: bool = False
     """Whether some tokens take no part in this step."""
 
+    reads_row_before: bool = False
+    """Whether it chooses by the class row of the very step before, which therefore has to attend."""
+
     def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
         """Look once at the whole plan that this rule, the one of step ``index``, is part of."""
 

@@ -128,6 +128,12 @@ class Plan:
     def dtype(self) -> torch.dtype:
         return next(next(iter(self.blocks.values())).parameters()).dtype
 
+    @property
+    def ruled_step(self) -> int | None:
+        """The first step at which a token rule of some method reduces, or else stands; ``None`` where none does."""
+        ruled = [index for index, step in enumerate(self.steps) if type(step.tokens) is not TokenRule]
+        return next((index for index in ruled if self.steps[index].tokens.reduces), ruled[0] if ruled else None)
+
     def with_steps(self, changed: Mapping[int, Step]) -> Plan:
         """The same plan with some steps replaced."""
         return replace(self, steps=tuple(changed.get(index, step) for index, step in enumerate(self.steps)))
@@ -147,7 +153,8 @@ def settle_(steps: Sequence[Step]) -> None:
 def check_reuse(steps: Sequence[Step]) -> None:
     """Refuse a step that reads ẑ of tokens which have none, because they took no part in the step before.
 
-    Also refuse one that works on the whole grid after the tokens were sorted.
+    Also refuse one that works on the whole grid after the tokens were sorted, and one that chooses tokens by the
+    attention of a step that has none.
 
     Raises:
         ConfigError: with the two steps.
@@ -158,6 +165,13 @@ def check_reuse(steps: Sequence[Step]) -> None:
             raise ConfigError(
                 f"step {index} ({step.mixing.describe()}) works on the whole grid, but from step {choosing} on "
                 f"({steps[choosing].tokens.describe()}) the tokens are sorted; keep such steps before it"
+            )
+    for index, step in enumerate(steps):
+        if step.tokens.reads_row_before and not (index and steps[index - 1].mixing.uses_attention):
+            before = steps[index - 1].mixing.describe() if index else "there is none"
+            raise ConfigError(
+                f"step {index} ({step.tokens.describe()}) chooses patches by the attention of the step before it, "
+                f"which computes none ({before}); let that step attend"
             )
     # Whether ẑ of the step before is known for every token: it took all, or handed on what it had read for all.
     whole = True

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from timm.models import checkpoint
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
@@ -76,7 +76,8 @@ class Trunk(nn.Module):
         stream = self.start(tokens)
         for step in self._steps():
             if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens, stream = checkpoint(self.take, step, tokens, handed_to(step, stream), context)
+                handed = handed_to(step, stream)
+                tokens, stream = checkpoint(self.take, step, tokens, handed, context, use_reentrant=False)
             else:
                 tokens, stream = self.take(step, tokens, stream, context)
         return tokens if stream.token_state is None else stream.token_state.restore(tokens)

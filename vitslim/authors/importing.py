@@ -1,0 +1,132 @@
+"""Authors' checkpoints onto our models, with every tensor accounted for."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitslim.authors import evo_vit, skipat, sparsifiner, sret
+from vitslim.authors.ledger import ImportReport, Ledger, Source
+from vitslim.errors import CheckpointError, ConfigError
+from vitslim.methods import convert
+from vitslim.models import open_model, read_weights
+from vitslim.trunk import is_converted, trunk_of
+
+SOURCES: dict[str, Source] = {row.SOURCE.name: row.SOURCE for row in (skipat, evo_vit, sret, sparsifiner)}
+"""Whose checkpoints can be imported, by the name that users type."""
+
+
+class Imported(NamedTuple):
+    """The model, in eval mode, and what became of every tensor."""
+
+    model: nn.Module
+    report: ImportReport
+
+
+def import_checkpoint(
+    checkpoint: Mapping[str, Any] | str | Path,
+    source: str,
+    base: str | nn.Module,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> Imported:
+    """Bring a checkpoint that a method's authors released onto our model.
+
+    The number of heads is in no state dict: it is the base's, as are image size and preprocessing.
+
+    Args:
+        checkpoint: the authors' state dict, or a file of it, which is read without running code inside it. Of a file
+            with several, the trained weights are taken and not their moving average, as the authors' evaluation does.
+        source: ``skipat``, ``evo_vit``, ``sparsifiner`` or ``sret``.
+        base: timm name of the dense model (for ``sret`` of the pyramid), whose classes follow the checkpoint, or a
+            dense model as it is; its weights are not read, and it is left as it is.
+        img_size: pixels of a named base, where the checkpoint is not of its usual ones.
+        options: what the file cannot tell, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
+            with a named base the pyramid's arguments, as ``sliced``.
+
+    Raises:
+        ConfigError: unknown source, base or option, or a base that is converted already.
+        CheckpointError: an unreadable file, tensors missing or left over, or of another shape than the base's.
+    """
+    row = _source_named(source)
+    state = _read(checkpoint)
+    inferred = row.infer(state)
+    size = {} if img_size is None else {"img_size": img_size}
+    dense = _opened(base, state, size if row.method else {**size, **options})
+    if row.method is None:
+        model = copy.deepcopy(dense)
+    else:
+        model = convert(dense, row.method, **{**inferred, **options})
+        options = dict(trunk_of(model).history[-1].options)
+    ledger = Ledger(state)
+    row.book(ledger, model)
+    _check_names(ledger, source)
+    _check_shapes(ledger, model, source)
+    model.load_state_dict(ledger.filled)
+    report = ImportReport(source=source, method=row.method, options=options, used=ledger.used, dropped=ledger.dropped)
+    return Imported(model.eval(), report)
+
+
+def _source_named(name: str) -> Source:
+    if name not in SOURCES:
+        close = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(SOURCES)}"
+        raise ConfigError(f"no authors' checkpoints are known by {name!r}; {hint}")
+    return SOURCES[name]
+
+
+def _read(checkpoint: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:
+    if not isinstance(checkpoint, Mapping):
+        # The authors' training scripts, DeiT's among them, leave their arguments in the file: plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return read_weights(Path(checkpoint), averaged=False)
+    odd = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{odd[0]!r} holds a {type(checkpoint[odd[0]]).__name__}, not a tensor; pass the state dict itself"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
+
+
+def _opened(base: str | nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> nn.Module:
+    if isinstance(base, str):
+        weight = state.get("head.weight")
+        classes = 0 if weight is None else len(weight)
+        return open_model(base, pretrained=False, num_classes=classes, **options)
+    if options:
+        raise ConfigError(f"the base is built already; build it with {', '.join(options)}, or give its name")
+    if is_converted(base):
+        done = ", ".join(entry.method for entry in trunk_of(base).history)
+        raise ConfigError(f"the base was already converted ({done}); give the dense model, or its timm name")
+    return base
+
+
+def _check_names(ledger: Ledger, source: str) -> None:
+    left = ledger.unexpected()
+    faults: list[str] = []
+    if ledger.missing:
+        faults.append(f"{len(ledger.missing)} tensors are missing, first {ledger.missing[0]!r}")
+    if left:
+        faults.append(f"{len(left)} are unexpected, first {left[0]!r}")
+    if faults:
+        raise CheckpointError(f"this checkpoint does not fit {source} on this base: {'; '.join(faults)}")
+
+
+def _check_shapes(ledger: Ledger, model: nn.Module, source: str) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    odd = [name for name, tensor in ledger.filled.items() if tuple(tensor.shape) != wanted[name]]
+    if odd:
+        theirs = " + ".join(given for given, own in ledger.used.items() if own == odd[0])
+        raise CheckpointError(
+            f"this checkpoint does not fit {source} on this base: {len(odd)} tensors have another shape, first "
+            f"{theirs} with {tuple(ledger.filled[odd[0]].shape)} where the base wants {wanted[odd[0]]}; choose a base "
+            "of that width, depth, image size and number of classes"
+        )

@@ -1,0 +1,53 @@
+"""Sparsifiner on DeiT, as the authors released it (lim142857/Sparsifiner).
+
+Theirs is a DeiT whose attention modules hold a ``mask_predictor``; its two token matrices lie tokens × rows, ours rows
+× tokens. Shares of keys and of tokens are not in the file: pass ``keep_rate``, ``token_keep_rate`` where they are not
+the defaults. Ours always keeps the class token as a key, theirs only where it is among the largest: the outputs are
+close, not the same. Their LV-ViT form has another network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitslim.authors.ledger import Ledger, Source, shape_of
+from vitslim.errors import CheckpointError
+
+_PREDICTOR = re.compile(r"blocks\.steps\.(\d+)\.mixing\.predictor\.(\w+)\.?(\w*)")
+_MATRICES = {"down": "proj_n", "basis": "proj_back_n"}
+_LINEAR = {"query": "proj_c_q", "key": "proj_c_k"}
+
+
+def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Rows of the basis.
+
+    Raises:
+        CheckpointError: no Sparsifiner, or narrow keys of another width than half a head.
+    """
+    first = "blocks.0.attn.mask_predictor"
+    rows = shape_of(state, f"{first}.proj_n", SOURCE.name)[1]
+    narrow, width = shape_of(state, f"{first}.proj_c_q.weight", SOURCE.name)
+    if narrow != max(1, width // 2):
+        raise CheckpointError(f"{first} reduces heads of {width} to {narrow}; ours knows half of it, {width // 2}")
+    return {"n_down": rows, "scale": "heads", "init": "scratch"}
+
+
+def book(ledger: Ledger, model: nn.Module) -> None:
+    """Book all tensors."""
+    for own in model.state_dict():
+        found = _PREDICTOR.fullmatch(own)
+        if found is None:
+            ledger.use(own, own)
+            continue
+        theirs = f"blocks.{found[1]}.attn.mask_predictor"
+        if found[2] in _MATRICES:
+            ledger.turn(own, f"{theirs}.{_MATRICES[found[2]]}")
+        else:
+            ledger.use(own, f"{theirs}.{_LINEAR[found[2]]}.{found[3]}")
+
+
+SOURCE = Source("sparsifiner", "sparsifiner", infer, book)

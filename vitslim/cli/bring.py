@@ -1,0 +1,50 @@
+"""The verb that brings in what a method's authors released: import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitslim.cli import options
+from vitslim.cli.screen import print_json, print_table, say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command."""
+    app.command("import")(import_checkpoint)
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="the authors' weights: .pth, .t7, .safetensors")],
+    source: Annotated[str, typer.Option("--from", help="skipat, evo_vit, sret or sparsifiner", show_default=False)],
+    base: Annotated[
+        str, typer.Option("--base", help="the dense model by timm name; for sret the pyramid", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="output folder", show_default=False)],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="KEY=VALUE", help="what the file cannot tell, as layers=3-8"),
+    ] = None,
+    img_size: options.ImageSizeOption = None,
+    overwrite: options.OverwriteOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Bring a checkpoint of a method's authors onto our model, every tensor accounted for."""
+    from vitslim import authors, checkpoint
+    from vitslim.cli.look import show_resolved
+
+    checkpoint.check_output_folder(out, overwrite=overwrite)
+    given = options.method_entries([source], option or [])[0]
+    del given["method"]
+    show_resolved(base)
+    model, report = authors.import_checkpoint(file, source, base, img_size=options.image_size(img_size), **given)
+    checkpoint.save(model, out, overwrite=overwrite)
+    if json:
+        print_json({"out": str(out), **report.model_dump(mode="json")})
+        return
+    reasons = list(report.dropped.values())
+    rows = [[str(len(report.used)), "used"], *([str(reasons.count(why)), why] for why in dict.fromkeys(reasons))]
+    print_table("tensors", ("count", "what became of them"), rows)
+    say(f"wrote {out}")
