@@ -57,7 +57,7 @@ def test_the_scores_that_are_computed_are_those_of_the_slices() -> None:
         return fused(query, key, value, bias)
 
     sliced_attention(watched, *operands(14), 4, prefix=2)
-    # 4 slices of 3 patches beside 3 heads, each reading 2 prefix keys and 3 of its own; then 2 prefix queries, all keys.
+    # 4 slices of 3 patches beside 3 heads, each reading 2 prefix keys and its own 3; then 2 prefix queries, all keys.
     assert shapes == [(2, 12, 3, 5), (2, 3, 2, 14)]
 
 

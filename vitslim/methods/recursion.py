@@ -75,9 +75,9 @@ class SharedLinear(nn.Module):
         """An ordinary linear map with the full sum as its weight."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        linear.weight = nn.Parameter(self.weight.detach().clone())
+        linear.weight = nn.Parameter(self.weight.detach().clone(), self._shared[0].weight.requires_grad)
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().clone())
+            linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
@@ -85,7 +85,11 @@ class SharedLinear(nn.Module):
 
 
 class SharedBlock(nn.Module):
-    """The matrices that several steps share, at the places where timm's block has them; no biases, no norms."""
+    """The matrices that several steps share, at the places where timm's block has them; no biases, no norms.
+
+    Args:
+        weights: by the path of their linear map; one that asks for a gradient is trained.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ class SharedBlock(nn.Module):
                     place.add_module(parent, nn.Module())
                 place = place.get_submodule(parent)
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            linear.weight = nn.Parameter(weight)
+            linear.weight = nn.Parameter(weight.detach(), weight.requires_grad)
             place.add_module(name, linear)
 
 

@@ -277,10 +277,11 @@ def _shared_block(members: tuple[int, ...], pick: int, plan: Plan, config: SretC
         owners = [member for member in members if path in maps[member]]
         if config.shared == "stepwise":
             nearest = min(owners, key=lambda owner: abs(owner - pick))
-            shared[path] = maps[nearest][path].weight.detach().clone()
+            matrix = maps[nearest][path].weight.detach().clone()
         else:
             together = torch.stack([maps[owner][path].weight.detach().double() for owner in owners])
-            shared[path] = together.mean(dim=0).to(plan.dtype)
+            matrix = together.mean(dim=0).to(plan.dtype)
+        shared[path] = matrix.requires_grad_(any(maps[owner][path].weight.requires_grad for owner in owners))
     return SharedBlock(shared)
 
 
