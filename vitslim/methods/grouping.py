@@ -21,7 +21,7 @@ def alike_groups(similarity: Sequence[Sequence[float | None]], blocks: Sequence[
 
     def price(group: Sequence[int]) -> float:
         pairs = [(first, second) for place, first in enumerate(group) for second in group[:place]]
-        return sum(1.0 - (similarity[first][second] or 0.0) for first, second in pairs)
+        return sum((1.0 - (similarity[first][second] or 0.0) for first, second in pairs), start=0.0)
 
     # best[k][end]: least price of the first ``end`` blocks in k groups, and the groups.
     best: list[dict[int, tuple[float, Groups]]] = [{0: (0.0, ())}]

@@ -40,10 +40,10 @@ def _try_conversion(recipe: Recipe, source: nn.Module) -> list[dict[str, Any]]:
     model = copy.deepcopy(source).to("meta")
     for entry in recipe.convert:
         options = {name: value for name, value in entry.items() if name != "method"}
-        if options.get("layers") == "auto":
+        for name in [name for name, value in options.items() if value == "auto"]:
             if recipe.analyze is None:
-                raise ConfigError("layers: auto needs the analysis of the same recipe; add an analyze section")
-            options["layers"] = None
+                raise ConfigError(f"{name}: auto needs the analysis of the same recipe; add an analyze section")
+            options[name] = None
         model = convert(model, entry["method"], **options)
     return plan_summary(model) if is_converted(model) else []
 
