@@ -67,7 +67,7 @@ def test_wrong_words_are_one_line_on_stderr(words: list[str], message: str, vits
         (CheckFailedError("out of tolerance"), 1, "out of tolerance"),
         (MissingDependencyError("pip install 'vitslim[onnx]'"), 3, "pip install 'vitslim[onnx]'"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "/data/x: No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "/data/x: Permission denied"),
     ],
 )
 def test_faults_leave_as_one_line_with_their_exit_code(

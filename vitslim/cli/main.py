@@ -32,7 +32,7 @@ check.register(app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and turn errors into one line on stderr and an exit code."""
     # Before torch is imported: OpenMP's waiting threads shall sleep, not spin. On a machine with other work to do the
-    # spinning made training ten times slower (18 instead of 200 img/s).
+    # spinning made training five times slower (18 instead of 94 img/s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -1,7 +1,7 @@
 """Start values with which a small ViT begins to learn at once.
 
-timm's start (all matrices at deviation 0.02) suits wide models; a 128-wide one stays near chance for a whole pass over
-30,000 images with it, and is at 10 % after half a pass with this one.
+timm's start (all matrices at deviation 0.02) suits wide models: in one trial on 30,000 images a 128-wide one was at
+2 % after 0.7 of a pass with it, and at 10 % after half a pass with this one.
 """
 
 import math
