@@ -48,6 +48,7 @@ class SavedModel(Config):
     conversions: list[SavedConversion]
     dtype: str
     input: Preprocessing
+    parameters: int | None = None
     class_names: list[str] | None = None
     versions: dict[str, str]
 
@@ -84,7 +85,7 @@ def save(
     # The same description travels inside the file, so that the file alone can be loaded.
     write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt", FORMAT: json.dumps(document)})
     write_json(folder / CONFIG_FILE, document)
-    write_text(folder / "README.md", model_card(config, model, metrics))
+    write_text(folder / "README.md", model_card(config, metrics))
     return folder
 
 
@@ -122,6 +123,7 @@ def describe_saved(
         conversions=[SavedConversion(method=entry.method, options=dict(entry.options)) for entry in history],
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         input=preprocessing(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         class_names=class_names,
         versions=versions(),
     )
@@ -197,9 +199,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(config: SavedModel, model: nn.Module, metrics: Mapping[str, Any] | None) -> str:
+def model_card(config: SavedModel, metrics: Mapping[str, Any] | None) -> str:
     """README.md of a saved model: what it is, how it was made, how to use it, what was measured."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     name = config.base.architecture.removeprefix(":")  # a class that was built by hand
     made = " → ".join(["dense", *(entry.method for entry in config.conversions)])
     lines = [
@@ -212,7 +213,7 @@ def model_card(config: SavedModel, model: nn.Module, metrics: Mapping[str, Any] 
         "|---|---|",
         f"| base model | `{name}` |",
         f"| image size | {config.input.image_size[0]} × {config.input.image_size[1]} px |",
-        f"| parameters | {parameters / 1e6:.2f} M |",
+        f"| parameters | {(config.parameters or 0) / 1e6:.2f} M |",
     ]
     for entry in config.conversions:
         options = ", ".join(f"{name}={value}" for name, value in entry.options.items() if value is not None)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitslim.analysis import AnalysisReport, analyze, linear_cka
@@ -260,3 +261,12 @@ def test_no_images_and_images_that_break_the_model_are_data_errors(vit: nn.Modul
 def test_an_unknown_model_is_refused_by_its_adapter(batches: Batches) -> None:
     with pytest.raises(UnsupportedModelError):
         analyze(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval(), batches(8))
+
+
+@pytest.mark.parametrize(("pool", "stays"), [("token", True), ("avg", False)])
+def test_the_last_block_may_be_reused_only_where_patches_are_read(pool: Any, stays: bool, batches: Batches) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    model = VisionTransformer(**sizes, num_classes=5, global_pool=pool).eval()
+    found = analyze(model, batches(8, 8)).recommended
+    assert ("Block 3 stays" in found.reason) is stays

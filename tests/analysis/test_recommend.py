@@ -58,6 +58,14 @@ def test_the_least_damaging_layers_are_chosen() -> None:
     assert found.layers == [2, 4]
 
 
+def test_the_last_layer_stays_where_the_class_token_alone_is_read() -> None:
+    figures = effects(0.9, 0.8, 0.1, 0.05), [None, *[0.5] * 4], even(5)
+    assert recommend(*figures, max_layers=2).layers == [3, 4]
+    found = recommend(*figures, max_layers=2, reads_class_token=True)
+    assert found.layers == [2, 3]
+    assert "Block 4 stays" in found.reason
+
+
 def test_equal_damage_is_decided_by_r2_then_by_likeness() -> None:
     assert recommend(effects(0.1, 0.1, 0.1), [None, 0.2, 0.9, 0.5], even(4), max_layers=1).layers == [2]
     cka = even(4)

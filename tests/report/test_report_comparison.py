@@ -105,3 +105,23 @@ def test_a_folder_without_output_folders_is_refused(tmp_path: Path, name: str) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no output folders"):
         read_comparison(tmp_path / name)
+
+
+def test_parameters_are_of_the_model_that_was_evaluated_not_of_the_one_that_was_timed(family: Path) -> None:
+    path = family / "paper" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parameters": 1_234_000}))
+    found = {entry.name: entry.parameters for entry in read_comparison(family).entries}
+    timed = read_comparison(family).entries[0].rows[0].params
+    assert found["paper"] == 1_234_000
+    assert found["narrow"] == timed
+    assert "1.234 M" in words(render_comparison(read_comparison(family)))
+
+
+def test_a_dense_folder_has_the_timings_of_the_dense_model(family: Path) -> None:
+    path = family / "paper" / "config.json"
+    dense = json.loads(path.read_text()) | {"conversions": []}
+    (family / "control").mkdir()
+    (family / "control" / "config.json").write_text(json.dumps(dense))
+    control = next(entry for entry in read_comparison(family).entries if entry.name == "control")
+    assert control.is_dense
+    assert [row.speedup_vs_dense for row in control.rows] == [1.0]

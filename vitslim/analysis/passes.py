@@ -24,6 +24,7 @@ from vitslim.analysis.result import (
 )
 from vitslim.errors import ConfigError, DataError
 from vitslim.models import DenseTrace, describe, trace
+from vitslim.models.readout import reads_class_token_alone
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.trunk import is_converted
 
@@ -89,7 +90,14 @@ def analyze(
     replacement = _replace_each(model, batches, maps, measure)
     linear_r2 = [None if fitted is None else fitted.r2 for fitted in maps]
     z_cka = _table(found.z)
-    advice = recommend(replacement, linear_r2, z_cka, max_layers=max_layers, max_kl=max_kl)
+    advice = recommend(
+        replacement,
+        linear_r2,
+        z_cka,
+        max_layers=max_layers,
+        max_kl=max_kl,
+        reads_class_token=reads_class_token_alone(model),
+    )
     if advice.layers:
         batches = _reporting("replace together", _batches(model, loader, few, []), loader, few, progress)
         together = _replace_together(model, batches, maps, measure, advice.layers)

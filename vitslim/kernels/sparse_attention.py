@@ -177,10 +177,13 @@ def _kept_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: i
     patches, tokens = rows.shape[2], basis.shape[-1]
     tiles = tile_count(patches, tile)
     summed = F.pad(rows, (0, 0, 0, tiles * tile - patches)).unflatten(2, (tiles, tile)).sum(dim=3)
-    scores = summed @ (basis.float() if basis.ndim == 2 else basis.float().unsqueeze(1))
-    always = torch.arange(tokens, device=scores.device) < prefix
-    order = scores.masked_fill(always, float("inf")).sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :keys].contiguous()
+    with torch.autocast(coefficients.device.type, enabled=False):  # half precision would make many scores equal
+        scores = summed @ (basis.float() if basis.ndim == 2 else basis.float().unsqueeze(1))
+    index = torch.arange(tokens, device=scores.device)
+    # Bits of non-negative floats sort like the floats. With the index behind them no two are equal, so topk, twice as
+    # fast as a stable sort, has no ties to break.
+    ranks = (scores.masked_fill(index < prefix, float("inf")).view(torch.int32).long() << 32) | (tokens - 1 - index)
+    return ranks.topk(keys, dim=-1).indices
 
 
 @_kept_keys.register_fake

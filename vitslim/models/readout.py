@@ -9,6 +9,11 @@ from vitslim.errors import UnsupportedModelError
 _POOLS = ("token", "avg", "avgmax", "max")
 
 
+def reads_class_token_alone(model: nn.Module) -> bool:
+    """Whether nothing but the class token (and a distillation token) reaches the output."""
+    return getattr(model, "global_pool", None) == "token" and getattr(model, "attn_pool", None) is None
+
+
 def read_patch_mean_(model: nn.Module) -> nn.Module:
     """Let the classifier read the mean of all patch tokens, normalised after the mean.
 

@@ -20,8 +20,9 @@ from vitslim.files import read_json, write_json
 from vitslim.methods import convert
 from vitslim.models import open_model
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE, run
-from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
+from vitslim.pipeline.side_by_side import run_side_by_side
+from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import Recipe, read_recipe
 from vitslim.report import read_comparison, write_comparison
 
@@ -53,19 +54,13 @@ def run_demo(
     settings = _settings(everything=everything, quick=quick)
     root = Path(out)
     _claim(root, settings, overwrite=overwrite)
-    entries: dict[str, list[dict[str, Any]]] = {CONTROL: [], **settings["students"]}
-    for name, conversions in entries.items():
-        document = {**settings["recipe"], "convert": conversions}
-        if name == next(iter(settings["students"])):
-            document["analyze"] = settings["analyze"]
-        if not conversions:
-            document["warm_start"] = None
-        run(read_recipe(document, origin="demo"), root / name, overwrite=True, progress=_named(progress, name))
+    recipes = _recipes(settings)
+    run_side_by_side(recipes, root, overwrite=True, progress=progress)
     speed = _bench(root, settings, progress)
     notes = _notes(speed, settings, quick=quick)
     comparison = read_comparison(root, "Built-in demo")
     page = write_comparison(replace(comparison, cautions=[*comparison.cautions, *notes]), root / "report.html")
-    rows = [_row(root, name, speed) for name in entries]
+    rows = [_row(root, name, speed) for name in recipes]
     document = {
         "rows": rows,
         "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
@@ -81,10 +76,23 @@ def demo_recipe(student: str) -> Recipe:
     Raises:
         ConfigError: no student of that name.
     """
-    settings = _settings(everything=True, quick=False)
-    if student not in settings["students"]:
-        raise ConfigError(f"the demo has no student {student!r}; known: {', '.join(settings['students'])}")
-    return read_recipe({**settings["recipe"], "convert": settings["students"][student]}, origin="demo")
+    recipes = _recipes(_settings(everything=True, quick=False))
+    if student not in recipes:
+        raise ConfigError(f"the demo has no student {student!r}; known: {', '.join(recipes)}")
+    return recipes[student]
+
+
+def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:
+    """The recipe of the dense control, which has everything but a conversion, and those of the students."""
+    students = cast("dict[str, dict[str, Any]]", settings["students"])
+    documents = {CONTROL: {"convert": [], "warm_start": None}, **students}
+    for number, (name, changes) in enumerate(students.items()):
+        if number == 0 or any("auto" in entry.values() for entry in changes["convert"]):
+            documents[name] = {**changes, "analyze": settings["analyze"]}
+    return {
+        name: read_recipe(_merged(settings["recipe"], changes), origin=f"demo, {name}")
+        for name, changes in documents.items()
+    }
 
 
 def _settings(*, everything: bool, quick: bool) -> dict[str, Any]:
@@ -108,13 +116,6 @@ def _claim(root: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     RunFolder(root).begin(yaml.safe_dump(dict(settings), sort_keys=False), overwrite=overwrite)
 
 
-def _named(progress: ProgressCallback, name: str) -> ProgressCallback:
-    def report(one: Progress) -> None:
-        progress(Progress(f"{name}: {one.stage}", one.done, one.total, one.unit, one.metrics))
-
-    return report
-
-
 def _bench(root: Path, settings: Mapping[str, Any], progress: ProgressCallback) -> BenchReport:
     section = settings["bench"]
     folder = RunFolder(root)
@@ -122,8 +123,8 @@ def _bench(root: Path, settings: Mapping[str, Any], progress: ProgressCallback) 
         torch.manual_seed(0)
         dense = open_model(section["model"], pretrained=False)
         models: dict[str, nn.Module] = {"dense": dense}
-        for name, conversions in settings["students"].items():
-            models[name] = _converted(dense, conversions)
+        for name, student in settings["students"].items():
+            models[name] = _converted(dense, student["convert"])
         report = benchmark(models, baseline="dense", exporter=export_onnx, progress=progress, **section["settings"])
         write_json(root / BENCH_FILE, report.model_dump(mode="json"))
         folder.finish("bench")

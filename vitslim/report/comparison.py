@@ -22,6 +22,7 @@ class ComparisonEntry:
         rows: its timings, each with its ratio against the dense model of the same run.
         note: one sentence on what it is.
         is_dense: whether it is a dense model, against which the others are held.
+        parameters: of the model that was evaluated; the timings may be of a larger one of its kind.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ComparisonEntry:
     rows: Sequence[BenchRow] = ()
     note: str = ""
     is_dense: bool = False
+    parameters: int | None = None
 
     def row_at(self, setting: tuple[str, str, int]) -> BenchRow | None:
         """Its timing in one setting; None when it was not measured there."""
@@ -83,11 +85,17 @@ def _entry(parts: ReportParts, shared: Bench | None) -> ComparisonEntry:
     bench = shared or parts.bench
     is_dense = parts.config is not None and not parts.config.conversions
     if shared:
-        rows = shared.rows_of(parts.name)
+        # A dense model that was trained on has the timings of the dense one.
+        rows = shared.rows_of(parts.name) or (shared.rows_of(shared.dense_name) if is_dense else [])
     else:
         rows = bench.rows_of(bench.dense_name if is_dense else bench.student_name) if bench else []
     quality = (parts.metrics.student or (parts.metrics.teacher if is_dense else None)) if parts.metrics else None
-    return ComparisonEntry(parts.name, quality, rows, conversion_sentence(parts), is_dense)
+    size = parts.config.parameters if parts.config else None
+    return ComparisonEntry(parts.name, quality, rows, conversion_sentence(parts), is_dense, size or _timed_size(rows))
+
+
+def _timed_size(rows: Sequence[BenchRow]) -> int | None:
+    return rows[0].params if rows else None
 
 
 def _dense_entries(found: list[ReportParts], shared: Bench | None, taken: set[str]) -> list[ComparisonEntry]:
@@ -97,18 +105,18 @@ def _dense_entries(found: list[ReportParts], shared: Bench | None, taken: set[st
     control = next((one.dense_control for one in metrics if one.dense_control), None)
     bench = shared or next((parts.bench for parts in found if parts.bench), None)
     rows = bench.rows_of(bench.dense_name) if bench else []
+    own_sizes = [parts.config.parameters for parts in found if parts.config and not parts.config.conversions]
+    size = next((one for one in own_sizes if one), _timed_size(rows))
     note = "The pretrained model that the students imitate."
     entries: list[ComparisonEntry] = []
     if (teacher or rows) and not (bench and bench.dense_name in taken):
-        entries.append(ComparisonEntry(TEACHER, teacher, rows, note, is_dense=True))
+        entries.append(ComparisonEntry(TEACHER, teacher, rows, note, is_dense=True, parameters=size))
     if control and CONTROL not in taken:
         own = bench.rows_of(CONTROL) if bench else []
         note = "The dense model, trained as long as the students."
         shares = " It has the teacher’s architecture, so the teacher’s timings stand for it."
-        entry = ComparisonEntry(
-            CONTROL, control, own or rows, note if own or not rows else note + shares, is_dense=True
-        )
-        entries.append(entry)
+        note = note if own or not rows else note + shares
+        entries.append(ComparisonEntry(CONTROL, control, own or rows, note, is_dense=True, parameters=size))
     return [replace(entry, rows=_as_baseline(entry.rows)) for entry in entries]
 
 

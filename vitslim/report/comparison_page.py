@@ -69,7 +69,7 @@ def _overview_row(entry: ComparisonEntry, comparison: Comparison) -> list[str]:
         fixed(100 * half_width(top1, quality.images)) if quality and top1 is not None else ABSENT,
         points(top1 - reference) if top1 is not None and reference is not None else ABSENT,
         percent(quality.agreement if quality else None),
-        amount(first.params if first else None),
+        amount(entry.parameters),
         amount(first.macs if first else None, "MAC"),
         *("baseline" if row and entry.is_dense and row.speedup_vs_dense == 1 else ratio_cell(row) for row in rows),
     ]

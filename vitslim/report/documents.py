@@ -29,6 +29,7 @@ class RunConfig(Document):
     base: dict[str, Any] = {}
     conversions: list[Conversion] = []
     input: dict[str, Any] = {}
+    parameters: int | None = None
     versions: dict[str, Any] = {}
 
     @property

@@ -68,7 +68,9 @@ def _dot(point: Point, x_axis: Axis, y_axis: Axis) -> Markup:
 
 def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Markup]:
     """Names beside the points, moved down where two would overlap, then tied to their point by a thin line."""
-    placed: list[tuple[float, float, float]] = []
+    # A dot counts as a thin piece of text at its height, so that no name is written over it.
+    dots = [(x_axis.position(point.speedup), y_axis.position(100 * point.top1)) for point in points]
+    placed = [(y + 4, x - 6, x + 6) for x, y in dots]
     pieces: list[Markup] = []
     for point in sorted(points, key=lambda one: -one.top1):
         x, y = x_axis.position(point.speedup), y_axis.position(100 * point.top1)

@@ -1,5 +1,6 @@
 """The top of the report: one sentence and four cards."""
 
+import itertools
 from typing import Any
 
 from vitslim.report.documents import Bench, BenchRow
@@ -7,6 +8,8 @@ from vitslim.report.markup import Markup, element, join, paragraph
 from vitslim.report.numbers import Verdict, amount, block_list, percent, plain, points, times
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.speed import TONES
+
+_LONG = 4  # values of an option that are written out one by one
 
 
 def headline(parts: ReportParts) -> Markup:
@@ -117,9 +120,17 @@ def _option_words(options: dict[str, Any]) -> str:
             words.append(name)
         elif name == "layers" and isinstance(value, list) and all(type(entry) is int for entry in value):
             words.append(f"layers {block_list(value)}")
+        elif isinstance(value, list) and len(value) > _LONG:
+            words.append(f"{name} {_in_runs(value)}")
         else:
             words.append(f"{name} {plain(value)}")
     return ", ".join(words)
+
+
+def _in_runs(values: list[Any]) -> str:
+    """A long list with what repeats written once: ``1 ×4, 0.5 ×8``."""
+    counted = [(plain(value), len(list(run))) for value, run in itertools.groupby(values)]
+    return ", ".join(f"{value} ×{count}" if count > 1 else value for value, count in counted)
 
 
 def _pixels(size: object) -> str:

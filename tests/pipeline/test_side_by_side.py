@@ -1,0 +1,39 @@
+"""Several roads at once: each in its folder, as if it ran alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pipeline.tiny import MODEL, RECIPE
+from vitslim import checkpoint
+from vitslim.errors import DataError
+from vitslim.pipeline import run
+from vitslim.pipeline.side_by_side import run_side_by_side
+from vitslim.progress import Progress
+from vitslim.recipe import Recipe, read_recipe
+
+
+def small(**changes: Any) -> Recipe:
+    return read_recipe({"model": MODEL, "convert": [{"method": "skipat"}], "report": False, **changes})
+
+
+def test_roads_side_by_side_end_as_alone(tmp_path: Path) -> None:
+    trained = {**RECIPE, "control": False, "analyze": None, "warm_start": None}
+    recipes = {"trained": read_recipe(trained), "converted": small()}
+    reports: list[Progress] = []
+    run_side_by_side(recipes, tmp_path / "together", overwrite=False, progress=reports.append)
+    run(recipes["trained"], tmp_path / "alone")
+    together = checkpoint.load(tmp_path / "together" / "trained").state_dict()
+    alone = checkpoint.load(tmp_path / "alone").state_dict()
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert {"trained: distill", "converted: convert"} <= {one.stage for one in reports}
+
+
+def test_the_fault_of_one_is_raised_and_the_others_stay(tmp_path: Path) -> None:
+    recipes = {"sound": small(), "broken": small(data={"source": str(tmp_path / "nowhere"), "batch_size": 4})}
+    with pytest.raises(DataError, match="nowhere"):
+        run_side_by_side(recipes, tmp_path / "out", overwrite=False, progress=lambda one: None)
+    assert checkpoint.is_saved_model(tmp_path / "out" / "sound")
+    assert not (tmp_path / "out" / "broken").exists()
