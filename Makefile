@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "vitslim needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]' || \
+		echo "no TensorRT-RTX to be had here; the tests that build engines will be skipped"
 	@touch $(STAMP)
 
 demo: venv
@@ -23,8 +25,8 @@ demo: venv
 
 # Two runs of the tests: shape checks on for all, then off for those that compile.
 test: check
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not compiled"
-	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(BIN)/python -m pytest -q -m compiled
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not compiled"
+	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m compiled
 
 check: venv
 	$(BIN)/ruff check .

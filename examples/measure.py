@@ -33,6 +33,8 @@ STUDENTS: dict[str, list[tuple[str, dict]]] = {
     "sparsifiner-query": [("sparsifiner", {})],
     "sparsifiner-image": [("sparsifiner", {"granularity": "image"})],
     "skipat-narrow-evo-vit": [("skipat", {"expansion": 0.5, "layers": [1, 2, 3]}), ("evo_vit", {})],
+    "skipat-identity-evo-vit": [("skipat", {"identity": True, "layers": [5, 6, 9, 10]}), ("evo_vit", {})],
+    "sparsifiner-image-evo-vit": [("sparsifiner", {"granularity": "image"}), ("evo_vit", {})],
 }
 # Model, image size in pixels, batch sizes, backends: what people deploy on a CPU, and where attention weighs more.
 SETTINGS = (

@@ -1,16 +1,52 @@
-"""The scripts in examples/ at least import; they are run by hand, since they take long."""
+"""The programs in examples/: all import, and those that show a method run, with little to do."""
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+EXAMPLES = {path.stem: path for path in (Path(__file__).resolve().parent.parent / "examples").glob("*.py")}
+IMAGES = "fractals:train_per_class=1,val_per_class=1"
+
+# What a run is given, and words that it must print.
+RUNS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "own_model": ({}, ("reuse", "MMAC", "features (2, 97, 96) logits (2, 7)")),
+    "compose_methods": ({}, ("sret, then evo_vit", "pruning, then evo_vit: ", "one of them can rule")),
+    "convert_evo_vit": (
+        {"data": IMAGES, "steps": 2},
+        ("kept 32 of 64, chosen by class attention", "early in training block 6: kept 32 of 64, chosen", "# "),
+    ),
+    "convert_sret": (
+        {"data": IMAGES, "steps": 1, "ranks": (0, "full"), "rounds": 5},
+        ("rank full", "agrees with the dense model on 100.0%", "x the speed of dense"),
+    ),
+    "convert_sparsifiner": ({"data": IMAGES, "steps": 1}, ("one set per image", "of 65 keys", "Q")),
+}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_imports(path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+def opened(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES[name])
     assert spec is not None
     assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_an_example_imports(name: str) -> None:
+    opened(name)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_an_example_runs_and_shows_what_it_is_about(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VITSLIM_CACHE", str(tmp_path))
+    options, words = RUNS[name]
+    opened(name).main(**options)
+    printed = capsys.readouterr().out
+    for word in words:
+        assert word in printed

@@ -2,11 +2,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
+from vitslim.bench import count_macs, count_parameters
 from vitslim.errors import ConfigError
+from vitslim.methods import convert
+from vitslim.models import open_model
 from vitslim.pipeline.training import read_pretrain_config
 from vitslim.recipe import Recipe, load_recipe, read_recipe, read_yaml, with_overrides, write_yaml
+from vitslim.train.early_tokens import faults_of_early_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -48,7 +54,49 @@ def test_every_file_in_recipes_loads(path: Path) -> None:
     if "phases" in yaml.safe_load(path.read_text()):
         read_pretrain_config(path)
     else:
-        assert load_recipe(path).convert
+        recipe = load_recipe(path)
+        assert recipe.convert or recipe.teacher
+
+
+def student_of(path: Path) -> tuple[nn.Module, nn.Module]:
+    """The dense model of a recipe and what it is converted to, without weights."""
+    recipe = load_recipe(path)
+    with torch.device("meta"):
+        dense = student = open_model(recipe.model.name, pretrained=False, **recipe.model.options)
+    for entry in recipe.convert:
+        student = convert(student, entry["method"], **{name: entry[name] for name in entry if name != "method"})
+    return dense, student
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "teacher" not in path.stem], ids=lambda path: path.stem)
+def test_the_model_of_every_recipe_can_be_converted_and_trained_as_it_says(path: Path) -> None:
+    settings = load_recipe(path).distill
+    assert settings is not None
+    assert faults_of_early_tokens(student_of(path)[1], settings.early_tokens) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs", "share"),
+    [
+        ("evo_vit_deit_small_scratch", 3.034, 0.66),
+        ("skipat_narrow_evo_vit_deit_small_finetune", 2.737, 0.60),
+        # The Sparsifiner paper: with token sparsity more than 60 % fewer.
+        ("sparsifiner_evo_vit_deit_small", 1.783, 0.40),
+        ("sparsifiner_pruned_deit_small", 1.791, 0.40),
+    ],
+)
+def test_a_recipe_saves_the_operations_that_its_head_says(name: str, gmacs: float, share: float) -> None:
+    path = ROOT / "recipes" / f"{name}.yaml"
+    dense, student = (count_macs(model) for model in student_of(path))
+    assert student / 1e9 == pytest.approx(gmacs, abs=5e-4)
+    assert student < share * dense
+    assert f"{gmacs:.3f}"[:4] in path.read_text()
+
+
+def test_the_pyramid_of_its_recipe_has_the_published_size() -> None:
+    student = student_of(ROOT / "recipes" / "sret_tiny_scratch.yaml")[1]
+    assert count_parameters(student) / 1e6 == pytest.approx(4.756, abs=5e-4)
+    assert count_macs(student) / 1e9 == pytest.approx(1.112, abs=5e-4)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

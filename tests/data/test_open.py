@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitslim.data import AugmentConfig, DataConfig, Loader, open_data
+from vitslim.data import AugmentConfig, DataConfig, Loader, open_data, warn_of_shared_images
 from vitslim.errors import ConfigError, DataError
 
 MakeFolder = Callable[..., Path]
@@ -54,6 +54,20 @@ def test_split_folders_are_found_by_their_usual_names(make_folder: MakeFolder, w
     sizes = {split: open_data(root, split=split, preprocessing=wanted, batch_size=2) for split in ("train", "val")}
     assert [loader.num_images for loader in sizes.values()] == [6, 3]
     assert sizes["val"].origin.endswith("set/validation")
+
+
+def test_one_set_of_images_for_both_splits_is_said(make_folder: MakeFolder, wanted: Any) -> None:
+    def both(root: Any) -> tuple[Loader, Loader]:
+        train, val = (open_data(root, split=split, preprocessing=wanted, batch_size=2) for split in ("train", "val"))
+        return train, val
+
+    for split in ("train", "val"):
+        sorted_root = make_folder(f"sorted/{split}")
+    warn_of_shared_images(*both(sorted_root))
+    warn_of_shared_images(*both("fractals:classes=4,train_per_class=1,val_per_class=1,image_size=16"))
+    root = make_folder()
+    with pytest.warns(UserWarning, match=r"images serves both training and evaluation: .* sort the images into train/"):
+        warn_of_shared_images(*both(root))
 
 
 def test_a_missing_split_is_refused_with_what_was_looked_for(make_folder: MakeFolder, wanted: Any) -> None:

@@ -28,6 +28,7 @@ SPARSE: dict[str, Any] = {"layers": (1, 2, 3), "keep_rate": 0.4, "n_down": 4, "g
 CASES: dict[str, MethodCase] = {
     "skipat": MethodCase("skipat", {"layers": ()}, {"layers": (1, 2)}),
     "skipat_narrow": MethodCase("skipat", {"layers": ()}, {"layers": (1, 3), "expansion": 0.5, "kernel_size": 3}),
+    "skipat_prefix": MethodCase("skipat", {"layers": ()}, {"layers": (2,), "expansion": 0.5, "prefix": "linear"}),
     "skipat_identity": MethodCase("skipat", {"layers": ()}, {"layers": (2,), "identity": True}),
     "evo_vit": MethodCase("evo_vit", {"keep": 1.0}, {}),
     "evo_vit_slow_fast": MethodCase("evo_vit", {"keep": 1.0}, {"placeholders": "slow_fast", "schedule": "layer"}),

@@ -13,8 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tests.variants import SIZE, dense, images_for, lively_
+from vitslim.errors import ConfigError
 from vitslim.methods import SkipAtConfig, convert
-from vitslim.methods.skipat import Reuse, SkipFunction, parse_layers
+from vitslim.methods.layers import parse_layers
+from vitslim.methods.skipat import Reuse, SkipFunction
 from vitslim.models import DenseTrace, trace
 from vitslim.trunk import Stream, Trunk, plan_summary, trunk_of
 
@@ -167,6 +169,7 @@ def test_the_history_holds_the_resolved_options_as_plain_data() -> None:
         "expansion": 0.5,
         "kernel_size": 5,
         "identity": False,
+        "prefix": "reuse",
         "residual": True,
         "init": "identity",
     }
@@ -278,6 +281,35 @@ def test_reuse_asked_without_a_source_says_so() -> None:
     trunk: Trunk = trunk_of(convert(dense("vit_plain"), "skipat", layers=(1,)))
     with pytest.raises(ConfigError, match="the first step must attend"):
         trunk.take(trunk.steps[1], torch.randn(1, 17, 48), Stream(layout=trunk.layout), {})
+
+
+@torch.no_grad()
+def test_the_prefix_map_starts_as_reuse_and_maps_the_prefix_rows_alone() -> None:
+    model = dense("vit_four_registers")
+    images = images_for(model)
+    plain = convert(model, "skipat", layers=(1, 2), identity=True)
+    mapped = convert(model, "skipat", layers=(1, 2), identity=True, prefix="linear")
+    torch.testing.assert_close(mapped(images), plain(images), rtol=0, atol=0)
+    mixing = mapped.blocks.steps[1].mixing
+    mixing.prefix_map.weight.mul_(2.0)
+    source = torch.randn(2, 5 + 16, 48)
+    z = mixing.predict(source, 5, (4, 4))
+    torch.testing.assert_close(z[:, :5], 2 * source[:, :5])
+    torch.testing.assert_close(z[:, 5:], source[:, 5:], rtol=0, atol=0)
+
+
+def test_a_prefix_map_costs_one_square_matrix_and_a_bias_per_skipped_block() -> None:
+    plain, mapped = (
+        convert(dense("vit_plain"), "skipat", layers=(1, 2), prefix=prefix) for prefix in ("reuse", "linear")
+    )
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (plain, mapped)]
+    assert sizes[1] - sizes[0] == 2 * (48 * 48 + 48)
+    assert plan_summary(mapped)[1]["mixing"] == "reuse (expansion 2, prefix mapped)"
+
+
+def test_a_model_without_prefix_has_nothing_to_map() -> None:
+    with pytest.raises(ConfigError, match=r"no prefix tokens"):
+        convert(dense("vit_no_class_token"), "skipat", layers=(1,), prefix="linear")
 
 
 def test_phi_never_reads_the_prefix_rows() -> None:

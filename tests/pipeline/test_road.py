@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from tests.pipeline.tiny import IMAGES, MODEL, QUIET, RECIPE, WHOLE
 from vitslim import checkpoint
@@ -40,6 +41,30 @@ def recipe_with(**changes: Any) -> Recipe:
             place = place[section]
         place[last] = value
     return read_recipe(document)
+
+
+def test_one_set_of_images_for_training_and_evaluation_is_said(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    with pytest.warns(UserWarning, match="serves both training and evaluation"):
+        check(recipe_with(data__source=str(tmp_path), data__batch_size=2))
+    check(recipe_with(data__source=str(tmp_path), data__batch_size=2, evaluate=False))
+
+
+def test_an_early_form_that_the_student_lacks_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.early_tokens=0\.5: no step of this VisionTransformer chooses"):
+        run(recipe_with(distill__early_tokens=0.5), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_learns_early_and_its_dense_control_as_always(tmp_path: Path) -> None:
+    recipe = recipe_with(convert=[{"method": "evo_vit"}], distill__early_tokens=0.5, analyze=None)
+    student = run(recipe, tmp_path).student
+    assert torch.equal(student.head.weight, state_of(tmp_path)["head.weight"])
+    assert read_json(tmp_path / "train" / "result.json")["settings"]["early_tokens"] == 0.5
+    assert read_json(tmp_path / "train" / "control" / "result.json")["settings"]["early_tokens"] == 0.0
+    assert read_json(tmp_path / "config.json")["conversions"][0]["options"]["schedule"] == "stage"
 
 
 def stages_of(recipe: Recipe, folder: Path, **options: Any) -> list[str]:

@@ -43,6 +43,17 @@ def test_the_imitation_loss_falls_and_only_last_layers_change() -> None:
         assert all(".reduce." in name for name in changed)
 
 
+def test_the_prefix_map_is_solved_beside_the_skip_function() -> None:
+    model = dense_model()
+    trunk = trunk_of(convert(model, "skipat", layers=[1, 2], prefix="linear"))
+    dense = trace(model, torch.randn(64, 3, 32, 32))
+    assert fit_last_layers_(trunk, [dense]) == 4
+    mixing = trunk.steps[2].mixing
+    source, target = dense.z[1][:, :1], dense.z[2][:, :1]
+    left = (mixing.prefix_map(source) - target).square().mean()
+    assert left < 0.1 * (source - target).square().mean()
+
+
 def test_a_conversion_without_linear_ends_is_left_as_it_is() -> None:
     model = dense_model()
     trunk = trunk_of(convert(model, "skipat", layers=[2], identity=True))

@@ -51,6 +51,16 @@ def test_the_frozen_stay_frozen(build: Build, open_loader: OpenLoader) -> None:
     assert not student.get_parameter("pos_embed").requires_grad
 
 
+def test_leave_to_resume_changes_nothing_where_there_is_nothing_to_resume(
+    build: Build, open_loader: OpenLoader, tmp_path: Path
+) -> None:
+    teacher = build()
+    students = [convert(teacher, "skipat", layers=(2,)) for _ in range(2)]
+    for student, resume in zip(students, (False, True), strict=True):
+        warm_start(student, teacher, open_loader(), config(steps=1), out_dir=tmp_path / str(resume), resume=resume)
+    assert same(weights(students[0]), weights(students[1]))
+
+
 def test_a_warm_start_can_be_resumed(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
     teacher = build()
     students = [convert(teacher, "skipat", layers=(2,)) for _ in range(2)]

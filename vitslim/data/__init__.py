@@ -1,7 +1,7 @@
 """Images: loaders over folders, Hugging Face data sets, shards, with the built-in fractals."""
 
 from vitslim.data.augment import AugmentConfig
-from vitslim.data.batch import Batch, CorruptCount, Loader, Preprocessing
+from vitslim.data.batch import Batch, CorruptCount, Loader, Preprocessing, warn_of_shared_images
 from vitslim.data.fractal import FractalConfig
 from vitslim.data.open import open_data
 from vitslim.data.spec import DataConfig
@@ -15,4 +15,5 @@ __all__ = [
     "Loader",
     "Preprocessing",
     "open_data",
+    "warn_of_shared_images",
 ]

@@ -1,5 +1,6 @@
 """What a loader hands out: batches, with an account of the images that could not be read."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -169,3 +170,13 @@ class Loader:
         highest = int(batch.labels.max()) if self.labelled and len(batch.labels) else -1
         if self.num_classes is not None and highest >= self.num_classes:
             raise DataError(f"{self.origin}: a label is {highest}, but there are {self.num_classes} classes (0 first)")
+
+
+def warn_of_shared_images(train: Loader, held_out: Loader) -> None:
+    """Say it where one set of images serves both splits, as a folder without ``train/`` and ``val/`` does."""
+    if train.origin == held_out.origin:
+        warnings.warn(
+            f"{train.origin} serves both training and evaluation: what is measured are images that were trained on; "
+            "sort the images into train/ and val/ for figures of held-out ones",
+            stacklevel=3,
+        )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.tokens import ranked
 from vitslim.methods.base import Evidence, Method
-from vitslim.methods.skipat import parse_layers
+from vitslim.methods.layers import parse_layers
 from vitslim.models import TokenLayout
 from vitslim.models.readout import read_patch_mean_
 from vitslim.shapes import Config
@@ -63,7 +63,8 @@ class EvoViTConfig(Config):
         stages: blocks, counted from 0, at whose entry patches are chosen; the first is where reduction starts, and a
             stage lasts until the next. ``None``: a third and two thirds of the depth, 4 and 8 of 12.
         schedule: ``stage`` chooses at the entry of each stage, ``layer`` anew at every block from the first stage on.
-            The authors train 200 of 300 epochs with the second; see ``set_schedule_``.
+            The authors train 200 of 300 epochs with the second and end with the first: that is ``stage`` here, with
+            ``early_tokens`` in the settings of the training.
         keep: share of the patches that take part, 0..1: one for all, one per stage, or one per block of the model. In
             the stage schedule a stage goes by its first block.
         alpha: rate at which g follows a block's class row, 0..1: one for all blocks from the first stage on (1 before
@@ -102,29 +103,55 @@ class EvoViTConfig(Config):
         return value
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a schedule asks of one step.
+
+    Args:
+        keep: share of the patches that take part; at 1 everybody does.
+        selects: choose anew at the entry.
+    """
+
+    keep: float
+    selects: bool
+
+
 class Evolution(TokenRule):
     """Who takes part in one step: the patches with the largest g, and for the others perhaps a representative.
 
     Args:
-        keep: share of the patches that take part; at 1 everybody does.
+        choice: how many patches, and whether they are chosen here.
         alpha: rate at which g follows this step's class row.
-        selects: choose anew at the entry.
         placeholders: what becomes of the others.
         align: multiple that the number of active tokens is rounded to.
         score: the name of what ranks them.
+        early: the choice early in training; ``choice`` by default.
     """
 
+    keep: float
+
     def __init__(
-        self, keep: float, alpha: float, *, selects: bool, placeholders: Placeholders, align: int, score: Score
+        self,
+        choice: Choice,
+        alpha: float,
+        *,
+        placeholders: Placeholders,
+        align: int,
+        score: Score,
+        early: Choice | None = None,
     ) -> None:
         super().__init__()
-        self.keep = keep
         self.alpha = alpha
-        self.reduces = keep < 1.0
-        self.selects = selects and self.reduces
         self.represents = placeholders == "slow_fast"
         self.align = align
         self.score: Score = score
+        self._choices = {True: early or choice, False: choice}
+        self.has_early_form = self._choices[True] != choice
+        self.choose_early_(False)
+
+    def choose_early_(self, early: bool) -> None:
+        choice = self._choices[early]
+        self.keep, self.selects, self.reduces = choice.keep, choice.selects, choice.keep < 1.0
 
     def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
         self.wants_class_attention = _row_is_read(index, cast("Sequence[Step]", steps))
@@ -308,22 +335,26 @@ def _score(score: Score | None, plan: Plan) -> Score:
 
 def _rules(config: EvoViTConfig, depth: int) -> list[Evolution]:
     """One rule per step, from a resolved config."""
-    stages, keep = cast("tuple[int, ...]", config.stages), cast("tuple[float, ...]", config.keep)
     alpha = cast("tuple[float, ...]", config.alpha)
-    if config.schedule == "stage":
-        entry = [max((stage for stage in stages if stage <= block), default=0) for block in range(depth)]
-        keep = tuple(keep[block] for block in entry)
     return [
         Evolution(
-            keep[block],
+            _choice(config, config.schedule, block),
             alpha[block],
-            selects=block in stages or (config.schedule == "layer" and block > stages[0]),
             placeholders=config.placeholders,
             align=config.align,
             score=cast(Score, config.score),
+            early=_choice(config, "layer", block),
         )
         for block in range(depth)
     ]
+
+
+def _choice(config: EvoViTConfig, schedule: Schedule, block: int) -> Choice:
+    stages, keep = cast("tuple[int, ...]", config.stages), cast("tuple[float, ...]", config.keep)
+    if schedule == "layer":
+        return Choice(keep[block], selects=block >= stages[0] and keep[block] < 1.0)
+    entry = max((stage for stage in stages if stage <= block), default=0)
+    return Choice(keep[entry], selects=block in stages and keep[entry] < 1.0)
 
 
 def _row_is_read(index: int, steps: Sequence[Step]) -> bool:

@@ -7,13 +7,15 @@ arXiv 2301.02240. The paper's letters: Z^MSA is the attention module's output be
 A skipped block l computes  ẑ_l = [ prefix rows of the source ; Φ_l(patch rows of ẑ_{l-1}) ].
 
 Beyond the paper (ours): ``expansion`` below 2, with which Φ is narrow and also saves most of the cost of the two linear
-maps that it replaces; the residual form of narrow Φ; weights that start at identity reuse, for pretrained models.
+maps that it replaces; the residual form of narrow Φ; weights that start at identity reuse, for pretrained models; a
+linear map of the prefix rows. In the paper's form the class row adds the same vector in every skipped block. A model
+trained that way makes do; a pretrained one that reads its class token loses most of its accuracy there, and no Φ can
+give it back. With one d x d map per skipped block, fitted in closed form, it does not, at the cost of one token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, Method, recommended_layers
+from vitslim.methods.layers import parse_layers
 from vitslim.models import DenseTrace
 from vitslim.shapes import Config
 from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_reuse
@@ -38,7 +41,9 @@ class SkipAtConfig(Config):
             ``None`` is the paper's middle half: blocks 3..8 of 12.
         expansion: hidden width of Φ over the embedding width d; 2 is the paper's, 0.5 or 0.25 the narrow form.
         kernel_size: side of Φ's depthwise convolution, odd.
-        identity: reuse the source as it is, without Φ.
+        identity: reuse the source's patch rows as they are, without Φ.
+        prefix: what becomes of the source's prefix rows. ``reuse`` (the paper): they pass unchanged. ``linear`` (ours):
+            each skipped block has a linear map for them.
         residual: add Φ's input to its output. ``None``: only where ``expansion`` < 2 cannot hold the identity.
         init: ``identity`` starts close to identity reuse, for conversion; ``scratch`` is for training from nothing.
     """
@@ -47,6 +52,7 @@ class SkipAtConfig(Config):
     expansion: float = Field(default=2.0, gt=0.0, le=8.0)
     kernel_size: int = Field(default=5, ge=1, le=31)
     identity: bool = False
+    prefix: Literal["reuse", "linear"] = "reuse"
     residual: bool | None = None
     init: Literal["identity", "scratch"] = "identity"
 
@@ -61,37 +67,6 @@ class SkipAtConfig(Config):
         if value % 2 == 0:
             raise ValueError("an even kernel would shift the grid; choose an odd number")
         return value
-
-
-def parse_layers(value: Any) -> tuple[int, ...]:
-    """Layers from a range, a list, or text such as ``3-8`` or ``3,5,7-9``; sorted, each once.
-
-    Raises:
-        ValueError: not a list of layers, or a layer given twice.
-    """
-    if isinstance(value, str):
-        value = _parse_layer_text(value)
-    if not isinstance(value, Iterable):
-        raise ValueError("wanted a range, a list of numbers, text such as '3-8', or 'auto'")
-    layers = list(cast("Iterable[Any]", value))
-    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-        raise ValueError("every layer is a whole number")
-    if len(set(layers)) != len(layers):
-        raise ValueError("a layer is named twice")
-    return tuple(sorted(layers))
-
-
-def _parse_layer_text(text: str) -> list[int]:
-    layers: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"{part!r} is neither a number nor a span such as 3-8")
-        span = range(int(first), int(last if dash else first) + 1)
-        if not span:
-            raise ValueError(f"the span {part!r} is empty; write the smaller number first")
-        layers.extend(span)
-    return layers
 
 
 class SkipFunction(nn.Module):
@@ -168,15 +143,17 @@ class SkipFunction(nn.Module):
 class Reuse(Mixing):
     """The attention branch of a skipped block: ẑ of the step before, through Φ on the patch rows.
 
-    The prefix rows (class, distillation, register tokens) pass unchanged. Without ``phi`` everything does.
+    The prefix rows (class, distillation, register tokens) pass unchanged or through a linear map; without ``phi`` the
+    patch rows pass unchanged.
     """
 
     uses_attention = False
     reads_z = True
 
-    def __init__(self, phi: SkipFunction | None, expansion: float) -> None:
+    def __init__(self, phi: SkipFunction | None, expansion: float, prefix_map: nn.Linear | None = None) -> None:
         super().__init__()
         self.phi = phi
+        self.prefix_map = prefix_map
         self.reads_grid = phi is not None
         self.expansion = expansion
 
@@ -194,32 +171,47 @@ class Reuse(Mixing):
 
     def predict(self, source: Float[Tensor, "b n d"], prefix: int, grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         """ẑ of this step from the one before."""
-        if self.phi is None:
+        if self.phi is None and self.prefix_map is None:
             return source
-        # ẑ_l = [ z_prefix(source) ; Φ_l(ẑ_{l-1}) ]
-        return torch.cat([source[:, :prefix], self.phi(source[:, prefix:], grid)], dim=1)
+        # ẑ_l = [ z_prefix(source) ; Φ_l(ẑ_{l-1}) ],  with our map  ẑ_l = [ P_l z_prefix(ẑ_{l-1}) ; Φ_l(ẑ_{l-1}) ]
+        front, patches = source[:, :prefix], source[:, prefix:]
+        front = front if self.prefix_map is None else self.prefix_map(front)
+        patches = patches if self.phi is None else self.phi(patches, grid)
+        return torch.cat([front, patches], dim=1)
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
-        if self.phi is None:
-            return None
+        source, target = dense.z[step - 1].detach(), dense.z[step].detach()
         prefix = dense.layout.prefix
-        target = dense.z[step][:, prefix:].detach()
-        predicted = self.phi(dense.z[step - 1][:, prefix:].detach(), dense.layout.grid)
-        # ‖Φ(Z_{l-1}) - Z_l‖² / ‖Z_l - mean Z_l‖², that is 1 - R²
-        spread = (target.float() - target.float().mean(dim=(0, 1))).square().sum()
-        return (predicted.float() - target.float()).square().sum() / spread.clamp_min(1e-12)
+        losses: list[Tensor] = []
+        if self.phi is not None:
+            losses.append(_unexplained(self.phi(source[:, prefix:], dense.layout.grid), target[:, prefix:]))
+        if self.prefix_map is not None:
+            losses.append(_unexplained(self.prefix_map(source[:, :prefix]), target[:, :prefix]))
+        return torch.stack(losses).sum() if losses else None
 
-    def last_linear(self, step: int, dense: DenseTrace) -> LastLinear | None:
-        if self.phi is None:
-            return None
+    def last_linears(self, step: int, dense: DenseTrace) -> list[LastLinear]:
+        source, target = dense.z[step - 1], dense.z[step]
         prefix = dense.layout.prefix
-        source, target = dense.z[step - 1][:, prefix:], dense.z[step][:, prefix:]
-        hidden = self.phi.hidden(source, dense.layout.grid)
-        wanted = (target - source if self.phi.residual else target) / self.phi.channel_scale(self.phi.reduce(hidden))
-        return LastLinear(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1))
+        problems: list[LastLinear] = []
+        if self.phi is not None:
+            hidden = self.phi.hidden(source[:, prefix:], dense.layout.grid)
+            wanted = target[:, prefix:] - source[:, prefix:] if self.phi.residual else target[:, prefix:]
+            wanted = wanted / self.phi.channel_scale(self.phi.reduce(hidden))
+            problems.append(LastLinear(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1)))
+        if self.prefix_map is not None:
+            front = source[:, :prefix].flatten(0, 1)
+            problems.append(LastLinear(self.prefix_map, front, target[:, :prefix].flatten(0, 1)))
+        return problems
 
     def describe(self) -> str:
-        return "reuse (identity)" if self.phi is None else f"reuse (expansion {self.expansion:g})"
+        form = "identity" if self.phi is None else f"expansion {self.expansion:g}"
+        return f"reuse ({form}{'' if self.prefix_map is None else ', prefix mapped'})"
+
+
+def _unexplained(predicted: Tensor, target: Tensor) -> Tensor:
+    # ‖Φ(Z_{l-1}) - Z_l‖² / ‖Z_l - mean Z_l‖², that is 1 - R²
+    spread = (target.float() - target.float().mean(dim=(0, 1))).square().sum()
+    return (predicted.float() - target.float()).square().sum() / spread.clamp_min(1e-12)
 
 
 def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> SkipAtConfig:
@@ -252,6 +244,8 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
             raise ConfigError(
                 f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})"
             )
+    if config.prefix == "linear" and plan.layout.prefix == 0:
+        raise ConfigError("skipat.prefix='linear': this model has no prefix tokens (class, registers); leave it out")
     residual = config.expansion < 2.0 if config.residual is None else config.residual
     resolved = config.model_copy(update={"layers": layers, "residual": residual})
     # On the meta device nothing is drawn.
@@ -270,8 +264,14 @@ def _with_reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Plan:
 
 
 def _reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Reuse:
+    prefix_map = None
+    if config.prefix == "linear":
+        prefix_map = nn.Linear(plan.width, plan.width, device=device, dtype=plan.dtype)
+        if device.type != "meta":
+            nn.init.eye_(prefix_map.weight)
+            nn.init.zeros_(prefix_map.bias)
     if config.identity:
-        return Reuse(None, config.expansion)
+        return Reuse(None, config.expansion, prefix_map)
     with torch.device(device):
         phi = SkipFunction(plan.width, config.expansion, config.kernel_size, residual=bool(config.residual))
     if device.type != "meta":
@@ -279,7 +279,7 @@ def _reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Reuse:
             phi.start_at_identity_()
         else:
             _start_from_scratch_(phi)
-    return Reuse(phi.to(plan.dtype), config.expansion)
+    return Reuse(phi.to(plan.dtype), config.expansion, prefix_map)
 
 
 def _start_from_scratch_(phi: SkipFunction) -> None:

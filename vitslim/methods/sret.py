@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, Method, block_similarity
 from vitslim.methods.grouping import Groups, alike_groups, runs, stepwise_picks
+from vitslim.methods.layers import parse_layers
 from vitslim.methods.recursion import (
     Recursive,
     SharedBlock,
@@ -34,7 +35,6 @@ from vitslim.methods.recursion import (
     merged_view,
     view_of,
 )
-from vitslim.methods.skipat import parse_layers
 from vitslim.methods.slices import SlicedMixing
 from vitslim.models.sret_parts import NonLinearProjection
 from vitslim.shapes import Config

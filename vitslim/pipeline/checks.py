@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from vitslim import checkpoint
+from vitslim.data import warn_of_shared_images
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
 from vitslim.pipeline.opening import open_images, open_source
 from vitslim.pipeline.verbs import device_named, open_any
 from vitslim.recipe import Recipe
+from vitslim.train.early_tokens import faults_of_early_tokens
 from vitslim.trunk import is_converted, plan_summary, trunk_of
 
 
@@ -27,16 +29,20 @@ def check(recipe: Recipe) -> list[dict[str, Any]]:
     """
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
-    plan = _try_conversion(recipe, source)
+    converted = _try_conversion(recipe, source)
     _check_teacher(recipe, source)
     if recipe.data is not None:
         _check_outputs(recipe, source)
-        for split in ("train", "val") if _trains(recipe) else ("val",):
-            open_images(recipe, recipe.data, source, split)
-    return plan
+        held_out = open_images(recipe, recipe.data, source, "val")
+        if _trains(recipe):
+            train = open_images(recipe, recipe.data, source, "train")
+            if recipe.evaluate and (recipe.warm_start is not None or recipe.distill is not None):
+                warn_of_shared_images(train, held_out)
+    return plan_summary(converted) if is_converted(converted) else []
 
 
-def _try_conversion(recipe: Recipe, source: nn.Module) -> list[dict[str, Any]]:
+def _try_conversion(recipe: Recipe, source: nn.Module) -> nn.Module:
+    """The model as the recipe converts it, without weights."""
     model = copy.deepcopy(source).to("meta")
     for entry in recipe.convert:
         options = {name: value for name, value in entry.items() if name != "method"}
@@ -45,7 +51,9 @@ def _try_conversion(recipe: Recipe, source: nn.Module) -> list[dict[str, Any]]:
                 raise ConfigError(f"{name}: auto needs the analysis of the same recipe; add an analyze section")
             options[name] = None
         model = convert(model, entry["method"], **options)
-    return plan_summary(model) if is_converted(model) else []
+    if recipe.distill is not None and (faults := faults_of_early_tokens(model, recipe.distill.early_tokens)):
+        raise ConfigError(f"distill.{faults[0]}")
+    return model
 
 
 def _check_teacher(recipe: Recipe, source: nn.Module) -> None:

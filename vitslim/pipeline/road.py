@@ -210,9 +210,9 @@ def _train(road: _Road, model: nn.Module, place: Path, name: str) -> None:
     assert recipe.distill is not None
     assert recipe.data is not None
     loader = open_images(recipe, recipe.data, road.source, "train", training=True)
-    result = distill(
-        model, road.teacher, loader, recipe.distill, out_dir=place, resume=True, progress=road.told_as(name)
-    )
+    # A dense control has no tokens to choose.
+    settings = recipe.distill if is_converted(model) else recipe.distill.model_copy(update={"early_tokens": 0.0})
+    result = distill(model, road.teacher, loader, settings, out_dir=place, resume=True, progress=road.told_as(name))
     write_json(place / "result.json", result.model_dump(mode="json"))
 
 

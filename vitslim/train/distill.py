@@ -9,9 +9,10 @@ from pydantic import Field
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from vitslim.data.batch import Batch, Loader
+from vitslim.data.batch import Batch, Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
 from vitslim.progress import ProgressCallback, silent
+from vitslim.train.early_tokens import early_tokens, faults_of_early_tokens
 from vitslim.train.evaluate import evaluate
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Processes, Stage, train
@@ -33,6 +34,9 @@ class DistillConfig(LoopConfig):
     mixup: float = Field(default=0.0, ge=0)  # alpha of the blending of image pairs; 0: none
     cutmix: float = Field(default=0.0, ge=0)  # alpha of the pasting of rectangles; 0: none
     mix_prob: float = Field(default=1.0, ge=0, le=1)  # share of the batches that are mixed
+    early_tokens: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # share of the steps, from the first, with tokens chosen as early in training (Evo-ViT: anew at every block)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -68,17 +72,19 @@ def distill(
         CheckFailedError: the loss became NaN or infinite.
     """
     _check(student, teacher, train_loader, config)
+    if val_loader is not None:
+        warn_of_shared_images(train_loader, val_loader)
     objective = _Distillation(student, teacher, config, _mixup(student, config))
-    new = _new_parameters(student)
-    stage = Stage(
-        "distill" if teacher is not None else "train",
-        evaluate=_evaluation(val_loader, teacher, config),
-        new_parameters=new,
-        out_dir=None if out_dir is None else Path(out_dir),
-        resume=resume,
-        progress=progress,
-    )
-    with only_trained(student, _trained_end_to_end(student)):
+    with only_trained(student, _trained_end_to_end(student)), early_tokens(student, config.early_tokens) as adapt:
+        stage = Stage(
+            "distill" if teacher is not None else "train",
+            evaluate=_evaluation(val_loader, teacher, config),
+            new_parameters=_new_parameters(student),
+            adapt=adapt,
+            out_dir=None if out_dir is None else Path(out_dir),
+            resume=resume,
+            progress=progress,
+        )
         return train(objective, train_loader, config, stage)
 
 
@@ -178,6 +184,7 @@ def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config
     """Refuse what cannot work, all faults in one message, before anything is changed."""
     faults = _loss_faults(teacher, config)
     faults += _data_faults(student, loader, config)
+    faults += faults_of_early_tokens(student, config.early_tokens)
     if faults:
         raise ConfigError("; ".join(faults))
     outputs = [_probe(model, loader, config.step_outputs > 0) for model in (student, teacher) if model is not None]

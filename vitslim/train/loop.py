@@ -50,6 +50,7 @@ class Stage:
     name: str
     evaluate: Callable[[nn.Module, Processes], Mapping[str, float]] | None = None
     new_parameters: Collection[nn.Parameter] = ()
+    adapt: Callable[[nn.Module, float], None] | None = None  # what the model becomes at this share of the run, 0..1
     out_dir: Path | None = None  # takes log.jsonl, tensorboard/, state.safetensors
     resume: bool = False
     progress: ProgressCallback = silent
@@ -105,11 +106,14 @@ class _Run:
         batches = self._batches(state)
         while state.step < self.steps and not is_late:
             self._set_learning_rate(state)
+            self._adapt(self._done(state) / self.steps)
             taken = self._step(batches, state.step)
             state = self._advance(state, taken, earlier + time.perf_counter() - started)
             window.add(taken.losses, taken.images * self.processes.count)
             is_late = self._is_late(state.seconds)
             is_last = state.step >= self.steps or is_late
+            if is_last:
+                self._adapt(1.0)
             if is_last or state.step % self.config.log_every == 0:
                 self._log(state, window, taken.gradient_norm)
             if is_last or (state.batch == 0 and state.epoch % self.config.eval_every_epochs == 0):
@@ -219,11 +223,20 @@ class _Run:
         return optimizer, schedule
 
     def _set_learning_rate(self, state: RunState) -> None:
-        """Follow the schedule by steps, or by the clock where the time will end first."""
+        self.schedule.step_update(int(self._done(state)))
+
+    def _done(self, state: RunState) -> float:
+        """How far the run is, in steps, or by the clock where the time will end first; below their number."""
         done = float(state.step)
         if self.config.max_minutes is not None:
             done = max(done, self.steps * state.seconds / (60 * self.config.max_minutes))
-        self.schedule.step_update(min(int(done), self.steps - 1))
+        return min(done, self.steps - 1)
+
+    def _adapt(self, share: float) -> None:
+        """Let the student, and its average, become what they are at this share of the run."""
+        if self.stage.adapt is not None:
+            for model in (self.student, *(() if self.average is None else (self.average.module,))):
+                self.stage.adapt(model, share)
 
     def _is_late(self, seconds: float) -> bool:
         if self.config.max_minutes is None:

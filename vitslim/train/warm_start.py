@@ -15,6 +15,7 @@ from vitslim.train.closed_form import fit_last_layers_
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
+from vitslim.train.state import STATE_FILE
 from vitslim.trunk import Trunk, is_converted, trunk_of
 
 MEASURED_BATCHES = 4  # batches on which the losses before and after are compared
@@ -60,7 +61,7 @@ def warm_start(
     precision = resolve_precision(config.precision, new[0].device)
     before = _measure(trunk, teacher, batches, precision == "bf16")
     stage = Stage("warm_start", out_dir=None if out_dir is None else Path(out_dir), resume=resume, progress=progress)
-    if not resume:
+    if not (resume and stage.out_dir is not None and (stage.out_dir / STATE_FILE).exists()):
         _solve(trunk, teacher, loader, config)
     with only_trained(student, new):
         result = train(_Imitation(student, teacher), loader, config, stage)

@@ -100,9 +100,9 @@ class Axis(nn.Module):
         """
         return None
 
-    def last_linear(self, step: int, dense: DenseTrace) -> LastLinear | None:
-        """The regression that ``local_loss`` is for the last linear layer alone; ``None`` where there is none."""
-        return None
+    def last_linears(self, step: int, dense: DenseTrace) -> list[LastLinear]:
+        """The regressions that ``local_loss`` is for the last linear layers alone."""
+        return []
 
     def describe(self) -> str:
         """A few words for lists and plans."""
@@ -166,6 +166,12 @@ class TokenRule(Axis):
 
     reads_row_before: bool = False
     """Whether it chooses by the class row of the very step before, which therefore has to attend."""
+
+    has_early_form: bool = False
+    """Whether its method chooses in another way early in training."""
+
+    def choose_early_(self, early: bool) -> None:
+        """Choose as the method does early in training, or as it does from then on; see ``Trunk.choose_early_``."""
 
     def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
         """Look once at the whole plan that this rule, the one of step ``index``, is part of."""

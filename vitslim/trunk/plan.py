@@ -82,8 +82,8 @@ class Step(nn.Module):
 
     def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
         """The closed-form regressions of all three choices."""
-        found = [axis.last_linear(self.origin, dense) for axis in (self.mixing, self.tokens, self.weights)]
-        return [one for one in found if one is not None]
+        axes = (self.mixing, self.tokens, self.weights)
+        return [one for axis in axes for one in axis.last_linears(self.origin, dense)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
 from vitslim.trunk.axes import Axis, BoundBlock, LastLinear
-from vitslim.trunk.plan import Conversion, Plan, Step
+from vitslim.trunk.plan import Conversion, Plan, Step, settle_
 from vitslim.trunk.stream import Stream
 
 
@@ -114,6 +114,29 @@ class Trunk(nn.Module):
             if isinstance(axis, Axis) and axis.fitted_apart
             for own, parameter in axis.named_parameters()
         }
+
+    @property
+    def has_early_form(self) -> bool:
+        """Whether some step's method chooses tokens in another way early in training."""
+        return any(step.tokens.has_early_form for step in self._steps())
+
+    def choose_early_(self, early: bool) -> None:
+        """Choose tokens as the methods do early in training, or as they do from then on; weights stay.
+
+        It is a matter of a training, so the history knows nothing of it: a model is saved and loaded in its last form.
+
+        Raises:
+            ConfigError: a step could not run in that form; nothing has changed then.
+        """
+        steps = self._steps()
+        for step in steps:
+            step.tokens.choose_early_(early)
+        try:
+            settle_(steps)
+        except ConfigError:
+            for step in steps:
+                step.tokens.choose_early_(not early)
+            raise
 
     def local_loss(self, dense: DenseTrace) -> dict[int, Tensor]:
         """Teacher-forced, layer-local imitation losses, one scalar for every step with something to fit.

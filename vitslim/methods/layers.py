@@ -1,0 +1,37 @@
+"""Lists of blocks as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+
+def parse_layers(value: Any) -> tuple[int, ...]:
+    """Layers from a range, a list, or text such as ``3-8`` or ``3,5,7-9``; sorted, each once.
+
+    Raises:
+        ValueError: not a list of layers, or a layer given twice.
+    """
+    if isinstance(value, str):
+        value = _parse_layer_text(value)
+    if not isinstance(value, Iterable):
+        raise ValueError("wanted a range, a list of numbers, text such as '3-8', or 'auto'")
+    layers = list(cast("Iterable[Any]", value))
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+        raise ValueError("every layer is a whole number")
+    if len(set(layers)) != len(layers):
+        raise ValueError("a layer is named twice")
+    return tuple(sorted(layers))
+
+
+def _parse_layer_text(text: str) -> list[int]:
+    layers: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{part!r} is neither a number nor a span such as 3-8")
+        span = range(int(first), int(last if dash else first) + 1)
+        if not span:
+            raise ValueError(f"the span {part!r} is empty; write the smaller number first")
+        layers.extend(span)
+    return layers
