@@ -263,10 +263,11 @@ def test_an_unknown_model_is_refused_by_its_adapter(batches: Batches) -> None:
         analyze(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval(), batches(8))
 
 
-@pytest.mark.parametrize(("pool", "stays"), [("token", True), ("avg", False)])
-def test_the_last_block_may_be_reused_only_where_patches_are_read(pool: Any, stays: bool, batches: Batches) -> None:
+@pytest.mark.parametrize(("pool", "said"), [("token", True), ("avg", False)])
+def test_a_class_readout_is_told_from_one_that_reads_patches(pool: Any, said: bool, batches: Batches) -> None:
     torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
     model = VisionTransformer(**sizes, num_classes=5, global_pool=pool).eval()
-    found = analyze(model, batches(8, 8)).recommended
-    assert ("Block 3 stays" in found.reason) is stays
+    found = analyze(model, batches(8, 8), max_layers=3).recommended
+    assert found.layers == [1, 2, 3]
+    assert ("behind block 0 no patch reaches it" in found.reason) is said

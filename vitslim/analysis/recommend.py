@@ -55,8 +55,8 @@ def recommend(
         max_layers: size of the set; default half of the depth, as the paper's 6 of 12. Smaller only where layers
             have no measured change, or where ``max_kl`` binds.
         max_kl: most that the summed price may be, in nats (without a classifier: relative feature change).
-        reads_class_token: whether only the class token reaches the output. Then the last layer stays: a skip function
-            leaves the class row alone, so that behind the last layer that attends no patch would reach the output.
+        reads_class_token: whether only the class token reaches the output. A skip function leaves the class row alone,
+            so behind the last layer that attends no patch reaches the output; the reason says so.
 
     Raises:
         ConfigError: ``max_layers`` outside 0 .. depth - 1, or a negative ``max_kl``.
@@ -67,14 +67,14 @@ def recommend(
         raise ConfigError(f"max_layers={budget}: block 0 has nothing to reuse, so choose from 0..{depth - 1}")
     if max_kl is not None and max_kl < 0:
         raise ConfigError(f"max_kl={max_kl}: a change of the output is never negative; choose 0 or more")
-    changes = _changes(replacement, depth)
-    if reads_class_token:
-        changes[-1:] = [None]
-    evidence = _Evidence(changes, linear_r2, cka_z, _unit(replacement))
+    evidence = _Evidence(_changes(replacement, depth), linear_r2, cka_z, _unit(replacement))
     price, layers = _best(_cheapest_sets(evidence, budget), max_kl)
     reason = _reason(evidence, layers, price) if layers else _why_none(evidence, budget, max_kl)
-    if reads_class_token and layers:
-        reason += f" Block {depth - 1} stays, so that patches still reach the class token, which alone is read."
+    if reads_class_token and depth - 1 in layers:
+        reason += (
+            f" Only the class token is read, and behind block {_sources(layers)[depth - 1]} no patch reaches it: there "
+            "skip functions serve dense features, and the classifier does without (identity=True)."
+        )
     return Recommendation(layers=list(layers), reason=reason, max_layers=budget, max_kl=max_kl, estimated_change=price)
 
 

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from vitslim.bench import BenchReport, benchmark, count_parameters
-from vitslim.checkpoint import load
+from vitslim.checkpoint import load, load_config
 from vitslim.errors import ConfigError
 from vitslim.export import export_onnx
 from vitslim.files import read_json, write_json
@@ -85,7 +85,7 @@ def demo_recipe(student: str) -> Recipe:
 def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:
     """The recipe of the dense control, which has everything but a conversion, and those of the students."""
     students = cast("dict[str, dict[str, Any]]", settings["students"])
-    documents = {CONTROL: {"convert": [], "warm_start": None}, **students}
+    documents: dict[str, dict[str, Any]] = {CONTROL: {"convert": []}, **students}
     for number, (name, changes) in enumerate(students.items()):
         if number == 0 or any("auto" in entry.values() for entry in changes["convert"]):
             documents[name] = {**changes, "analyze": settings["analyze"]}
@@ -99,9 +99,10 @@ def _settings(*, everything: bool, quick: bool) -> dict[str, Any]:
     text = (resources.files("vitslim") / "assets" / "demo.yaml").read_text()
     settings = cast("dict[str, Any]", yaml.safe_load(text))
     changes, default = settings.pop("quick"), settings.pop("default")
+    settings = _merged(settings, changes) if quick else settings
     if not everything:
         settings["students"] = {name: settings["students"][name] for name in default}
-    return _merged(settings, changes) if quick else settings
+    return settings
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,17 +125,19 @@ def _bench(root: Path, settings: Mapping[str, Any], progress: ProgressCallback) 
         dense = open_model(section["model"], pretrained=False)
         models: dict[str, nn.Module] = {"dense": dense}
         for name, student in settings["students"].items():
-            models[name] = _converted(dense, student["convert"])
+            models[name] = _converted(dense, student["convert"], root / name)
         report = benchmark(models, baseline="dense", exporter=export_onnx, progress=progress, **section["settings"])
         write_json(root / BENCH_FILE, report.model_dump(mode="json"))
         folder.finish("bench")
     return BenchReport(**read_json(root / BENCH_FILE))
 
 
-def _converted(dense: nn.Module, conversions: list[dict[str, Any]]) -> nn.Module:
+def _converted(dense: nn.Module, conversions: list[dict[str, Any]], student: Path) -> nn.Module:
+    """The dense model in the student's form; what the student's analysis chose is taken over."""
     model = dense
-    for entry in conversions:
-        model = convert(model, entry["method"], **{key: value for key, value in entry.items() if key != "method"})
+    for entry, done in zip(conversions, load_config(student).conversions, strict=True):
+        options = {name: done.options[name] if value == "auto" else value for name, value in entry.items()}
+        model = convert(model, options.pop("method"), **options)
     return model
 
 
