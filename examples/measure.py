@@ -55,7 +55,7 @@ def bench() -> None:
             models[student] = model
         report = vitslim.benchmark(models, against=dense, batches=batches, backends=backends, threads=1, rounds=25)
         write_json(RESULTS / f"cpu_{name}_{size}.json", {"command": COMMAND, **report.model_dump(mode="json")})
-        print(markdown_table(report.rows))
+        print(markdown_table(report.rows, report.baseline))
 
 
 def demo() -> None:
@@ -75,7 +75,8 @@ def readme() -> None:
         document = read_json(path)
         command = document.pop("command")
         report = BenchReport(**document)
-        text = replace_between_markers(text, path.stem, f"{markdown_table(report.rows)}\n\n{caption(report, command)}")
+        table = markdown_table(report.rows, report.baseline)
+        text = replace_between_markers(text, path.stem, f"{table}\n\n{caption(report, command)}")
     if (RESULTS / "demo.json").is_file():
         text = replace_between_markers(text, "demo", demo_table(read_json(RESULTS / "demo.json")))
     if (RESULTS / "support.json").is_file():

@@ -214,7 +214,7 @@ def test_an_assignment_that_cannot_be_made_says_why(assignment: str, message: st
         ({"convert": [{"method": "skipatt"}]}, "unknown method 'skipatt'; did you mean 'skipat'?"),
         ({"convert": [{"method": "skipat", "layer": 3}]}, "unknown option skipat.layer; did you mean 'layers'?"),
         ({"convert": [{"method": "skipat", "layers": "8-3"}]}, "the span '8-3' is empty"),
-        ({"export": {"precisions": ["fp8"]}}, "export.precisions.0='fp8': Input should be 'fp32' or 'fp16'"),
+        ({"export": {"precisions": ["fp8"]}}, "export.precisions.0='fp8': Input should be 'fp32', 'fp16' or 'bf16'"),
         ({"export": {"batches": [0]}}, "export.batches.0=0: Input should be greater than 0"),
         ({"control": True}, "control asks for the dense model's own training, but distill gives no budget"),
         ({"distill": {}}, "distill needs images, but data is missing"),

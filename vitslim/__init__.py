@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from vitslim.checkpoint import load, save
     from vitslim.methods import SkipAtConfig, convert, list_methods
     from vitslim.models import open_model
-    from vitslim.pipeline import analyze, benchmark, distill, evaluate, export, verify, warm_start
+    from vitslim.pipeline import analyze, benchmark, deploy, distill, evaluate, export, quantize, verify, warm_start
 
 _HOMES = {
     "vitslim.authors": ("import_checkpoint",),
     "vitslim.checkpoint": ("load", "save"),
     "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
     "vitslim.models": ("open_model",),
-    "vitslim.pipeline": ("analyze", "benchmark", "distill", "evaluate", "export", "verify", "warm_start"),
+    "vitslim.pipeline": (
+        *("analyze", "benchmark", "deploy", "distill", "evaluate", "export", "quantize", "verify", "warm_start"),
+    ),
 }
 __all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["import_checkpoint", "open_model", "save", "verify", "warm_start"]
+__all__ += ["deploy", "import_checkpoint", "open_model", "quantize", "save", "verify", "warm_start"]
 
 
 def __getattr__(name: str) -> Any:

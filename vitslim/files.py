@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,30 @@ def atomic_path(path: str | Path) -> Generator[Path]:
             os.replace(scratch, target)
         finally:
             scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(target, error.strerror or str(error)) from error
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Generator[Path]:
+    """Yield an empty scratch folder beside ``folder``; on success it replaces ``folder``, on any failure it is removed.
+
+    Raises:
+        CheckpointError: the folder cannot be written: no space, no permission, a file of that name.
+    """
+    target = Path(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+        try:
+            yield scratch
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    _flush(path)
+            scratch.chmod(0o777 & ~_umask())
+            _replace_folder(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise _unwritable(target, error.strerror or str(error)) from error
 
@@ -97,6 +122,21 @@ def _scratch_beside(target: Path) -> Path:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
     return Path(name)
+
+
+def _replace_folder(scratch: Path, target: Path) -> None:
+    # A rename cannot replace a folder that holds files: the old one steps aside, and back if the new one fails.
+    if not target.exists():
+        scratch.rename(target)
+        return
+    aside = Path(f"{scratch}.old")
+    target.rename(aside)
+    try:
+        scratch.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _unwritable(target: Path, reason: str) -> CheckpointError:

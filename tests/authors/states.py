@@ -191,17 +191,18 @@ def evo_vit_forward(state: State, image: Tensor) -> Tensor:
     return _apply(state, "head", _layer_norm(state, "norm", tokens[1:].mean(dim=0, keepdim=True)))
 
 
-def sparsifiner_forward(state: State, images: Tensor, keys: int = 5) -> Tensor:
+def sparsifiner_forward(state: State, images: Tensor, keys: int = 5, always: int = 0) -> Tensor:
     """Sparsifiner as dense attention under a mask, in the order of products that METHODS.md has.
 
-    Departure, ours: the class token is always among the kept keys.
+    Args:
+        always: tokens at the front that are kept whatever their guess; 0 for the authors, 1 for ours.
     """
     tokens = _embedded(state, images)
     for block in range(12):
         normed = _layer_norm(state, f"blocks.{block}.norm1", tokens)
         query, key, value = map(_heads, _apply(state, f"blocks.{block}.attn.qkv", normed).chunk(3, dim=2))
         guess = _guess(state, f"blocks.{block}.attn.mask_predictor", query[:, :, 1:], key)
-        guess[..., 0] = torch.inf
+        guess[..., :always] = torch.inf
         kept = torch.zeros_like(guess).scatter(-1, guess.topk(keys).indices, 1.0).bool()
         mask = torch.cat([torch.ones_like(kept[:, :, :1]), kept], dim=2)
         scores = (query @ key.transpose(2, 3) * HEAD_WIDTH**-0.5).masked_fill(~mask, -torch.inf)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from inline_snapshot import snapshot
@@ -118,10 +119,20 @@ def test_evo_vit_computes_what_the_authors_compute() -> None:
 
 
 @torch.no_grad()
-def test_sparsifiner_computes_what_the_authors_compute_but_for_the_class_key() -> None:
+def test_sparsifiner_computes_what_the_authors_compute() -> None:
     state = states.sparsifiner_state()
-    model = import_checkpoint(state, "sparsifiner", states.vit()).model
+    model, report = import_checkpoint(state, "sparsifiner", states.vit())
+    assert report.options["prefix_keys"] == "chosen"
     torch.testing.assert_close(model(images(2)), states.sparsifiner_forward(state, images(2)), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_class_key_of_sparsifiner_is_kept_where_that_is_asked_for() -> None:
+    state = states.sparsifiner_state()
+    theirs, ours = (states.sparsifiner_forward(state, images(2), always=always) for always in (0, 1))
+    model = import_checkpoint(state, "sparsifiner", states.vit(), prefix_keys="kept").model
+    torch.testing.assert_close(model(images(2)), ours, rtol=1e-4, atol=1e-4)
+    assert (ours - theirs).abs().max() > 0.1 * theirs.std()
 
 
 @torch.no_grad()
@@ -233,6 +244,50 @@ def test_a_training_checkpoint_gives_its_weights_and_not_their_average(tmp_path:
     # DeiT's training script, which Evo-ViT's descends from, saves its arguments too.
     torch.save({**document, "epoch": 3, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "skipat-tiny.t7")
     model = import_checkpoint(tmp_path / "skipat-tiny.t7", "skipat", states.vit()).model
+    assert torch.equal(model.state_dict()["head.weight"], state["head.weight"])
+
+
+# What the loaders in the authors' repositories look for, in their order.
+CONTAINERS = {
+    "skipat": ("model", "state_dict_ema", "state_dict"),
+    "evo_vit": ("model",),
+    "sret": ("model",),
+    "sparsifiner": ("model", "module"),
+}
+FILES = [(source, order[first:]) for source, order in CONTAINERS.items() for first in range(len(order))]
+
+
+@pytest.mark.parametrize(("source", "held"), FILES)
+def test_of_several_state_dicts_the_one_is_taken_that_the_authors_take(
+    source: str, held: tuple[str, ...], tmp_path: Path
+) -> None:
+    state, base = case(source)
+    others = {name: torch.zeros_like(value) for name, value in state.items()}
+    document: dict[str, Any] = dict.fromkeys(["model_ema", *reversed(held)], others)
+    torch.save({**document, held[0]: state, "epoch": 3}, tmp_path / "file.pth")
+    model = import_checkpoint(tmp_path / "file.pth", source, base).model
+    assert torch.equal(model.state_dict()["head.weight"], state["head.weight"])
+
+
+def test_a_bare_state_dict_is_taken_from_a_file_too(tmp_path: Path) -> None:
+    state = states.skipat_state()
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "file.t7")
+    model = import_checkpoint(tmp_path / "file.t7", "skipat", states.vit()).model
+    assert torch.equal(model.state_dict()["head.weight"], state["head.weight"])
+
+
+def test_a_file_whose_state_dict_the_authors_do_not_look_for_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": states.evo_vit_state(), "epoch": 3}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match="under none of 'model', first 'state_dict'; save the state dict alone"):
+        import_checkpoint(tmp_path / "file.pth", "evo_vit", states.vit())
+
+
+def test_numbers_of_numpy_in_a_training_checkpoint_are_passed_over(tmp_path: Path) -> None:
+    state = states.sparsifiner_state()
+    # The best accuracies lie beside the weights, and the epoch of the best may be a word.
+    numbers = {"best": np.float64(79.8), "best_ema": np.float32(79.9), "epoch": "best", "scaler": {}}
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-3), **numbers}, tmp_path / "checkpoint-best.pth")
+    model = import_checkpoint(tmp_path / "checkpoint-best.pth", "sparsifiner", states.vit()).model
     assert torch.equal(model.state_dict()["head.weight"], state["head.weight"])
 
 

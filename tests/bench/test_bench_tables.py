@@ -55,6 +55,15 @@ skipat  ort      fp32       8        98.8     109   81.0     1.25x       1.15–
 """)
 
 
+def test_the_share_of_the_mac_ratio_is_shown_beside_a_baseline():
+    half = ROWS[1].model_copy(update={"macs": ROWS[0].macs // 2})
+    lines = markdown_table([ROWS[0], half], "dense").splitlines()
+    assert lines[0].endswith("| GMAC | of MAC ratio |")
+    # Half of the operations could be 2x; 1.25x is 62 % of that (62.5, to even).
+    assert lines[3].endswith("| 2.299 | 62 % |")
+    assert text_table([ROWS[0], half], "dense").splitlines()[1].endswith("100 %")
+
+
 def test_no_rows_are_a_header():
     assert len(markdown_table([]).splitlines()) == 2
 

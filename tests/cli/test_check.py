@@ -76,8 +76,9 @@ def test_a_student_is_exported_once(copied: Path, vitslim: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "coreml"], "export to 'coreml' is not known; wanted 'onnx'"),
-        (["--precision", "int8"], "--precision 'int8': wanted fp32 or fp16"),
+        (["--to", "coreml"], "--to 'coreml': wanted onnx or tensorrt"),
+        (["--input", "png"], "--input 'png': wanted normalized, uint8-nchw or uint8-nhwc"),
+        (["--precision", "int8"], "--precision 'int8': wanted fp32, fp16 or bf16"),
     ],
 )
 def test_an_export_that_is_not_known_is_refused(

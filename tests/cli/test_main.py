@@ -17,7 +17,7 @@ from vitslim.progress import Progress
 VERBS = (
     *("list", "inspect", "analyze", "doctor"),
     *("convert", "train", "pretrain", "run", "demo", "import"),
-    *("eval", "export", "verify", "bench", "report"),
+    *("plugin", "eval", "export", "verify", "bench", "report"),
 )
 
 

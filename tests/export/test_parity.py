@@ -4,7 +4,7 @@ import torch
 
 from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.export import ParityReport, Tolerance, export_onnx, require_parity, verify
-from vitslim.export.parity import _compare
+from vitslim.export.parity import _About, _compare
 from vitslim.runtime import working_copy
 
 LIMITS = Tolerance(relative=1e-2, cosine=0.999, top1_agreement=1.0, tie=1e-2)
@@ -87,7 +87,8 @@ def test_a_report_survives_json(exported, images):
 
 
 def compared(expected, given, classes=True, limits=LIMITS):
-    return _compare("a.onnx", "fp32", 1, torch.tensor(expected), torch.tensor(given), limits, classes)
+    about = _About("as written", "ort", "fp32", (32, 32))
+    return _compare(about, 1, torch.tensor(expected), torch.tensor(given), limits, classes)
 
 
 def test_a_changed_class_counts_unless_the_two_best_were_a_tie():

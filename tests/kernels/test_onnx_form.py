@@ -17,16 +17,16 @@ onnxruntime = pytest.importorskip("onnxruntime")
 class Chosen(nn.Module):
     """Choose keys and attend to them."""
 
-    def __init__(self, tile: int, prefix: int, top: int) -> None:
+    def __init__(self, tile: int, prefix: int, always: int, top: int) -> None:
         super().__init__()
-        self.tile, self.prefix, self.top = tile, prefix, top
+        self.tile, self.prefix, self.always, self.top = tile, prefix, always, top
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, coefficients: Tensor, basis: Tensor, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        settings = {"tile": self.tile, "prefix": self.prefix}
-        kept = kept_keys(coefficients, basis, top=self.top, keys=6, **settings)
-        return sparse_attention(query, key, value, kept, scale=0.3, bias=bias, **settings), kept
+        kept = kept_keys(coefficients, basis, top=self.top, keys=6, tile=self.tile, prefix=self.always)
+        settings = {"tile": self.tile, "prefix": self.prefix, "scale": 0.3}
+        return sparse_attention(query, key, value, kept, bias=bias, **settings), kept
 
 
 def operands(batch: int, prefix: int, *, bias: bool, own_basis: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -41,19 +41,22 @@ def operands(batch: int, prefix: int, *, bias: bool, own_basis: bool, dtype: tor
 
 
 @pytest.mark.parametrize(
-    ("tile", "prefix", "top", "bias", "own_basis", "dtype"),
+    ("tile", "prefix", "always", "top", "bias", "own_basis", "dtype"),
     [
-        (1, 1, 3, False, False, torch.float32),
-        (1, 0, 9, True, True, torch.float32),
-        (4, 2, 3, True, False, torch.float32),
-        (5, 1, 3, False, True, torch.float16),
-        (15, 2, 3, True, False, torch.float32),
+        (1, 1, 1, 3, False, False, torch.float32),
+        (1, 1, 0, 3, False, False, torch.float32),
+        (1, 0, 0, 9, True, True, torch.float32),
+        (4, 2, 2, 3, True, False, torch.float32),
+        (4, 2, 0, 3, True, False, torch.float32),
+        (5, 1, 1, 3, False, True, torch.float16),
+        (15, 2, 2, 3, True, False, torch.float32),
+        (15, 2, 0, 3, True, False, torch.float32),
     ],
 )
 def test_onnxruntime_computes_the_same_at_any_batch(
-    tmp_path: Path, tile: int, prefix: int, top: int, bias: bool, own_basis: bool, dtype: torch.dtype
+    tmp_path: Path, tile: int, prefix: int, always: int, top: int, bias: bool, own_basis: bool, dtype: torch.dtype
 ) -> None:
-    model = Chosen(tile, prefix, top).eval()
+    model = Chosen(tile, prefix, always, top).eval()
     options = {"bias": bias, "own_basis": own_basis, "dtype": dtype}
     example = operands(2, prefix, **options)
     batch = torch.export.Dim("batch")

@@ -35,6 +35,7 @@ CASES: dict[str, MethodCase] = {
     "sparsifiner": MethodCase("sparsifiner", {"keep_rate": 1.0}, SPARSE),
     "sparsifiner_tile": MethodCase("sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "granularity": "tile", "tile": 6}),
     "sparsifiner_image": MethodCase("sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "granularity": "image", "k": 8}),
+    "sparsifiner_chosen": MethodCase("sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "prefix_keys": "chosen"}),
     "sparsifiner_pruned": MethodCase(
         "sparsifiner", {"keep_rate": 1.0}, {**SPARSE, "token_keep_rate": 0.7, "prune_layers": (1,)}
     ),

@@ -61,11 +61,12 @@ def slow_z(bound: BoundBlock, mixing: SparseMixing, read: Tensor, context: dict,
     tile = mixing.rule.queries(layout.patches)
     mask = torch.zeros(*query.shape[:3], layout.tokens, dtype=torch.bool)
     mask[:, :, :prefix] = True
-    mask[..., :prefix] = True
+    always = prefix if mixing.rule.prefix_keys == "kept" else 0
+    mask[..., :always] = True
     for b, h, row in itertools.product(range(query.shape[0]), range(query.shape[1]), range(layout.patches)):
         first = row // tile * tile
-        shared = scores[b, h, first : first + tile].sum(dim=0)[prefix:]
-        mask[b, h, prefix + row, prefix + shared.topk(keys - prefix).indices] = True
+        shared = scores[b, h, first : first + tile].sum(dim=0)[always:]
+        mask[b, h, prefix + row, always + shared.topk(keys - always).indices] = True
     products = query @ key.transpose(-2, -1) * bound.scale
     bias = bound.attention_bias(context, layout.tokens)
     products = products if bias is None else products + bias
@@ -74,9 +75,10 @@ def slow_z(bound: BoundBlock, mixing: SparseMixing, read: Tensor, context: dict,
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("granularity", ["query", "tile", "image"])
+@pytest.mark.parametrize("prefix_keys", ["kept", "chosen"])
 @torch.no_grad()
-def test_z_is_that_of_a_slow_masked_attention(name: str, granularity: str) -> None:
-    model = sparse(name, granularity=granularity, tile=6, coefficients=3)
+def test_z_is_that_of_a_slow_masked_attention(name: str, granularity: str, prefix_keys: str) -> None:
+    model = sparse(name, granularity=granularity, tile=6, coefficients=3, prefix_keys=prefix_keys)
     seen = trace(dense(name), images_for(model))
     for index, step in enumerate(trunk_of(model).steps):
         bound, context = block_of(seen, index), dict(seen.contexts[index])
@@ -120,10 +122,41 @@ def test_one_key_less_than_all_is_nearly_dense_and_all_is_dense(name: str, granu
 @given(rate=st.floats(0.01, 1.0), prefix=st.integers(0, 5), side=st.integers(2, 40))
 def test_the_number_of_keys(rate: float, prefix: int, side: int) -> None:
     layout = TokenLayout(prefix, (side, side))
-    keys = KeyRule(rate, None, "query", 64, 8, 0.02).keys(layout)
-    assert prefix < keys <= layout.tokens
-    assert keys >= min(layout.tokens, rate * layout.tokens - 1e-6)
-    assert keys <= max(prefix + 1, rate * layout.tokens + 1)
+    for prefix_keys, always in (("kept", prefix), ("chosen", 0)):
+        keys = KeyRule(rate, None, prefix_keys, "query", 64, 8, 0.02).keys(layout)
+        assert always < keys <= layout.tokens
+        assert keys >= min(layout.tokens, rate * layout.tokens - 1e-6)
+        assert keys <= max(always + 1, rate * layout.tokens + 1)
+
+
+@pytest.mark.parametrize("granularity", ["query", "tile", "image"])
+@torch.no_grad()
+def test_a_class_key_with_a_small_score_is_kept_or_not_as_the_config_says(granularity: str) -> None:
+    seen = trace(dense("vit_plain"), images_for(dense("vit_plain")))
+    query, key, _ = block_of(seen, 0).queries_keys_values(seen.attention_inputs[0], {})
+
+    def class_kept(prefix_keys: str, score: float) -> Tensor:
+        mixing = trunk_of(sparse(granularity=granularity, tile=6, prefix_keys=prefix_keys)).steps[0].mixing
+        mixing.predictor.basis[:, 0] = score
+        keys, tile = mixing.rule.keys(seen.layout), mixing.rule.queries(seen.layout.patches)
+        return (mixing.choose(query, key, Stream(layout=seen.layout), keys=keys, tile=tile) == 0).any(dim=-1)
+
+    assert class_kept("kept", 0.0).all()
+    assert not class_kept("chosen", 0.0).any()
+    assert class_kept("chosen", 1e3).all()
+
+
+@torch.no_grad()
+def test_a_single_key_is_enough_where_the_class_key_is_chosen_like_the_others() -> None:
+    seen = trace(dense("vit_plain"), images_for(dense("vit_plain")))
+    step = trunk_of(sparse(k=1, prefix_keys="chosen")).steps[0]
+    bound = block_of(seen, 0)
+    query, key, value = bound.queries_keys_values(seen.attention_inputs[0], {})
+    kept = step.mixing.choose(query, key, Stream(layout=seen.layout), keys=1, tile=1)
+    read = value.gather(2, kept.expand(-1, -1, -1, value.shape[-1]))
+    expected = bound.merge_heads(seen.attention_inputs[0], torch.cat([value[:, :, :1], read], dim=2))
+    z, _ = step.mixing(bound, seen.block_inputs[0], Stream(layout=seen.layout))
+    torch.testing.assert_close(z[:, 1:], expected[:, 1:], **CLOSE)
 
 
 def test_the_authors_numbers_on_deit_small() -> None:
@@ -280,6 +313,8 @@ def test_the_plan_says_what_is_kept() -> None:
     ]
     assert plan_summary(sparse(k=6, granularity="tile", tile=8))[0]["mixing"] == "sparse (6 keys per 8 queries)"
     assert plan_summary(sparse(granularity="image"))[0]["mixing"] == "sparse (40 % of the keys per image)"
+    chosen = "sparse (40 % of the keys per query, prefix keys chosen too)"
+    assert plan_summary(sparse(prefix_keys="chosen"))[0]["mixing"] == chosen
     rows = plan_summary(sparse(token_keep_rate=0.5, prune_layers=(0, 2)))
     assert [row["tokens"] for row in rows] == [
         "all",
@@ -295,6 +330,8 @@ def test_the_plan_says_what_is_kept() -> None:
         ({"layers": (1, 9)}, r"sparsifiner.layers: block 9 does not exist; choose from 0..3"),
         ({"k": 1}, r"sparsifiner.k=1: of 17 tokens the first 1 are always kept; choose from 2..17"),
         ({"k": 18}, r"sparsifiner.k=18: of 17 tokens the first 1 are always kept; choose from 2..17"),
+        ({"k": 18, "prefix_keys": "chosen"}, r"of 17 tokens the first 0 are always kept; choose from 1..17"),
+        ({"prefix_keys": "dropped"}, r"sparsifiner.prefix_keys='dropped': "),
         ({"keep_rate": 0.0}, r"sparsifiner.keep_rate=0.0: "),
         ({"granularity": "row"}, r"sparsifiner.granularity='row': "),
         ({"grid": (0, 4)}, r"grid=\(0, 4\) has no patches; give rows and columns"),

@@ -1,6 +1,5 @@
 import copy
 import logging
-import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from tests.variants import lively_
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.models import ALIASES, open_model, read_weights, resolve_name
+from vitslim.models import ALIASES, open_model, resolve_name
 from vitslim.models.open import BUILTIN_CLASSES
 
 NAME = "vit_tiny_patch16_224"
@@ -189,43 +188,6 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert refusal(CheckpointError, NAME, weights="weights.npz") == snapshot(
         "weights file weights.npz is a .npz file; wanted ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.t7')"
     )
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-@pytest.mark.parametrize("damage", ["truncated", "rubbish", "empty"])
-def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, damage: str) -> None:
-    path = tmp_path / f"weights.{suffix}"
-    state = source().state_dict()
-    if suffix == "pth":
-        torch.save(state, path)
-    else:
-        save_file(state, path)
-    whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "rubbish": b"\x07" * 100, "empty": b""}[damage])
-    with pytest.raises(CheckpointError, match=rf"weights file .*weights\.{suffix} is (corrupt|not readable)"):
-        read_weights(path)
-
-
-class Trap:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("a pickle was executed",))
-
-
-def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"model": Trap()}, tmp_path / "torch.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    for name in ("torch.pth", "plain.pth"):
-        with pytest.raises(CheckpointError, match="is not readable as tensors only"):
-            read_weights(tmp_path / name)
-    assert capsys.readouterr().out == ""
-
-
-def test_a_file_with_more_than_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"epoch": 3, "head.weight": torch.zeros(2, 2)}, "state.pth")
-    with pytest.raises(CheckpointError) as caught:
-        read_weights(Path("state.pth"))
-    assert str(caught.value) == snapshot("weights file state.pth holds more than tensors; save the state dict alone")
 
 
 def test_the_tensors_of_the_file_are_not_kept_beside_the_parameters(weights: Path) -> None:

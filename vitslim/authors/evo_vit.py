@@ -40,4 +40,4 @@ def book(ledger: Ledger, model: nn.Module) -> None:
     ledger.drop_below(("head_cls.", "norm_cls."), "the second head, on the class token, is for training only")
 
 
-SOURCE = Source("evo_vit", "evo_vit", infer, book)
+SOURCE = Source("evo_vit", "evo_vit", ("model",), infer, book)

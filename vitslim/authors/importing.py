@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vitslim.authors import evo_vit, skipat, sparsifiner, sret
@@ -44,7 +42,8 @@ def import_checkpoint(
 
     Args:
         checkpoint: the authors' state dict, or a file of it, which is read without running code inside it. Of a file
-            with several, the trained weights are taken and not their moving average, as the authors' evaluation does.
+            with several, the one is taken that the authors' own loader takes: ``model`` where there is one, also beside
+            a moving average, and for ``skipat`` otherwise ``state_dict_ema`` before ``state_dict``.
         source: ``skipat``, ``evo_vit``, ``sparsifiner`` or ``sret``.
         base: timm name of the dense model (for ``sret`` of the pyramid), whose classes follow the checkpoint, or a
             dense model as it is; its weights are not read, and it is left as it is.
@@ -57,7 +56,7 @@ def import_checkpoint(
         CheckpointError: an unreadable file, tensors missing or left over, or of another shape than the base's.
     """
     row = _source_named(source)
-    state = _read(checkpoint)
+    state = _read(checkpoint, row)
     inferred = row.infer(state)
     size = {} if img_size is None else {"img_size": img_size}
     dense = _opened(base, state, size if row.method else {**size, **options})
@@ -83,11 +82,9 @@ def _source_named(name: str) -> Source:
     return SOURCES[name]
 
 
-def _read(checkpoint: Mapping[str, Any] | str | Path) -> Mapping[str, Tensor]:
+def _read(checkpoint: Mapping[str, Any] | str | Path, row: Source) -> Mapping[str, Tensor]:
     if not isinstance(checkpoint, Mapping):
-        # The authors' training scripts, DeiT's among them, leave their arguments in the file: plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return read_weights(Path(checkpoint), averaged=False)
+        return read_weights(Path(checkpoint), containers=row.containers)
     odd = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
     if odd:
         raise CheckpointError(

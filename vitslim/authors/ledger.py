@@ -86,12 +86,14 @@ class Source:
     Args:
         name: as users type it.
         method: the method to convert the base with; ``None`` where the base is the authors' own network.
+        containers: keys under which a file may hold the state dict, in the order in which the authors' loader looks.
         infer: options of the method that the shapes and names of the tensors tell.
         book: books all tensors onto the model.
     """
 
     name: str
     method: str | None
+    containers: tuple[str, ...]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     book: Callable[[Ledger, nn.Module], None]
 

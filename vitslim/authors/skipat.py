@@ -70,4 +70,4 @@ def _phi_name(position: int, part: str, leaf: str) -> str:
     return f"param_{position + 1}.{_PARTS.get(part, part)}.{leaf}"
 
 
-SOURCE = Source("skipat", "skipat", infer, book)
+SOURCE = Source("skipat", "skipat", ("model", "state_dict_ema", "state_dict"), infer, book)

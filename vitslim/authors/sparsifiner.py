@@ -2,8 +2,11 @@
 
 Theirs is a DeiT whose attention modules hold a ``mask_predictor``; its two token matrices lie tokens × rows, ours rows
 × tokens. Shares of keys and of tokens are not in the file: pass ``keep_rate``, ``token_keep_rate`` where they are not
-the defaults. Ours always keeps the class token as a key, theirs only where it is among the largest: the outputs are
-close, not the same. Their LV-ViT form has another network.
+the defaults. Their class token competes with the patches for a place among the keys, and so it does in what is imported
+(``prefix_keys="chosen"``): the outputs are equal, as long as no patches are pruned. Where they are, two differences
+stay. Their class query still reads the pruned patches, with key and value zero, which thins its softmax out; ours reads
+those that are left alone. And where fewer patches are left than keys are wanted, each of their patch queries reads as
+many keys as there are patches, which is one less than all tokens; ours reads all. Their LV-ViT has another network.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _LINEAR = {"query": "proj_c_q", "key": "proj_c_k"}
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Rows of the basis.
+    """Rows of the basis, and what all of theirs have in common.
 
     Raises:
         CheckpointError: no Sparsifiner, or narrow keys of another width than half a head.
@@ -33,7 +36,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     narrow, width = shape_of(state, f"{first}.proj_c_q.weight", SOURCE.name)
     if narrow != max(1, width // 2):
         raise CheckpointError(f"{first} reduces heads of {width} to {narrow}; ours knows half of it, {width // 2}")
-    return {"n_down": rows, "scale": "heads", "init": "scratch"}
+    return {"n_down": rows, "prefix_keys": "chosen", "scale": "heads", "init": "scratch"}
 
 
 def book(ledger: Ledger, model: nn.Module) -> None:
@@ -50,4 +53,4 @@ def book(ledger: Ledger, model: nn.Module) -> None:
             ledger.use(own, f"{theirs}.{_LINEAR[found[2]]}.{found[3]}")
 
 
-SOURCE = Source("sparsifiner", "sparsifiner", infer, book)
+SOURCE = Source("sparsifiner", "sparsifiner", ("model", "module"), infer, book)

@@ -55,4 +55,4 @@ def _first_name(name: str, model: SretPyramid) -> str:
         return name
 
 
-SOURCE = Source("sret", None, infer, book)
+SOURCE = Source("sret", None, ("model",), infer, book)

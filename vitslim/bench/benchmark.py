@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
-from vitslim.bench.contest import Backend, Cell, Contest, OnnxExporter, entrants
+from vitslim.bench.contest import Backend, Cell, Contest, EngineExporter, OnnxExporter, entrants
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
 from vitslim.errors import ConfigError
@@ -40,6 +40,7 @@ def benchmark(
     *,
     baseline: str,
     exporter: OnnxExporter | None = None,
+    engine_exporter: EngineExporter | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:
@@ -51,7 +52,8 @@ def benchmark(
     Args:
         models: by the name of their rows; each runs at its own image size, none is changed.
         baseline: the name of the dense model; its attention must be fused.
-        exporter: writes the files of the ``ort`` backend: ``vitslim.export.export_onnx``.
+        exporter: writes the files of the ``ort`` backends: ``vitslim.export.export_onnx``.
+        engine_exporter: builds the engines of ``tensorrt`` and ``rtx``: ``vitslim.pipeline.engines.export_engine``.
         options: fields of ``BenchConfig``.
 
     Raises:
@@ -68,6 +70,7 @@ def benchmark(
         seconds=config.seconds,
         device=config.device,
         exporter=exporter,
+        engine_exporter=engine_exporter,
     )
     before = environment()
     rows, skipped = _run(contest, config, progress)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.result import BenchRow, Skipped
-from vitslim.errors import MissingDependencyError
+from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.models import preprocessing
-from vitslim.runtime import OrtRunner, Precision, Runner, TorchRunner
+from vitslim.runtime import OrtRunner, Precision, Runner, TorchRunner, TrtRunner
 
-Backend = Literal["torch", "compiled", "ort"]
+Backend = Literal["torch", "compiled", "ort", "ort-tensorrt", "tensorrt", "rtx"]
+
+_ON_GPU = ("ort-tensorrt", "tensorrt", "rtx")
+_ON_STREAM = ("torch", "compiled", "tensorrt", "rtx")
 
 _MIB = 2**20
 _FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/")
@@ -29,6 +32,13 @@ class OnnxExporter(Protocol):
     """What writes a model as an ONNX file: ``vitslim.export.export_onnx``, handed in since export lies beside bench."""
 
     def __call__(self, model: nn.Module, path: Path, *, precision: Any) -> object: ...
+
+
+@runtime_checkable
+class EngineExporter(Protocol):
+    """What builds a model into an engine: ``vitslim.pipeline.engines.export_engine``, handed in likewise."""
+
+    def __call__(self, model: nn.Module, path: Path, *, precision: Any, flavor: Any) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class Contest:
     seconds: float | None
     device: Literal["cpu", "cuda"]
     exporter: OnnxExporter | None
+    engine_exporter: EngineExporter | None = None
 
     def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
@@ -114,14 +125,26 @@ class Contest:
 
     def _open(self, name: str, cell: Cell, folder: Path) -> Runner:
         model = self.entrants[name].model
-        if cell.backend != "ort":
+        if cell.backend in _ON_GPU and self.device != "cuda":
+            raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
+        if cell.backend in ("torch", "compiled"):
             compiled = cell.backend == "compiled"
             return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
+        if cell.backend in ("tensorrt", "rtx"):
+            return self._open_engine(name, cell, folder)
         if self.exporter is None:
             raise MissingDependencyError("no exporter was given; pass exporter=vitslim.export.export_onnx")
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
         self.exporter(model, path, precision=cell.precision)
-        return OrtRunner(path, threads=self.threads, provider=self.device, name=name)
+        provider = "tensorrt" if cell.backend == "ort-tensorrt" else self.device
+        return OrtRunner(path, threads=self.threads, provider=provider, name=name)
+
+    def _open_engine(self, name: str, cell: Cell, folder: Path) -> Runner:
+        if self.engine_exporter is None:
+            raise MissingDependencyError("no exporter of engines was given; pass engine_exporter=export_engine")
+        path = folder / f"{len(list(folder.iterdir()))}.engine"
+        self.engine_exporter(self.entrants[name].model, path, precision=cell.precision, flavor=cell.backend)
+        return TrtRunner(path, name=name)
 
     def _measure_batch(
         self, runners: Mapping[str, Runner], cell: Cell, batch: int, skipped: list[Skipped]
@@ -169,14 +192,15 @@ class Contest:
         )
 
     def _on_torch_stream(self, cell: Cell) -> bool:
-        # ONNX Runtime has a stream and an allocator of its own, of which torch sees nothing.
-        return self.device == "cuda" and cell.backend != "ort"
+        # ONNX Runtime has a stream of its own, of which torch sees nothing.
+        return self.device == "cuda" and cell.backend in _ON_STREAM
 
     def _clock(self, cell: Cell) -> Clock:
         return cuda_clock if self._on_torch_stream(cell) else cpu_clock
 
     def _peak_memory_mib(self, name: str, cell: Cell, calls: Mapping[str, "_Call"]) -> float | None:
-        if not self._on_torch_stream(cell):
+        # TensorRT, as ONNX Runtime, allocates without torch.
+        if self.device != "cuda" or cell.backend not in ("torch", "compiled"):
             return None
         # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
         weights = self.entrants[name].params * calls[name].runner.inputs[0].dtype.itemsize

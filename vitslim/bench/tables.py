@@ -22,17 +22,22 @@ _COLUMNS: tuple[tuple[str, Callable[[BenchRow], str]], ...] = (
 _TEXT_COLUMNS = 4  # the first columns are words, left-aligned; figures follow, right-aligned
 
 
-def markdown_table(rows: Sequence[BenchRow]) -> str:
-    """A GitHub table, one line per row."""
-    header, *lines = _cells(rows)
+def markdown_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
+    """A GitHub table, one line per row.
+
+    Args:
+        baseline: name of the dense model. With it a further column says which share of the ratio of
+            multiply-accumulates the measured speed-up is: 100 % where time went down as they did.
+    """
+    header, *lines = _cells(rows, baseline)
     rule = ["---" if index < _TEXT_COLUMNS else "---:" for index in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
 
-def text_table(rows: Sequence[BenchRow]) -> str:
-    """Aligned columns for a terminal."""
-    lines = _cells(rows)
-    widths = [max(len(line[index]) for line in lines) for index in range(len(_COLUMNS))]
+def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
+    """Aligned columns for a terminal; ``baseline`` as in ``markdown_table``."""
+    lines = _cells(rows, baseline)
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index < _TEXT_COLUMNS else cell.rjust(width)
@@ -83,8 +88,13 @@ def replace_between_markers(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{table.strip()}\n{end}", text)
 
 
-def _cells(rows: Sequence[BenchRow]) -> list[list[str]]:
-    return [[title for title, _ in _COLUMNS], *([cell(row) for _, cell in _COLUMNS] for row in rows)]
+def _cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
+    dense = next((row.macs for row in rows if row.model == baseline), None)
+    columns = list(_COLUMNS)
+    if dense is not None:
+        # (t_dense / t) / (MAC_dense / MAC)
+        columns.append(("of MAC ratio", lambda row: f"{100 * row.speedup_vs_dense * row.macs / dense:.0f} %"))
+    return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
 
 
 def _significant(value: float) -> str:

@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import engine, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
 
+BENCH_BACKENDS = "torch, compiled, ort, ort-tensorrt, tensorrt, rtx"
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="torch, auto, ort, ort-cuda, ort-tensorrt, tensorrt, rtx")
+]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
 
 
@@ -31,16 +35,27 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", help="images, spread over the classes", min=1)] = None,
     weights: options.WeightsOption = None,
     device: options.DeviceOption = "cpu",
+    backend: BackendOption = "torch",
     json: options.JsonOption = False,
 ) -> None:
     """Top-1, top-5 and agreement with a teacher on held-out images."""
     from vitslim import pipeline
     from vitslim.cli.look import open_named
 
-    student = open_named(model, weights, False, None, None)
+    exported = backend != "torch"
+    if exported and (weights is not None or not Path(model).is_dir()):
+        raise ConfigError(f"--backend {backend} runs the exports of a saved folder; given {model}, without --weights")
+    student = model if exported else open_named(model, weights, False, None, None)
     with Screen() as screen:
         found = pipeline.evaluate(
-            student, data, teacher=teacher, batch_size=batch_size, limit=limit, device=device, progress=screen
+            student,
+            data,
+            teacher=teacher,
+            batch_size=batch_size,
+            limit=limit,
+            device=device,
+            backend=backend,
+            progress=screen,
         )
     if json:
         print_json({"model": model, **found.model_dump(mode="json")})
@@ -50,29 +65,82 @@ def evaluate(
 
 def export(
     folder: FolderArgument,
-    to: Annotated[str, typer.Option("--to", help="onnx")] = "onnx",
-    precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16")] = "fp32",
+    to: Annotated[str, typer.Option("--to", help="onnx or tensorrt")] = "onnx",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16")] = "fp32",
     out: Annotated[Path | None, typer.Option("--out", help="file; default in DIR/export", show_default=False)] = None,
     no_optimize: Annotated[bool, typer.Option("--no-optimize", help="leave onnxslim out")] = False,
+    opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators; default by precision")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="no local functions in the ONNX file")] = False,
+    images: Annotated[str, typer.Option("--input", help="normalized, uint8-nchw or uint8-nhwc")] = "normalized",
+    dynamic_image_size: Annotated[
+        bool, typer.Option("--dynamic-image-size", help="free height and width, where the model allows")
+    ] = False,
+    flavor: engine.FlavorOption = None,
+    batch: engine.EngineBatchOption = None,
+    image_size: engine.EngineSizeOption = None,
+    plugins: engine.PluginsOption = None,
+    timing_cache: engine.TimingCacheOption = None,
+    version_compatible: engine.CompatibleOption = False,
+    refit: engine.RefitOption = False,
+    weight_streaming: engine.StreamingOption = False,
+    strip_plan: engine.StripOption = False,
+    require_fused_mha: engine.FusedOption = False,
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Write a saved model as an ONNX file with a dynamic batch."""
+    """Write a saved model as an ONNX file with a dynamic batch, or build it into a TensorRT engine."""
     from vitslim import pipeline
     from vitslim.pipeline.verbs import default_artifact
 
+    for_engine = {
+        "flavor": flavor,
+        "batch": batch,
+        "image_size": image_size,
+        "plugins": plugins,
+        "timing_cache": timing_cache,
+        "version_compatible": version_compatible,
+        "refit": refit,
+        "weight_streaming": weight_streaming,
+        "strip_plan": strip_plan,
+        "require_fused_mha": require_fused_mha,
+    }
+    if to == "tensorrt":
+        if folder.suffix != ".onnx":
+            _require_saved(folder)
+        engine.export_engine(folder, out, precision, for_engine, overwrite=overwrite, json=json)
+        return
+    engine.require_none(for_engine, to)
     _require_saved(folder)
-    if precision not in ("fp32", "fp16"):
-        raise ConfigError(f"--precision {precision!r}: wanted fp32 or fp16")
+    if precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"--precision {precision!r}: wanted fp32, fp16 or bf16")
+    if images not in ("normalized", "uint8-nchw", "uint8-nhwc"):
+        raise ConfigError(f"--input {images!r}: wanted normalized, uint8-nchw or uint8-nhwc")
     path = out or default_artifact(folder, precision)
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")
-    result = pipeline.export(str(folder), path, to=to, precision=precision, optimize=not no_optimize)
+    if to != "onnx":
+        raise ConfigError(f"--to {to!r}: wanted onnx or tensorrt")
+    result = pipeline.export(
+        str(folder),
+        path,
+        precision=precision,
+        optimize=not no_optimize,
+        opset=opset,
+        inline=inline,
+        dynamic_image_size=dynamic_image_size,
+        images=images,
+    )
     if json:
         print_json(result.model_dump(mode="json"))
         return
     size_mib = path.stat().st_size / 2**20
     say(f"wrote {path} ({size_mib:.1f} MiB, opset {result.opset}); check it with `vitslim verify {folder}`")
+    if result.data_file is not None:
+        say(f"its weights lie in {result.data_file} ({result.data_bytes / 2**20:.1f} MiB); move both together")
+    if result.functions:
+        say(f"{', '.join(result.functions)}: a node that a plugin may take, and a function for all others (--inline)")
+    for note in result.notes:
+        say(f"note: {note}", style="yellow")
 
 
 def verify(
@@ -81,6 +149,7 @@ def verify(
     data: options.DataOption = None,
     images: Annotated[int, typer.Option("--images", help="images compared", min=1)] = 32,
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,3",
+    backend: Annotated[str | None, typer.Option("--backend", help="what runs the files; see eval")] = None,
     json: options.JsonOption = False,
 ) -> None:
     """Compare exported files with the model on real images; exit code 1 when one is out of tolerance."""
@@ -89,7 +158,7 @@ def verify(
 
     _require_saved(folder)
     batches = options.numbers(batch, "--batch")
-    found = pipeline.verify(str(folder), artifact or None, data=data, images=images, batches=batches)
+    found = pipeline.verify(str(folder), artifact or None, data=data, images=images, batches=batches, backend=backend)
     document = found.model_dump(mode="json")
     write_json(folder / "export" / "parity.json", document)
     if json:
@@ -97,7 +166,7 @@ def verify(
     else:
         print_table(
             "",
-            ("file", "precision", "batch", "max diff", "mean diff", "cosine", "same top-1", "passed"),
+            ("file", "precision", "form", "batch", "max diff", "mean diff", "cosine", "same top-1", "passed"),
             [_parity_row(check) for check in document["checks"]],
         )
     for note in found.notes:
@@ -109,7 +178,7 @@ def verify(
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="folders or model names")],
     against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
-    backend: Annotated[str, typer.Option("--backend", help="torch, compiled, ort")] = "torch,ort",
+    backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
     precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
     threads: Annotated[int, typer.Option("--threads", help="CPU threads", min=1)] = 1,
@@ -146,7 +215,7 @@ def bench(
     if json:
         print_json(document)
         return
-    typer.echo(text_table(found.rows))
+    typer.echo(text_table(found.rows, found.baseline))
     typer.echo(caption(found))
     for line in skipped_lines(found):
         say(f"not measured: {line}", style="yellow")
@@ -184,6 +253,7 @@ def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:
     return (
         Path(check["artifact"]).name,
         check["precision"],
+        check["form"],
         str(check["batch"]),
         f"{check['max_abs']:.2e}",
         f"{check['mean_abs']:.2e}",

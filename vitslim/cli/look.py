@@ -21,6 +21,7 @@ _OPTIONAL = {
     "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
     "plots": ("report", ("matplotlib", "psutil")),
     "TensorRT engines": ("tensorrt", ("tensorrt",)),
+    "TensorRT-RTX engines": ("rtx", ("tensorrt_rtx",)),
 }
 
 

@@ -1,8 +1,10 @@
 """Writing a model for a runtime, with the proof that it is the same model."""
 
 from vitslim.export.onnx_export import OPSETS, export_onnx
-from vitslim.export.parity import TOLERANCES, require_parity, verify
+from vitslim.export.onnx_types import broken_promises, operator_types, require_precision
+from vitslim.export.parity import require_parity, verify
 from vitslim.export.result import OnnxExport, ParityCheck, ParityReport, Tolerance
+from vitslim.export.tolerances import TOLERANCES
 
 __all__ = [
     "OPSETS",
@@ -11,7 +13,10 @@ __all__ = [
     "ParityCheck",
     "ParityReport",
     "Tolerance",
+    "broken_promises",
     "export_onnx",
+    "operator_types",
     "require_parity",
+    "require_precision",
     "verify",
 ]

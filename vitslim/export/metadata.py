@@ -7,21 +7,25 @@ from typing import Any
 from torch import nn
 
 from vitslim.errors import ConfigError
+from vitslim.export.onnx_input import ImageForm, described
 from vitslim.models import describe, preprocessing
 from vitslim.runtime import Precision
 from vitslim.runtime.versions import library_versions
 from vitslim.trunk import is_converted, trunk_of
 
-_OURS = ("producer", "precision", "image_size", "versions")
+_OURS = ("producer", "precision", "image_size", "input", "versions")
 
 
-def artifact_metadata(model: nn.Module, precision: Precision, given: Mapping[str, Any]) -> dict[str, str]:
+def artifact_metadata(
+    model: nn.Module, precision: Precision, given: Mapping[str, Any], *, images: ImageForm = "normalized"
+) -> dict[str, str]:
     """Metadata of a file made from ``model``: text as it stands, everything else as JSON.
 
     Args:
         model: dense or converted.
         precision: of the file.
         given: the caller's entries; they may replace ``base_model``, ``methods`` and ``labels``.
+        images: what the file takes; the entry ``input`` says what is left to do before.
 
     Raises:
         ConfigError: ``given`` contradicts what only the exporter knows.
@@ -36,6 +40,7 @@ def artifact_metadata(model: nn.Module, precision: Precision, given: Mapping[str
         "methods": _methods(model),
         "precision": precision,
         "image_size": list(image.image_size),
+        "input": described(image, images),
         "mean": list(image.mean),
         "std": list(image.std),
         "interpolation": image.interpolation,

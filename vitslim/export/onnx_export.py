@@ -1,45 +1,53 @@
 """Writing a model as one self-contained ONNX file."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vitslim.errors import ConfigError, MissingDependencyError, UnsupportedModelError
+from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.export.free_sizes import image_axes, probe_sizes, require_free_sizes
 from vitslim.export.metadata import artifact_metadata
 from vitslim.export.onnx_graph import (
+    add_sparse_attention_,
     check_graph,
+    inlined,
+    name_after_modules_,
     opset_of,
     strip_traces_,
     tensor_info,
     use_fp32_softmax_,
     write_properties_,
 )
+from vitslim.export.onnx_input import FORMS, ImageForm, normalize_inside_
+from vitslim.export.onnx_trace import traced
+from vitslim.export.onnx_types import operator_types, require_precision, type_faults, value_types
+from vitslim.export.onnx_weights import DATA_DIGEST, is_large, write_model
 from vitslim.export.quiet import captured
 from vitslim.export.result import OnnxExport
-from vitslim.files import write_bytes
-from vitslim.kernels import onnx_forms
+from vitslim.export.slimming import require_same_numbers, slimmed
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
-from vitslim.runtime.torch_runner import output_name
 
 OPSETS: dict[Precision, int] = {
     # From opset 23 on attention becomes the standard Attention op, which TensorRT does not build in fp32. At 20 it is
     # MatMul-Softmax-MatMul, which every runtime takes and fuses; 20 also has Gelu and LayerNormalization as one node.
     "fp32": 20,
-    # In fp16 TensorRT does build the Attention op, into its fused kernel. It is also the only form in which the file
-    # itself can ask for a float32 softmax. onnxruntime has it since 1.23; for an older runtime pass opset=20.
+    # In half precision TensorRT does build the Attention op, into its fused kernel, and the op can ask for a float32
+    # softmax inside it. onnxruntime has it since 1.23; for an older runtime pass opset=20 (casts around the softmax).
     "fp16": 23,
+    # The same; besides, Conv takes bfloat16 from opset 22 on only.
+    "bf16": 23,
 }
+OLDEST_OPSET = 18  # of the operators that the custom ops are spelled out in
 
 _TRACED_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
-_FILE_LIMIT = 2**31  # protobuf's limit for one message
 
 
 def export_onnx(
@@ -51,124 +59,180 @@ def export_onnx(
     opset: int | None = None,
     fp32_ends: bool = True,
     optimize: bool = True,
+    inline: bool = False,
+    dynamic_image_size: bool = False,
+    images: ImageForm = "normalized",
     metadata: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
     """Write ``model`` as ONNX: input ``images``, output ``logits`` (``features`` without a classifier).
 
-    The given model stays as it is; a copy on the CPU is traced, without running it. The file is checked before it
-    replaces an older one.
+    The given model stays as it is; a copy on the CPU is traced, without running it. The graph is checked before it
+    replaces an older file: valid ONNX, computing in the promised precision, with the numbers it had before onnxslim.
+    Weights beyond the 2 GB of one file lie beside it in ``PATH.data``.
+
+    Sparse attention becomes nodes ``vitslim::SparseAttention``, which a TensorRT plugin may take, with a local function
+    of that name, which every other runtime inlines.
 
     Args:
         model: dense or converted; the file takes images of the model's own size.
         path: of the ``.onnx`` file.
-        precision: of weights and arithmetic. In fp16, LayerNorm accumulates in float32, from opset 23 on softmax too.
+        precision: of weights and arithmetic, strongly typed. LayerNorm and softmax are float32 inside in each.
         batch: ``"dynamic"``, or the one number of images the file takes.
         opset: ONNX operator set; ``None`` for the one that ``OPSETS`` gives the precision, with its reason.
-        fp32_ends: in fp16, whether images and logits stay float32, with casts inside the file.
-        optimize: whether onnxslim simplifies the graph.
+        fp32_ends: in half precision, whether images and logits stay float32, with casts inside the file.
+        optimize: whether onnxslim simplifies the graph; left out for weights beyond 2 GB.
+        inline: write the local function out at each node, for runtimes that know no functions.
+        dynamic_image_size: leave height and width free, in multiples of the patch size; for dense models that were
+            opened with ``dynamic_img_size``.
+        images: ``"normalized"``; or bytes, ``"uint8-nchw"`` or ``"uint8-nhwc"``, whose scale, mean and std are then
+            applied inside the file. Resizing is the caller's in every case.
         metadata: further entries (base model, labels, metrics), see ``artifact_metadata``.
 
     Raises:
-        MissingDependencyError: onnx, onnxscript or onnxslim is not installed.
-        ConfigError: a precision without an opset, weights beyond the 2 GB of one ONNX file, metadata that contradicts
-            the exporter.
-        UnsupportedModelError: torch cannot trace the model, or its batch is not free.
-        CheckFailedError: the graph is not valid ONNX.
+        MissingDependencyError: onnx, onnxscript, onnxslim or onnxruntime is not installed.
+        ConfigError: an opset that has not the operators in this precision, a size that is not free in this model,
+            metadata that contradicts the exporter.
+        UnsupportedModelError: torch cannot trace the model, or its batch or size is not free; the module is named.
+        CheckFailedError: the graph is not valid ONNX, computes in another precision, or onnxslim changed its numbers.
+        CheckpointError: the file cannot be written; an older one stays as it was.
     """
-    _check_dependencies(optimize)
-    if precision not in OPSETS:
-        # onnxruntime's CPU provider, on which every file is verified, has few bf16 kernels.
-        raise ConfigError(f"ONNX export in {precision} is not offered; choose from {', '.join(OPSETS)}")
-    properties = artifact_metadata(model, precision, metadata or {})
-    opset = OPSETS[precision] if opset is None else opset
-    _check_weights(model, precision)
-    copy = working_copy(model).cpu().to(DTYPES[precision])
-    if precision == "fp16" and fp32_ends:
-        _keep_fp32_ends_(copy)
+    _check_dependencies(optimize or dynamic_image_size)
+    opset = _checked_opset(opset, precision)
+    if images not in FORMS:
+        raise ConfigError(f"images={images!r} is not a form of input; choose from {', '.join(FORMS)}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigError("the model lies on the meta device and has no weights; load some before exporting")
+    axes = ({0: torch.export.Dim("batch")} if batch == "dynamic" else {}) | image_axes(model, dynamic_image_size)
+    properties = artifact_metadata(model, precision, metadata or {}, images=images)
+    example = _example(model, precision, fp32_ends, batch, dynamic_image_size, images)
     with captured() as log:
-        graph = _trace(copy, _example(model, precision, fp32_ends, batch), batch == "dynamic", opset)
-        if optimize:
-            graph = _slim(graph)
-    strip_traces_(graph)
-    use_fp32_softmax_(graph)
+        made = _made(_prepared(model, precision, fp32_ends, images), example, axes, precision, opset, optimize, inline)
+    graph = made.graph
     write_properties_(graph, properties)
-    check_graph(graph, batch)
-    content = graph.SerializeToString()
-    write_bytes(path, content)
+    faults = type_faults(graph, opset)
+    if faults:
+        raise ConfigError(f"opset {opset} cannot say this in {precision}: {faults[0]}; use {OPSETS[precision]}")
+    check_graph(graph, {axis: _AXES[axis] for axis in axes}, None if batch == "dynamic" else batch)
+    require_precision(graph, precision)
+    if dynamic_image_size:
+        require_free_sizes(graph, _prepared(model, "fp32", True, images), probe_sizes(model), precision, images)
+    written = write_model(path, graph)
     return OnnxExport(
         file=Path(path).name,
         precision=precision,
         opset=opset_of(graph),
         batch=batch,
-        inputs=[tensor_info(value) for value in graph.graph.input],
+        inputs=[tensor_info(graph.graph.input[0])],
         outputs=[tensor_info(value) for value in graph.graph.output],
         operators=dict(Counter(node.op_type for node in graph.graph.node).most_common()),
-        optimized=optimize,
-        size_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        metadata=properties,
+        functions=[f"{function.domain}::{function.name}" for function in graph.functions],
+        types=operator_types(graph),
+        optimized=made.optimized,
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        data_file=written.data_file,
+        data_bytes=written.data_bytes,
+        metadata=properties | ({DATA_DIGEST: written.data_sha256} if written.data_sha256 else {}),
+        notes=[*made.notes, *_notes(graph, precision)],
         log=list(dict.fromkeys(log)),
     )
 
 
-def _check_dependencies(optimize: bool) -> None:
-    wanted = ["onnx", "onnxscript", *(["onnxslim"] if optimize else [])]
+_AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+@dataclass(frozen=True)
+class _Made:
+    graph: Any
+    optimized: bool
+    notes: tuple[str, ...] = ()
+
+
+def _made(
+    model: nn.Module,
+    example: Tensor,
+    axes: Mapping[int, Any],
+    precision: Precision,
+    opset: int,
+    optimize: bool,
+    inline: bool,
+) -> _Made:
+    graph = traced(model, example, axes, opset, sparse_nodes=True)
+    name_after_modules_(graph)
+    strip_traces_(graph)
+    has_nodes = add_sparse_attention_(graph, opset)
+    if inline and has_nodes:
+        graph = inlined(graph)
+    use_fp32_softmax_(graph, value_types(graph))
+    if not optimize:
+        return _Made(graph, False)
+    if is_large(graph):
+        return _Made(graph, False, ("onnxslim was left out: it holds a graph in one message of at most 2 GB",))
+    # Bytes everywhere between the smallest and the largest, or noise.
+    shape, raw = example.shape, example.dtype == torch.uint8
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(shape, generator=generator) * 255 if raw else torch.randn(shape, generator=generator)
+    slim = slimmed(graph)
+    require_same_numbers(graph, slim, noise.to(example.dtype), precision)
+    return _Made(slim, True)
+
+
+def _check_dependencies(runs: bool) -> None:
+    wanted = ["onnx", "onnxscript", *(["onnxslim", "onnxruntime"] if runs else [])]
     missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"ONNX export needs {', '.join(missing)}: pip install 'vitslim[onnx]'")
 
 
-def _check_weights(model: nn.Module, precision: Precision) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ConfigError("the model lies on the meta device and has no weights; load some before exporting")
-    size = sum(tensor.numel() for tensor in model.state_dict().values()) * DTYPES[precision].itemsize
-    if size >= _FILE_LIMIT:
+def _checked_opset(opset: int | None, precision: Precision) -> int:
+    if precision not in OPSETS:
+        raise ConfigError(f"precision {precision!r} is not one; choose from {', '.join(OPSETS)}")
+    if opset is None:
+        return OPSETS[precision]
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
         raise ConfigError(
-            f"the weights take {size / 1e9:.1f} GB, one ONNX file holds 2.1 GB; export in fp16 or a smaller model"
+            f"opset {opset}: wanted {OLDEST_OPSET} to {newest} (this onnx's newest); {precision} is written at "
+            f"{OPSETS[precision]} when nothing is given"
         )
+    return opset
 
 
-def _keep_fp32_ends_(model: nn.Module) -> None:
+def _prepared(model: nn.Module, precision: Precision, fp32_ends: bool, images: ImageForm) -> nn.Module:
+    copy = working_copy(model).cpu().to(DTYPES[precision])
     # As hooks on our copy rather than a module around it: the weights keep timm's names in the file.
-    def to_half(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0].half(),)
+    if images != "normalized":
+        normalize_inside_(copy, preprocessing(model), images, DTYPES[precision])
+    elif precision != "fp32" and fp32_ends:
+        copy.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(DTYPES[precision]),))
+    if precision != "fp32" and fp32_ends:
+        copy.register_forward_hook(lambda _, __, output: output.float())
+    return copy
 
-    def to_float(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        return output.float()
 
-    model.register_forward_pre_hook(to_half)
-    model.register_forward_hook(to_float)
-
-
-def _example(model: nn.Module, precision: Precision, fp32_ends: bool, batch: Literal["dynamic"] | int) -> Tensor:
+def _example(
+    model: nn.Module,
+    precision: Precision,
+    fp32_ends: bool,
+    batch: Literal["dynamic"] | int,
+    dynamic_image_size: bool,
+    form: ImageForm,
+) -> Tensor:
     image = preprocessing(model)
-    images = _TRACED_BATCH if batch == "dynamic" else batch
-    dtype = torch.float32 if fp32_ends else DTYPES[precision]
-    return torch.zeros(images, image.channels, *image.image_size, dtype=dtype)
+    # Sides that differ from each other and from the model's own, so that the trace takes none of them for a constant.
+    height, width = probe_sizes(model)[0] if dynamic_image_size else image.image_size
+    count = _TRACED_BATCH if batch == "dynamic" else batch
+    shape = (height, width, image.channels) if form == "uint8-nhwc" else (image.channels, height, width)
+    ends = torch.float32 if fp32_ends else DTYPES[precision]
+    return torch.zeros(count, *shape, dtype=ends if form == "normalized" else torch.uint8)
 
 
-def _trace(model: nn.Module, images: Tensor, dynamic: bool, opset: int) -> Any:
-    try:
-        program = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["images"],
-            output_names=[output_name(model)],
-            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
-            custom_translation_table=dict(onnx_forms()),
-            verbose=False,
-        )
-    except Exception as error:  # torch raises a new class for every stage of the export
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UnsupportedModelError(
-            f"torch.onnx cannot export this {type(model).__name__}: {type(error).__name__}: {' '.join(lines[:3])}"
-        ) from error
-    return cast(Any, program).model_proto
-
-
-def _slim(graph: Any) -> Any:
-    import onnxslim  # pyright: ignore[reportMissingTypeStubs]
-
-    return cast(Any, onnxslim.slim(graph))
+def _notes(graph: Any, precision: Precision) -> list[str]:
+    if precision == "fp32" and any(node.op_type == "Attention" for node in graph.graph.node):
+        return [
+            f"at opset {opset_of(graph)} attention is the standard Attention op, which TensorRT does not build in "
+            f"fp32; for TensorRT use opset {OPSETS['fp32']}, or fp16 or bf16"
+        ]
+    return []

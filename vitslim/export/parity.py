@@ -1,6 +1,7 @@
 """Whether an exported file computes what its model computes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,19 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.export.forms import ROUNDED, forms_of, metadata_of
+from vitslim.export.free_sizes import probe_sizes
+from vitslim.export.onnx_input import as_given_to, form_of
 from vitslim.export.result import ParityCheck, ParityReport, Tolerance
-from vitslim.runtime import Precision, Runner, TorchRunner, open_artifact
-
-TOLERANCES: dict[Precision, Tolerance] = {
-    # Two float32 backends differ in the order of their sums only: 4e-7 of the scale for DeiT-S with random weights
-    # (torch 2.15 against onnxruntime 1.31), here fifty times that, for weights with outliers. A tanh for the exact
-    # GELU moves the same model by 2.6e-5, a bias lost in one of its twelve blocks by 4e-2.
-    "fp32": Tolerance(relative=2e-5, cosine=0.99999, top1_agreement=1.0, tie=2e-6),
-    # float16 keeps 11 bits, 5e-4 per rounding; the same DeiT-S differs by 5e-4 of the scale, here twenty times that.
-    "fp16": Tolerance(relative=1e-2, cosine=0.999, top1_agreement=0.98, tie=2e-3),
-    # bfloat16 keeps 8 bits, eight times coarser; not measured, no exporter writes it yet.
-    "bf16": Tolerance(relative=8e-2, cosine=0.99, top1_agreement=0.95, tie=1.6e-2),
-}
+from vitslim.export.tolerances import TOLERANCES
+from vitslim.models import preprocessing
+from vitslim.runtime import Precision, Runner, TorchRunner
 
 
 def verify(
@@ -30,10 +25,13 @@ def verify(
     *,
     batches: Sequence[int] = (1, 3),
     tolerance: Tolerance | None = None,
+    backend: str | None = None,
 ) -> ParityReport:
     """Run ``images`` through the model in float32 torch and through the file, at several batch sizes.
 
-    More than one batch size, because a batch that got frozen, or mixed with another axis, shows at the second only.
+    More than one batch size, because a batch that got frozen, or mixed with another axis, shows at the second only. A
+    file with local functions is run a second time without them, as ``inlined``; bfloat16, which ONNX Runtime does not
+    compute on a CPU, runs as ``rounded``; a file with free height and width is also run at a second size.
 
     Args:
         model: the one the file was made from; stays as it is.
@@ -41,24 +39,28 @@ def verify(
         images: normalised as the model expects; real ones say more than noise. Few are repeated to fill a batch.
         batches: images per call; a file with a fixed batch is checked at that one.
         tolerance: ``None`` for the one that ``TOLERANCES`` gives the file's precision, with its reason.
+        backend: one of ``vitslim.runtime.BACKENDS`` that reads the file; ``None`` for ONNX Runtime on the CPU, and for
+            engines their own.
 
     Raises:
         ConfigError: no image was given.
+        CheckpointError: the file is missing or cannot be run.
     """
     if len(images) == 0:
         raise ConfigError("verify needs at least one image; pass some")
+    checks: list[ParityCheck] = []
+    notes: dict[str, None] = {}
+    with TorchRunner(model, device="cpu") as reference:
+        for form, opened in forms_of(artifact_path, backend):
+            with opened as runner:
+                notes |= dict.fromkeys(_notes(form, runner, batches))
+                for sized in _sizes(model, runner, images):
+                    checks += _checks(reference, runner, form, sized, batches, tolerance, model)
     artifact = Path(artifact_path).name
-    with TorchRunner(model, device="cpu") as torch_runner, open_artifact(artifact_path) as runner:
-        expected = _in_batches(torch_runner, images, 8)
-        limits = tolerance or TOLERANCES[runner.precision]
-        classes = torch_runner.outputs[0].name == "logits"
-        fixed = runner.inputs[0].batch
-        checks = [
-            _compare(artifact, runner.precision, size, expected, _in_batches(runner, images, size), limits, classes)
-            for size in ([fixed] if fixed else dict.fromkeys(batches))
-        ]
-    notes = [f"the file takes batch {fixed} only; asked for {list(batches)}"] if fixed and [fixed] != [*batches] else []
-    return ParityReport(artifact=artifact, passed=all(check.passed for check in checks), checks=checks, notes=notes)
+    checks = [check.model_copy(update={"artifact": artifact}) for check in checks]
+    return ParityReport(
+        artifact=artifact, passed=all(check.passed for check in checks), checks=checks, notes=list(notes)
+    )
 
 
 def require_parity(report: ParityReport) -> None:
@@ -71,6 +73,47 @@ def require_parity(report: ParityReport) -> None:
         raise CheckFailedError("\n".join(report.failures()))
 
 
+def _checks(
+    reference: Runner,
+    runner: Runner,
+    form: str,
+    images: Tensor,
+    batches: Sequence[int],
+    tolerance: Tolerance | None,
+    model: nn.Module,
+) -> list[ParityCheck]:
+    given, images = as_given_to(form_of(metadata_of(runner)), images, preprocessing(model))
+    expected = _in_batches(reference, images, 8)
+    limits = tolerance or TOLERANCES[runner.precision]
+    classes = reference.outputs[0].name == "logits"
+    fixed = runner.inputs[0].batch
+    about = _About(form, runner.backend, runner.precision, (images.shape[2], images.shape[3]))
+    return [
+        _compare(about, size, expected, _in_batches(runner, given.float(), size), limits, classes)
+        for size in ([fixed] if fixed else dict.fromkeys(batches))
+    ]
+
+
+def _sizes(model: nn.Module, runner: Runner, images: Tensor) -> list[Tensor]:
+    """The images at every size to compare at: their own, and another where the file leaves it free."""
+    sides = runner.inputs[0].shape[1:]
+    if not runner.backend.startswith("ort") or sides.count(None) < 2 or not getattr(model, "dynamic_img_size", False):
+        return [images]
+    other = probe_sizes(model)[0]
+    return [images, torch.nn.functional.interpolate(images, other, mode="bilinear", antialias=True)]
+
+
+def _notes(form: str, runner: Runner, batches: Sequence[int]) -> list[str]:
+    fixed = runner.inputs[0].batch
+    notes = [f"the file takes batch {fixed} only; asked for {list(batches)}"] if fixed and [fixed] != [*batches] else []
+    if form == ROUNDED:
+        notes.append(
+            "ONNX Runtime computes no bfloat16 on a CPU: the file was run operator by operator in float32, each result "
+            "rounded to bfloat16; on a GPU it has not been run"
+        )
+    return notes
+
+
 def _in_batches(runner: Runner, images: Tensor, size: int) -> Tensor:
     """Outputs for all ``images``; the last batch is filled up with the first images, whose copies are dropped."""
     count = len(images)
@@ -78,12 +121,22 @@ def _in_batches(runner: Runner, images: Tensor, size: int) -> Tensor:
     return torch.cat([runner.run(images[part]).cpu() for part in rows.split(size)])[:count]
 
 
+@dataclass(frozen=True)
+class _About:
+    """What one comparison is about."""
+
+    form: str
+    backend: str
+    precision: Precision
+    image_size: tuple[int, int]
+
+
 def _compare(
-    artifact: str, precision: Precision, batch: int, expected: Tensor, given: Tensor, limits: Tolerance, classes: bool
+    about: _About, batch: int, expected: Tensor, given: Tensor, limits: Tolerance, classes: bool
 ) -> ParityCheck:
     if given.shape != expected.shape:
         raise CheckFailedError(
-            f"{artifact} gives {tuple(given.shape)} at batch {batch}, the model {tuple(expected.shape)}; "
+            f"the file gives {tuple(given.shape)} at batch {batch}, the model {tuple(expected.shape)}; "
             "was the file made from this model?"
         )
     finite = given.isfinite()
@@ -91,9 +144,12 @@ def _compare(
     scale = float(expected.abs().max())
     changed, ties = _changed_classes(expected, given, limits.tie * scale) if classes else (0, 0)
     check = ParityCheck(
-        artifact=artifact,
-        precision=precision,
+        artifact="",
+        form=about.form,
+        backend=about.backend,
+        precision=about.precision,
         batch=batch,
+        image_size=about.image_size,
         images=len(expected),
         max_abs=float(difference.max()) if len(difference) else 0.0,
         mean_abs=float(difference.mean()) if len(difference) else 0.0,

@@ -15,7 +15,13 @@ class TensorInfo(Result):
 
 
 class OnnxExport(Result):
-    """An ONNX file that was written: what is in it, what the exporter said on the way."""
+    """An ONNX file that was written: what is in it, what the exporter said on the way.
+
+    ``functions`` are the local functions whose nodes a plugin may take. ``types`` counts the nodes of each operator by
+    element type, as read back from the graph. ``data_file`` holds the weights that one file cannot; ``size_bytes`` and
+    ``sha256`` are the file's own, and the file knows the digest of its data. ``notes`` are for the user, ``log`` is
+    what other libraries printed.
+    """
 
     file: str
     precision: Precision
@@ -24,10 +30,15 @@ class OnnxExport(Result):
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     operators: dict[str, int]
+    functions: list[str]
+    types: dict[str, dict[str, int]]
     optimized: bool
     size_bytes: int
     sha256: str
+    data_file: str | None
+    data_bytes: int
     metadata: dict[str, str]
+    notes: list[str]
     log: list[str]
 
 
@@ -49,7 +60,10 @@ class Tolerance(Result):
 
 
 class ParityCheck(Result):
-    """One artifact against its model at one batch size.
+    """One artifact against its model at one batch size, in one form.
+
+    ``form`` is ``as written``; ``inlined`` for the same file without local functions, as a runtime sees it that has
+    none; ``rounded`` for bfloat16 on a CPU, see ``vitslim.export.bfloat16``. ``image_size`` is height and width.
 
     ``tolerance`` bounds ``max_abs`` and is ``limits.relative`` times ``scale``, the largest magnitude among the
     reference outputs. ``cosine`` is the least over the images. ``top1_agreement`` counts
@@ -57,8 +71,11 @@ class ParityCheck(Result):
     """
 
     artifact: str
+    form: str
+    backend: str
     precision: Precision
     batch: int
+    image_size: tuple[int, int]
     images: int
     max_abs: float
     mean_abs: float
@@ -72,6 +89,12 @@ class ParityCheck(Result):
     passed: bool
     failures: list[str]
 
+    @property
+    def title(self) -> str:
+        """What was compared, in a few words."""
+        form = "" if self.form == "as written" else f", {self.form}"
+        return f"{self.artifact} ({self.precision}, batch {self.batch}{form})"
+
 
 class ParityReport(Result):
     """All checks of one artifact."""
@@ -83,8 +106,4 @@ class ParityReport(Result):
 
     def failures(self) -> list[str]:
         """One readable sentence per broken promise."""
-        return [
-            f"{check.artifact} ({check.precision}, batch {check.batch}): {failure}"
-            for check in self.checks
-            for failure in check.failures
-        ]
+        return [f"{check.title}: {failure}" for check in self.checks for failure in check.failures]

@@ -5,6 +5,7 @@ from vitslim.kernels.low_rank import low_rank_factors
 from vitslim.kernels.onnx_form import onnx_forms
 from vitslim.kernels.sliced import seeded_permutation, sliced_attention, sliced_mask
 from vitslim.kernels.sparse_attention import compacted_attention, kept_keys, sparse_attention, strongest
+from vitslim.kernels.torch_form import torch_forms
 
 __all__ = [
     "compacted_attention",
@@ -17,4 +18,5 @@ __all__ = [
     "sliced_mask",
     "sparse_attention",
     "strongest",
+    "torch_forms",
 ]

@@ -1,26 +1,44 @@
-"""The custom ops spelled out in standard ONNX operators."""
+"""The custom ops as an ONNX graph: spelled out in standard operators, or as a node that a plugin may take."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 
+from vitslim.kernels.onnx_function import ATTENTION, DOMAIN, FLOAT_TYPES, HIDDEN, PLUGIN_ATTRIBUTES, VERSION
 from vitslim.kernels.sparse_attention import tile_count
 
-_HIDDEN = -30000.0
-"""Added to a score that shall not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
+_INT32 = 6  # of onnx.TensorProto
 
 _FIRST = 1e30
 """Added to the scores of tokens that are kept always; beyond any sum of probabilities."""
 
 
-def onnx_forms() -> Mapping[Any, Callable[..., Any]]:
+def onnx_forms(*, nodes: bool = False) -> Mapping[Any, Callable[..., Any]]:
     """For ``custom_translation_table`` of torch.onnx: each op, and the function that writes it as a graph.
 
     The functions read all sizes but the batch from the graph, so that they are constants in the file.
+
+    Args:
+        nodes: write sparse attention as one node ``vitslim::SparseAttention`` where that can say all of it. The file
+            then needs the function that ``onnx_function.sparse_attention_function`` gives.
     """
     ops = torch.ops.vitslim
-    return {ops.sparse_attention.default: _sparse_attention, ops.kept_keys.default: _kept_keys}
+    attention = _sparse_attention_node if nodes else _sparse_attention
+    return {ops.sparse_attention.default: attention, ops.kept_keys.default: _kept_keys}
+
+
+def _sparse_attention_node(
+    query: Any, key: Any, value: Any, kept: Any, bias: Any, tile: int, prefix: int, scale: float
+) -> Any:
+    # The node has no bias, and one head width for all operands.
+    if bias is not None or tuple(key.shape) != tuple(query.shape) or tuple(value.shape) != tuple(query.shape):
+        return _sparse_attention(query, key, value, kept, bias, tile, prefix, scale)
+    op, _ = _operators()
+    # TensorRT's plugins read int32; TopK gives int64.
+    kept = op.Cast(kept, to=_INT32)
+    return _node_writer()(query, key, value, kept, tile=tile, prefix=prefix, scale=scale, **PLUGIN_ATTRIBUTES)
 
 
 def _sparse_attention(
@@ -36,7 +54,7 @@ def _sparse_attention(
     # Zeros at the kept keys of each tile, in a matrix of hidden ones.
     shape = op.Concat(op.Shape(kept, start=0, end=3), op.Constant(value_ints=[tokens]), axis=0)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(kept))
-    mask = op.ScatterElements(op.Expand(op.Constant(value_float=_HIDDEN), shape), kept, zeros, axis=3)
+    mask = op.ScatterElements(op.Expand(op.Constant(value_float=HIDDEN), shape), kept, zeros, axis=3)
     if tile > 1:
         tiles = tile_count(patches, tile)
         repeated = op.Tile(op.Unsqueeze(mask, [3]), [1, 1, 1, tile, 1])
@@ -67,6 +85,28 @@ def _kept_keys(coefficients: Any, basis: Any, top: int, keys: int, tile: int, pr
     # Between equal values TopK takes the lower index.
     _, order = op.TopK(op.Add(scores, always), [keys], axis=-1)
     return order
+
+
+@cache
+def _node_writer() -> Any:
+    """What writes the node; the exporter needs an operator schema to know the type of its output."""
+    from onnx.defs import OpSchema
+    from onnxscript import values
+
+    kinds = OpSchema.AttrType
+    attributes = {"tile": kinds.INT, "prefix": kinds.INT, "scale": kinds.FLOAT}
+    attributes |= dict.fromkeys(PLUGIN_ATTRIBUTES, kinds.STRING)
+    operands = [OpSchema.FormalParameter(name, "T") for name in ("query", "key", "value")]
+    schema = OpSchema(
+        ATTENTION,
+        DOMAIN,
+        VERSION,
+        inputs=[*operands, OpSchema.FormalParameter("kept", "tensor(int32)")],
+        outputs=[OpSchema.FormalParameter("mixed", "T")],
+        type_constraints=[("T", list(FLOAT_TYPES), "")],
+        attributes=[OpSchema.Attribute(name, kind) for name, kind in attributes.items()],
+    )
+    return values.Op(values.Opset(DOMAIN, VERSION), ATTENTION, schema)
 
 
 def _operators() -> tuple[Any, int]:

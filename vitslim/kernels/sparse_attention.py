@@ -1,8 +1,8 @@
 """Attention in which a query reads only the keys kept for it.
 
-The prefix tokens (class, registers) come first: their queries read every key, and every query reads them as keys. The
-patch queries are cut into *tiles* of consecutive tokens; the queries of a tile share one key set per head. A tile of
-one query is unstructured sparsity, a tile of all patch queries is key and value compaction.
+The prefix tokens (class, registers) come first: their queries read every key. The patch queries are cut into *tiles* of
+consecutive tokens; the queries of a tile share one key set per head. A tile of one query is unstructured sparsity, a
+tile of all patch queries is key and value compaction.
 
 ``vitslim::sparse_attention`` and ``vitslim::kept_keys`` are torch custom ops: opaque to the compiler and the exporter,
 so that a fast form can take their place. What stands here is the readable reference: it gives the same numbers, but
@@ -93,14 +93,15 @@ def kept_keys(
 ) -> Int[Tensor, "b h t k"]:
     """The keys of each tile: those with the largest sum, over the tile's rows, of coefficients times basis.
 
-    Of a row's coefficients the ``top`` largest count. The prefix is always kept, within ``keys``. Equal scores go to
-    the lower index, as in ONNX, so that every runtime chooses alike. Nothing here has a gradient.
+    Of a row's coefficients the ``top`` largest count. Equal scores go to the lower index, as in ONNX, so that every
+    runtime chooses alike. Nothing here has a gradient.
 
     Args:
         coefficients: m non-negative weights for each patch query.
         basis: m non-negative attention rows over all n tokens, for all images or for each.
         keys: number of keys to keep, more than ``prefix`` and at most n.
         tile: patch queries that share a key set.
+        prefix: number of tokens at the front that are always kept, within ``keys``; 0 where all compete.
     """
     return torch.ops.vitslim.kept_keys(coefficients.detach(), basis.detach(), top, keys, tile, prefix)
 
@@ -126,15 +127,18 @@ def kept_mask(kept: Int[Tensor, "b h t k"], tokens: int, tile: int, prefix: int)
     return F.pad(patches, (0, 0, prefix, 0), value=True)
 
 
-@torch.library.custom_op("vitslim::sparse_attention", mutates_args=())
-def _sparse_attention(
+def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bias: Tensor | None, tile: int, prefix: int, scale: float
 ) -> Tensor:
+    """``vitslim::sparse_attention`` in torch's own operators: all scores, most of them masked."""
     seen = kept_mask(kept, key.shape[2], tile, prefix)
     mask = seen if bias is None else torch.where(seen, bias, float("-inf"))
     # softmax(Q Kᵀ · scale + bias over the kept keys) V
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return mixed.contiguous()
+
+
+_sparse_attention = torch.library.custom_op("vitslim::sparse_attention", masked_attention, mutates_args=())
 
 
 @_sparse_attention.register_fake
@@ -171,8 +175,8 @@ def _sparse_attention_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
 _sparse_attention.register_autograd(_sparse_attention_gradient, setup_context=_remember_operands)
 
 
-@torch.library.custom_op("vitslim::kept_keys", mutates_args=())
-def _kept_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+def strongest_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+    """``vitslim::kept_keys`` in torch's own operators."""
     rows = strongest(coefficients.float(), top)
     patches, tokens = rows.shape[2], basis.shape[-1]
     tiles = tile_count(patches, tile)
@@ -184,6 +188,9 @@ def _kept_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: i
     # fast as a stable sort, has no ties to break.
     ranks = (scores.masked_fill(index < prefix, float("inf")).view(torch.int32).long() << 32) | (tokens - 1 - index)
     return ranks.topk(keys, dim=-1).indices
+
+
+_kept_keys = torch.library.custom_op("vitslim::kept_keys", strongest_keys, mutates_args=())
 
 
 @_kept_keys.register_fake

@@ -19,10 +19,11 @@ It is trained in two phases: first the predictor alone, which imitates the dense
 (``vitslim.train.warm_start``, by ``local_loss``), then the backbone alone, which gets used to the kept keys
 (``vitslim.train.distill``); see ``phase_parameters``. recipes/sparsifiner_deit_small.yaml has the authors' settings.
 
-Departures: prefix tokens are always kept as keys; P K is taken before W_k, and W_q multiplied into K_down, which gives
-the same numbers for fewer products; pruned tokens are not computed rather than masked, and come back at the end as they
-were. Beyond the paper (ours): one key set per tile of queries or per image; matrices that follow the resolution; a
-start that makes the predictor sensible before any training.
+Departures: prefix tokens are always kept as keys, among the k, where the authors' class token competes with the patches
+(``prefix_keys="chosen"`` does as they do); P K is taken before W_k, and W_q multiplied into K_down, which gives the
+same numbers for fewer products; pruned tokens are not computed rather than masked, where the authors' class query still
+reads them, as zeros, and come back at the end as they were. Beyond the paper (ours): one key set per tile of queries or
+per image; matrices that follow the resolution; a start that makes the predictor sensible before any training.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ from vitslim.kernels.connectivity import ConnectivityPredictor
 from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, Method
+from vitslim.methods.layers import parse_layers
 from vitslim.methods.pruning import faults_of_pruning, share_of, with_pruning
-from vitslim.methods.skipat import parse_layers
 from vitslim.models import DenseTrace, TokenLayout
 from vitslim.shapes import Config
 from vitslim.trunk import BoundBlock, DenseMixing, Plan, Step, Stream, trunk_of
 
 Granularity = Literal["query", "tile", "image"]
+PrefixKeys = Literal["kept", "chosen"]
 
 _PROBES = 256  # random tokens from which the start learns which directions of q and k carry anything
 _ALWAYS = 1e4  # a basis entry that outweighs all others
@@ -59,7 +61,9 @@ class SparsifinerConfig(Config):
     Args:
         layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all that have dense attention.
         keep_rate: share of the tokens that a patch query keeps as keys, 0..1; 1 is the dense model.
-        k: the same as a number of keys, prefix included; takes the place of ``keep_rate``.
+        k: the same as a number of keys, those of the prefix among them; takes the place of ``keep_rate``.
+        prefix_keys: ``kept`` keeps the prefix tokens (class, registers) as keys of every query (ours); ``chosen`` lets
+            them compete like the patches, as the authors do.
         granularity: who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all
             patch queries of the ``image``, which is key and value compaction before ordinary fused attention.
         tile: patch queries per tile, for granularity ``tile`` alone.
@@ -80,6 +84,7 @@ class SparsifinerConfig(Config):
     layers: tuple[int, ...] | None = None
     keep_rate: float = Field(default=0.25, gt=0.0, le=1.0)
     k: int | None = Field(default=None, ge=1)
+    prefix_keys: PrefixKeys = "kept"
     granularity: Granularity = "query"
     tile: int = Field(default=64, ge=2)
     n_down: int | None = Field(default=None, ge=1)
@@ -110,6 +115,7 @@ class KeyRule:
 
     keep_rate: float
     k: int | None
+    prefix_keys: PrefixKeys
     granularity: Granularity
     tile: int
     coefficients: int
@@ -119,10 +125,14 @@ class KeyRule:
         """Whether nothing is sparse, at this image size."""
         return self.keep_rate >= 1.0 if self.k is None else self.k >= layout.tokens
 
+    def always(self, layout: TokenLayout) -> int:
+        """How many tokens at the front are keys of every query, whatever their scores."""
+        return layout.prefix if self.prefix_keys == "kept" else 0
+
     def keys(self, layout: TokenLayout) -> int:
-        """How many keys a patch query keeps at this image size; at least the prefix and one more."""
+        """How many keys a patch query keeps at this image size; at least those kept always and one more."""
         wanted = share_of(layout.tokens, self.keep_rate) if self.k is None else self.k
-        return min(layout.tokens, max(wanted, layout.prefix + 1))
+        return min(layout.tokens, max(wanted, self.always(layout) + 1))
 
     def queries(self, patches: int) -> int:
         """How many of so many patch queries share a key set."""
@@ -131,7 +141,7 @@ class KeyRule:
     def describe(self) -> str:
         keys = f"{100 * self.keep_rate:g} % of the keys" if self.k is None else f"{self.k} keys"
         shared = {"query": "query", "tile": f"{self.tile} queries", "image": "image"}[self.granularity]
-        return f"{keys} per {shared}"
+        return f"{keys} per {shared}" + (", prefix keys chosen too" if self.prefix_keys == "chosen" else "")
 
 
 class SparseMixing(DenseMixing):
@@ -183,9 +193,9 @@ class SparseMixing(DenseMixing):
             without = key.shape[2] - places.shape[1]
             down = F.pad(columns_at(down, places), (0, without))
             basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
-        prefix = stream.layout.prefix
-        coefficients = self.predictor(query[:, :, prefix:], key, down)
-        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=prefix)
+        coefficients = self.predictor(query[:, :, stream.layout.prefix :], key, down)
+        always = self.rule.always(stream.layout)
+        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=always)
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor:
         """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.
@@ -283,11 +293,12 @@ def _faults_of_dropout(layers: tuple[int, ...], plan: Plan) -> list[str]:
 
 
 def _faults_of_keys(config: SparsifinerConfig, layout: TokenLayout) -> list[str]:
-    if config.k is None or layout.prefix < config.k <= layout.tokens:
+    always = _rule(config).always(layout)
+    if config.k is None or always < config.k <= layout.tokens:
         return []
     return [
-        f"sparsifiner.k={config.k}: of {layout.tokens} tokens the first {layout.prefix} are always kept; "
-        f"choose from {layout.prefix + 1}..{layout.tokens}"
+        f"sparsifiner.k={config.k}: of {layout.tokens} tokens the first {always} are always kept; "
+        f"choose from {always + 1}..{layout.tokens}"
     ]
 
 
@@ -322,7 +333,13 @@ def _sparse(step: Step, plan: Plan, config: SparsifinerConfig) -> SparseMixing:
 
 def _rule(config: SparsifinerConfig) -> KeyRule:
     return KeyRule(
-        config.keep_rate, config.k, config.granularity, config.tile, config.coefficients, config.basis_threshold
+        keep_rate=config.keep_rate,
+        k=config.k,
+        prefix_keys=config.prefix_keys,
+        granularity=config.granularity,
+        tile=config.tile,
+        coefficients=config.coefficients,
+        basis_threshold=config.basis_threshold,
     )
 
 

@@ -5,9 +5,10 @@ from vitslim.models.base import BaseModel, build_base, describe
 from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.families import adapter_for, family_of
 from vitslim.models.layout import Preprocessing, TokenLayout, preprocessing, token_layout
-from vitslim.models.open import ALIASES, BUILTIN, open_model, read_weights, resolve_name
+from vitslim.models.open import ALIASES, BUILTIN, open_model, resolve_name
 from vitslim.models.sret_pyramid import SretPyramid
 from vitslim.models.trace import DenseTrace, trace
+from vitslim.models.weights_file import read_weights
 
 __all__ = [
     "ALIASES",

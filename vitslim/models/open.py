@@ -1,18 +1,17 @@
 """Opening a dense model by timm name, alias, hub id or the built-in one."""
 
 import difflib
-import pickle
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import load_state_dict
 from torch import nn
 
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models.base import BaseModel, remember_base
+from vitslim.models.weights_file import read_weights
 
 ALIASES: dict[str, str] = {
     "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
@@ -53,7 +52,6 @@ BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 
 _SOURCE_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".t7")
 
 
 def resolve_name(name: str) -> str:
@@ -172,32 +170,6 @@ def _default_classes(name: str) -> int:
 
 def _unknown_option(name: str, error: TypeError) -> ConfigError:
     return ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}")
-
-
-def read_weights(path: Path, *, averaged: bool = True) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, without ever running code that is inside it.
-
-    Args:
-        averaged: of a training checkpoint with both take the moving average of the weights, not the weights.
-
-    Raises:
-        CheckpointError: missing, of an unknown kind, corrupt, or with objects that are not tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
-    if path.suffix not in _WEIGHT_SUFFIXES:
-        raise CheckpointError(f"weights file {path} is a {path.suffix or 'nameless'} file; wanted {_WEIGHT_SUFFIXES}")
-    try:
-        state = load_state_dict(str(path), use_ema=averaged, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"weights file {path} is not readable as tensors only: {reason}") from error
-    except Exception as error:
-        # safetensors raises its own class, known only where the library is imported.
-        raise CheckpointError(f"weights file {path} is corrupt or truncated: {error}") from error
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"weights file {path} holds more than tensors; save the state dict alone")
-    return cast("dict[str, torch.Tensor]", state)
 
 
 def _classes_in(state: dict[str, torch.Tensor]) -> int | None:

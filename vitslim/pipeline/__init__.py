@@ -1,5 +1,6 @@
 """Words into work: the verbs and the road, each writing only where it was told to."""
 
+from vitslim.pipeline.deployment import deploy, quantize
 from vitslim.pipeline.road import RunResult, require_passed, run
 from vitslim.pipeline.verbs import (
     analyze,
@@ -16,10 +17,12 @@ __all__ = [
     "RunResult",
     "analyze",
     "benchmark",
+    "deploy",
     "distill",
     "evaluate",
     "export",
     "open_any",
+    "quantize",
     "require_passed",
     "run",
     "verify",

@@ -258,7 +258,17 @@ def _export(road: _Road, student: nn.Module) -> bool:
         paths: list[Path] = []
         for precision in section.precisions:
             paths.append(default_artifact(folder.path, precision))
-            export_onnx(student, paths[-1], precision=precision, optimize=section.optimize)
+            export_onnx(
+                student,
+                paths[-1],
+                precision=precision,
+                opset=section.opset,
+                optimize=section.optimize,
+                inline=section.inline,
+                dynamic_image_size=section.dynamic_image_size,
+                images=section.images_as,
+                metadata={} if road.class_names is None else {"labels": road.class_names},
+            )
         found = compare(student, paths, images, section.batches)
         write_json(folder.path / PARITY_FILE, found.model_dump(mode="json"))
         road.finish("export")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from vitslim.data import DataConfig, Loader, open_data
 from vitslim.errors import ConfigError, DataError, MissingDependencyError
 from vitslim.export import ParityCheck
 from vitslim.export import verify as verify_artifact
+from vitslim.files import read_json
 from vitslim.models import open_model, preprocessing
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
     from vitslim.bench import BenchReport
     from vitslim.export import OnnxExport
+    from vitslim.runtime import EngineRecord
     from vitslim.train import EvalResult, TrainResult
 
 ModelLike = nn.Module | str | Path
@@ -177,15 +179,42 @@ def evaluate(
     batch_size: int = 64,
     limit: int | None = None,
     device: str = "cpu",
+    backend: str = "torch",
     progress: ProgressCallback = silent,
 ) -> EvalResult:
-    """Top-1, top-5 and agreement with a teacher on the held-out split."""
+    """Top-1, top-5 and agreement with a teacher on the held-out split.
+
+    Args:
+        backend: what runs the model: ``torch`` on ``device``, or its exported file in one of
+            ``vitslim.runtime.BACKENDS``, or ``auto`` for the best of them.
+    """
     from vitslim.train import evaluate as measure
 
+    if backend != "torch":
+        return _evaluate_exported(model, data, backend, teacher, batch_size, limit, progress)
     student = on_device(open_any(model), device)
     dense = None if teacher is None else on_device(open_any(teacher), device)
     loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
     return measure(student, loader, teacher=dense, progress=progress)
+
+
+def _evaluate_exported(
+    model: ModelLike,
+    data: DataLike,
+    backend: str,
+    teacher: ModelLike | None,
+    batch_size: int,
+    limit: int | None,
+    progress: ProgressCallback,
+) -> EvalResult:
+    from vitslim.pipeline.engines import RunnerModule, open_backend
+    from vitslim.train import evaluate as measure
+
+    live = open_any(model)
+    with open_backend(model, backend) as runner:
+        loader = open_loader(data, live, split="val", batch_size=batch_size, limit=limit, **labels_for(live))
+        dense = None if teacher is None else open_any(teacher).to(runner.device)
+        return measure(RunnerModule(runner, live), loader, teacher=dense, progress=progress)
 
 
 def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigType:
@@ -195,23 +224,59 @@ def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigTyp
         raise ConfigError("; ".join(describe_faults(error, kind))) from None
 
 
+@overload
+def export(
+    model: ModelLike, path: str | Path | None = None, *, to: Literal["onnx"] = ..., precision: str = ..., **options: Any
+) -> OnnxExport: ...
+
+
+@overload
+def export(
+    model: ModelLike, path: str | Path | None = None, *, to: str, precision: str = ..., **options: Any
+) -> OnnxExport | EngineRecord: ...
+
+
 def export(
     model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", **options: Any
-) -> OnnxExport:
+) -> OnnxExport | EngineRecord:
     """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
+
+    Args:
+        model: a folder that was saved, a module, or a dense model's name.
+        path: of the file.
+        to: ``onnx`` or ``tensorrt``.
+        precision: of weights and arithmetic.
+        options: of ``vitslim.export.export_onnx``, or fields of ``vitslim.export.tensorrt.EngineOptions``.
 
     Raises:
         ConfigError: an unknown target, or no path for a model that is not a folder.
     """
     from vitslim.export import export_onnx
+    from vitslim.pipeline.engines import export_engine
 
+    if to == "tensorrt":
+        return export_engine(model, path, precision=precision, **options)
     if to != "onnx":
-        raise ConfigError(f"export to {to!r} is not known; wanted 'onnx'")
+        raise ConfigError(f"export to {to!r} is not known; wanted 'onnx' or 'tensorrt'")
     if path is None:
         if isinstance(model, nn.Module) or not Path(model).is_dir():
             raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
         path = default_artifact(model, precision)
+    options["metadata"] = {**_known_of(model), **(options.get("metadata") or {})}
     return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _known_of(model: ModelLike) -> dict[str, Any]:
+    """What a saved folder knows of its model beyond the model itself, for the metadata of a file."""
+    if isinstance(model, nn.Module) or not checkpoint.is_saved_model(model):
+        return {}
+    names = checkpoint.load_config(model).class_names
+    known: dict[str, Any] = {} if names is None else {"labels": names}
+    metrics = Path(model) / "metrics.json"
+    if metrics.is_file():
+        student = read_json(metrics).get("student") or {}
+        known["metrics"] = {name: student[name] for name in ("top1", "top5", "agreement", "images") if name in student}
+    return known
 
 
 def default_artifact(folder: str | Path, precision: str) -> Path:
@@ -238,21 +303,29 @@ def verify(
     data: DataLike | None = None,
     images: int = 32,
     batches: tuple[int, ...] = (1, 3),
+    backend: str | None = None,
 ) -> Verification:
     """Compare exported artefacts with the model on real images, at several batch sizes.
+
+    Where no artefacts are named these are all in ``export/`` that the backend reads; engines among them only where
+    there is a GPU, which a note says.
 
     Raises:
         ConfigError: nothing was exported yet.
     """
     live = open_any(model)
-    paths = _artifacts(model, artifacts)
+    paths = _artifacts(model, artifacts, backend)
     sample = sample_images(live, data or default_data(live), max(images, *batches))
-    return compare(live, paths, sample, batches)
+    found = compare(live, paths, sample, batches, backend)
+    skipped = [] if artifacts is not None else _skipped_engines(model, backend)
+    return found.model_copy(update={"notes": [*found.notes, *skipped]})
 
 
-def compare(live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Sequence[int]) -> Verification:
+def compare(
+    live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Sequence[int], backend: str | None = None
+) -> Verification:
     """``verify`` for a model and images that are at hand."""
-    reports = [verify_artifact(live, path, images, batches=batches) for path in paths]
+    reports = [verify_artifact(live, path, images, batches=batches, backend=backend) for path in paths]
     return Verification(
         passed=all(report.passed for report in reports),
         checks=[check for report in reports for check in report.checks],
@@ -299,6 +372,7 @@ def benchmark(
     """
     from vitslim.bench import benchmark as measure
     from vitslim.export import export_onnx
+    from vitslim.pipeline.engines import export_engine
 
     device_named(str(options.get("device", "cpu")))
     opened = {name: _open_unweighted(model) for name, model in _by_row_name(models)}
@@ -308,7 +382,14 @@ def benchmark(
     others = {name: model for name, model in opened.items() if model is not baseline}
     if "dense" in others:
         raise ConfigError("the row 'dense' is the baseline's; give that model as against (--against), or rename it")
-    return measure({"dense": baseline, **others}, baseline="dense", exporter=export_onnx, progress=progress, **options)
+    return measure(
+        {"dense": baseline, **others},
+        baseline="dense",
+        exporter=export_onnx,
+        engine_exporter=export_engine,
+        progress=progress,
+        **options,
+    )
 
 
 def dense_twin(model: nn.Module) -> nn.Module:
@@ -349,12 +430,25 @@ def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Itera
     return [(name if names.count(name) == 1 else path, path) for name, path in zip(names, paths, strict=True)]
 
 
-def _artifacts(model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None) -> list[Path]:
+def _skipped_engines(model: ModelLike, backend: str | None) -> list[str]:
+    if isinstance(model, nn.Module) or backend is not None or torch.cuda.is_available():
+        return []
+    engines = sorted((Path(model) / "export").glob("*.engine"))
+    return [f"{engine.name} was not compared: an engine runs on a GPU, none is here" for engine in engines]
+
+
+def _artifacts(
+    model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None, backend: str | None
+) -> list[Path]:
     if artifacts is not None:
         return [Path(artifacts)] if isinstance(artifacts, str | Path) else [Path(path) for path in artifacts]
     if isinstance(model, nn.Module):
         raise ConfigError("verify needs the artefacts to compare, or a folder that holds them")
-    found = sorted((Path(model) / "export").glob("*.onnx"))
+    suffixes = [".engine"] if backend in ("tensorrt", "rtx") else [".onnx"]
+    if backend is None and torch.cuda.is_available():
+        suffixes.append(".engine")
+    found = sorted(path for path in (Path(model) / "export").glob("*") if path.suffix in suffixes)
     if not found:
-        raise ConfigError(f"{model} holds no exported artefact; run `vitslim export {model} --to onnx` first")
+        target = "tensorrt" if suffixes == [".engine"] else "onnx"
+        raise ConfigError(f"{model} holds no exported artefact; run `vitslim export {model} --to {target}` first")
     return found

@@ -1,5 +1,6 @@
 """Running an ONNX file in ONNX Runtime."""
 
+import copy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -8,22 +9,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
-from vitslim.runtime.runner import DTYPES, Precision, TensorSpec, check_images
+from vitslim.runtime.cuda_graph import CapturedRun
+from vitslim.runtime.runner import DTYPES, Precision, TakesDlpack, TensorSpec, check_images
 
-Provider = Literal["cpu", "cuda"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
-_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
+# What a provider does not take goes to the next one, and in the end to the CPU.
+_FALLBACKS: dict[Provider, tuple[Provider, ...]] = {"cpu": (), "cuda": (), "tensorrt": ("cuda",)}
+_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+_ELEMENTS = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale: 0 verbose, 1 info, 2 warning, 3 error
 
 
-class OrtRunner:
+class OrtRunner(TakesDlpack):
     """An ONNX file in an ONNX Runtime session.
 
     Args:
         path: a ``.onnx`` file with one image input.
         threads: for the operators of one inference; ``None`` for ONNX Runtime's choice, one per core.
-        provider: ``"cuda"`` needs onnxruntime-gpu, and then no operator may silently fall back as a whole session.
+        provider: ``"cuda"`` and ``"tensorrt"`` need onnxruntime-gpu, and then no operator may silently fall back as a
+            whole session. ``"tensorrt"`` builds its engines when the first images of a shape arrive.
         name: how reports call it; the file's stem by default.
 
     Raises:
@@ -36,7 +47,8 @@ class OrtRunner:
     ) -> None:
         self._session: Any = _open_session(Path(path), threads, provider)
         self._name = name or Path(path).stem
-        self._device = torch.device(provider)
+        self._provider: Provider = provider
+        self._device = torch.device("cpu" if provider == "cpu" else "cuda")
         self._metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
         self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
@@ -48,7 +60,7 @@ class OrtRunner:
 
     @property
     def backend(self) -> str:
-        return "ort"
+        return _BACKENDS[self._provider]
 
     @property
     def precision(self) -> Precision:
@@ -80,8 +92,25 @@ class OrtRunner:
         run = self._run_on_gpu if self._device.type == "cuda" else self._run_on_cpu
         return run(images).float()
 
+    def share(self) -> "OrtRunner":
+        """A second runner on the same session, which several threads may use at once."""
+        if self._session is None:
+            raise ConfigError("this runner is closed; open a new one")
+        return copy.copy(self)
+
+    def capture(self, shape: tuple[int, ...]) -> CapturedRun:
+        """Refused: ONNX Runtime records CUDA graphs on its own, through a provider option.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"{self.backend} cannot record images of {shape} as a CUDA graph of torch; "
+            "use the torch, tensorrt or rtx backend for that, or call run"
+        )
+
     def close(self) -> None:
-        """Free the session; the runner cannot run afterwards."""
+        """Free the session with the last runner that shares it; the runner cannot run afterwards."""
         self._session = None
 
     def __enter__(self) -> "OrtRunner":
@@ -103,8 +132,14 @@ class OrtRunner:
             (binding.bind_input, self._inputs[0], images),
             (binding.bind_output, self._outputs[0], result),
         ):
-            element = "float16" if tensor.dtype == torch.float16 else "float32"
-            bind(spec.name, "cuda", tensor.device.index or 0, element, list(tensor.shape), tensor.data_ptr())
+            bind(
+                spec.name,
+                "cuda",
+                tensor.device.index or 0,
+                _ELEMENTS[tensor.dtype],
+                list(tensor.shape),
+                tensor.data_ptr(),
+            )
         torch.cuda.current_stream().synchronize()  # the session runs on a stream of its own
         self._session.run_with_iobinding(binding)
         return result
@@ -125,7 +160,8 @@ def _open_session(path: Path, threads: int | None, provider: Provider) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(str(path), options, providers=[_PROVIDERS[provider]])
+        wanted = [(_PROVIDERS[one], _provider_options(one, path)) for one in (provider, *_FALLBACKS[provider])]
+        session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes here
         raise CheckpointError(f"onnxruntime {ort.__version__} cannot load {path.name}: {error}") from error
     if session.get_providers()[0] != _PROVIDERS[provider]:
@@ -133,10 +169,21 @@ def _open_session(path: Path, threads: int | None, provider: Provider) -> Any:
     return session
 
 
+def _provider_options(provider: Provider, path: Path) -> dict[str, Any]:
+    if provider != "tensorrt":
+        return {}
+    import onnx
+
+    # This provider's TensorRT is weakly typed: without the option it computes a half-precision file in float32.
+    file: Any = onnx.load(path, load_external_data=False)
+    declared = {entry.key: entry.value for entry in file.metadata_props}.get("precision")
+    return {"trt_fp16_enable": True} if declared == "fp16" else {}
+
+
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     if value.type not in _DTYPES:
-        raise ConfigError(f"'{value.name}' is {value.type}; runners take float32 and float16 inputs and outputs")
+        raise ConfigError(f"'{value.name}' is {value.type}; runners take float32, float16 and uint8")
     return TensorSpec(value.name, shape, _DTYPES[value.type])
 
 

@@ -1,13 +1,14 @@
-"""The one interface behind which torch, ONNX Runtime (later TensorRT) run a model."""
+"""The one interface behind which torch, ONNX Runtime, TensorRT run a model."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vitslim.errors import ConfigError
+from vitslim.runtime.cuda_graph import CapturedRun
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -33,7 +34,12 @@ class Runner(Protocol):
     """A model that is loaded, ready, and knows nothing of how it was made.
 
     ``run`` takes float32 images whatever ``precision`` the backend computes in, and returns float32. The result lies
-    on ``device``, so that timing a GPU does not time a transfer. Leaving the context frees what the backend holds.
+    on ``device``, so that timing a GPU does not time a transfer. Images that lie there already are read in place.
+    Called as a function a runner also takes arrays of other libraries (NumPy, CuPy, JAX) through DLPack; what it gives
+    is a tensor, which every DLPack library reads without a copy. Leaving the context frees what the backend holds.
+
+    ``share`` gives a second runner on the same weights, for another thread or stream; each is closed on its own.
+    ``capture`` records a CUDA graph for images of one shape.
     """
 
     @property
@@ -56,11 +62,50 @@ class Runner(Protocol):
 
     def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]: ...
 
+    def __call__(self, images: Any) -> Tensor: ...
+
+    def share(self) -> "Runner": ...
+
+    def capture(self, shape: tuple[int, ...]) -> CapturedRun: ...
+
     def close(self) -> None: ...
 
     def __enter__(self) -> "Runner": ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class TakesDlpack:
+    """Makes a runner callable with the arrays of any library that speaks DLPack."""
+
+    def __call__(self, images: Any) -> Tensor:
+        """``run`` for a tensor, or for an array that is read as one without a copy.
+
+        Raises:
+            ConfigError: neither.
+        """
+        return cast(Runner, self).run(as_tensor(images))
+
+
+def as_tensor(images: Any) -> Tensor:
+    """A tensor as it is, another library's array as a tensor over the same memory.
+
+    Raises:
+        ConfigError: it speaks no DLPack.
+    """
+    if isinstance(images, Tensor):
+        return images
+    if not hasattr(images, "__dlpack__"):
+        raise ConfigError(f"images are a {type(images).__name__}; wanted a tensor or an array with __dlpack__")
+    return torch.from_dlpack(images)
+
+
+def host_buffer(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
+    """Memory on the host for images or results, page-locked where there is a GPU.
+
+    From page-locked memory a copy to the GPU overlaps with what the GPU computes.
+    """
+    return torch.empty(shape, dtype=spec.dtype, pin_memory=torch.cuda.is_available())
 
 
 def check_images(images: Tensor, spec: TensorSpec) -> None:

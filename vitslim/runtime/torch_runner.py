@@ -1,5 +1,6 @@
 """Running a model in torch, eager or compiled."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -8,14 +9,15 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.runtime.copying import working_copy
-from vitslim.runtime.runner import DTYPES, Precision, TensorSpec
+from vitslim.runtime.cuda_graph import CapturedRun, capture
+from vitslim.runtime.runner import DTYPES, Precision, TakesDlpack, TensorSpec
 
 # Every runner compiles the same timm forward anew; torch's default of 8 would be used up by two models at four batch
 # sizes, and further ones would run eagerly under the name "compiled".
 COMPILATIONS_PER_FUNCTION = 256
 
 
-class TorchRunner:
+class TorchRunner(TakesDlpack):
     """A private copy of a torch model, in eval mode and in one precision.
 
     Args:
@@ -81,8 +83,16 @@ class TorchRunner:
         with torch.no_grad():
             return cast(Tensor, self._forward(images)).float()
 
+    def share(self) -> "TorchRunner":
+        """A second runner on the same copy of the model."""
+        return copy.copy(self)
+
+    def capture(self, shape: tuple[int, ...]) -> CapturedRun:
+        """Record a CUDA graph for images of one shape."""
+        return capture(self.run, torch.zeros(shape, dtype=self._dtype, device=self._device))
+
     def close(self) -> None:
-        """Free the copy; the runner cannot run afterwards."""
+        """Free the copy with the last runner that shares it; the runner cannot run afterwards."""
         self._forward = _closed
         self._model = nn.Module()
 

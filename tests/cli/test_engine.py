@@ -1,0 +1,86 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import Command
+from vitslim.runtime.tensorrt_api import installed_version
+
+
+@pytest.fixture
+def folder(copied: Path, tmp_path: Path) -> Path:
+    """A saved student of which nothing was exported."""
+    own = tmp_path / "own"
+    shutil.copytree(copied, own, ignore=shutil.ignore_patterns("export"))
+    return own
+
+
+def test_options_of_engines_are_refused_for_onnx(folder: Path, vitslim: Command) -> None:
+    outcome = vitslim("export", folder, "--refit", "--batch", "1:2:4")
+    assert outcome.code == 2
+    assert "--batch, --refit: only with --to tensorrt, given --to onnx" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "1:8"], "--batch '1:8': wanted min:opt:max such as 1:8:64"),
+        (["--batch", "8:1:64"], "8:1:64 is not min:opt:max"),
+        (["--flavor", "cuda"], "flavor"),
+        (["--flavor", "rtx", "--plugins", "on"], "ends the process when it meets a plugin"),
+        (["--out", "model.plan"], "an engine's file ends in .engine"),
+    ],
+)
+def test_what_no_engine_can_be_is_refused(folder: Path, vitslim: Command, options: list[str], message: str) -> None:
+    outcome = vitslim("export", folder, "--to", "tensorrt", *options)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_what_is_missing_for_tensorrt_is_named(folder: Path, vitslim: Command) -> None:
+    outcome = vitslim("export", folder, "--to", "tensorrt", "--precision", "fp16")
+    assert outcome.code == 3
+    assert "TensorRT" in outcome.error
+
+
+def test_a_saved_model_becomes_an_engine_once(folder: Path, vitslim: Command) -> None:
+    if installed_version("rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed (vitslim[rtx]); no engine can be built here")
+    words = ["export", folder, "--to", "tensorrt", "--flavor", "rtx", "--precision", "fp16", "--batch", "1:2:4"]
+    record = vitslim(*words, "--json").document
+    engine = folder / "export" / "model-fp16.engine"
+    assert engine.stat().st_size > 0
+    assert (record["flavor"], record["precision"]) == ("rtx", "fp16")
+    assert record["fused_mha"]["found"] == record["fused_mha"]["expected"]
+    again = vitslim(*words)
+    assert (again.code, "pass --overwrite" in again.error) == (2, True)
+    if not torch.cuda.is_available():
+        refused = vitslim("verify", folder, engine)
+        assert (refused.code, "needs an NVIDIA GPU" in refused.error) == (3, True)
+        measured = vitslim("eval", folder, "--backend", "rtx", "--data", "fractals")
+        assert (measured.code, "needs an NVIDIA GPU" in measured.error) == (3, True)
+
+
+def test_an_exported_file_is_evaluated_like_its_model(folder: Path, vitslim: Command) -> None:
+    data = "fractals:classes=4,train_per_class=1,val_per_class=4,image_size=32"
+    assert vitslim("export", folder).code == 0
+    live = vitslim("eval", folder, "--data", data, "--json").document
+    exported = vitslim("eval", folder, "--backend", "auto", "--batch-size", "5", "--data", data, "--json").document
+    assert (exported["images"], exported["top1"]) == (live["images"], live["top1"])
+    assert exported["loss"] == pytest.approx(live["loss"], rel=1e-4)
+    refused = vitslim("eval", folder, "--backend", "onnx", "--data", data)
+    assert "backend 'onnx' is not known; wanted one of auto, tensorrt" in refused.error
+
+
+def test_a_backend_runs_what_was_saved_only(vitslim: Command) -> None:
+    outcome = vitslim("eval", "deit_tiny", "--backend", "ort", "--data", "fractals")
+    assert "--backend ort runs the exports of a saved folder; given deit_tiny" in outcome.error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_engines_are_not_timed_without_a_gpu(folder: Path, vitslim: Command) -> None:
+    outcome = vitslim("bench", folder, "--backend", "rtx", "--rounds", "5")
+    assert outcome.code == 1
+    assert "backend rtx runs on a GPU; measure with device cuda" in outcome.error

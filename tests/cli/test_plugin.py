@@ -1,0 +1,51 @@
+"""The verbs plugin build and plugin info."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.plugin.conftest import fake_nvcc, no_nvcc
+
+__all__ = ["fake_nvcc", "no_nvcc"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VITSLIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VITSLIM_TENSORRT_INCLUDE", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.mark.usefixtures("fake_nvcc")
+def test_build_and_info_tell_the_same(vitslim: Command, cache: Path) -> None:
+    made = vitslim("plugin", "build", "--arch", "80,90", "--json").document
+    assert made["architectures"] == ["80", "90"]
+    assert made["kernels"] == str(cache / "plugin" / "libvitslim_kernels.so")
+    found = vitslim("plugin", "info", "--json").document
+    assert found["libraries"]["libvitslim_kernels.so"]["build"] == made
+    assert found["libraries"]["libvitslim_plugins.so"] is None
+
+
+@pytest.mark.usefixtures("fake_nvcc")
+def test_a_person_is_told_what_was_left_out(vitslim: Command, tmp_path: Path) -> None:
+    outcome = vitslim("plugin", "build", "--arch", "90", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    assert "the TensorRT plugin was left out" in outcome.err
+    assert "VITSLIM_KERNELS_LIBRARY=" in outcome.err
+    assert "not built" in vitslim("plugin", "info").out
+
+
+@pytest.mark.usefixtures("no_nvcc")
+def test_without_nvcc_the_exit_code_says_that_something_is_missing(vitslim: Command) -> None:
+    outcome = vitslim("plugin", "build")
+    assert outcome.code == 3
+    assert outcome.error.startswith("nvcc was not found")
+    assert "missing" in vitslim("plugin", "info").out
+
+
+@pytest.mark.usefixtures("fake_nvcc")
+def test_a_folder_without_headers_is_a_usage_error(vitslim: Command, tmp_path: Path) -> None:
+    outcome = vitslim("plugin", "build", "--tensorrt-include", tmp_path)
+    assert outcome.code == 2
+    assert "has no TensorRT headers" in outcome.error

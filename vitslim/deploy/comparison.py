@@ -1,0 +1,73 @@
+"""Whether a file of torch's own computes what its model computes, before it is kept."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.export import TOLERANCES
+from vitslim.runtime import Precision, working_copy
+from vitslim.shapes import Result
+
+
+class Comparison(Result):
+    """The file against the model in float32 at one batch size; ``tolerance`` bounds ``max_abs``."""
+
+    batch: int
+    max_abs: float
+    cosine: float
+    tolerance: float
+
+
+def compared(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    precision: Precision,
+    batches: Sequence[int] = (1, 3),
+) -> list[Comparison]:
+    """Run images through both, at more than one batch size: a frozen batch shows at the second only.
+
+    Args:
+        model: stays as it is; a copy runs on the CPU in float32.
+        forward: the file, loaded back.
+        images: normalised as the model expects.
+        precision: of the file; ``TOLERANCES`` has its limits.
+
+    Raises:
+        ConfigError: fewer images than the largest batch.
+        CheckFailedError: one output is not finite, or lies further off than the limit.
+    """
+    if len(images) < max(batches):
+        raise ConfigError(f"{len(images)} images were given for a batch of {max(batches)}")
+    reference = working_copy(model).cpu().float()
+    found: list[Comparison] = []
+    with torch.no_grad():
+        for batch in batches:
+            given = images[:batch].float().cpu()
+            found.append(_compare(reference(given), forward(given).float().cpu(), precision))
+    return found
+
+
+def _compare(expected: Tensor, given: Tensor, precision: Precision) -> Comparison:
+    limits = TOLERANCES[precision]
+    batch = len(expected)
+    if given.shape != expected.shape:
+        raise CheckFailedError(f"batch {batch}: the file gives {tuple(given.shape)}, the model {tuple(expected.shape)}")
+    scale = float(expected.abs().max())
+    cosine = float(torch.cosine_similarity(expected.double(), given.double(), dim=1).min())
+    check = Comparison(
+        batch=batch,
+        max_abs=float((given - expected).abs().max()),
+        cosine=cosine,
+        tolerance=limits.relative * scale,
+    )
+    # Written so that NaN fails.
+    if not check.max_abs <= check.tolerance:
+        raise CheckFailedError(
+            f"batch {batch}: the file differs from the model by {check.max_abs:.3g}, more than {check.tolerance:.3g} "
+            f"({limits.relative:g} of the outputs' scale {scale:.3g} in {precision})"
+        )
+    return check

@@ -1,0 +1,48 @@
+"""Running a graph that has no file yet, in ONNX Runtime on the CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitslim.errors import CheckFailedError, MissingDependencyError
+from vitslim.export.bfloat16 import rounding_twin
+from vitslim.runtime import Precision
+
+_ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+
+
+def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:
+    """The first output of a graph, float32; bfloat16 is rounded to after every operator, see ``rounding_twin``.
+
+    ONNX Runtime's own optimisation is off, so that the graph is run as it stands.
+
+    Args:
+        model: an ``onnx.ModelProto`` below 2 GB.
+        images: cast to the type of the graph's input.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        CheckFailedError: onnxruntime does not run the graph.
+    """
+    try:
+        import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        raise MissingDependencyError(
+            "checking an exported graph needs onnxruntime: pip install 'vitslim[onnx]'"
+        ) from None
+    model = rounding_twin(model) if precision == "bf16" else model
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        given = session.get_inputs()[0]
+        result = session.run(None, {given.name: images.to(_DTYPES[given.type]).numpy()})[0]
+    except Exception as error:  # onnxruntime raises a dozen unrelated classes here
+        raise CheckFailedError(f"onnxruntime {ort.__version__} does not run the exported graph: {error}") from error
+    return torch.from_numpy(result).float()
+
+
+_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}

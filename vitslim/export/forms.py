@@ -1,0 +1,106 @@
+"""The forms in which one exported file can be run."""
+
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import CheckpointError, MissingDependencyError
+from vitslim.export.bfloat16 import rounding_twin
+from vitslim.export.onnx_graph import inlined
+from vitslim.export.onnx_weights import data_path
+from vitslim.runtime import OrtRunner, Runner, open_artifact
+
+AS_WRITTEN = "as written"
+INLINED = "inlined"
+ROUNDED = "rounded"
+
+Form = tuple[str, AbstractContextManager[Runner]]
+
+
+def forms_of(path: str | Path, backend: str | None = None) -> Iterator[Form]:
+    """Every form of a file that can be run here, and what opens it.
+
+    A file in bfloat16 has one, ``rounded``, on a machine where ONNX Runtime has no GPU. Other ONNX files are run
+    ``as written``, and ``inlined`` where they hold local functions. Other artefacts are opened as they are, and so is
+    every file for which a backend is named.
+
+    Args:
+        path: of the file.
+        backend: what runs it as written, see ``open_artifact``.
+
+    Raises:
+        CheckpointError: the file is missing, or is no ONNX file.
+        MissingDependencyError: onnx is not installed.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx" or backend is not None:
+        yield AS_WRITTEN, open_artifact(path, backend=backend)
+        return
+    header = read_header(path)
+    if _property(header, "precision") == "bf16":
+        yield ROUNDED, _rewritten(path, rounding_twin)
+        return
+    yield AS_WRITTEN, open_artifact(path)
+    if header.functions:
+        yield INLINED, _rewritten(path, inlined)
+
+
+def read_header(path: Path) -> Any:
+    """An ONNX file without the weights that lie beside it.
+
+    Raises:
+        CheckpointError: it is missing, or is no ONNX file, or its weights are missing.
+        MissingDependencyError: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise MissingDependencyError("verifying an ONNX file needs onnx: pip install 'vitslim[onnx]'") from None
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; export the model first")
+    try:
+        header = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own class, which moves between versions
+        raise CheckpointError(f"{path} is not a readable ONNX file ({error}); export it again") from error
+    if not header.graph.node:
+        raise CheckpointError(f"{path} holds no ONNX graph; it may be truncated, export it again")
+    beside = next((t for t in header.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL), None)
+    if beside is not None and not data_path(path).is_file():
+        raise CheckpointError(f"{data_path(path)} is missing; the weights of {path.name} lie there, move both together")
+    return header
+
+
+def metadata_of(runner: Runner) -> dict[str, str]:
+    """What the file behind a runner says about itself; nothing for backends that keep no metadata."""
+    return dict(getattr(runner, "metadata", {}))
+
+
+def _property(model: Any, key: str) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)
+
+
+@contextmanager
+def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
+    import onnx
+
+    is_split = data_path(path).is_file()
+    # Weights are found beside the file, and only there.
+    with tempfile.TemporaryDirectory(prefix="vitslim-", dir=path.parent if is_split else None) as folder:
+        scratch = Path(folder) / path.name
+        whole = rewrite is rounding_twin
+        model = rewrite(onnx.load(str(path), load_external_data=whole))
+        if is_split and not whole:
+            _lend(data_path(path), Path(folder) / data_path(path).name)
+        onnx.save(model, str(scratch), save_as_external_data=is_split and whole, location=f"{path.name}.data")
+        with OrtRunner(scratch, name=path.stem) as runner:
+            yield runner
+
+
+def _lend(data: Path, place: Path) -> None:
+    try:
+        place.hardlink_to(data)
+    except OSError:
+        shutil.copyfile(data, place)

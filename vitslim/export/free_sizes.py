@@ -1,0 +1,86 @@
+"""Leaving height and width of the images free, and the proof that the file follows them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitslim.errors import ConfigError, UnsupportedModelError
+from vitslim.export.cpu_session import cpu_outputs
+from vitslim.export.onnx_input import ImageForm
+from vitslim.export.tolerances import TOLERANCES
+from vitslim.models import preprocessing
+from vitslim.runtime import Precision
+from vitslim.trunk import is_converted
+
+_PATCHES = 4096  # of the longer side, at most
+
+
+def image_axes(model: nn.Module, wanted: bool) -> dict[int, Any]:
+    """The free axes of images (b, c, h, w) for torch.export: sides in multiples of the patch size.
+
+    Raises:
+        ConfigError: the model was opened for one size.
+        UnsupportedModelError: the model is converted.
+    """
+    if not wanted:
+        return {}
+    if is_converted(model):
+        raise UnsupportedModelError(
+            "dynamic_image_size: a converted model tells the patch grid from the number of its tokens and fixes how "
+            "many it keeps, so a file has one size; call model.set_input_size(...) and export one file per size"
+        )
+    if not getattr(model, "dynamic_img_size", False):
+        raise ConfigError(
+            "dynamic_image_size: the model was opened for one image size; open it with dynamic_img_size=True "
+            "(--set model.options.dynamic_img_size=true), or export one file per size"
+        )
+    height, width = _patch_size(model)
+    rows, columns = (torch.export.Dim(name, min=2, max=_PATCHES) for name in ("rows", "columns"))
+    return {2: height * rows, 3: width * columns}
+
+
+def probe_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """Image sizes that are not the model's own, the first one neither square nor with one of its sides."""
+    height, width = preprocessing(model).image_size
+    patch_height, patch_width = _patch_size(model)
+    return [
+        (height + patch_height, width + 3 * patch_width),
+        (height, width),
+        (height + 2 * patch_height, width + 2 * patch_width),
+    ]
+
+
+def require_free_sizes(
+    graph: Any, model: nn.Module, sizes: list[tuple[int, int]], precision: Precision, form: ImageForm
+) -> None:
+    """Refuse a graph that computes another function at another image size, as a table made while tracing does.
+
+    Args:
+        model: in float32, taking what the graph takes.
+
+    Raises:
+        UnsupportedModelError: with the sizes and the difference.
+    """
+    channels = preprocessing(model).channels
+    generator = torch.Generator().manual_seed(0)
+    for height, width in sizes:
+        shape = (2, height, width, channels) if form == "uint8-nhwc" else (2, channels, height, width)
+        noise = torch.randn(shape, generator=generator)
+        images = noise if form == "normalized" else (noise * 64 + 128).clamp(0, 255).to(torch.uint8)
+        with torch.no_grad():
+            expected = model(images)
+        given = cpu_outputs(graph, images, precision)
+        difference = float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
+        if not difference <= TOLERANCES[precision].relative:
+            raise UnsupportedModelError(
+                f"dynamic_image_size: at {height}x{width} the file would differ from the model by {difference:.2g} of "
+                f"the outputs' scale: this {type(model).__name__} makes a table for the traced size (rotary positions "
+                "do); export one file per size"
+            )
+
+
+def _patch_size(model: nn.Module) -> tuple[int, int]:
+    embed: Any = model.patch_embed
+    height, width = embed.patch_size
+    return int(height), int(width)

@@ -1,0 +1,164 @@
+"""The weights of an ONNX file: inside it, or beside it where protobuf's 2 GB would not hold them."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitslim.files import atomic_path, write_bytes
+
+FILE_LIMIT = 2**31 - 2**24
+"""Bytes that one ONNX file shall hold at most: protobuf's limit for one message, less room for the graph."""
+
+DATA_DIGEST = "external_data_sha256"
+"""Metadata entry of a file whose weights lie beside it."""
+
+_SMALL = 1024  # bytes; shapes, scalars and tables stay inside, where shape inference can read them
+_PAGE = 4096  # bytes; runtimes map aligned tensors instead of copying them
+
+
+@dataclass(frozen=True)
+class Written:
+    """What lies on the disk: the file, and the data beside it if there are any."""
+
+    size_bytes: int
+    sha256: str
+    data_file: str | None = None
+    data_bytes: int = 0
+    data_sha256: str | None = None
+
+
+def data_path(path: str | Path) -> Path:
+    """Where the weights of a file lie that does not hold them itself: ``model.onnx.data``."""
+    return Path(f"{path}.data")
+
+
+def is_large(model: Any) -> bool:
+    """Whether one file cannot hold the model's weights."""
+    return _weight_bytes(model.graph.initializer) >= FILE_LIMIT
+
+
+def write_model(path: str | Path, model: Any) -> Written:
+    """Write a model, with its large weights in ``data_path(path)`` where one file cannot hold them.
+
+    Both files or none: a power cut leaves the old pair, no model at all, or the new pair, never a mixture.
+
+    Raises:
+        CheckpointError: a file cannot be written; what lay there before is unchanged.
+    """
+    target = Path(path)
+    if is_large(model):
+        return _write_pair(target, model)
+    content = model.SerializeToString()
+    write_bytes(target, content)
+    data_path(target).unlink(missing_ok=True)  # of an earlier, larger model
+    return Written(len(content), hashlib.sha256(content).hexdigest())
+
+
+def without_weights(model: Any) -> Any:
+    """A copy whose large weights became inputs: as good for types and shapes, and small.
+
+    The given model is not copied on the way, so that this is cheap for weights of any size.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    _copy_fields(model, copy, except_for="graph")
+    _copy_fields(model.graph, copy.graph, except_for="initializer")
+    for tensor in model.graph.initializer:
+        if _is_large_tensor(tensor):
+            copy.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+        else:
+            copy.graph.initializer.add().CopyFrom(tensor)
+    return copy
+
+
+def _write_pair(path: Path, model: Any) -> Written:
+    tensors = [tensor for tensor in model.graph.initializer if _is_large_tensor(tensor)]
+    places = _places(tensors)
+    lean = without_weights(model)
+    del lean.graph.input[len(model.graph.input) :]
+    for tensor, offset in zip(tensors, places, strict=True):
+        _refer(lean.graph.initializer.add(), tensor, data_path(path).name, offset)
+    digest = hashlib.sha256()
+    for part in _padded(tensors, places):
+        digest.update(part)
+    # So that the file's own digest stands for its weights too.
+    lean.metadata_props.add(key=DATA_DIGEST, value=digest.hexdigest())
+    content = lean.SerializeToString()
+    size = 0
+    try:
+        with atomic_path(path) as scratch:
+            _write_through(scratch, [content])
+            with atomic_path(data_path(path)) as data:
+                size = _write_through(data, _padded(tensors, places))
+                # From here to the rename of the model there is none, so that none can meet weights of another.
+                path.unlink(missing_ok=True)
+    except BaseException:
+        if not path.exists():
+            data_path(path).unlink(missing_ok=True)
+        raise
+    return Written(len(content), hashlib.sha256(content).hexdigest(), data_path(path).name, size, digest.hexdigest())
+
+
+def _write_through(path: Path, parts: Iterable[bytes]) -> int:
+    """Write and wait for the disk, which reports at that time that it is full."""
+    size = 0
+    with path.open("wb") as handle:
+        for part in parts:
+            handle.write(part)
+            size += len(part)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return size
+
+
+def _places(tensors: Iterable[Any]) -> list[int]:
+    places: list[int] = []
+    end = 0
+    for tensor in tensors:
+        places.append(-(-end // _PAGE) * _PAGE)
+        end = places[-1] + len(tensor.raw_data)
+    return places
+
+
+def _padded(tensors: Iterable[Any], places: Iterable[int]) -> Iterable[bytes]:
+    end = 0
+    for tensor, place in zip(tensors, places, strict=True):
+        yield bytes(place - end)
+        yield tensor.raw_data
+        end = place + len(tensor.raw_data)
+
+
+def _refer(entry: Any, tensor: Any, location: str, offset: int) -> None:
+    import onnx
+
+    entry.name, entry.data_type = tensor.name, tensor.data_type
+    entry.dims.extend(tensor.dims)
+    entry.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": str(offset), "length": str(len(tensor.raw_data))}.items():
+        entry.external_data.add(key=key, value=value)
+
+
+def _copy_fields(source: Any, target: Any, *, except_for: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == except_for:
+            continue
+        if isinstance(value, str | bytes | int):
+            setattr(target, field.name, value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            getattr(target, field.name).extend(value)
+
+
+def _weight_bytes(tensors: Iterable[Any]) -> int:
+    return sum(len(tensor.raw_data) for tensor in tensors)
+
+
+def _is_large_tensor(tensor: Any) -> bool:
+    return len(tensor.raw_data) > _SMALL

@@ -1,0 +1,233 @@
+"""From an ONNX file to an engine that keeps its promises, with the JSON that says so."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
+from vitslim.export.tensorrt.layers import (
+    LEAST_SHARE,
+    PROMISED,
+    EngineLayer,
+    count_types,
+    fused_attentions,
+    layers_from_inspector,
+    layers_from_log,
+    weight_elements,
+)
+from vitslim.export.tensorrt.options import EngineOptions
+from vitslim.export.tensorrt.process import COMMAND, Built, run_worker
+from vitslim.export.tensorrt.source import Source, input_shapes, read_source, write_source
+from vitslim.files import atomic_path, write_json, write_text
+from vitslim.runtime import EngineRecord, Precision
+from vitslim.runtime.engine import FusedMha, PluginUse, TensorProfile, file_sha256, record_path
+from vitslim.runtime.machine import Machine, this_machine
+from vitslim.runtime.tensorrt_api import MODULES, TITLES, require_installed
+from vitslim.runtime.versions import library_versions
+
+_NETWORK_TYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_UNTOLD = "TensorRT told nothing of the engine's layers, neither in its log nor through its inspector"
+
+
+def build_engine(
+    onnx_file: str | Path,
+    engine: str | Path,
+    options: EngineOptions,
+    *,
+    plugin_library: str | Path | None = None,
+    command: Sequence[str] = COMMAND,
+    timeout_seconds: float | None = None,
+) -> EngineRecord:
+    """Build ``onnx_file`` into ``engine``, prove what was promised, write ``engine`` and the JSON beside it.
+
+    The builder runs in a process of its own. Its log, without the verbose lines, is left in ``<engine>.log``, after a
+    failure too. Otherwise a failure changes nothing: an earlier engine stays as it was.
+
+    Args:
+        onnx_file: in the precision asked for.
+        engine: the file to write, ``.engine``.
+        options: what to build.
+        plugin_library: ``libvitslim_plugins.so``; ``None`` where there is none.
+        command: what starts the builder; for tests.
+        timeout_seconds: after which the builder is given up.
+
+    Raises:
+        ConfigError: the file and the options do not go together.
+        MissingDependencyError: TensorRT, a GPU or the plugin that was asked for is not here.
+        UnsupportedModelError: TensorRT's parser does not take the file.
+        CheckpointError: the ONNX file is missing or damaged, or the engine cannot be written.
+        CheckFailedError: the builder failed or died, or the engine is not what was promised.
+    """
+    engine = Path(engine)
+    version = require_installed(options.flavor)
+    _check_gpu(options)
+    library = _plugins_for(options, plugin_library)
+    source = read_source(onnx_file, options, version, with_plugins=library is not None)
+    if options.plugins == "on" and not source.plugin_nodes:
+        raise ConfigError(f"{Path(onnx_file).name} calls none of vitslim's operators; build with --plugins off")
+    started = time.perf_counter()
+    with atomic_path(engine) as scratch, tempfile.TemporaryDirectory(prefix="vitslim-engine-") as folder:
+        request = _request(source, options, Path(folder), scratch, library)
+        try:
+            built = run_worker(
+                request,
+                Path(folder),
+                name_module=source.module_of,
+                command=command,
+                timeout_seconds=timeout_seconds,
+            )
+        finally:
+            log_sha256 = _keep_log(Path(folder), engine)
+        record = _record(source, options, built, scratch, library, log_sha256, time.perf_counter() - started)
+        _require_promises(record, built, options)
+    write_json(record_path(engine), record.model_dump(mode="json"))
+    return record
+
+
+def _check_gpu(options: EngineOptions) -> None:
+    if torch.cuda.is_available():
+        return
+    if options.flavor == "tensorrt":
+        raise MissingDependencyError(
+            "TensorRT builds on the GPU that the engine shall run on, none is usable here; "
+            "build there, or with --flavor rtx, which needs none"
+        )
+    if options.refit or options.strip_plan:
+        raise MissingDependencyError(
+            "TensorRT-RTX compiles engines whose weights can be exchanged (--refit, --strip-plan) on a GPU, none is "
+            "usable here; leave these out, or build where there is one"
+        )
+
+
+def _plugins_for(options: EngineOptions, library: str | Path | None) -> Path | None:
+    if options.plugins == "off" or options.flavor == "rtx":
+        return None
+    if library is None and options.plugins == "on":
+        raise MissingDependencyError(
+            "--plugins on: no plugin library is built; make it with `vitslim plugin build --tensorrt-include DIR`, or "
+            "name it in VITSLIM_PLUGIN_LIBRARY"
+        )
+    return None if library is None else Path(library)
+
+
+def _request(
+    source: Source, options: EngineOptions, folder: Path, engine: Path, library: Path | None
+) -> dict[str, Any]:
+    return {
+        "module": MODULES[options.flavor],
+        "onnx": str(write_source(source, folder)),
+        "engine": str(engine),
+        "plugin_library": None if library is None or not source.plugin_nodes else str(library),
+        "flags": options.builder_flags(),
+        "tf32": options.precision != "fp32",
+        "workspace_mib": options.workspace_mib,
+        "shapes": input_shapes(source, options),
+        "timing_cache": None if options.timing_cache is None else str(options.timing_cache),
+        "has_gpu": torch.cuda.is_available(),
+    }
+
+
+def _keep_log(folder: Path, engine: Path) -> str:
+    """Leave the log beside the engine and give its digest."""
+    log = folder / "build.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    text = "".join(f"{line}\n" for line in lines if not line.startswith("[VERBOSE]"))
+    write_text(engine.with_name(engine.name + ".log"), text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _record(
+    source: Source,
+    options: EngineOptions,
+    built: Built,
+    engine: Path,
+    library: Path | None,
+    log_sha256: str,
+    seconds: float,
+) -> EngineRecord:
+    layers, told_by = _layers(built)
+    # An engine of TensorRT-RTX is compiled to the end on the machine that runs it, and bound to none before.
+    machine = this_machine() if options.flavor == "tensorrt" else Machine()
+    fused = FusedMha(found=fused_attentions(layers), expected=source.attentions) if layers else None
+    asked = options.model_dump(mode="json", exclude={"flavor", "precision"})
+    if options.timing_cache is not None:
+        asked["timing_cache"] = options.timing_cache.name
+    plugin_names = sorted(source.plugin_nodes) if built.answer["plugin_layers"] else []
+    return EngineRecord(
+        flavor=options.flavor,
+        tensorrt=built.answer["tensorrt"],
+        **machine.model_dump(),
+        onnx_sha256=file_sha256(source.path),
+        engine_sha256=file_sha256(engine),
+        precision=options.precision,
+        profiles=[TensorProfile(**profile) for profile in built.answer["profiles"]],
+        plugins=PluginUse(used=plugin_names, library_sha256=file_sha256(library) if library and plugin_names else None),
+        layers=count_types(layers) if layers else None,
+        layers_source=told_by,
+        matrix_types=built.answer["matrix_types"],
+        fused_mha=fused,
+        unknown={} if layers else {"layers": _UNTOLD, "fused_mha": _UNTOLD},
+        options=asked,
+        changes=source.changes,
+        metadata=source.metadata,
+        build_log_sha256=log_sha256,
+        seconds=round(seconds, 2),
+        versions={**library_versions(), MODULES[options.flavor]: built.answer["tensorrt"]},
+    )
+
+
+def _layers(built: Built) -> tuple[list[EngineLayer], str | None]:
+    """What is known of the engine's layers, and from where: the engine itself comes before the builder's list."""
+    if built.answer["layers"]:
+        return layers_from_inspector(built.answer["layers"]), "inspector"
+    listed = layers_from_log(built.log)
+    return listed, "build log" if listed else None
+
+
+def _require_promises(record: EngineRecord, built: Built, options: EngineOptions) -> None:
+    """Fail where the engine is not in its precision, or not fused as asked.
+
+    Raises:
+        CheckFailedError: with what was promised and what was found.
+    """
+    _require_precision(record.precision, record.matrix_types, weight_elements(_layers(built)[0]))
+    if options.plugins == "on" and not record.plugins.used:
+        raise CheckFailedError("--plugins on: TensorRT took the function in the file instead of the plugin")
+    if not options.require_fused_mha:
+        return
+    if record.fused_mha is None:
+        raise CheckFailedError(f"--require-fused-mha: it cannot be told; {record.unknown['fused_mha']}")
+    if record.fused_mha.found < record.fused_mha.expected:
+        why = "TensorRT fuses attention in fp16 and bf16 only" if record.precision == "fp32" else "see the log"
+        raise CheckFailedError(
+            f"--require-fused-mha: {record.fused_mha} attentions became one kernel ({why}); nothing was written"
+        )
+
+
+def _require_precision(precision: Precision, matrices: dict[str, int], weights: dict[str, int]) -> None:
+    promised = matrices.get(_NETWORK_TYPES[precision], 0)
+    if promised * 2 <= sum(matrices.values()):
+        raise CheckFailedError(
+            f"the network is not in {precision}: of its products with weights {promised} of {sum(matrices.values())} "
+            f"are ({matrices}); export the ONNX file in {precision}; nothing was written"
+        )
+    # Absent where the layers are not told with their weights; the network's types then stand alone.
+    total = sum(weights.values())
+    stored = weights.get(PROMISED[precision], 0)
+    if total and stored < LEAST_SHARE * total:
+        raise CheckFailedError(
+            f"the engine is not in {precision}: {100 * stored / total:.0f} % of its weights are ({weights}), wanted "
+            f"{100 * LEAST_SHARE:.0f} %; nothing was written"
+        )
+
+
+def describe(record: EngineRecord) -> str:
+    """One line for a person: precision, fused attention, what it is bound to."""
+    fused = "unknown" if record.fused_mha is None else str(record.fused_mha)
+    where = record.gpu or "any GPU of its flavor"
+    return f"{record.precision}, fused attention {fused}, {TITLES[record.flavor]} {record.tensorrt}, {where}"

@@ -1,0 +1,112 @@
+"""The built libraries: where they lie, what was written down beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import ConfigError, VitslimError
+from vitslim.files import read_json
+from vitslim.shapes import Result
+
+SOURCES = Path(__file__).parent / "sources"
+KERNELS = "libvitslim_kernels.so"
+PLUGINS = "libvitslim_plugins.so"
+VARIABLES = {KERNELS: "VITSLIM_KERNELS_LIBRARY", PLUGINS: "VITSLIM_PLUGIN_LIBRARY"}
+
+
+class PluginBuild(Result):
+    """What a build made, and from what; it lies as JSON beside each of the libraries.
+
+    Args:
+        kernels: the launcher's library.
+        plugins: the TensorRT plugin's library; ``None`` without TensorRT's headers.
+        architectures: compute capabilities with machine code inside, without the dot.
+        nvcc: version of the compiler.
+        tensorrt: version of the headers.
+        sources_sha256: over all source files.
+        seconds: wall time.
+    """
+
+    kernels: Path
+    plugins: Path | None
+    architectures: tuple[str, ...]
+    nvcc: str
+    tensorrt: str | None
+    sources_sha256: str
+    seconds: float
+
+
+def default_folder() -> Path:
+    """Where builds go and are looked for: ``$VITSLIM_CACHE/plugin``, else ``~/.cache/vitslim/plugin``."""
+    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim") / "plugin"
+
+
+def kernels_library() -> Path | None:
+    """The launcher's library: ``$VITSLIM_KERNELS_LIBRARY``, else the last build, else ``None``.
+
+    Raises:
+        ConfigError: the variable names no file.
+    """
+    return _find(KERNELS)
+
+
+def plugin_library() -> Path | None:
+    """The TensorRT plugin's library: ``$VITSLIM_PLUGIN_LIBRARY``, else the last build, else ``None``.
+
+    Raises:
+        ConfigError: the variable names no file.
+    """
+    return _find(PLUGINS)
+
+
+def sources_sha256() -> str:
+    """One digest of all source files, their names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def record_of(library: Path) -> Path:
+    """The JSON file beside a library."""
+    return library.with_suffix(".json")
+
+
+def info() -> dict[str, Any]:
+    """What is there, as one document: compilers, sources, libraries, their builds, whether they are current."""
+    from vitslim.plugin.runtime_compiler import nvrtc_version
+    from vitslim.plugin.toolchain import find_nvcc, nvcc_version
+
+    nvcc = find_nvcc()
+    current = sources_sha256()
+    return {
+        "sources": {"folder": str(SOURCES), "sha256": current},
+        "nvcc": None if nvcc is None else {"path": str(nvcc), "version": nvcc_version(nvcc)},
+        "nvrtc": nvrtc_version(),
+        "libraries": {name: _described(_find(name), current) for name in (KERNELS, PLUGINS)},
+    }
+
+
+def _find(name: str) -> Path | None:
+    variable = VARIABLES[name]
+    if given := os.environ.get(variable):
+        if not Path(given).is_file():
+            raise ConfigError(f"{variable}={given}: no such file; name a built {name}, or unset it")
+        return Path(given)
+    path = default_folder() / name
+    return path if path.is_file() else None
+
+
+def _described(library: Path | None, current: str) -> dict[str, Any] | None:
+    if library is None:
+        return None
+    try:
+        record = read_json(record_of(library))
+    except VitslimError:
+        # Built elsewhere, or by hand: it may well work.
+        return {"path": str(library), "build": None, "current": None}
+    return {"path": str(library), "build": record, "current": record.get("sources_sha256") == current}

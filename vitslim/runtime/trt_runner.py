@@ -1,0 +1,291 @@
+"""Running an engine in TensorRT or TensorRT-RTX."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
+from vitslim.runtime.cuda_graph import CapturedRun, capture
+from vitslim.runtime.engine import (
+    EngineRecord,
+    check_profile,
+    file_sha256,
+    read_record,
+    record_path,
+    require_fit,
+)
+from vitslim.runtime.machine import this_machine
+from vitslim.runtime.runner import Precision, TakesDlpack, TensorSpec, check_images
+from vitslim.runtime.tensorrt_api import TITLES, api_logger, installed_version, open_api
+
+
+class TrtRunner(TakesDlpack):
+    """An engine with an execution context of its own, on one GPU.
+
+    The engine's JSON decides which flavor of TensorRT opens it, and whether it fits this machine at all.
+
+    Args:
+        path: a ``.engine`` file with its ``.engine.json`` beside it.
+        device: a CUDA device; ``None`` for torch's current one.
+        plugin_library: has the plugins that the engine calls; ``None`` where it calls none.
+        name: how reports call it; the file's stem by default.
+
+    Raises:
+        CheckpointError: the engine or its JSON is missing, damaged, or was built for another GPU or version.
+        MissingDependencyError: TensorRT, a GPU or a plugin is not here.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        plugin_library: str | Path | None = None,
+        name: str | None = None,
+    ) -> None:
+        path = Path(path)
+        self._record = read_record(path)
+        flavor = self._record.flavor
+        gpu = _gpu(device)
+        require_fit(path, self._record, this_machine(gpu), installed_version(flavor))
+        self._device = cast(torch.device, gpu)
+        _check_plugins(path, self._record, plugin_library)
+        self._name = name or path.stem
+        self._api = open_api(flavor)
+        self._log: list[str] = []
+        with torch.cuda.device(self._device):
+            self._runtime: Any = self._api.Runtime(api_logger(self._api, self._log))
+            self._engine: Any = self._open(path, plugin_library)
+            self._context: Any = self._new_context()
+        self._inputs, self._outputs = self._specs()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def backend(self) -> str:
+        return self._record.flavor
+
+    @property
+    def precision(self) -> Precision:
+        return self._record.precision
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the ONNX file said about itself when the engine was built from it."""
+        return dict(self._record.metadata)
+
+    @property
+    def record(self) -> EngineRecord:
+        """What stands in the engine's JSON."""
+        return self._record
+
+    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """The engine's first output for ``images``, float32, on the runner's device.
+
+        The work is put on torch's current stream; the call returns before it is done.
+
+        Raises:
+            ConfigError: the images' shape lies outside the engine's profile.
+            CheckFailedError: TensorRT refused or failed the run.
+        """
+        self._check(tuple(images.shape))
+        check_images(images, self._inputs[0])
+        images = images.detach().to(self._device, self._inputs[0].dtype, non_blocking=True).contiguous()
+        return self._enqueue(images).float()
+
+    def capture(self, shape: tuple[int, ...]) -> CapturedRun:
+        """Record a CUDA graph for images of one shape; it lives as long as the runner.
+
+        Raises:
+            ConfigError: the shape lies outside the engine's profile.
+        """
+        self._check(tuple(shape))
+        return capture(self._enqueue, torch.zeros(shape, dtype=self._inputs[0].dtype, device=self._device))
+
+    def share(self) -> "TrtRunner":
+        """A second execution context on the same engine, for another thread or stream."""
+        self._require_open()
+        other = object.__new__(TrtRunner)
+        other.__dict__.update(self.__dict__)
+        with torch.cuda.device(self._device):
+            other._context = other._new_context()
+        return other
+
+    def close(self) -> None:
+        """Free the context, and the engine with the last runner that shares it."""
+        # What the GPU still works at reads the engine's memory.
+        torch.cuda.synchronize(self._device)
+        # In this order: each was made by the next.
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def __enter__(self) -> "TrtRunner":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        self._require_open()
+        check_profile(shape, self._record.profiles[0])
+
+    def _require_open(self) -> None:
+        if self._context is None:
+            raise ConfigError("this runner is closed; open a new one")
+
+    def _open(self, path: Path, plugin_library: str | Path | None) -> Any:
+        if plugin_library is not None and self._record.plugins.used:
+            load_plugins(self._api, plugin_library)
+        content = path.read_bytes()
+        if self._record.flavor == "rtx":
+            self._check_validity(path, content)
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise CheckpointError(
+                f"{TITLES[self._record.flavor]} cannot load {path.name}: {last_error(self._log)}; "
+                f"build it again: {self._record.rebuild_command()}"
+            )
+        if self._record.options.get("weight_streaming"):
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        return engine
+
+    def _check_validity(self, path: Path, content: bytes) -> None:
+        validity, diagnostics = self._runtime.get_engine_validity(content)
+        if validity.name == "INVALID":
+            kinds = self._api.EngineInvalidityDiagnostics.__members__
+            found = [name for name, bit in kinds.items() if int(diagnostics) & int(bit)]
+            raise CheckpointError(
+                f"{path.name} cannot run here, says TensorRT-RTX: {', '.join(found) or last_error(self._log)}; "
+                f"build it again: {self._record.rebuild_command()}"
+            )
+
+    def _new_context(self) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise CheckFailedError(
+                f"{self._name}: no execution context could be made ({last_error(self._log)}); "
+                "the GPU may lack memory: build with a smaller --batch maximum"
+            )
+        return context
+
+    def _enqueue(self, images: Tensor) -> Tensor:
+        context = self._context
+        if not context.set_input_shape(self._inputs[0].name, tuple(images.shape)):
+            raise CheckFailedError(f"{self._name} refused {tuple(images.shape)}: {last_error(self._log)}")
+        results = [
+            torch.empty(tuple(context.get_tensor_shape(spec.name)), dtype=spec.dtype, device=self._device)
+            for spec in self._outputs
+        ]
+        for spec, tensor in zip((*self._inputs, *self._outputs), (images, *results), strict=True):
+            context.set_tensor_address(spec.name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+            raise CheckFailedError(f"{self._name} failed to run: {last_error(self._log)}")
+        return results[0]
+
+    def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        specs = [(self._engine.get_tensor_mode(name).name, self._spec(name)) for name in names]
+        return (
+            tuple(spec for mode, spec in specs if mode == "INPUT"),
+            tuple(spec for mode, spec in specs if mode == "OUTPUT"),
+        )
+
+    def _spec(self, name: str) -> TensorSpec:
+        shape: Sequence[int] = tuple(self._engine.get_tensor_shape(name))
+        return TensorSpec(
+            name,
+            tuple(None if size < 0 else int(size) for size in shape),
+            _torch_dtype(name, self._engine.get_tensor_dtype(name).name),
+        )
+
+
+def load_plugins(api: Any, library: str | Path) -> None:
+    """Add the plugins of a shared library to TensorRT's registry; a library that is there already is left alone.
+
+    Raises:
+        MissingDependencyError: the file is missing, or is no plugin library for this TensorRT.
+    """
+    library = Path(library)
+    if not library.is_file():
+        raise MissingDependencyError(f"plugin library {library} does not exist; make it with `vitslim plugin build`")
+    if str(library.resolve()) in _LOADED:
+        return
+    # ``load_library`` gives None for a library that it cannot use, and says nothing.
+    if api.get_plugin_registry().load_library(os.fspath(library)) is None:
+        raise MissingDependencyError(
+            f"TensorRT {api.__version__} takes no plugins from {library.name}; build it for this version with "
+            "`vitslim plugin build --tensorrt-include DIR`"
+        )
+    _LOADED.add(str(library.resolve()))
+
+
+_LOADED: set[str] = set()
+
+
+def last_error(log: list[str]) -> str:
+    """The last error that TensorRT logged, without its severity."""
+    errors = [line.partition(": ")[2] for line in log if "ERROR" in line.partition(": ")[0]]
+    return errors[-1] if errors else "it gave no reason"
+
+
+def _gpu(device: str | torch.device | None) -> torch.device | None:
+    if not torch.cuda.is_available():
+        return None  # ``require_fit`` says what that means for the engine at hand
+    wanted = torch.device("cuda" if device is None else device)
+    if wanted.type != "cuda":
+        raise ConfigError(f"an engine runs on a GPU; device '{wanted}' was asked for, wanted cuda or cuda:N")
+    return torch.device("cuda", torch.cuda.current_device()) if str(wanted) == "cuda" else wanted
+
+
+def _check_plugins(path: Path, record: EngineRecord, library: str | Path | None) -> None:
+    if not record.plugins.used:
+        return
+    names = ", ".join(record.plugins.used)
+    if library is None:
+        raise MissingDependencyError(
+            f"{path.name} calls the plugins {names}, whose library is not here: make it with `vitslim plugin build`, "
+            "or name it in VITSLIM_PLUGIN_LIBRARY; or build the engine with --plugins off"
+        )
+    if record.plugins.library_sha256 not in (None, file_sha256(library)):
+        raise CheckpointError(
+            f"{path.name} was built with another build of {Path(library).name} (its digest differs from the one in "
+            f"{record_path(path).name}); bring that library, or build the engine again: {record.rebuild_command()}"
+        )
+
+
+_TYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT8": torch.int8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _torch_dtype(name: str, dtype: str) -> torch.dtype:
+    if dtype not in _TYPES:
+        raise ConfigError(f"'{name}' is {dtype}, which no tensor of torch holds; runners take {', '.join(_TYPES)}")
+    return _TYPES[dtype]
