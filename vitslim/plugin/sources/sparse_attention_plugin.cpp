@@ -7,7 +7,9 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <new>
 
 #include <NvInferRuntime.h>
@@ -411,3 +413,50 @@ extern "C" EXPORTED nvinfer1::IPluginCreatorInterface* const* getCreators(int32_
     count = 1;
     return creators;
 }
+
+namespace
+{
+using RegistryGetter = nvinfer1::IPluginRegistry* (*)();
+
+// The registry of the TensorRT that is in the process already; null where there is none. Looked up by name, so that the
+// library itself needs no TensorRT.
+RegistryGetter findRegistry()
+{
+    if (void* found = dlsym(RTLD_DEFAULT, "getPluginRegistry"))
+    {
+        return reinterpret_cast<RegistryGetter>(found);
+    }
+    // A server's backend loads TensorRT for itself alone.
+    for (char const* name : {"libnvinfer.so.11", "libnvinfer.so.10"})
+    {
+        if (void* library = dlopen(name, RTLD_NOLOAD | RTLD_LAZY))
+        {
+            return reinterpret_cast<RegistryGetter>(dlsym(library, "getPluginRegistry"));
+        }
+    }
+    return nullptr;
+}
+
+// Triton Inference Server only opens plugin libraries. Only when asked, since whoever calls getCreators registers what it
+// gives by himself, and a name registered twice is an error.
+__attribute__((constructor)) void registerWhenAsked()
+{
+    char const* asked = std::getenv("VITSLIM_PLUGIN_REGISTER");
+    if (asked == nullptr || std::strcmp(asked, "1") != 0)
+    {
+        return;
+    }
+    RegistryGetter const getter = findRegistry();
+    nvinfer1::IPluginRegistry* const registry = getter == nullptr ? nullptr : getter();
+    if (registry == nullptr)
+    {
+        return;
+    }
+    int32_t count = 0;
+    nvinfer1::IPluginCreatorInterface* const* creators = getCreators(count);
+    for (int32_t index = 0; index < count; ++index)
+    {
+        registry->registerCreator(*creators[index], "vitslim");
+    }
+}
+}  // namespace
