@@ -69,7 +69,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 def test_an_unknown_option_names_the_nearest() -> None:
     assert refusal("skipat", layer=(1,)) == snapshot("unknown option skipat.layer; did you mean 'layers'?")
     assert refusal("skipat", zzz=1) == snapshot(
-        "unknown option skipat.zzz; known: layers, expansion, kernel_size, identity, residual, init"
+        "unknown option skipat.zzz; known: layers, expansion, kernel_size, identity, prefix, residual, init"
     )
 
 

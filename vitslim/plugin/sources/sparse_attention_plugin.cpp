@@ -9,8 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
+#include <initializer_list>
 #include <new>
+
+#include <dlfcn.h>
 
 #include <NvInferRuntime.h>
 
