@@ -8,9 +8,9 @@ A skipped block l computes  ẑ_l = [ prefix rows of the source ; Φ_l(patch row
 
 Beyond the paper (ours): ``expansion`` below 2, with which Φ is narrow and also saves most of the cost of the two linear
 maps that it replaces; the residual form of narrow Φ; weights that start at identity reuse, for pretrained models; a
-linear map of the prefix rows. In the paper's form the class row adds the same vector in every skipped block. A model
-trained that way makes do; a pretrained one that reads its class token loses most of its accuracy there, and no Φ can
-give it back. With one d x d map per skipped block, fitted in closed form, it does not, at the cost of one token.
+linear map of the prefix rows. In the paper's form the class row adds the same vector in every skipped block, which no Φ
+can change; before any training that is most of what a pretrained model with a class token loses. One d x d map per
+skipped block, fitted in closed form, keeps much of it, at the cost of one token. Distillation closes the difference.
 """
 
 from __future__ import annotations
