@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import vitslim
-from vitslim.bench import BenchReport, caption, markdown_table, replace_between_markers
+from vitslim.bench import BenchReport, caption, markdown_summary, markdown_table, replace_between_markers
 from vitslim.files import read_json, write_json, write_text
 from vitslim.methods import pair_support, support_cells
 
@@ -75,7 +75,7 @@ def readme() -> None:
         document = read_json(path)
         command = document.pop("command")
         report = BenchReport(**document)
-        table = markdown_table(report.rows, report.baseline)
+        table = markdown_summary(report.rows, report.baseline)
         text = replace_between_markers(text, path.stem, f"{table}\n\n{caption(report, command)}")
     if (RESULTS / "demo.json").is_file():
         text = replace_between_markers(text, "demo", demo_table(read_json(RESULTS / "demo.json")))

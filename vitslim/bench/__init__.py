@@ -4,7 +4,14 @@ from vitslim.bench.benchmark import BenchConfig, benchmark
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.environment import environment
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
-from vitslim.bench.tables import caption, markdown_table, replace_between_markers, skipped_lines, text_table
+from vitslim.bench.tables import (
+    caption,
+    markdown_summary,
+    markdown_table,
+    replace_between_markers,
+    skipped_lines,
+    text_table,
+)
 
 __all__ = [
     "BenchConfig",
@@ -16,6 +23,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "environment",
+    "markdown_summary",
     "markdown_table",
     "replace_between_markers",
     "skipped_lines",
