@@ -40,6 +40,7 @@ STUDENTS: dict[str, list[tuple[str, dict]]] = {
 SETTINGS = (
     ("deit_small", 224, (1, 8), ("torch", "ort")),
     ("deit_small", 384, (1,), ("torch", "ort")),
+    ("deit_small", 512, (1,), ("torch", "ort")),
 )
 
 

@@ -169,9 +169,15 @@ def test_the_authors_numbers_on_deit_small() -> None:
     assert (predictor.query.out_features, predictor.basis.shape) == (32, (32, 197))
 
 
-def _meta_deit() -> nn.Module:
+@pytest.mark.parametrize(("granularity", "rows"), [("query", 96), ("tile", 96), ("image", 32)])
+def test_the_basis_grows_with_the_tokens_unless_the_image_has_one_key_set(granularity: str, rows: int) -> None:
+    model = convert(_meta_deit(384), "sparsifiner", granularity=granularity)
+    assert trunk_of(model).steps[0].mixing.predictor.basis.shape == (rows, 577)
+
+
+def _meta_deit(size: int = 224) -> nn.Module:
     with torch.device("meta"):
-        return timm.create_model("deit_small_patch16_224")
+        return timm.create_model("deit_small_patch16_224", img_size=size)
 
 
 def test_keys_are_chosen_without_a_gradient_and_all_else_has_one() -> None:

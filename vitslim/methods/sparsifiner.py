@@ -52,6 +52,7 @@ Granularity = Literal["query", "tile", "image"]
 PrefixKeys = Literal["kept", "chosen"]
 
 _PROBES = 256  # random tokens from which the start learns which directions of q and k carry anything
+_IMAGE_ROWS = 32  # rows of the basis where all queries share one key set
 _ALWAYS = 1e4  # a basis entry that outweighs all others
 
 
@@ -67,7 +68,9 @@ class SparsifinerConfig(Config):
         granularity: who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all
             patch queries of the ``image``, which is key and value compaction before ordinary fused attention.
         tile: patch queries per tile, for granularity ``tile`` alone.
-        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197, but not fewer than ``coefficients``.
+        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197, but not fewer than ``coefficients``;
+            for granularity ``image`` at most 32, since one choice for all queries needs no finer guess, and the m
+            coefficients of every query would cost more than long sequences save.
         coefficients: how many of a row's m coefficients count; with m below that, all.
         basis_threshold: basis entries up to this size count as zero in choosing.
         scale: s. ``heads`` is h^-½, which the authors use, perhaps by a slip; ``width`` is e^-½, as in attention.
@@ -258,7 +261,8 @@ def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) ->
     if faults:
         raise ConfigError("; ".join(faults))
     # The authors' reduce_n_factor of 6: 32 rows for 197 tokens. On small grids that would leave nothing to choose from.
-    n_down = config.n_down or max(layout.tokens // 6, min(config.coefficients, layout.tokens))
+    rows = max(layout.tokens // 6, min(config.coefficients, layout.tokens))
+    n_down = config.n_down or (min(rows, _IMAGE_ROWS) if config.granularity == "image" else rows)
     return config.model_copy(update={"layers": layers, "n_down": n_down, "grid": layout.grid, "prune_layers": pruned})
 
 
