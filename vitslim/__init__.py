@@ -8,12 +8,25 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from vitslim.openers import offer_model_opener
+
 if TYPE_CHECKING:
     from vitslim.authors import import_checkpoint
     from vitslim.checkpoint import load, save
     from vitslim.methods import SkipAtConfig, convert, list_methods
     from vitslim.models import open_model
-    from vitslim.pipeline import analyze, benchmark, deploy, distill, evaluate, export, quantize, verify, warm_start
+    from vitslim.pipeline import (
+        analyze,
+        benchmark,
+        deploy,
+        distill,
+        evaluate,
+        export,
+        quantize,
+        refit,
+        verify,
+        warm_start,
+    )
 
 _HOMES = {
     "vitslim.authors": ("import_checkpoint",),
@@ -21,11 +34,16 @@ _HOMES = {
     "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
     "vitslim.models": ("open_model",),
     "vitslim.pipeline": (
-        *("analyze", "benchmark", "deploy", "distill", "evaluate", "export", "quantize", "verify", "warm_start"),
+        *("analyze", "benchmark", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
+        "warm_start",
     ),
 }
 __all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["deploy", "import_checkpoint", "open_model", "quantize", "save", "verify", "warm_start"]
+__all__ += ["deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
+
+
+# So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.
+offer_model_opener(lambda folder: import_module("vitslim.checkpoint").load(folder))
 
 
 def __getattr__(name: str) -> Any:

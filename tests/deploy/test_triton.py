@@ -21,8 +21,6 @@ from vitslim.runtime import OrtRunner
 from vitslim.runtime.engine import PluginUse, TensorProfile, file_sha256
 from vitslim.runtime.machine import Machine
 
-LOGITS = (Tensor("logits", "FLOAT", (10,)),)
-
 
 def config_of(repository: Path, name: str = "vit") -> Any:
     return parse((repository / name / "config.pbtxt").read_text())
@@ -111,12 +109,15 @@ def test_an_engine_brings_its_profile(saved: Path, tmp_path: Path) -> None:
     assert few.preferred_batch_sizes == [8]
 
 
-def test_an_engine_alone_is_told_its_outputs(tmp_path: Path) -> None:
-    engine = write_engine(tmp_path)
-    with pytest.raises(ConfigError, match="does not tell its outputs"):
-        read_servable(engine)
-    servable = read_servable(engine, outputs=LOGITS)
-    assert servable.inputs == (Tensor("images", "FLOAT", (3, 32, 32)),)
+def test_an_engine_tells_its_inputs_and_outputs_itself(tmp_path: Path) -> None:
+    ends = [{"name": "images", "dtype": "uint8", "shape": [-1, 32, 32, 3]}]
+    engine = write_engine(tmp_path, inputs=ends, outputs=[{"name": "features", "dtype": "bfloat16", "shape": [-1, 48]}])
+    servable = read_servable(engine)
+    assert servable.inputs == (Tensor("images", "UINT8", (32, 32, 3)),)
+    assert servable.outputs == (Tensor("features", "BFLOAT16", (48,)),)
+    write_model_repository(servable, tmp_path / "models", name="vit")
+    config = config_of(tmp_path / "models")
+    assert (config.input[0].data_type, list(config.input[0].dims)) == (2, [32, 32, 3])  # TYPE_UINT8
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -127,8 +128,8 @@ def test_an_engine_with_a_plugin_says_how_the_server_loads_it(
     library.write_bytes(b"machine code" if found else b"another build")
     digest = file_sha256(library) if found else "1" * 64
     monkeypatch.setattr(triton, "plugin_library", lambda: library)
-    engine = write_engine(tmp_path, plugins=PluginUse(used=["SparseAttention"], library_sha256=digest))
-    written = write_model_repository(read_servable(engine, outputs=LOGITS), tmp_path / "models", name="vit")
+    engine = write_engine(tmp_path, plugins=PluginUse(used=["SparseAttention"], form="external", library_sha256=digest))
+    written = write_model_repository(read_servable(engine), tmp_path / "models", name="vit")
     assert written.plugin is found
     assert (tmp_path / "models/vit/plugins/libvitslim_plugins.so").is_file() is found
     assert written.command == (
@@ -139,9 +140,29 @@ def test_an_engine_with_a_plugin_says_how_the_server_loads_it(
     assert "SparseAttention" in (tmp_path / "models/vit/README.md").read_text()
 
 
+def test_an_engine_that_carries_its_plugin_needs_no_library_but_leave_to_run_it(tmp_path: Path) -> None:
+    plugins = PluginUse(used=["SparseAttention"], form="embedded", library_sha256="1" * 64)
+    engine = write_engine(tmp_path, plugins=plugins)
+    written = write_model_repository(read_servable(engine), tmp_path / "models", name="vit")
+    assert written.plugin is None
+    assert written.command == (
+        "tritonserver --model-repository=/models --backend-config=tensorrt,version-compatible=true"
+    )
+    assert "the engine carries the library of its plugin SparseAttention" in written.notes
+    assert not (tmp_path / "models/vit/plugins").exists()
+
+
+def test_an_engine_without_its_weights_is_not_served(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path, has_weights=False)
+    with pytest.raises(
+        CheckpointError, match=r"stored without its weights .*vitslim refit .*model-fp16\.engine --from"
+    ):
+        read_servable(engine)
+
+
 def test_a_version_compatible_engine_says_so(tmp_path: Path) -> None:
     engine = write_engine(tmp_path, options={"version_compatible": True})
-    written = write_model_repository(read_servable(engine, outputs=LOGITS), tmp_path / "models", name="vit")
+    written = write_model_repository(read_servable(engine), tmp_path / "models", name="vit")
     assert written.command.endswith("--backend-config=tensorrt,version-compatible=true")
 
 
@@ -149,7 +170,7 @@ def test_a_version_compatible_engine_says_so(tmp_path: Path) -> None:
     ("changes", "options", "message"),
     [
         ({"flavor": "rtx", "gpu": None}, {}, "was built for TensorRT-RTX, which Triton Inference Server does not load"),
-        ({"engine_sha256": "2" * 64}, {}, "it was cut short or changed"),
+        ({"engine_sha256": "2" * 64}, {}, "it was cut short, changed"),
         ({"profiles": profile(4, 8, 64)}, {}, "takes 4 to 64 images, a server gets single ones too"),
         ({}, {"max_batch": 65}, "takes at most 64"),
         ({}, {"max_batch": 0}, "wanted a number from 1"),
@@ -161,7 +182,7 @@ def test_an_engine_that_cannot_serve_is_refused(
 ) -> None:
     engine = write_engine(tmp_path, **changes)
     with pytest.raises((ConfigError, CheckpointError), match=message):
-        write_model_repository(read_servable(engine, outputs=LOGITS), tmp_path / "models", name="vit", **options)
+        write_model_repository(read_servable(engine), tmp_path / "models", name="vit", **options)
     assert not (tmp_path / "models").exists()
 
 
@@ -172,8 +193,8 @@ def test_an_engine_of_another_gpu_is_refused_where_there_is_one(
     monkeypatch.setattr(describing, "this_machine", lambda: here)
     engine = write_engine(tmp_path)
     with pytest.raises(CheckpointError, match=r"built for compute capability 9\.0, here is 8\.9.*--any-gpu"):
-        read_servable(engine, outputs=LOGITS)
-    assert read_servable(engine, outputs=LOGITS, any_gpu=True).engine is not None
+        read_servable(engine)
+    assert read_servable(engine, any_gpu=True).engine is not None
 
 
 # --- what lies there already ----------------------------------------------------------------------------------------

@@ -1,4 +1,9 @@
-"""The built kernel on a GPU, against the reference; and what it refuses, for which no GPU is needed."""
+"""The kernel on a GPU, from a built library and from NVRTC, against the reference; and what it refuses."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,20 +18,39 @@ REAL = [(197, 64, 1, 1, 50), (197, 64, 1, 64, 50), (1025, 48, 1, 64, 200), (577,
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> PluginBuild:
-    if find_nvcc() is None:
-        pytest.skip("no nvcc")
-    capability = "".join(map(str, torch.cuda.get_device_capability()))
-    return build(tmp_path_factory.mktemp("kernels"), [capability])
+def built_here(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], PluginBuild]:
+    """The library for this GPU, built at the first call."""
+
+    @cache
+    def make() -> PluginBuild:
+        capability = "".join(map(str, torch.cuda.get_device_capability()))
+        return build(tmp_path_factory.mktemp("kernels"), [capability])
+
+    return make
+
+
+@pytest.fixture(params=["library", "nvrtc"])
+def kernels(
+    request: pytest.FixtureRequest,
+    built_here: Callable[[], PluginBuild],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> str:
+    """Where ``launch`` takes the kernel from."""
+    if request.param == "library":
+        if find_nvcc() is None:
+            pytest.skip("no nvcc")
+        monkeypatch.setenv("VITSLIM_KERNELS_LIBRARY", str(built_here().kernels))
+    else:
+        monkeypatch.delenv("VITSLIM_KERNELS_LIBRARY", raising=False)
+        monkeypatch.setenv("VITSLIM_CACHE", str(tmp_path))
+    return request.param
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [*ODD, *REAL], ids=lambda sizes: "n{}-e{}-prefix{}-tile{}-k{}".format(*sizes))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
-def test_the_gpu_agrees_with_the_definition(
-    kernels: PluginBuild, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    monkeypatch.setenv("VITSLIM_KERNELS_LIBRARY", str(kernels.kernels))
+def test_the_gpu_agrees_with_the_definition(kernels: str, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     _, width, prefix, tile, _ = sizes
     parts = operands(*sizes, dtype)
     got = launch(*(part.cuda() for part in parts), tile=tile, prefix=prefix, scale=width**-0.5)
@@ -37,8 +61,7 @@ def test_the_gpu_agrees_with_the_definition(
 
 
 @pytest.mark.gpu
-def test_the_kernel_runs_on_the_current_stream(kernels: PluginBuild, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITSLIM_KERNELS_LIBRARY", str(kernels.kernels))
+def test_the_kernel_runs_on_the_current_stream(kernels: str) -> None:
     query, key, value, kept = (part.cuda() for part in operands(197, 64, 1, 64, 50))
     wanted = launch(query, key, value, kept, tile=64, prefix=1, scale=0.125)
     torch.cuda.synchronize()
@@ -55,8 +78,7 @@ def test_the_kernel_runs_on_the_current_stream(kernels: PluginBuild, monkeypatch
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_holds_the_kernel(kernels: PluginBuild, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITSLIM_KERNELS_LIBRARY", str(kernels.kernels))
+def test_a_cuda_graph_holds_the_kernel(kernels: str) -> None:
     query, key, value, kept = (part.cuda() for part in operands(53, 64, 5, 40, 7))
     wanted = launch(query, key, value, kept, tile=40, prefix=5, scale=0.125)
     graph = torch.cuda.CUDAGraph()
@@ -65,6 +87,24 @@ def test_a_cuda_graph_holds_the_kernel(kernels: PluginBuild, monkeypatch: pytest
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.gpu
+def test_a_thread_of_its_own_can_start_the_kernel(kernels: str) -> None:
+    query, key, value, kept = (part.cuda() for part in operands(53, 64, 5, 40, 7))
+    wanted = launch(query, key, value, kept, tile=40, prefix=5, scale=0.125)
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(launch, query, key, value, kept, tile=40, prefix=5, scale=0.125).result()
+        torch.cuda.synchronize()
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.gpu
+def test_key_sets_that_do_not_fit_are_refused(kernels: str) -> None:
+    query, key, value, kept = (part.cuda() for part in operands(17, 8, 1, 1, 5))
+    with pytest.raises(ConfigError, match=r"wanted ceil\(\(n - prefix\) / tile\) key sets"):
+        launch(query, key, value, kept, tile=2, prefix=1, scale=1.0)
 
 
 def test_tensors_on_a_cpu_are_refused() -> None:

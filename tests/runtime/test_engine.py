@@ -6,7 +6,8 @@ import torch
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
 from vitslim.runtime import EngineRecord, TrtRunner, open_artifact
-from vitslim.runtime.engine import TensorProfile, check_profile, misfits, read_record, record_path, require_fit
+from vitslim.runtime.engine import TensorProfile, read_record, record_path
+from vitslim.runtime.fit import check_profile, driver_difference, misfits, require_fit, require_plugins
 from vitslim.runtime.machine import Machine
 from vitslim.runtime.tensorrt_api import version_numbers
 
@@ -20,16 +21,22 @@ def record(**changes) -> EngineRecord:
         "tensorrt": "11.4.0",
         **HERE.model_dump(),
         "onnx_sha256": "0",
+        "graph_sha256": "0",
+        "weights_sha256": "0",
         "engine_sha256": hashlib.sha256(CONTENT).hexdigest(),
         "precision": "fp16",
         "profiles": [{"name": "images", "min": [1, 3, 32, 32], "opt": [8, 3, 32, 32], "max": [64, 3, 32, 32]}],
-        "plugins": {"used": [], "library_sha256": None},
+        "inputs": [{"name": "images", "dtype": "float32", "shape": [-1, 3, 32, 32]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, 10]}],
+        "plugins": {"used": [], "form": None, "library_sha256": None},
         "layers": None,
         "layers_source": None,
         "matrix_types": {"HALF": 18},
         "fused_mha": None,
         "unknown": {"layers": "untold", "fused_mha": "untold"},
         "options": {"batch": [1, 8, 64], "image_size": None, "plugins": "auto", "refit": True},
+        "is_refittable": True,
+        "has_weights": True,
         "changes": [],
         "metadata": {},
         "build_log_sha256": "0",
@@ -129,7 +136,7 @@ def test_shapes_outside_the_profile_are_refused_with_the_range():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_plugin_that_is_not_there_is_named_where_the_rest_fits(tmp_path, monkeypatch):
-    plugins = {"used": ["vitslim::SparseAttention"], "library_sha256": "0" * 64}
+    plugins = {"used": ["vitslim::SparseAttention"], "form": "external", "library_sha256": "0" * 64}
     path = write(tmp_path / "m.engine", plugins=plugins)
     monkeypatch.setattr("vitslim.runtime.trt_runner.this_machine", lambda device: HERE)
     monkeypatch.setattr("vitslim.runtime.trt_runner.installed_version", lambda flavor: "11.4.0")
@@ -139,6 +146,29 @@ def test_a_plugin_that_is_not_there_is_named_where_the_rest_fits(tmp_path, monke
     library.write_bytes(b"another build")
     with pytest.raises(CheckpointError, match=r"was built with another build of libvitslim_plugins\.so"):
         TrtRunner(path, plugin_library=library)
+
+
+@pytest.mark.parametrize("form", ["embedded", "ahead-of-time"])
+def test_a_plugin_inside_the_engine_asks_for_no_library(tmp_path, form):
+    plugins = {"used": ["vitslim::SparseAttention"], "form": form, "library_sha256": None}
+    path = write(tmp_path / "m.engine", plugins=plugins)
+    require_plugins(path, read_record(path), None)
+    assert read_record(path).brings_code == (form == "embedded")
+
+
+def test_an_engine_without_its_weights_is_refused_with_the_command_that_gives_them_back(tmp_path):
+    path = write(tmp_path / "m.engine", has_weights=False)
+    with pytest.raises(
+        CheckpointError, match=r"without its weights \(--strip-plan\).*vitslim refit .*m\.engine --from DIR"
+    ):
+        require_fit(path, read_record(path), HERE, "11.4.0")
+
+
+def test_another_driver_is_no_misfit_but_is_told_when_an_engine_does_not_load():
+    older = HERE.model_copy(update={"driver": "550.2"})
+    assert misfits(record(), older, "11.4.0") == []
+    assert driver_difference(record(), older) == " (it was built with driver 580.1, here is 550.2)"
+    assert driver_difference(record(), HERE) == driver_difference(record(), Machine()) == ""
 
 
 def test_the_record_survives_its_file(tmp_path):

@@ -48,6 +48,14 @@ def test_a_folder_without_exports_runs_in_torch(saved, images, tmp_path):
         load(bare, backend="rtx")
 
 
+def test_the_torch_backend_is_offered_only_where_somebody_opens_saved_models(saved, monkeypatch):
+    with load(saved[1], backend="torch", device="cpu") as runner:
+        assert runner.backend == "torch"
+    monkeypatch.setattr("vitslim.openers._opener", None)
+    with pytest.raises(ConfigError, match="nothing that backend 'torch' reads"):
+        load(saved[1], backend="torch")
+
+
 def test_an_engine_that_cannot_be_opened_is_passed_over_and_said(saved, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(saved[1], folder)

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command."""
     app.command("eval")(evaluate)
     app.command()(export)
+    app.command()(engine.refit)
     app.command()(verify)
     app.command()(bench)
     app.command()(report)
@@ -66,7 +67,12 @@ def evaluate(
 def export(
     folder: FolderArgument,
     to: Annotated[str, typer.Option("--to", help="onnx or tensorrt")] = "onnx",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision", help="fp32 (default for onnx), fp16 (default for tensorrt), bf16", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="file; default in DIR/export", show_default=False)] = None,
     no_optimize: Annotated[bool, typer.Option("--no-optimize", help="leave onnxslim out")] = False,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators; default by precision")] = None,
@@ -106,11 +112,12 @@ def export(
     }
     if to == "tensorrt":
         if folder.suffix != ".onnx":
-            _require_saved(folder)
+            options.require_saved(folder)
         engine.export_engine(folder, out, precision, for_engine, overwrite=overwrite, json=json)
         return
     engine.require_none(for_engine, to)
-    _require_saved(folder)
+    options.require_saved(folder)
+    precision = precision or "fp32"
     if precision not in ("fp32", "fp16", "bf16"):
         raise ConfigError(f"--precision {precision!r}: wanted fp32, fp16 or bf16")
     if images not in ("normalized", "uint8-nchw", "uint8-nhwc"):
@@ -156,7 +163,7 @@ def verify(
     from vitslim import pipeline
     from vitslim.files import write_json
 
-    _require_saved(folder)
+    options.require_saved(folder)
     batches = options.numbers(batch, "--batch")
     found = pipeline.verify(str(folder), artifact or None, data=data, images=images, batches=batches, backend=backend)
     document = found.model_dump(mode="json")
@@ -238,14 +245,6 @@ def _nothing_measured(reasons: list[str]) -> VitslimError:
     return (
         MissingDependencyError(message) if all("pip install" in one for one in reasons) else CheckFailedError(message)
     )
-
-
-def _require_saved(folder: Path) -> None:
-    from vitslim.checkpoint import CONFIG_FILE, is_saved_model
-
-    if not folder.is_dir() or not is_saved_model(folder):
-        what = f"holds no {CONFIG_FILE}" if folder.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder} {what}; wanted a folder that vitslim wrote (`vitslim convert ... --out DIR`)")
 
 
 def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:

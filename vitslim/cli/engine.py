@@ -1,4 +1,4 @@
-"""`export --to tensorrt`: its options, and what a person is told of the engine."""
+"""`export --to tensorrt` and `refit`: their options, and what a person is told of the engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitslim.cli.options import JsonOption, OverwriteOption, require_saved
 from vitslim.cli.screen import print_json, say
 from vitslim.errors import ConfigError
 
@@ -20,12 +21,12 @@ def _option(name: str, text: str) -> Any:
 FlavorOption = Annotated[str | None, _option("--flavor", "tensorrt (default; builds on its GPU) or rtx")]
 EngineBatchOption = Annotated[str | None, _option("--batch", "min:opt:max images per call, default 1:8:64")]
 EngineSizeOption = Annotated[str | None, _option("--image-size", "min:opt:max pixels of a side; default the model's")]
-PluginsOption = Annotated[str | None, _option("--plugins", "auto (default), on or off")]
+PluginsOption = Annotated[str | None, _option("--plugins", "auto (default; inside the engine), on, external, off")]
 TimingCacheOption = Annotated[Path | None, _option("--timing-cache", "file of kernel timings, read and added to")]
 CompatibleOption = Annotated[bool, _option("--version-compatible", "runs in later versions of TensorRT too")]
-RefitOption = Annotated[bool, _option("--refit", "weights can be exchanged later")]
+RefitOption = Annotated[bool, _option("--refit", "weights can be exchanged later, with `vitslim refit`")]
 StreamingOption = Annotated[bool, _option("--weight-streaming", "weights stay on the host")]
-StripOption = Annotated[bool, _option("--strip-plan", "stored without weights")]
+StripOption = Annotated[bool, _option("--strip-plan", "stored without weights; see `vitslim refit`")]
 FusedOption = Annotated[bool, _option("--require-fused-mha", "fail unless every attention became one kernel")]
 
 
@@ -56,14 +57,17 @@ def require_none(options: dict[str, Any], to: str) -> None:
 
 
 def export_engine(
-    source: Path, out: Path | None, precision: str, options: dict[str, Any], *, overwrite: bool, json: bool
+    source: Path, out: Path | None, precision: str | None, options: dict[str, Any], *, overwrite: bool, json: bool
 ) -> None:
     """Build the engine of a saved folder or an ONNX file and say what it became."""
-    from vitslim.export.tensorrt import describe
+    from vitslim.export.tensorrt import EngineOptions, describe
     from vitslim.pipeline.engines import default_engine
     from vitslim.pipeline.engines import export_engine as build
 
     asked = given(options)
+    if precision is None:
+        precision = EngineOptions().precision
+        say(f"precision {precision}, the default of engines: TensorRT fuses attention in fp16 and bf16 only")
     path = out or default_engine(source, precision)
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")
@@ -75,3 +79,32 @@ def export_engine(
     say(f"wrote {path} ({size_mib:.1f} MiB, {record.seconds:.0f} s): {describe(record)}")
     for what, why in record.unknown.items():
         say(f"note: {what} is not known: {why}", style="yellow")
+    if not record.has_weights:
+        say(f"it has no weights yet; on the GPU that runs it: vitslim refit {path} --from {source}", style="yellow")
+
+
+def refit(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="built with --refit or --strip-plan")],
+    source: Annotated[
+        Path, typer.Option("--from", help="what has the weights: a folder that vitslim wrote, or an ONNX file")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="file to write; default ENGINE itself", show_default=False)
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Give a TensorRT engine other weights of the same model, or a stripped one its weights, without a build."""
+    from vitslim import pipeline
+    from vitslim.export.tensorrt import describe
+
+    if source.suffix != ".onnx":
+        require_saved(source)
+    if out is not None and out != engine and out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; pass --overwrite or another --out")
+    record = pipeline.refit(engine, source, out)
+    if json:
+        print_json(record.model_dump(mode="json"))
+        return
+    again = "can be refitted again" if record.is_refittable else "its weights are fixed now"
+    say(f"wrote {out or engine} with the weights of {source}: {describe(record)}; {again}")

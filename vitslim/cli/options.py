@@ -35,6 +35,19 @@ SetOption = Annotated[
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="images per batch", min=1)]
 
 
+def require_saved(folder: Path) -> None:
+    """Refuse what is no folder that vitslim wrote.
+
+    Raises:
+        ConfigError: with what is wrong with it.
+    """
+    from vitslim.checkpoint import CONFIG_FILE, is_saved_model
+
+    if not folder.is_dir() or not is_saved_model(folder):
+        what = f"holds no {CONFIG_FILE}" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder} {what}; wanted a folder that vitslim wrote (`vitslim convert ... --out DIR`)")
+
+
 def image_size(text: str | None) -> int | tuple[int, int] | None:
     """Pixels from ``384`` or ``256x128`` (height first).
 

@@ -9,7 +9,6 @@ import typer
 
 from vitslim.cli import options
 from vitslim.cli.screen import print_json, say
-from vitslim.errors import ConfigError
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
 ArtifactOption = Annotated[
@@ -103,8 +102,7 @@ def quantize(
     """Make the exported ONNX file FP8 or INT8 with NVIDIA Model-Optimizer, which has an environment of its own."""
     from vitslim import pipeline
 
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; wanted a folder that vitslim wrote")
+    options.require_saved(folder)
     found = pipeline.quantize(
         folder,
         data,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
-from vitslim.runtime.engine import EngineRecord, file_sha256, misfits, read_record, record_path
+from vitslim.runtime.engine import EngineRecord, TensorRecord, read_record, record_path
+from vitslim.runtime.fit import misfits, require_weights, require_whole
 from vitslim.runtime.machine import this_machine
 from vitslim.runtime.tensorrt_api import TITLES
 
@@ -51,7 +52,7 @@ class Servable:
         backend: which kind of file it is.
         beside: files that must lie in the same folder, with their names unchanged.
         inputs: as the file declares them.
-        outputs: as the file declares them; of an engine as the model declares them.
+        outputs: as the file declares them.
         batch: numbers of images.
         metadata: what the file says about itself.
         engine: the record of an engine.
@@ -93,18 +94,17 @@ def choose_artifact(folder: Path, backend: str = "auto") -> Path:
     raise ConfigError(f"{folder} holds no {target} file yet; run `vitslim export {folder} --to {target}` first")
 
 
-def read_servable(path: str | Path, *, any_gpu: bool = False, outputs: tuple[Tensor, ...] | None = None) -> Servable:
+def read_servable(path: str | Path, *, any_gpu: bool = False) -> Servable:
     """Describe an ``.onnx`` or ``.engine`` file for a server.
 
     Args:
         path: of the file.
         any_gpu: take an engine although this machine has another GPU than it was built for.
-        outputs: of an engine that lies beside no ONNX file of its own, which could tell them.
 
     Raises:
         ConfigError: another suffix, or an engine that Triton Inference Server does not load.
-        CheckpointError: a file is missing, damaged, or not the one that its record describes; or an engine was built
-            for another GPU than this machine has.
+        CheckpointError: a file is missing, damaged, or not the one that its record describes; or an engine has no
+            weights yet, or was built for another GPU than this machine has.
         MissingDependencyError: onnx is not installed.
     """
     path = Path(path)
@@ -113,7 +113,7 @@ def read_servable(path: str | Path, *, any_gpu: bool = False, outputs: tuple[Ten
     if path.suffix == ".onnx":
         return _of_onnx(path)
     if path.suffix == ".engine":
-        return _of_engine(path, any_gpu, outputs)
+        return _of_engine(path, any_gpu)
     raise ConfigError(f"{path.name}: servers are given .onnx or .engine files")
 
 
@@ -185,51 +185,32 @@ def _first_size(value: ValueInfoProto) -> int | None:
     return first.dim_value if first.HasField("dim_value") else None
 
 
-def _of_engine(path: Path, any_gpu: bool, outputs: tuple[Tensor, ...] | None) -> Servable:
+def _of_engine(path: Path, any_gpu: bool) -> Servable:
     record = read_record(path)
     if record.flavor != "tensorrt":
         raise ConfigError(
             f"{path.name} was built for {TITLES[record.flavor]}, which Triton Inference Server does not load; "
             "build one with --flavor tensorrt, or serve the ONNX file"
         )
-    if file_sha256(path) != record.engine_sha256:
-        raise CheckpointError(
-            f"{path.name} is not the file that {record_path(path).name} describes: it was cut short or changed; "
-            f"build it again: {record.rebuild_command()}"
-        )
+    require_whole(path, record)
+    require_weights(path, record)
     _require_gpu(path, record, any_gpu)
-    origin = _origin(path, record)
-    told = None if origin is None else _of_onnx(origin)
-    if told is None and outputs is None:
-        raise ConfigError(
-            f"{path.name} does not tell its outputs, and the ONNX file it was built from is not beside it; "
-            "deploy it from the folder of its model, or export the ONNX file again"
-        )
     first = record.profiles[0]
     return Servable(
         path=path,
         backend="tensorrt",
         beside=(),
-        inputs=told.inputs if told else tuple(_profiled(record)),
-        outputs=told.outputs if told else outputs or (),
+        inputs=tuple(_of_record(tensor) for tensor in record.inputs),
+        outputs=tuple(_of_record(tensor) for tensor in record.outputs),
         batch=BatchRange(first.min[0], first.opt[0], first.max[0]),
         metadata=record.metadata,
         engine=record,
     )
 
 
-def _profiled(record: EngineRecord) -> list[Tensor]:
-    # An engine's record has no element types: its ends are float32 unless its preprocessing takes bytes.
-    form = json.loads(record.metadata.get("input", "{}")).get("form", "normalized")
-    element = "FLOAT" if form == "normalized" else "UINT8"
-    return [
-        Tensor(
-            one.name,
-            element,
-            tuple(least if least == most else -1 for least, most in zip(one.min[1:], one.max[1:], strict=True)),
-        )
-        for one in record.profiles
-    ]
+def _of_record(tensor: TensorRecord) -> Tensor:
+    element = tensor.dtype.upper().replace("FLOAT32", "FLOAT")
+    return Tensor(tensor.name, element, tuple(tensor.shape[1:]))
 
 
 def _require_gpu(path: Path, record: EngineRecord, any_gpu: bool) -> None:
@@ -243,7 +224,3 @@ def _require_gpu(path: Path, record: EngineRecord, any_gpu: bool) -> None:
             f"{path.name} does not fit this machine: {'; '.join(differences)}. Build it here: "
             f"{record.rebuild_command()}; or, for a server that has its GPU, pass --any-gpu"
         )
-
-
-def _origin(path: Path, record: EngineRecord) -> Path | None:
-    return next((file for file in sorted(path.parent.glob("*.onnx")) if file_sha256(file) == record.onnx_sha256), None)

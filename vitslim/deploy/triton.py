@@ -44,7 +44,7 @@ class TritonRepository(Result):
         preferred_batch_sizes: what the dynamic batcher aims at; empty: as many as wait.
         instances: copies of the model per device.
         files: relative to ``repository``.
-        plugin: the plugin library lies in the repository; ``None`` where the engine calls no plugin.
+        plugin: the plugin library lies in the repository; ``None`` where the engine needs none.
         command: how the server is started.
         notes: what the server must have.
     """
@@ -104,7 +104,7 @@ def write_model_repository(
         preferred_batch_sizes=config.get("dynamic_batching", {}).get("preferred_batch_size", []),
         instances=instances,
         files=[],
-        plugin=library is not None if _calls_plugin(servable) else None,
+        plugin=library is not None if _needs_library(servable) else None,
         command=_command(servable, name),
         notes=_notes(servable, name, library),
     )
@@ -224,13 +224,13 @@ def _fitting_labels(labels: Sequence[str] | None, output: Tensor) -> list[str] |
     return [" ".join(str(label).split()) for label in labels]
 
 
-def _calls_plugin(servable: Servable) -> bool:
-    return servable.engine is not None and bool(servable.engine.plugins.used)
+def _needs_library(servable: Servable) -> bool:
+    return servable.engine is not None and servable.engine.plugins.needs_library
 
 
 def _plugin(servable: Servable) -> Path | None:
     """The plugin library that the engine was built with, if it is the one that is found here."""
-    if servable.engine is None or not _calls_plugin(servable):
+    if servable.engine is None or not _needs_library(servable):
         return None
     library = plugin_library()
     fits = library is not None and file_sha256(library) == servable.engine.plugins.library_sha256
@@ -239,11 +239,12 @@ def _plugin(servable: Servable) -> Path | None:
 
 def _command(servable: Servable, name: str) -> str:
     options: list[str] = []
-    if _calls_plugin(servable):
+    if _needs_library(servable):
         options.append(f"--backend-config=tensorrt,plugins=/models/{name}/plugins/libvitslim_plugins.so")
-    if servable.engine is not None and servable.engine.options.get("version_compatible"):
+    if servable.engine is not None and servable.engine.brings_code:
+        # Triton's only switch that lets TensorRT run code out of an engine; it means nothing else there.
         options.append("--backend-config=tensorrt,version-compatible=true")
-    variables = "VITSLIM_PLUGIN_REGISTER=1 " if _calls_plugin(servable) else ""
+    variables = "VITSLIM_PLUGIN_REGISTER=1 " if _needs_library(servable) else ""
     return " ".join([f"{variables}tritonserver --model-repository=/models", *options])
 
 
@@ -254,7 +255,9 @@ def _notes(servable: Servable, name: str, library: Path | None) -> list[str]:
         gpu = f"{engine.gpu} (compute capability {engine.compute_capability})" if engine.gpu else "any GPU"
         same = "or later" if engine.options.get("version_compatible") else "exactly"
         notes.append(f"the engine runs on {gpu} with TensorRT {engine.tensorrt} {same}")
-    if _calls_plugin(servable) and library is None:
+        if engine.plugins.form == "embedded":
+            notes.append(f"the engine carries the library of its plugin {', '.join(engine.plugins.used)}")
+    if _needs_library(servable) and library is None:
         notes.append(
             "the engine calls a plugin whose library was not found here (vitslim.plugin.plugin_library()) or is not "
             f"the one it was built with; copy libvitslim_plugins.so to {name}/plugins/ before starting the server"

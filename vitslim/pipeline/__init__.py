@@ -1,6 +1,7 @@
 """Words into work: the verbs and the road, each writing only where it was told to."""
 
 from vitslim.pipeline.deployment import deploy, quantize
+from vitslim.pipeline.engines import refit
 from vitslim.pipeline.road import RunResult, require_passed, run
 from vitslim.pipeline.verbs import (
     analyze,
@@ -23,6 +24,7 @@ __all__ = [
     "export",
     "open_any",
     "quantize",
+    "refit",
     "require_passed",
     "run",
     "verify",

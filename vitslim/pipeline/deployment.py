@@ -130,7 +130,7 @@ def _to_triton(
     check_name(name)
     path = Path(artifact) if artifact else choose_artifact(folder, backend)
     return write_model_repository(
-        _servable(folder, path, backend, any_gpu),
+        _servable(path, backend, any_gpu),
         out,
         name=name,
         max_batch=max_batch,
@@ -140,19 +140,13 @@ def _to_triton(
     )
 
 
-def _servable(folder: Path, path: Path, backend: str, any_gpu: bool) -> Servable:
+def _servable(path: Path, backend: str, any_gpu: bool) -> Servable:
     from vitslim.deploy import read_servable
-    from vitslim.deploy.servable import SUFFIXES, Tensor
-    from vitslim.runtime.torch_runner import output_name
+    from vitslim.deploy.servable import SUFFIXES
 
     if backend != "auto" and backend in SUFFIXES and path.suffix != SUFFIXES[backend]:
         raise ConfigError(f"{path.name} is no file for backend {backend}; wanted one that ends in {SUFFIXES[backend]}")
-    outputs = None
-    if path.suffix == ".engine":
-        model: Any = checkpoint.build(checkpoint.load_config(folder))
-        width = int(model.num_classes or model.num_features)
-        outputs = (Tensor(output_name(model), "FLOAT", (width,)),)
-    return read_servable(path, any_gpu=any_gpu, outputs=outputs)
+    return read_servable(path, any_gpu=any_gpu)
 
 
 def _to_program(

@@ -17,6 +17,8 @@ from vitslim.export.onnx_input import ImageForm, as_given_to, form_of
 from vitslim.models import preprocessing
 from vitslim.recipe import describe_faults
 from vitslim.runtime import BACKENDS, EngineRecord, Precision, Runner, load
+from vitslim.runtime.engine import read_record
+from vitslim.runtime.fit import require_refittable
 
 if TYPE_CHECKING:
     from vitslim.export.tensorrt import EngineOptions
@@ -34,7 +36,7 @@ def export_engine(model: ModelLike, path: str | Path | None = None, **options: A
 
     Args:
         model: a folder or file that vitslim saved, a module, a dense model's name, or a ``.onnx`` file, which is then
-            built as it stands.
+            built as it stands. Of everything else the ONNX file is temporary.
         path: of the ``.engine`` file.
         options: fields of ``vitslim.export.tensorrt.EngineOptions``.
 
@@ -60,6 +62,35 @@ def export_engine(model: ModelLike, path: str | Path | None = None, **options: A
         return build_engine(file, target, asked, plugin_library=plugin_library())
 
 
+def refit(engine: str | Path, source: ModelLike, out: str | Path | None = None) -> EngineRecord:
+    """Give an engine other weights without building it again, or a stripped one its weights.
+
+    Args:
+        engine: that was built with ``refit=True`` or ``strip_plan=True``, for this machine's GPU.
+        source: what has the weights: a folder that vitslim saved, a module, or, for an engine that was built from one,
+            an ``.onnx`` file. From a folder or module the ONNX file is written again as for the build, so that nobody
+            has to keep it.
+        out: the file to write; ``None`` for ``engine`` itself.
+
+    Raises:
+        ConfigError: the engine's weights are fixed, or the source is another model.
+        VitslimError: see ``vitslim.export.tensorrt.refit_engine``.
+    """
+    from vitslim.export.tensorrt import options_of, refit_engine
+    from vitslim.plugin import plugin_library
+
+    record = read_record(engine)
+    library = plugin_library() if record.plugins.needs_library else None
+    if not isinstance(source, nn.Module) and Path(source).suffix == ".onnx":
+        return refit_engine(engine, source, out, plugin_library=library)
+    # Refused before a model is opened for nothing.
+    require_refittable(Path(engine), record)
+    with tempfile.TemporaryDirectory(prefix="vitslim-onnx-") as folder:
+        file = Path(folder) / f"{Path(engine).stem}.onnx"
+        _write_onnx(source, file, options_of(record))
+        return refit_engine(engine, file, out, plugin_library=library)
+
+
 def default_engine(model: ModelLike, precision: str) -> Path:
     """Where the engine of a saved folder, or of an ONNX file, lies.
 
@@ -77,7 +108,7 @@ def default_engine(model: ModelLike, precision: str) -> Path:
 
 def _write_onnx(model: ModelLike, file: Path, options: EngineOptions) -> None:
     from vitslim.export import export_onnx
-    from vitslim.pipeline.verbs import open_any
+    from vitslim.pipeline.verbs import known_of, open_any
 
     export_onnx(
         open_any(model),
@@ -85,6 +116,7 @@ def _write_onnx(model: ModelLike, file: Path, options: EngineOptions) -> None:
         precision=options.precision,
         opset=ENGINE_OPSETS[options.precision],
         dynamic_image_size=options.image_size is not None,
+        metadata=known_of(model),
     )
 
 

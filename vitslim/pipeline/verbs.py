@@ -226,18 +226,23 @@ def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigTyp
 
 @overload
 def export(
-    model: ModelLike, path: str | Path | None = None, *, to: Literal["onnx"] = ..., precision: str = ..., **options: Any
+    model: ModelLike,
+    path: str | Path | None = None,
+    *,
+    to: Literal["onnx"] = ...,
+    precision: str | None = ...,
+    **options: Any,
 ) -> OnnxExport: ...
 
 
 @overload
 def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str, precision: str = ..., **options: Any
+    model: ModelLike, path: str | Path | None = None, *, to: str, precision: str | None = ..., **options: Any
 ) -> OnnxExport | EngineRecord: ...
 
 
 def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str = "fp32", **options: Any
+    model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str | None = None, **options: Any
 ) -> OnnxExport | EngineRecord:
     """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
 
@@ -245,7 +250,8 @@ def export(
         model: a folder that was saved, a module, or a dense model's name.
         path: of the file.
         to: ``onnx`` or ``tensorrt``.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; ``None`` for fp32 in ONNX files, fp16 in engines, since TensorRT fuses
+            attention in fp16 and bf16 only.
         options: of ``vitslim.export.export_onnx``, or fields of ``vitslim.export.tensorrt.EngineOptions``.
 
     Raises:
@@ -255,18 +261,19 @@ def export(
     from vitslim.pipeline.engines import export_engine
 
     if to == "tensorrt":
-        return export_engine(model, path, precision=precision, **options)
+        return export_engine(model, path, **({} if precision is None else {"precision": precision}), **options)
     if to != "onnx":
         raise ConfigError(f"export to {to!r} is not known; wanted 'onnx' or 'tensorrt'")
+    precision = precision or "fp32"
     if path is None:
         if isinstance(model, nn.Module) or not Path(model).is_dir():
             raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
         path = default_artifact(model, precision)
-    options["metadata"] = {**_known_of(model), **(options.get("metadata") or {})}
+    options["metadata"] = {**known_of(model), **(options.get("metadata") or {})}
     return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
 
 
-def _known_of(model: ModelLike) -> dict[str, Any]:
+def known_of(model: ModelLike) -> dict[str, Any]:
     """What a saved folder knows of its model beyond the model itself, for the metadata of a file."""
     if isinstance(model, nn.Module) or not checkpoint.is_saved_model(model):
         return {}

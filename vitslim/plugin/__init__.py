@@ -1,6 +1,6 @@
 """The sparse-attention kernel of CUDA C++: building it, finding what was built, calling it, giving it to TensorRT."""
 
-from vitslim.plugin.ahead_of_time import register_ahead_of_time
+from vitslim.plugin.ahead_of_time import ahead_of_time_obstacle, register_ahead_of_time
 from vitslim.plugin.compiling import ARCHITECTURES, build
 from vitslim.plugin.launching import launch
 from vitslim.plugin.libraries import PluginBuild, info, kernels_library, plugin_library
@@ -11,6 +11,7 @@ __all__ = [
     "CompiledKernel",
     "KernelSpec",
     "PluginBuild",
+    "ahead_of_time_obstacle",
     "build",
     "compile_kernel",
     "info",

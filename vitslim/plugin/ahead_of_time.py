@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.plugin.runtime_compiler import CompiledKernel, KernelSpec, compile_kernel
+from vitslim.plugin.runtime_compiler import CompiledKernel, KernelSpec, compile_kernel, require_nvrtc
 
 NAME = "SparseAttention"
 NAMESPACE = "vitslim"
@@ -55,6 +55,16 @@ def register_ahead_of_time(architecture: str | None = None) -> bool:
     operands = {**inputs, **_ATTRIBUTES, "outputs": tuple[tensor], "tactic": int}
     plugins.aot_impl(_PLUGIN_ID)(_signed(produce, operands, result))
     return True
+
+
+def ahead_of_time_obstacle() -> str | None:
+    """What stands in the way of ``register_ahead_of_time``; ``None`` for nothing."""
+    try:
+        _tensorrt()
+        require_nvrtc()
+    except MissingDependencyError as error:
+        return str(error)
+    return None
 
 
 def kernel_producer(trt: Any, plugins: Any, architecture: str | None) -> Callable[..., Any]:

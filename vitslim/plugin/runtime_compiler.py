@@ -82,18 +82,9 @@ def compile_kernel(spec: KernelSpec, architecture: str, *, as_ptx: bool = False)
     known = compiler.architectures()
     if architecture not in known:
         raise ConfigError(f"architecture {architecture!r}: this NVRTC compiles for {', '.join(known)}")
-    macros = {
-        "VITSLIM_TYPE": _TYPES[spec.precision],
-        "VITSLIM_PADDED_WIDTH": min(width for width in _PADDED_WIDTHS if width >= spec.width),
-        "VITSLIM_WIDTH": spec.width,
-        "VITSLIM_TILE": spec.tile,
-        "VITSLIM_PREFIX": spec.prefix,
-        # All digits, as a C++17 literal.
-        "VITSLIM_SCALE": f"{spec.scale.hex()}f",
-    }
     folders = (SOURCES, cuda_headers())
     options = ["--std=c++17", f"--gpu-architecture=sm_{architecture}", *(f"-I{folder}" for folder in folders)]
-    options += [f"-D{name}={value}" for name, value in macros.items()]
+    options += [f"-D{name}={value}" for name, value in kernel_macros(spec).items()]
     ptx, cubin = compiler.compile(SOURCES / "sparse_attention_aot.cu", options)
     text = ptx.decode()
     return CompiledKernel(
@@ -102,6 +93,42 @@ def compile_kernel(spec: KernelSpec, architecture: str, *, as_ptx: bool = False)
         threads=_number_in(text, r"\.maxntid (\d+)"),
         queries_per_block=_number_in(text, r"vitslim_queries_per_block = (\d+)"),
     )
+
+
+def kernel_macros(spec: KernelSpec) -> dict[str, str | int]:
+    """What ``sparse_attention_aot.cu`` wants defined."""
+    return {
+        "VITSLIM_TYPE": _TYPES[spec.precision],
+        "VITSLIM_PADDED_WIDTH": min(width for width in _PADDED_WIDTHS if width >= spec.width),
+        "VITSLIM_WIDTH": spec.width,
+        "VITSLIM_TILE": spec.tile,
+        "VITSLIM_PREFIX": spec.prefix,
+        # All digits, as a C++17 literal.
+        "VITSLIM_SCALE": f"{spec.scale.hex()}f",
+    }
+
+
+def compile_for_gpu(spec: KernelSpec, capability: str) -> CompiledKernel:
+    """Compile the kernel for the GPU that shall run it.
+
+    A GPU that NVRTC does not know yet gets PTX of the latest one before it, which the driver finishes.
+
+    Args:
+        capability: of the GPU, without the dot, such as ``90``.
+
+    Raises:
+        MissingDependencyError: no NVRTC or no CUDA headers, or the GPU is older than what NVRTC compiles for.
+        ConfigError: see ``compile_kernel``.
+    """
+    known = _required_nvrtc().architectures()
+    if capability in known:
+        return compile_kernel(spec, capability)
+    earlier = [name for name in known if int(name) < int(capability)]
+    if not earlier:
+        raise MissingDependencyError(
+            f"NVRTC compiles for {', '.join(known)}, the GPU is {capability}; use an older torch"
+        )
+    return compile_kernel(spec, earlier[-1], as_ptx=True)
 
 
 def nvrtc_version() -> str | None:
@@ -124,6 +151,16 @@ def cuda_headers() -> Path:
             "CUDA toolkit: set CUDA_HOME"
         )
     return with_types[0]
+
+
+def require_nvrtc() -> None:
+    """Refuse where kernels cannot be compiled at run time.
+
+    Raises:
+        MissingDependencyError: no NVRTC, or no CUDA headers.
+    """
+    _required_nvrtc()
+    cuda_headers()
 
 
 class _Nvrtc:
@@ -193,7 +230,10 @@ def _nvrtc() -> _Nvrtc | None:
 def _required_nvrtc() -> _Nvrtc:
     compiler = _nvrtc()
     if compiler is None:
-        raise MissingDependencyError("NVRTC was not found; it comes with torch's CUDA builds: `pip install torch`")
+        raise MissingDependencyError(
+            "NVRTC was not found; it comes with torch's CUDA builds: `pip install torch`. Where nvcc is, "
+            "`vitslim plugin build` compiles the kernel without it"
+        )
     return compiler
 
 

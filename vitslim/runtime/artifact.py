@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Literal, get_args
 
 import torch
 
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
+from vitslim.openers import ModelOpener, model_opener
 from vitslim.runtime.engine import read_record
 from vitslim.runtime.onnx_runner import OrtRunner, Provider
 from vitslim.runtime.runner import Precision, Runner
@@ -18,8 +18,6 @@ ArtifactBackend = Literal["tensorrt", "rtx", "ort", "ort-cuda", "ort-tensorrt", 
 BACKENDS: tuple[ArtifactBackend, ...] = get_args(ArtifactBackend)
 
 _PROVIDERS: dict[str, Provider] = {"ort": "cpu", "ort-cuda": "cuda", "ort-tensorrt": "tensorrt"}
-# By name, because the room that opens saved models lies above this one.
-_OPEN_MODEL = "vitslim.checkpoint:load"
 
 
 def open_artifact(path: str | Path, *, threads: int | None = None, backend: str | None = None) -> Runner:
@@ -42,7 +40,7 @@ def open_artifact(path: str | Path, *, threads: int | None = None, backend: str 
         record = read_record(path)
         if backend not in (None, record.flavor):
             raise ConfigError(f"{path.name} was built for {record.flavor}, backend {backend} was asked for")
-        return TrtRunner(path, plugin_library=_plugin_library() if record.plugins.used else None)
+        return TrtRunner(path, plugin_library=_plugin_library() if record.plugins.needs_library else None)
     if path.suffix not in (".onnx", ".engine"):
         raise ConfigError(f"{path.name}: no backend for this suffix; give a .onnx or .engine file")
     readers = ", ".join(_PROVIDERS) if path.suffix == ".onnx" else "tensorrt, rtx"
@@ -125,8 +123,9 @@ def _for_folder(path: Path, backend: str | None, precision: Precision | None, de
                 found.append(
                     (f"{file.name} in {provider}", lambda file=file, p=provider: open_artifact(file, backend=p))
                 )
-    if backend in (None, "torch") and (path / "config.json").is_file():
-        found.append(("torch", lambda: _torch_runner(path, precision, device)))
+    opener = model_opener()
+    if opener is not None and backend in (None, "torch") and (path / "config.json").is_file():
+        found.append(("torch", lambda: _torch_runner(opener, path, precision, device)))
     return found
 
 
@@ -153,10 +152,9 @@ def _flavor(engine: Path) -> str | None:
         return None
 
 
-def _torch_runner(path: Path, precision: Precision | None, device: str | None) -> Runner:
+def _torch_runner(opener: ModelOpener, path: Path, precision: Precision | None, device: str | None) -> Runner:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = resolve_name(_OPEN_MODEL)(path)
-    return TorchRunner(model, precision=precision or "fp32", device=device)
+    return TorchRunner(opener(path), precision=precision or "fp32", device=device)
 
 
 def _plugin_library() -> Path | None:

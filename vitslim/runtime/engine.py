@@ -1,17 +1,16 @@
-"""What stands in the JSON file beside an engine, and whether the engine fits the machine it is opened on."""
+"""What stands in the JSON file beside an engine."""
 
 import hashlib
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.errors import CheckpointError
 from vitslim.files import read_json
-from vitslim.runtime.machine import Machine
 from vitslim.runtime.runner import Precision
-from vitslim.runtime.tensorrt_api import TITLES, Flavor, version_numbers
+from vitslim.runtime.tensorrt_api import Flavor
 from vitslim.shapes import Result
 
 ENGINE_FORMAT = 1
@@ -27,11 +26,32 @@ class TensorProfile(Result):
     max: list[int]
 
 
+class TensorRecord(Result):
+    """An input or output: its element type as torch names it (``float32``), its shape with -1 for any size."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+PluginForm = Literal["embedded", "external", "ahead-of-time"]
+
+
 class PluginUse(Result):
-    """Which plugins the engine calls, and the digest of the library that had them when it was built."""
+    """Which plugins the engine calls, in which form, and the digest of the library that had them.
+
+    ``embedded``: the library lies inside the engine. ``external``: it has to be loaded before the engine.
+    ``ahead-of-time``: TensorRT baked in the machine code, and there is no library.
+    """
 
     used: list[str] = Field(default_factory=list)
+    form: PluginForm | None = None
     library_sha256: str | None = None
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether the engine opens only where the plugin library has been loaded."""
+        return bool(self.used) and self.form == "external"
 
 
 class FusedMha(Result):
@@ -52,6 +72,9 @@ class EngineRecord(Result):
     ``layers_source`` told them; ``matrix_types`` counts the network's products with weights (linear layers,
     convolutions) by the type they are computed in. Where TensorRT tells too little, ``layers`` and ``fused_mha`` are
     ``None`` and ``unknown`` says why. ``changes`` is what was mended in the ONNX file before the build.
+
+    ``weights_sha256`` covers the weights in the ONNX file, ``graph_sha256`` all else in it: a refit takes a file with
+    the same graph. ``has_weights`` is false for a stripped plan until it is refitted.
     """
 
     format: int = ENGINE_FORMAT
@@ -62,9 +85,13 @@ class EngineRecord(Result):
     driver: str | None
     cuda: str | None
     onnx_sha256: str
+    graph_sha256: str
+    weights_sha256: str
     engine_sha256: str
     precision: Precision
     profiles: list[TensorProfile]
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
     plugins: PluginUse
     layers: dict[str, dict[str, int]] | None
     layers_source: str | None
@@ -72,11 +99,18 @@ class EngineRecord(Result):
     fused_mha: FusedMha | None
     unknown: dict[str, str]
     options: dict[str, Any]
+    is_refittable: bool
+    has_weights: bool
     changes: list[str]
     metadata: dict[str, str]
     build_log_sha256: str
     seconds: float
     versions: dict[str, str | None]
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether a plugin's library or a lean runtime lies inside, which TensorRT runs only where it is allowed to."""
+        return self.plugins.form == "embedded" or bool(self.options.get("version_compatible"))
 
     def rebuild_command(self) -> str:
         """What to type to build the engine again; DIR is the folder the model was saved in."""
@@ -123,72 +157,6 @@ def read_record(engine: str | Path) -> EngineRecord:
         raise CheckpointError(f"{path.name} is damaged ({where}: {fault['msg']}); build the engine again") from None
 
 
-def require_fit(engine: str | Path, record: EngineRecord, machine: Machine, installed: str | None) -> None:
-    """Refuse an engine that was cut, changed, or built for something else than this machine.
-
-    Args:
-        engine: the engine file.
-        record: what ``read_record`` gave for it.
-        machine: where it shall run.
-        installed: the version of the record's flavor that is installed here, ``None`` for none.
-
-    Raises:
-        CheckpointError: the file is not the one that was built, or was built for another GPU or version.
-        MissingDependencyError: this flavor of TensorRT, or a GPU, is not here.
-    """
-    engine = Path(engine)
-    if file_sha256(engine) != record.engine_sha256:
-        raise CheckpointError(
-            f"{engine.name} is not the file that {record_path(engine).name} describes: it was cut short, changed, or "
-            f"its build was interrupted; build it again: {record.rebuild_command()}"
-        )
-    title = TITLES[record.flavor]
-    if installed is None:
-        raise MissingDependencyError(
-            f"{engine.name} needs {title} {record.tensorrt}, which is not installed: "
-            f"pip install 'vitslim[{record.flavor}]'"
-        )
-    if machine.gpu is None:
-        raise MissingDependencyError(f"{engine.name} needs an NVIDIA GPU and its driver, none is usable here")
-    differences = misfits(record, machine, installed)
-    if differences:
-        raise CheckpointError(
-            f"{engine.name} does not fit this machine: {'; '.join(differences)}. "
-            f"Engines are bound to these; build it here: {record.rebuild_command()}"
-        )
-
-
-def misfits(record: EngineRecord, machine: Machine, installed: str) -> list[str]:
-    """What of a machine differs from the one an engine was built for, in so far as it matters."""
-    found: list[str] = []
-    if not _version_fits(record, installed):
-        found.append(f"built with {TITLES[record.flavor]} {record.tensorrt}, here is {installed}")
-    if record.gpu is not None and record.compute_capability != machine.compute_capability:
-        found.append(f"built for compute capability {record.compute_capability}, here is {machine.compute_capability}")
-    # TensorRT-RTX compiles its kernels on the machine itself, for the capability; TensorRT tunes for the very GPU.
-    if record.flavor == "tensorrt" and record.gpu != machine.gpu:
-        found.append(f"built for {record.gpu}, here is {machine.gpu}")
-    return found
-
-
-def check_profile(shape: tuple[int, ...], profile: TensorProfile) -> None:
-    """Refuse an input whose shape the engine was not built for.
-
-    Raises:
-        ConfigError: a size lies outside the profile.
-    """
-    fits = len(shape) == len(profile.min) and all(
-        least <= size <= most for least, size, most in zip(profile.min, shape, profile.max, strict=True)
-    )
-    if not fits:
-        least, most = ("x".join(map(str, sizes)) for sizes in (profile.min, profile.max))
-        given = "x".join(map(str, shape))
-        raise ConfigError(
-            f"input '{profile.name}' takes {least} to {most}, given {given}; split or resize the images, or build "
-            "the engine for more with --batch min:opt:max or --image-size min:opt:max"
-        )
-
-
 def file_sha256(path: str | Path) -> str:
     """The SHA-256 of a file, read piece by piece."""
     digest = hashlib.sha256()
@@ -196,10 +164,3 @@ def file_sha256(path: str | Path) -> str:
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _version_fits(record: EngineRecord, installed: str) -> bool:
-    if record.options.get("version_compatible"):
-        # Such an engine carries its runtime and also runs in later versions.
-        return version_numbers(installed) >= version_numbers(record.tensorrt)
-    return installed == record.tensorrt

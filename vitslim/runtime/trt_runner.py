@@ -11,14 +11,8 @@ from torch import Tensor
 
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
 from vitslim.runtime.cuda_graph import CapturedRun, capture
-from vitslim.runtime.engine import (
-    EngineRecord,
-    check_profile,
-    file_sha256,
-    read_record,
-    record_path,
-    require_fit,
-)
+from vitslim.runtime.engine import EngineRecord, read_record
+from vitslim.runtime.fit import check_profile, driver_difference, require_fit, require_plugins
 from vitslim.runtime.machine import this_machine
 from vitslim.runtime.runner import Precision, TakesDlpack, TensorSpec, check_images
 from vitslim.runtime.tensorrt_api import TITLES, api_logger, installed_version, open_api
@@ -32,7 +26,7 @@ class TrtRunner(TakesDlpack):
     Args:
         path: a ``.engine`` file with its ``.engine.json`` beside it.
         device: a CUDA device; ``None`` for torch's current one.
-        plugin_library: has the plugins that the engine calls; ``None`` where it calls none.
+        plugin_library: has the plugins that the engine calls; ``None`` where it calls none, or carries them.
         name: how reports call it; the file's stem by default.
 
     Raises:
@@ -54,12 +48,14 @@ class TrtRunner(TakesDlpack):
         gpu = _gpu(device)
         require_fit(path, self._record, this_machine(gpu), installed_version(flavor))
         self._device = cast(torch.device, gpu)
-        _check_plugins(path, self._record, plugin_library)
+        require_plugins(path, self._record, plugin_library)
         self._name = name or path.stem
         self._api = open_api(flavor)
         self._log: list[str] = []
         with torch.cuda.device(self._device):
             self._runtime: Any = self._api.Runtime(api_logger(self._api, self._log))
+            # Only where code was put into it; of an engine from elsewhere TensorRT shall run none.
+            self._runtime.engine_host_code_allowed = self._record.brings_code
             self._engine: Any = self._open(path, plugin_library)
             self._context: Any = self._new_context()
         self._inputs, self._outputs = self._specs()
@@ -154,7 +150,7 @@ class TrtRunner(TakesDlpack):
             raise ConfigError("this runner is closed; open a new one")
 
     def _open(self, path: Path, plugin_library: str | Path | None) -> Any:
-        if plugin_library is not None and self._record.plugins.used:
+        if plugin_library is not None and self._record.plugins.needs_library:
             load_plugins(self._api, plugin_library)
         content = path.read_bytes()
         if self._record.flavor == "rtx":
@@ -162,7 +158,8 @@ class TrtRunner(TakesDlpack):
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise CheckpointError(
-                f"{TITLES[self._record.flavor]} cannot load {path.name}: {last_error(self._log)}; "
+                f"{TITLES[self._record.flavor]} cannot load {path.name}: {last_error(self._log)}"
+                f"{driver_difference(self._record, this_machine(self._device))}; "
                 f"build it again: {self._record.rebuild_command()}"
             )
         if self._record.options.get("weight_streaming"):
@@ -255,22 +252,6 @@ def _gpu(device: str | torch.device | None) -> torch.device | None:
     if wanted.type != "cuda":
         raise ConfigError(f"an engine runs on a GPU; device '{wanted}' was asked for, wanted cuda or cuda:N")
     return torch.device("cuda", torch.cuda.current_device()) if str(wanted) == "cuda" else wanted
-
-
-def _check_plugins(path: Path, record: EngineRecord, library: str | Path | None) -> None:
-    if not record.plugins.used:
-        return
-    names = ", ".join(record.plugins.used)
-    if library is None:
-        raise MissingDependencyError(
-            f"{path.name} calls the plugins {names}, whose library is not here: make it with `vitslim plugin build`, "
-            "or name it in VITSLIM_PLUGIN_LIBRARY; or build the engine with --plugins off"
-        )
-    if record.plugins.library_sha256 not in (None, file_sha256(library)):
-        raise CheckpointError(
-            f"{path.name} was built with another build of {Path(library).name} (its digest differs from the one in "
-            f"{record_path(path).name}); bring that library, or build the engine again: {record.rebuild_command()}"
-        )
 
 
 _TYPES = {

@@ -2,5 +2,6 @@
 
 from vitslim.export.tensorrt.build import build_engine, describe
 from vitslim.export.tensorrt.options import EngineOptions, parse_sizes
+from vitslim.export.tensorrt.refit import options_of, refit_engine
 
-__all__ = ["EngineOptions", "build_engine", "describe", "parse_sizes"]
+__all__ = ["EngineOptions", "build_engine", "describe", "options_of", "parse_sizes", "refit_engine"]

@@ -9,28 +9,28 @@ from typing import Any
 
 import torch
 
-from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
+from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.export.tensorrt.fingerprint import weights_sha256
 from vitslim.export.tensorrt.layers import (
-    LEAST_SHARE,
-    PROMISED,
     EngineLayer,
     count_types,
     fused_attentions,
     layers_from_inspector,
     layers_from_log,
-    weight_elements,
 )
 from vitslim.export.tensorrt.options import EngineOptions
+from vitslim.export.tensorrt.plugins import PluginPlan, plan_plugins
 from vitslim.export.tensorrt.process import COMMAND, Built, run_worker
+from vitslim.export.tensorrt.promises import require_promises
 from vitslim.export.tensorrt.source import Source, input_shapes, read_source, write_source
 from vitslim.files import atomic_path, write_json, write_text
-from vitslim.runtime import EngineRecord, Precision
-from vitslim.runtime.engine import FusedMha, PluginUse, TensorProfile, file_sha256, record_path
+from vitslim.runtime import EngineRecord
+from vitslim.runtime.engine import FusedMha, PluginUse, TensorProfile, TensorRecord, file_sha256, record_path
 from vitslim.runtime.machine import Machine, this_machine
 from vitslim.runtime.tensorrt_api import MODULES, TITLES, require_installed
 from vitslim.runtime.versions import library_versions
 
-_NETWORK_TYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 _UNTOLD = "TensorRT told nothing of the engine's layers, neither in its log nor through its inspector"
 
 
@@ -66,13 +66,15 @@ def build_engine(
     engine = Path(engine)
     version = require_installed(options.flavor)
     _check_gpu(options)
-    library = _plugins_for(options, plugin_library)
-    source = read_source(onnx_file, options, version, with_plugins=library is not None)
-    if options.plugins == "on" and not source.plugin_nodes:
+    plugins = plan_plugins(options, plugin_library)
+    source = read_source(onnx_file, options, version, with_plugins=plugins is not None)
+    if not source.plugin_nodes:
+        plugins = None
+    if options.plugins in ("on", "external") and plugins is None:
         raise ConfigError(f"{Path(onnx_file).name} calls none of vitslim's operators; build with --plugins off")
     started = time.perf_counter()
     with atomic_path(engine) as scratch, tempfile.TemporaryDirectory(prefix="vitslim-engine-") as folder:
-        request = _request(source, options, Path(folder), scratch, library)
+        request = _request(source, options, Path(folder), scratch, plugins)
         try:
             built = run_worker(
                 request,
@@ -82,9 +84,9 @@ def build_engine(
                 timeout_seconds=timeout_seconds,
             )
         finally:
-            log_sha256 = _keep_log(Path(folder), engine)
-        record = _record(source, options, built, scratch, library, log_sha256, time.perf_counter() - started)
-        _require_promises(record, built, options)
+            log_sha256 = keep_log(Path(folder), engine)
+        record = _record(source, options, built, scratch, plugins, log_sha256, time.perf_counter() - started)
+        require_promises(record, told_layers(built)[0], options)
     write_json(record_path(engine), record.model_dump(mode="json"))
     return record
 
@@ -104,25 +106,15 @@ def _check_gpu(options: EngineOptions) -> None:
         )
 
 
-def _plugins_for(options: EngineOptions, library: str | Path | None) -> Path | None:
-    if options.plugins == "off" or options.flavor == "rtx":
-        return None
-    if library is None and options.plugins == "on":
-        raise MissingDependencyError(
-            "--plugins on: no plugin library is built; make it with `vitslim plugin build --tensorrt-include DIR`, or "
-            "name it in VITSLIM_PLUGIN_LIBRARY"
-        )
-    return None if library is None else Path(library)
-
-
 def _request(
-    source: Source, options: EngineOptions, folder: Path, engine: Path, library: Path | None
+    source: Source, options: EngineOptions, folder: Path, engine: Path, plugins: PluginPlan | None
 ) -> dict[str, Any]:
     return {
+        "task": "build",
         "module": MODULES[options.flavor],
         "onnx": str(write_source(source, folder)),
         "engine": str(engine),
-        "plugin_library": None if library is None or not source.plugin_nodes else str(library),
+        "plugins": plugins and plugins.request(),
         "flags": options.builder_flags(),
         "tf32": options.precision != "fp32",
         "workspace_mib": options.workspace_mib,
@@ -132,7 +124,7 @@ def _request(
     }
 
 
-def _keep_log(folder: Path, engine: Path) -> str:
+def keep_log(folder: Path, engine: Path) -> str:
     """Leave the log beside the engine and give its digest."""
     log = folder / "build.log"
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
@@ -146,33 +138,38 @@ def _record(
     options: EngineOptions,
     built: Built,
     engine: Path,
-    library: Path | None,
+    plugins: PluginPlan | None,
     log_sha256: str,
     seconds: float,
 ) -> EngineRecord:
-    layers, told_by = _layers(built)
+    layers, told_by = told_layers(built)
     # An engine of TensorRT-RTX is compiled to the end on the machine that runs it, and bound to none before.
     machine = this_machine() if options.flavor == "tensorrt" else Machine()
     fused = FusedMha(found=fused_attentions(layers), expected=source.attentions) if layers else None
     asked = options.model_dump(mode="json", exclude={"flavor", "precision"})
     if options.timing_cache is not None:
         asked["timing_cache"] = options.timing_cache.name
-    plugin_names = sorted(source.plugin_nodes) if built.answer["plugin_layers"] else []
     return EngineRecord(
         flavor=options.flavor,
         tensorrt=built.answer["tensorrt"],
         **machine.model_dump(),
         onnx_sha256=file_sha256(source.path),
+        graph_sha256=source.graph_sha256,
+        weights_sha256=weights_sha256(source.model, source.path.parent),
         engine_sha256=file_sha256(engine),
         precision=options.precision,
         profiles=[TensorProfile(**profile) for profile in built.answer["profiles"]],
-        plugins=PluginUse(used=plugin_names, library_sha256=file_sha256(library) if library and plugin_names else None),
+        inputs=[_tensor(tensor) for tensor in built.answer["inputs"]],
+        outputs=[_tensor(tensor) for tensor in built.answer["outputs"]],
+        plugins=_plugin_use(source, plugins) if built.answer["plugin_layers"] else PluginUse(),
         layers=count_types(layers) if layers else None,
         layers_source=told_by,
         matrix_types=built.answer["matrix_types"],
         fused_mha=fused,
         unknown={} if layers else {"layers": _UNTOLD, "fused_mha": _UNTOLD},
         options=asked,
+        is_refittable=options.refit or options.strip_plan,
+        has_weights=not options.strip_plan,
         changes=source.changes,
         metadata=source.metadata,
         build_log_sha256=log_sha256,
@@ -181,7 +178,7 @@ def _record(
     )
 
 
-def _layers(built: Built) -> tuple[list[EngineLayer], str | None]:
+def told_layers(built: Built) -> tuple[list[EngineLayer], str | None]:
     """What is known of the engine's layers, and from where: the engine itself comes before the builder's list."""
     if built.answer["layers"]:
         return layers_from_inspector(built.answer["layers"]), "inspector"
@@ -189,45 +186,21 @@ def _layers(built: Built) -> tuple[list[EngineLayer], str | None]:
     return listed, "build log" if listed else None
 
 
-def _require_promises(record: EngineRecord, built: Built, options: EngineOptions) -> None:
-    """Fail where the engine is not in its precision, or not fused as asked.
-
-    Raises:
-        CheckFailedError: with what was promised and what was found.
-    """
-    _require_precision(record.precision, record.matrix_types, weight_elements(_layers(built)[0]))
-    if options.plugins == "on" and not record.plugins.used:
-        raise CheckFailedError("--plugins on: TensorRT took the function in the file instead of the plugin")
-    if not options.require_fused_mha:
-        return
-    if record.fused_mha is None:
-        raise CheckFailedError(f"--require-fused-mha: it cannot be told; {record.unknown['fused_mha']}")
-    if record.fused_mha.found < record.fused_mha.expected:
-        why = "TensorRT fuses attention in fp16 and bf16 only" if record.precision == "fp32" else "see the log"
-        raise CheckFailedError(
-            f"--require-fused-mha: {record.fused_mha} attentions became one kernel ({why}); nothing was written"
-        )
+def _tensor(told: dict[str, Any]) -> TensorRecord:
+    dtype = str(told["dtype"])
+    return TensorRecord(name=told["name"], dtype=_TYPES.get(dtype, dtype.lower()), shape=told["shape"])
 
 
-def _require_precision(precision: Precision, matrices: dict[str, int], weights: dict[str, int]) -> None:
-    promised = matrices.get(_NETWORK_TYPES[precision], 0)
-    if promised * 2 <= sum(matrices.values()):
-        raise CheckFailedError(
-            f"the network is not in {precision}: of its products with weights {promised} of {sum(matrices.values())} "
-            f"are ({matrices}); export the ONNX file in {precision}; nothing was written"
-        )
-    # Absent where the layers are not told with their weights; the network's types then stand alone.
-    total = sum(weights.values())
-    stored = weights.get(PROMISED[precision], 0)
-    if total and stored < LEAST_SHARE * total:
-        raise CheckFailedError(
-            f"the engine is not in {precision}: {100 * stored / total:.0f} % of its weights are ({weights}), wanted "
-            f"{100 * LEAST_SHARE:.0f} %; nothing was written"
-        )
+def _plugin_use(source: Source, plugins: PluginPlan | None) -> PluginUse:
+    if plugins is None:
+        return PluginUse()
+    digest = None if plugins.library is None else file_sha256(plugins.library)
+    return PluginUse(used=sorted(source.plugin_nodes), form=plugins.form, library_sha256=digest)
 
 
 def describe(record: EngineRecord) -> str:
-    """One line for a person: precision, fused attention, what it is bound to."""
+    """One line for a person: precision, fused attention, plugins, what it is bound to."""
     fused = "unknown" if record.fused_mha is None else str(record.fused_mha)
     where = record.gpu or "any GPU of its flavor"
-    return f"{record.precision}, fused attention {fused}, {TITLES[record.flavor]} {record.tensorrt}, {where}"
+    plugins = f"plugin {', '.join(record.plugins.used)} ({record.plugins.form}), " if record.plugins.used else ""
+    return f"{record.precision}, fused attention {fused}, {plugins}{TITLES[record.flavor]} {record.tensorrt}, {where}"

@@ -10,7 +10,7 @@ from vitslim.runtime import Precision
 from vitslim.runtime.tensorrt_api import Flavor
 from vitslim.shapes import Config
 
-PluginChoice = Literal["auto", "on", "off"]
+PluginChoice = Literal["auto", "on", "off", "external"]
 Sizes = tuple[int, int, int]
 
 
@@ -22,12 +22,15 @@ class EngineOptions(Config):
         precision: of weights and arithmetic, proven on what was built.
         batch: images per call that the engine takes; it is tuned for the middle one.
         image_size: pixels of the side of square images; ``None`` for the one size of the ONNX file.
-        plugins: ``auto`` takes vitslim's plugin where it is built and the flavor can run it.
+        plugins: ``auto`` takes vitslim's plugin where there is a way to it and the flavor can run it, and the engine
+            then carries it; ``on`` fails where there is none; ``external`` leaves the library outside the engine, for
+            systems that let no file bring code; ``off`` takes plain operators.
         timing_cache: a file of kernel timings, read and added to; the same GPU builds faster with it.
         version_compatible: the engine also runs in later versions of TensorRT.
         refit: weights can be exchanged later.
         weight_streaming: weights stay on the host and are streamed, for models beyond the GPU's memory.
-        strip_plan: the engine is stored without its weights, to be refitted on the machine that runs it.
+        strip_plan: the engine is stored without its weights, to be given back the same ones on the machine that runs
+            it; with ``refit`` others too.
         require_fused_mha: fail unless every attention became one fused kernel.
         workspace_mib: limit of scratch memory on the GPU; ``None`` for all of it.
     """
@@ -58,7 +61,7 @@ class EngineOptions(Config):
             raise ValueError("TensorRT-RTX has no version-compatible engines; leave --version-compatible out")
         if self.flavor == "rtx" and self.timing_cache is not None:
             raise ValueError("TensorRT-RTX times nothing while it builds; leave --timing-cache out")
-        if self.flavor == "rtx" and self.plugins == "on":
+        if self.flavor == "rtx" and self.plugins in ("on", "external"):
             raise ValueError(
                 "TensorRT-RTX ends the process when it meets a plugin; use --flavor tensorrt, or --plugins off for "
                 "plain operators"

@@ -108,7 +108,7 @@ def _error(error: dict[str, Any], log: list[str], name_module: Callable[[str, st
     kind, message = error["kind"], error["message"]
     if kind == "parser":
         return UnsupportedModelError(_refused_nodes(error["nodes"], log, name_module))
-    if kind in ("option", "plugin"):
+    if kind in ("option", "plugin", "weights"):
         return ConfigError(message)
     if kind == "disk":
         return CheckpointError(f"the engine could not be written ({message}); make room, nothing was left behind")

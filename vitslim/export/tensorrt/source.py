@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.export.tensorrt.fingerprint import graph_sha256
 from vitslim.export.tensorrt.options import EngineOptions, Sizes
 from vitslim.runtime import Precision
 from vitslim.runtime.tensorrt_api import TITLES, version_numbers
@@ -39,7 +40,8 @@ class Source:
     """An ONNX file that is ready for TensorRT's parser.
 
     ``attentions`` counts those that a fused kernel could compute; ``plugin_nodes`` the calls of each plugin, which
-    are none where plugins are off. ``changes`` says what was mended, for engine.json.
+    are none where plugins are off. ``changes`` says what was mended, for engine.json; ``graph_sha256`` is of the file
+    before that.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class Source:
     plugin_nodes: dict[str, int]
     changes: list[str]
     metadata: dict[str, str]
+    graph_sha256: str
 
     def module_of(self, node_name: str, operator: str) -> str | None:
         """The module of the torch model that a node came from, as its nearest weights tell; ``None`` if none does."""
@@ -74,6 +77,7 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
     _check_precision(path, metadata, options.precision)
     _check_attention(path, model, options, version)
     _check_sizes(path, model, options)
+    digest = graph_sha256(model)
     changes: list[str] = []
     attentions = _count_attentions(model)
     if not with_plugins and model.functions:
@@ -86,7 +90,7 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
         changes.append("antialias was taken off the Resize nodes, which only enlarge")
     called = [node for node in model.graph.node if node.domain == PLUGIN_DOMAIN] if with_plugins else []
     names = [f"{node.domain}::{node.op_type}" for node in called]
-    return Source(model, path, attentions, {name: names.count(name) for name in names}, changes, metadata)
+    return Source(model, path, attentions, {name: names.count(name) for name in names}, changes, metadata, digest)
 
 
 def write_source(source: Source, folder: Path) -> Path:

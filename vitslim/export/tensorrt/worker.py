@@ -1,9 +1,10 @@
-"""The process that builds one engine; whatever happens in it, the caller goes on.
+"""The process that builds or refits one engine; whatever happens in it, the caller goes on.
 
-Started as ``python -m vitslim.export.tensorrt.worker REQUEST.json`` or as a file of its own, which is how vitslim does
-it: the file imports nothing of vitslim, so that the process is there in a moment and needs TensorRT only. It writes the
-engine and a JSON answer; TensorRT's log goes to its standard output, one line per message. A request that cannot be
-built is answered with an error and exit code 0; any other code means that TensorRT took the process down.
+Started as ``python -m vitslim.export.tensorrt.worker REQUEST.json`` or as a file of its own, which vitslim does
+it: the file imports nothing of vitslim, so that the process is there in a moment and needs TensorRT only; the exception
+are plugins compiled ahead of time, which vitslim registers. It writes the engine and a JSON answer; TensorRT's log goes
+to its standard output, one line per message. A request that cannot be built is answered with an error and exit code 0;
+any other code means that TensorRT took the process down.
 """
 
 import json
@@ -28,10 +29,10 @@ class Refused(Exception):
 
 
 def main(request_path: str) -> None:
-    """Build what the request asks for and write the answer to where it says."""
+    """Do what the request asks for and write the answer to where it says."""
     request: dict[str, Any] = json.loads(Path(request_path).read_text())
     try:
-        answer = build(request)
+        answer = refit(request) if request["task"] == "refit" else build(request)
     except Refused as refused:
         answer = {"error": refused.answer}
     except MemoryError:
@@ -45,9 +46,9 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     """The engine in ``request["engine"]``, and what is known of it."""
     api: Any = import_module(request["module"])
     logger = _logger(api)
-    _load_plugins(api, request["plugin_library"])
+    _bring_plugins(api, request["plugins"])
     builder = api.Builder(logger)
-    network = builder.create_network(_network_flags(api))
+    network = builder.create_network(_network_flags(api, request["plugins"]))
     # The parser points into the network: both live until the engine is built.
     parser = api.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
@@ -58,15 +59,60 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     if plan is None:
         raise Refused("builder", "TensorRT built nothing")
     content = bytes(plan)
-    with open(request["engine"], "wb") as file:
-        file.write(content)
+    Path(request["engine"]).write_bytes(content)
     _save_timing_cache(config, request["timing_cache"])
     return {
         "tensorrt": api.__version__,
         "profiles": profiles,
         **_network_facts(network),
-        "layers": _inspect(api, logger, content) if request["has_gpu"] else None,
+        "layers": _inspect(_open(api, logger, content), api) if request["has_gpu"] else None,
     }
+
+
+def refit(request: dict[str, Any]) -> dict[str, Any]:
+    """The engine in ``request["given"]`` with the weights of ``request["onnx"]``, written to ``request["engine"]``."""
+    api: Any = import_module(request["module"])
+    logger = _logger(api)
+    _bring_plugins(api, request["plugins"])
+    engine = _open(api, logger, Path(request["given"]).read_bytes())
+    if engine is None:
+        raise Refused("builder", "TensorRT cannot open the engine")
+    if not engine.refittable:
+        raise Refused("option", "TensorRT says that this engine's weights are fixed; build it with --refit")
+    refitter = api.Refitter(engine, logger)
+    parser = api.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(request["onnx"]):
+        raise Refused("parser", "the ONNX file was not accepted", nodes=_parser_errors(parser))
+    missing = refitter.get_missing_weights()
+    if missing:
+        raise Refused("weights", f"the ONNX file lacks weights of the engine: {', '.join(sorted(missing)[:5])}")
+    if not refitter.refit_cuda_engine():
+        raise Refused("builder", "TensorRT did not take the weights")
+    content = bytes(engine.serialize_with_config(_whole(api, engine)))
+    # Opened again: the file is proven to load, and tells itself whether it can be refitted once more.
+    again = _open(api, logger, content)
+    if again is None:
+        raise Refused("builder", "TensorRT cannot open the engine that it has written")
+    Path(request["engine"]).write_bytes(content)
+    return {"tensorrt": api.__version__, "refittable": bool(again.refittable), "layers": _inspect(again, api)}
+
+
+def _whole(api: Any, engine: Any) -> Any:
+    """How to write an engine with its weights, and, where this TensorRT knows how, such that they can be exchanged."""
+    config = engine.create_serialization_config()
+    flags = api.SerializationFlag.__members__
+    config.clear_flag(flags["EXCLUDE_WEIGHTS"])
+    if "INCLUDE_REFIT" in flags:
+        config.set_flag(flags["INCLUDE_REFIT"])
+    return config
+
+
+def _open(api: Any, logger: Any, plan: bytes) -> Any:
+    """The engine, or ``None`` where TensorRT does not open it."""
+    runtime = api.Runtime(logger)
+    # It was built a moment ago or is the user's own: the code inside, a plugin or a lean runtime, may run.
+    runtime.engine_host_code_allowed = True
+    return runtime.deserialize_cuda_engine(plan)
 
 
 def _logger(api: Any) -> Any:
@@ -81,15 +127,33 @@ def _logger(api: Any) -> Any:
     return Printer()
 
 
-def _load_plugins(api: Any, library: str | None) -> None:
-    if library is not None and api.get_plugin_registry().load_library(library) is None:
-        raise Refused("plugin", f"TensorRT {api.__version__} takes no plugins from {Path(library).name}")
+def _bring_plugins(api: Any, plugins: dict[str, Any] | None) -> None:
+    """Load the library with the plugins, or have TensorRT compile them in."""
+    if plugins is None:
+        return
+    if plugins["library"] is not None:
+        if api.get_plugin_registry().load_library(plugins["library"]) is None:
+            raise Refused("plugin", f"TensorRT {api.__version__} takes no plugins from {Path(plugins['library']).name}")
+    elif plugins["form"] == "ahead-of-time":
+        _register_ahead_of_time(plugins["package"])
 
 
-def _network_flags(api: Any) -> int:
-    # The one flag that matters before TensorRT 11, which builds no other networks and may not know the name.
+def _register_ahead_of_time(package: str) -> None:
+    sys.path.append(package)
+    errors: Any = import_module("vitslim.errors")
+    try:
+        import_module("vitslim.plugin").register_ahead_of_time()
+    except errors.VitslimError as error:
+        raise Refused("plugin", f"{error}; or build with --plugins off") from None
+
+
+def _network_flags(api: Any, plugins: dict[str, Any] | None) -> int:
     flags = api.NetworkDefinitionCreationFlag.__members__
-    return 1 << int(flags["STRONGLY_TYPED"]) if "STRONGLY_TYPED" in flags else 0
+    # The first matters before TensorRT 11 only, which builds no other networks and may not know the name.
+    wanted = ["STRONGLY_TYPED"]
+    if plugins is not None and plugins["form"] == "ahead-of-time":
+        wanted.append("PREFER_AOT_PYTHON_PLUGINS")
+    return sum(1 << int(flags[name]) for name in wanted if name in flags)
 
 
 def _config(api: Any, builder: Any, profiles: list[dict[str, Any]], request: dict[str, Any]) -> Any:
@@ -103,6 +167,8 @@ def _config(api: Any, builder: Any, profiles: list[dict[str, Any]], request: dic
     if not request["tf32"]:
         # On by default; it computes float32 products with 10 bits of mantissa.
         config.clear_flag(api.BuilderFlag.TF32)
+    if request["plugins"] is not None and request["plugins"]["form"] == "embedded":
+        config.plugins_to_serialize = [request["plugins"]["library"]]
     if request["workspace_mib"] is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, request["workspace_mib"] << 20)
     profile = builder.create_optimization_profile()
@@ -167,7 +233,16 @@ def _network_facts(network: Any) -> dict[str, Any]:
         if kind in _MATRIX_LAYERS and has_weights:
             matrices[layer.get_output(0).dtype.name] += 1
     plugins = sum(layer.type.name.startswith("PLUGIN") for layer in layers)
-    return {"matrix_types": dict(matrices), "plugin_layers": plugins}
+    return {
+        "inputs": [_tensor(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(index)) for index in range(network.num_outputs)],
+        "matrix_types": dict(matrices),
+        "plugin_layers": plugins,
+    }
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": [int(size) for size in tensor.shape]}
 
 
 def _is_constant(tensor: Any, makers: dict[str, Any]) -> bool:
@@ -183,9 +258,8 @@ def _is_constant(tensor: Any, makers: dict[str, Any]) -> bool:
     return False
 
 
-def _inspect(api: Any, logger: Any, plan: bytes) -> list[Any] | None:
-    """What the engine inspector tells of every layer; ``None`` where the engine cannot be opened here."""
-    engine = api.Runtime(logger).deserialize_cuda_engine(plan)
+def _inspect(engine: Any, api: Any) -> list[Any] | None:
+    """What the engine inspector tells of every layer; ``None`` where there is no engine."""
     if engine is None:
         return None
     inspector = engine.create_engine_inspector()
