@@ -1,6 +1,7 @@
 """Small models, each exported once per module."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitslim.export import OnnxExport, export_onnx
+from vitslim.export.tensorrt import build, refit
 from vitslim.methods import convert
+from vitslim.runtime.machine import Machine
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -66,3 +69,16 @@ def exported(tmp_path_factory) -> Callable[..., tuple[nn.Module, Path, OnnxExpor
 @pytest.fixture(scope="session", name="alive")
 def alive_() -> Callable[[nn.Module], nn.Module]:
     return alive
+
+
+@pytest.fixture
+def twin(monkeypatch: pytest.MonkeyPatch) -> Generator[Machine]:
+    """A machine with an NVIDIA L4 and a TensorRT that only plays along, as far as our own process looks."""
+    here = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="13.0")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_tensorrt"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for module in (build, refit):
+        monkeypatch.setattr(module, "this_machine", lambda: here)
+    yield here
+    for name in ("tensorrt", "tensorrt.plugin"):
+        sys.modules.pop(name, None)

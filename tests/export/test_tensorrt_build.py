@@ -199,8 +199,7 @@ def test_an_onnx_file_is_built_as_it_stands(written, tmp_path):
         export_engine(model("dense"), **RTX)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_deit_small_builds_with_every_attention_fused(tmp_path, precision):
     deit = timm.create_model("deit_small_patch16_224", pretrained=False).eval()
     export_onnx(deit, tmp_path / "deit.onnx", precision=precision, opset=OPSET)

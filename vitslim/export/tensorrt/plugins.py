@@ -44,5 +44,5 @@ def plan_plugins(options: EngineOptions, library: str | Path | None) -> PluginPl
         return None
     raise MissingDependencyError(
         f"--plugins {options.plugins}: no plugin library is built; make it with `vitslim plugin build "
-        "--tensorrt-include DIR`, or name it in VITSLIM_PLUGIN_LIBRARY. Nor can TensorRT compile it in: {obstacle}"
+        f"--tensorrt-include DIR`, or name it in VITSLIM_PLUGIN_LIBRARY. Nor can TensorRT compile it in: {obstacle}"
     )

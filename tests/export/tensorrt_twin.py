@@ -1,0 +1,56 @@
+"""A small ONNX file with vitslim's operator, and a TensorRT that plays along, for what our code tells TensorRT."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vitslim.export.tensorrt.process import COMMAND
+
+FAKE = Path(__file__).parent / "fake_tensorrt"
+TWIN_COMMAND = ["env", f"PYTHONPATH={FAKE}", *COMMAND]
+"""The builder's own process, in which ``import tensorrt`` finds the stand-in."""
+
+
+def write_file(path: Path, *, seed: int = 0, keys: int = 2, plugin: bool = True) -> Path:
+    """Images, a convolution, an attention over ``keys`` kept keys, logits; in half precision between float32 ends."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((12, 3, 2, 2)).astype(np.float16), "patch.weight"),
+        numpy_helper.from_array(np.arange(keys, dtype=np.int32).reshape(1, 1, 1, keys), "kept"),
+    ]
+    call = {"domain": "vitslim", "plugin_namespace": "vitslim", "plugin_version": "1", "tile": 4, "prefix": 0}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["half", "patch.weight"], ["tokens"], name="patch"),
+        helper.make_node("SparseAttention", ["tokens", "tokens", "tokens", "kept"], ["mixed"], "attend", **call)
+        if plugin
+        else helper.make_node("Identity", ["tokens"], ["mixed"]),
+        helper.make_node("Cast", ["mixed"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "vit",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 12])],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("vitslim", 1)]
+    # The operator in standard ones, for who has no plugin.
+    body = helper.make_node("Identity", ["query"], ["mixed"])
+    names = ["query", "key", "value", "kept"]
+    function = helper.make_function(
+        "vitslim", "SparseAttention", names, ["mixed"], [body], opsets[:1], ["tile", "prefix"]
+    )
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function])
+    helper.set_model_props(model, {"precision": "fp16"})
+    onnx.save(model, path)
+    return path
+
+
+def plan_of(engine: Path) -> dict[str, Any]:
+    """What the stand-in wrote down."""
+    return json.loads(engine.read_bytes())
