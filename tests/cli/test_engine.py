@@ -29,6 +29,8 @@ def test_options_of_engines_are_refused_for_onnx(folder: Path, vitslim: Command)
         (["--batch", "8:1:64"], "8:1:64 is not min:opt:max"),
         (["--flavor", "cuda"], "flavor"),
         (["--flavor", "rtx", "--plugins", "on"], "ends the process when it meets a plugin"),
+        (["--flavor", "rtx", "--plugins", "external"], "ends the process when it meets a plugin"),
+        (["--plugins", "inside"], "plugins"),
         (["--out", "model.plan"], "an engine's file ends in .engine"),
     ],
 )
@@ -48,12 +50,18 @@ def test_what_is_missing_for_tensorrt_is_named(folder: Path, vitslim: Command) -
 def test_a_saved_model_becomes_an_engine_once(folder: Path, vitslim: Command) -> None:
     if installed_version("rtx") is None:
         pytest.skip("TensorRT-RTX is not installed (vitslim[rtx]); no engine can be built here")
-    words = ["export", folder, "--to", "tensorrt", "--flavor", "rtx", "--precision", "fp16", "--batch", "1:2:4"]
-    record = vitslim(*words, "--json").document
+    words = ["export", folder, "--to", "tensorrt", "--flavor", "rtx", "--batch", "1:2:4"]
+    made = vitslim(*words, "--json")
+    # Without --precision an engine is in half.
+    assert "precision fp16, the default of engines" in made.err
+    record = made.document
     engine = folder / "export" / "model-fp16.engine"
     assert engine.stat().st_size > 0
     assert (record["flavor"], record["precision"]) == ("rtx", "fp16")
     assert record["fused_mha"]["found"] == record["fused_mha"]["expected"]
+    assert [(one["name"], one["dtype"], one["shape"]) for one in record["outputs"]] == [("logits", "float32", [-1, 4])]
+    fixed = vitslim("refit", engine, "--from", folder)
+    assert (fixed.code, "has fixed weights" in fixed.error) == (2, True)
     again = vitslim(*words)
     assert (again.code, "pass --overwrite" in again.error) == (2, True)
     if not torch.cuda.is_available():
@@ -61,6 +69,16 @@ def test_a_saved_model_becomes_an_engine_once(folder: Path, vitslim: Command) ->
         assert (refused.code, "needs an NVIDIA GPU" in refused.error) == (3, True)
         measured = vitslim("eval", folder, "--backend", "rtx", "--data", "fractals")
         assert (measured.code, "needs an NVIDIA GPU" in measured.error) == (3, True)
+
+
+def test_a_refit_says_what_is_missing_before_it_begins(folder: Path, vitslim: Command, tmp_path: Path) -> None:
+    nothing = vitslim("refit", tmp_path / "no.engine", "--from", folder)
+    assert "no.engine does not exist; build it with" in nothing.error
+    unsaved = vitslim("refit", tmp_path / "no.engine", "--from", tmp_path)
+    assert (unsaved.code, "wanted a folder that vitslim wrote" in unsaved.error) == (2, True)
+    (tmp_path / "there.engine").touch()
+    there = vitslim("refit", tmp_path / "no.engine", "--from", folder, "--out", tmp_path / "there.engine")
+    assert (there.code, "pass --overwrite" in there.error) == (2, True)
 
 
 def test_an_exported_file_is_evaluated_like_its_model(folder: Path, vitslim: Command) -> None:
