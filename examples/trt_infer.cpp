@@ -1,8 +1,8 @@
-// Runs a TensorRT engine that vitslim built, with its plugin library if it needs one. No Python, no vitslim.
+// Runs a TensorRT engine that vitslim built, with its plugin inside (--trusted) or beside it (--plugins). No Python.
 //
 //   g++ -std=c++17 -O2 trt_infer.cpp -o trt_infer -I$TENSORRT/include -I/usr/local/cuda/include
 //       -L$TENSORRT/lib -L/usr/local/cuda/lib64 -lnvinfer -lcudart
-//   ./trt_infer model.engine --plugins libvitslim_plugins.so --images images.f32 --batch 8 --labels labels.txt
+//   ./trt_infer model.engine --trusted --images images.f32 --batch 8 --labels labels.txt
 //
 // images.f32 holds float32 images one after another, each C x H x W and normalised as model.engine.json says. With NumPy:
 //   images.astype("float32").tofile("images.f32")
@@ -28,6 +28,7 @@ namespace {
 
 struct Options {
     std::string engine, plugins, images, labels;
+    bool trusted = false;
     int64_t batch = 1;
 };
 
@@ -90,6 +91,8 @@ Options parse(int argc, char** argv) {
             options.images = value();
         } else if (word == "--labels") {
             options.labels = value();
+        } else if (word == "--trusted") {
+            options.trusted = true;
         } else if (word == "--batch") {
             options.batch = std::atoll(value().c_str());
         } else {
@@ -98,7 +101,7 @@ Options parse(int argc, char** argv) {
         }
     }
     require(!options.engine.empty() && options.batch > 0,
-            "usage: trt_infer ENGINE [--plugins LIBRARY] [--images FILE] [--batch N] [--labels FILE]");
+            "usage: trt_infer ENGINE [--trusted] [--plugins LIBRARY] [--images FILE] [--batch N] [--labels FILE]");
     return options;
 }
 
@@ -173,6 +176,9 @@ void run(Options const& options) {
     // The runtime outlives the engine, the engine its context: locals are destroyed in reverse.
     std::unique_ptr<nvinfer1::IRuntime> const runtime(nvinfer1::createInferRuntime(logger));
     require(runtime != nullptr, "TensorRT found no usable GPU or driver");
+    // An engine that carries its plugin, or a lean runtime, brings code of its own. Refused unless it is asked for: open
+    // only engines that you built.
+    runtime->setEngineHostCodeAllowed(options.trusted);
     if (!options.plugins.empty()) {
         // Before the engine is read, which looks its plugins up by name.
         require(runtime->getPluginRegistry().loadLibrary(options.plugins.c_str()) != nullptr,
@@ -180,7 +186,7 @@ void run(Options const& options) {
     }
     std::vector<char> const plan = readFile(options.engine);
     std::unique_ptr<nvinfer1::ICudaEngine> const engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
-    require(engine != nullptr, options.engine + " was built for another GPU or TensorRT, or needs --plugins");
+    require(engine != nullptr, options.engine + " was built for another GPU or TensorRT, or needs --trusted or --plugins");
     std::unique_ptr<nvinfer1::IExecutionContext> const context(engine->createExecutionContext());
     require(context != nullptr, "no room on the GPU for this engine");
 

@@ -40,10 +40,14 @@ def write_file(path: Path, *, seed: int = 0, keys: int = 2, plugin: bool = True)
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("vitslim", 1)]
     # The operator in standard ones, for who has no plugin.
-    body = helper.make_node("Identity", ["query"], ["mixed"])
+    body = [
+        helper.make_node("MatMul", ["query", "key"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "value"], ["mixed"]),
+    ]
     names = ["query", "key", "value", "kept"]
     function = helper.make_function(
-        "vitslim", "SparseAttention", names, ["mixed"], [body], opsets[:1], ["tile", "prefix"]
+        "vitslim", "SparseAttention", names, ["mixed"], body, opsets[:1], ["tile", "prefix"]
     )
     model = helper.make_model(graph, opset_imports=opsets, functions=[function])
     helper.set_model_props(model, {"precision": "fp16"})

@@ -69,6 +69,13 @@ def test_without_a_library_tensorrt_bakes_the_kernel_in(twin, file):
     assert not record.brings_code
 
 
+def test_an_attention_of_the_plugin_is_not_missed_among_the_fused_ones(twin, file, library):
+    plain = build(file, library, plugins="off", require_fused_mha=True)[1].fused_mha
+    assert (plain.found, plain.expected) == (1, 1)
+    by_plugin = build(file, library, require_fused_mha=True)[1].fused_mha
+    assert (by_plugin.found, by_plugin.expected) == (0, 0)
+
+
 def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(twin, file, library, monkeypatch):
     engine, record = build(file, library, plugins="off")
     assert not plan_of(engine)["calls_plugin"]

@@ -3,12 +3,13 @@
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.export.tensorrt.attentions import attentions_in_calls, count_attentions
 from vitslim.export.tensorrt.fingerprint import graph_sha256
 from vitslim.export.tensorrt.options import EngineOptions, Sizes
 from vitslim.runtime import Precision
@@ -18,35 +19,21 @@ PLUGIN_DOMAIN = "vitslim"
 
 # Version of TensorRT from which on its parser knows the standard Attention operator.
 _ATTENTION_SINCE = (10, 14)
-# What may stand between the two products of an attention and its softmax.
-_BETWEEN = {
-    "Mul",
-    "Div",
-    "Add",
-    "Cast",
-    "CastLike",
-    "Where",
-    "Reshape",
-    "Transpose",
-    "Identity",
-    "Dropout",
-    "Pad",
-    "Slice",
-}
 
 
 @dataclass(frozen=True)
 class Source:
     """An ONNX file that is ready for TensorRT's parser.
 
-    ``attentions`` counts those that a fused kernel could compute; ``plugin_nodes`` the calls of each plugin, which
-    are none where plugins are off. ``changes`` says what was mended, for engine.json; ``graph_sha256`` is of the file
-    before that.
+    ``attentions`` counts those that a fused kernel could compute, ``plugin_attentions`` those of them inside calls of a
+    plugin; ``plugin_nodes`` counts the calls of each plugin, none where plugins are off. ``changes`` says what was
+    mended, for engine.json; ``graph_sha256`` is of the file before that.
     """
 
     model: Any
     path: Path
     attentions: int
+    plugin_attentions: int
     plugin_nodes: dict[str, int]
     changes: list[str]
     metadata: dict[str, str]
@@ -79,7 +66,7 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
     _check_sizes(path, model, options)
     digest = graph_sha256(model)
     changes: list[str] = []
-    attentions = _count_attentions(model)
+    attentions, in_plugins = count_attentions(model), attentions_in_calls(model, PLUGIN_DOMAIN)
     if not with_plugins and model.functions:
         model = _inlined(model)
         changes.append("vitslim's operators were written out in standard ones")
@@ -90,7 +77,9 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
         changes.append("antialias was taken off the Resize nodes, which only enlarge")
     called = [node for node in model.graph.node if node.domain == PLUGIN_DOMAIN] if with_plugins else []
     names = [f"{node.domain}::{node.op_type}" for node in called]
-    return Source(model, path, attentions, {name: names.count(name) for name in names}, changes, metadata, digest)
+    return Source(
+        model, path, attentions, in_plugins, {name: names.count(name) for name in names}, changes, metadata, digest
+    )
 
 
 def write_source(source: Source, folder: Path) -> Path:
@@ -258,58 +247,6 @@ def _drop_antialias_(path: Path, nodes: Iterable[Any], metadata: dict[str, str],
 
 def _is_on(attribute: Any) -> bool:
     return attribute.name == "antialias" and attribute.i == 1
-
-
-def _count_attentions(model: Any) -> int:
-    """Attention nodes, and softmaxes between two products of images; a call of a function counts what it holds."""
-    bodies = {(one.domain, one.name): _attentions_in(one.node, one.input) for one in model.functions}
-    called = sum(bodies.get((node.domain, node.op_type), 0) for node in model.graph.node)
-    return called + _attentions_in(model.graph.node, [value.name for value in model.graph.input])
-
-
-def _attentions_in(nodes: Iterable[Any], inputs: Iterable[str]) -> int:
-    nodes = list(nodes)
-    computed = _computed(nodes, inputs)
-    makers = {name: node for node in nodes for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-
-    def before(node: Any) -> list[Any]:
-        return [makers[name] for name in node.input if name in makers]
-
-    def after(node: Any) -> list[Any]:
-        return [reader for name in node.output for reader in readers.get(name, [])]
-
-    return sum(
-        (node.op_type == "Attention" and node.domain in ("", "ai.onnx"))
-        or (node.op_type == "Softmax" and all(_meets_product(node, way, computed) for way in (before, after)))
-        for node in nodes
-    )
-
-
-def _computed(nodes: Iterable[Any], inputs: Iterable[str]) -> set[str]:
-    """The tensors that depend on what the images show, not on weights or sizes alone."""
-    found = set(inputs)
-    for node in nodes:
-        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.input):
-            found.update(node.output)
-    return found
-
-
-def _meets_product(start: Any, neighbours: Callable[[Any], list[Any]], computed: set[str]) -> bool:
-    waiting, seen = deque([start]), {id(start)}
-    while waiting:
-        for node in neighbours(waiting.popleft()):
-            if node.op_type in ("MatMul", "Einsum"):
-                # With a weight it is a linear layer, as the selection of tokens has it.
-                if computed.issuperset(node.input):
-                    return True
-            elif node.op_type in _BETWEEN and id(node) not in seen:
-                seen.add(id(node))
-                waiting.append(node)
-    return False
 
 
 def _external_files(model: Any) -> set[str]:

@@ -163,7 +163,8 @@ class Engine:
     refittable = property(lambda self: self.plan["refittable"])
 
     def create_engine_inspector(self):
-        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": ["_gemm_mha_v2_0"]}))
+        layers = ["PluginV3"] if self.plan["calls_plugin"] else ["_gemm_mha_v2_0"]
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
 
     def create_serialization_config(self):
         flags = {SerializationFlag.EXCLUDE_WEIGHTS} if "STRIP_PLAN" in self.plan["flags"] else set()
