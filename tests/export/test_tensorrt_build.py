@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import timm
+import torch
 
 from tests.methods.cases import CASES
 from tests.variants import dense
@@ -18,11 +19,12 @@ from vitslim.errors import (
     UnsupportedModelError,
 )
 from vitslim.export import export_onnx
-from vitslim.export.tensorrt import EngineOptions, build_engine, describe
+from vitslim.export.tensorrt import EngineOptions, build_engine, describe, refit
 from vitslim.export.tensorrt.process import COMMAND
 from vitslim.methods import convert
 from vitslim.pipeline.engines import export_engine
 from vitslim.runtime.engine import file_sha256, read_record, record_path
+from vitslim.runtime.machine import Machine
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -86,6 +88,9 @@ def test_the_record_says_what_the_engine_was_made_from(built, written):
     assert record.onnx_sha256 == file_sha256(written("dense"))
     assert json.loads(record.metadata["image_size"]) == [32, 32]
     assert record.plugins.used == []
+    assert [(one.name, one.dtype, one.shape) for one in record.inputs] == [("images", "float32", [-1, 3, 32, 32])]
+    assert [(one.name, one.dtype, one.shape) for one in record.outputs] == [("logits", "float32", [-1, 10])]
+    assert (record.has_weights, record.is_refittable) == (True, False)
     assert record.rebuild_command() == (
         "vitslim export DIR --to tensorrt --flavor rtx --precision fp16 --batch 1:2:4 --plugins auto --overwrite"
     )
@@ -171,6 +176,26 @@ def test_what_needs_a_gpu_or_a_plugin_is_refused_before_the_builder_starts(writt
         build_engine(written("dense"), tmp_path / "m.engine", EngineOptions(**RTX, strip_plan=True))
     with pytest.raises(ConfigError, match="Attention operators, which TensorRT-RTX does not build in fp32"):
         build_engine(written("dense", "fp32", 23), tmp_path / "m.engine", EngineOptions(**RTX, precision="fp32"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_refit_reaches_tensorrt_and_changes_nothing_where_it_cannot_open_the_engine(
+    built, written, tmp_path, monkeypatch
+):
+    original, record = built("dense")
+    engine = tmp_path / "m.engine"
+    shutil.copy(original, engine)
+    # A GPU and exchangeable weights, neither of which TensorRT-RTX can have on a CPU; the rest is real.
+    record_path(engine).write_text(record.model_copy(update={"is_refittable": True}).model_dump_json())
+    monkeypatch.setattr(refit, "this_machine", lambda: Machine(gpu="NVIDIA RTX 5090", compute_capability="12.0"))
+    before = engine.read_bytes(), record_path(engine).read_bytes()
+    with pytest.raises(
+        CheckFailedError, match=r"TensorRT cannot open the engine: .*CUDA driver version is insufficient"
+    ):
+        refit.refit_engine(engine, written("dense"))
+    assert (engine.read_bytes(), record_path(engine).read_bytes()) == before
+    with pytest.raises(ConfigError, match="computes something else"):
+        refit.refit_engine(engine, written("skipat"))
 
 
 @pytest.mark.parametrize("name", ["dense", "sparsifiner"])

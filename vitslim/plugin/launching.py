@@ -68,7 +68,7 @@ def launch(
             launch_library(_loaded(library), tensors, tile, prefix, scale, stream)
         else:
             _check_sizes(query, kept, tile, prefix)
-            spec = KernelSpec(_PRECISIONS[query.dtype], query.shape[3], tile, prefix, scale)
+            spec = KernelSpec(_PRECISIONS[query.dtype], query.shape[3], tile, prefix, float(scale))
             device = torch.cuda.current_device()
             driver = _entered(device)
             launch_compiled(driver, *_on_device(spec, device), tensors, spec, stream)
