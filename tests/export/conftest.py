@@ -1,7 +1,6 @@
 """Small models, each exported once per module."""
 
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitslim.export import OnnxExport, export_onnx
-from vitslim.export.tensorrt import build, refit
 from vitslim.methods import convert
-from vitslim.runtime.machine import Machine
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -72,13 +69,8 @@ def alive_() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture
-def twin(monkeypatch: pytest.MonkeyPatch) -> Generator[Machine]:
-    """A machine with an NVIDIA L4 and a TensorRT that only plays along, as far as our own process looks."""
-    here = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="13.0")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_tensorrt"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for module in (build, refit):
-        monkeypatch.setattr(module, "this_machine", lambda: here)
-    yield here
-    for name in ("tensorrt", "tensorrt.plugin"):
-        sys.modules.pop(name, None)
+def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A machine with an NVIDIA L4 and a TensorRT that only plays along."""
+    from tests.export.tensorrt_twin import pretend
+
+    yield from pretend(monkeypatch)

@@ -1,18 +1,39 @@
 """A small ONNX file with vitslim's operator, and a TensorRT that plays along, for what our code tells TensorRT."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from vitslim.export.tensorrt import build, refit
 from vitslim.export.tensorrt.process import COMMAND
+from vitslim.runtime import trt_runner
+from vitslim.runtime.machine import Machine
 
 FAKE = Path(__file__).parent / "fake_tensorrt"
 TWIN_COMMAND = ["env", f"PYTHONPATH={FAKE}", *COMMAND]
 """The builder's own process, in which ``import tensorrt`` finds the stand-in."""
+
+
+HERE = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="13.0")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Be a machine with an NVIDIA L4 and a TensorRT that only plays along, as far as our own process looks."""
+    monkeypatch.syspath_prepend(str(FAKE))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for module in (build, refit, trt_runner):
+        monkeypatch.setattr(module, "this_machine", lambda *_: HERE)
+    yield HERE
+    for name in ("tensorrt", "tensorrt.plugin"):
+        sys.modules.pop(name, None)
 
 
 def write_file(path: Path, *, seed: int = 0, keys: int = 2, plugin: bool = True) -> Path:

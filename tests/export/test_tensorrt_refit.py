@@ -186,7 +186,8 @@ def test_the_stand_in_has_no_name_that_tensorrt_lacks():
     spec.loader.exec_module(fake)
     named = {"Config": "IBuilderConfig", "Engine": "ICudaEngine", "Network": "INetworkDefinition"}
     ours = {"Network": {"layers", "inputs", "outputs", "weights"}}
-    for name in ("Builder", "Config", "Network", "OnnxParser", "Runtime", "Engine", "Refitter", "OnnxParserRefitter"):
+    names = ("Builder", "Config", "Network", "OnnxParser", "Runtime", "Engine", "Refitter", "OnnxParserRefitter")
+    for name in (*names, "IExecutionContext"):
         offered = {one for one in dir(getattr(fake, name)) if not one.startswith("_")} - ours.get(name, set())
         assert offered <= set(dir(getattr(real, named.get(name, name)))), name
     for name in ("BuilderFlag", "SerializationFlag", "ProfilingVerbosity", "MemoryPoolType", "LayerInformationFormat"):

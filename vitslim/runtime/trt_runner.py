@@ -21,7 +21,8 @@ from vitslim.runtime.tensorrt_api import TITLES, api_logger, installed_version, 
 class TrtRunner(TakesDlpack):
     """An engine with an execution context of its own, on one GPU.
 
-    The engine's JSON decides which flavor of TensorRT opens it, and whether it fits this machine at all.
+    The engine's JSON decides which flavor of TensorRT opens it, and whether it fits this machine at all. An engine that
+    carries its plugin or a lean runtime brings code, which then runs: open only engines whose origin you trust.
 
     Args:
         path: a ``.engine`` file with its ``.engine.json`` beside it.
