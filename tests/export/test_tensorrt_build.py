@@ -220,6 +220,8 @@ def test_an_onnx_file_is_built_as_it_stands(written, tmp_path):
     shutil.copy(written("dense"), path)
     assert export_engine(path, **RTX).onnx_sha256 == file_sha256(path)
     assert (tmp_path / "m.engine").is_file()
+    # Nobody has to repeat the precision that the file tells.
+    assert export_engine(written("dense", "fp32"), tmp_path / "n.engine", **RTX).precision == "fp32"
     with pytest.raises(ConfigError, match="needs a path"):
         export_engine(model("dense"), **RTX)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitslim.cli.options import JsonOption, OverwriteOption, require_saved
+from vitslim.cli.options import JsonOption, require_saved
 from vitslim.cli.screen import print_json, say
 from vitslim.errors import ConfigError
 
@@ -60,14 +60,15 @@ def export_engine(
     source: Path, out: Path | None, precision: str | None, options: dict[str, Any], *, overwrite: bool, json: bool
 ) -> None:
     """Build the engine of a saved folder or an ONNX file and say what it became."""
-    from vitslim.export.tensorrt import EngineOptions, describe
-    from vitslim.pipeline.engines import default_engine
+    from vitslim.export.tensorrt import describe
+    from vitslim.pipeline.engines import default_engine, default_precision
     from vitslim.pipeline.engines import export_engine as build
 
     asked = given(options)
     if precision is None:
-        precision = EngineOptions().precision
-        say(f"precision {precision}, the default of engines: TensorRT fuses attention in fp16 and bf16 only")
+        precision = default_precision(source)
+        reason = "as the file is" if source.suffix == ".onnx" else "since TensorRT fuses attention in half only"
+        say(f"precision {precision}, {reason}; --precision chooses another")
     path = out or default_engine(source, precision)
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")
@@ -91,7 +92,7 @@ def refit(
     out: Annotated[
         Path | None, typer.Option("--out", help="file to write; default ENGINE itself", show_default=False)
     ] = None,
-    overwrite: OverwriteOption = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file that --out names")] = False,
     json: JsonOption = False,
 ) -> None:
     """Give a TensorRT engine other weights of the same model, or a stripped one its weights, without a build."""

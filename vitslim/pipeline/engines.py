@@ -38,7 +38,7 @@ def export_engine(model: ModelLike, path: str | Path | None = None, **options: A
         model: a folder or file that vitslim saved, a module, a dense model's name, or a ``.onnx`` file, which is then
             built as it stands. Of everything else the ONNX file is temporary.
         path: of the ``.engine`` file.
-        options: fields of ``vitslim.export.tensorrt.EngineOptions``.
+        options: fields of ``vitslim.export.tensorrt.EngineOptions``; the precision by ``default_precision``.
 
     Raises:
         ConfigError: an unknown option, or no path for what is not a saved folder.
@@ -47,6 +47,7 @@ def export_engine(model: ModelLike, path: str | Path | None = None, **options: A
     from vitslim.export.tensorrt import EngineOptions, build_engine
     from vitslim.plugin import plugin_library
 
+    options = {"precision": default_precision(model), **options}
     try:
         asked = EngineOptions(**options)
     except ValidationError as error:
@@ -89,6 +90,18 @@ def refit(engine: str | Path, source: ModelLike, out: str | Path | None = None) 
         file = Path(folder) / f"{Path(engine).stem}.onnx"
         _write_onnx(source, file, options_of(record))
         return refit_engine(engine, file, out, plugin_library=library)
+
+
+def default_precision(model: ModelLike) -> Precision:
+    """That of an ONNX file, fp16 for everything else: TensorRT fuses attention in fp16 and bf16 only.
+
+    Raises:
+        CheckpointError: the ONNX file is missing or damaged.
+    """
+    from vitslim.export.tensorrt import EngineOptions, precision_of
+
+    told = precision_of(model) if not isinstance(model, nn.Module) and Path(model).suffix == ".onnx" else None
+    return told or EngineOptions().precision
 
 
 def default_engine(model: ModelLike, precision: str) -> Path:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
 from vitslim.export.tensorrt.attentions import attentions_in_calls, count_attentions
@@ -80,6 +80,16 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
     return Source(
         model, path, attentions, in_plugins, {name: names.count(name) for name in names}, changes, metadata, digest
     )
+
+
+def precision_of(path: str | Path) -> Precision | None:
+    """The precision that an ONNX file says it is in; ``None`` where it says nothing.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not ONNX.
+    """
+    told = {entry.key: entry.value for entry in _read(Path(path)).metadata_props}.get("precision")
+    return next((one for one in get_args(Precision) if one == told), None)
 
 
 def write_source(source: Source, folder: Path) -> Path:
