@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from vitslim.export.tensorrt import build, refit
@@ -28,7 +28,8 @@ HERE = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Be a machine with an NVIDIA L4 and a TensorRT that only plays along, as far as our own process looks."""
     monkeypatch.syspath_prepend(str(FAKE))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # The builder alone sees the GPU; torch itself would try to use it.
+    monkeypatch.setattr(build, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
     for module in (build, refit, trt_runner):
         monkeypatch.setattr(module, "this_machine", lambda *_: HERE)
     yield HERE

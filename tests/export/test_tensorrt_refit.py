@@ -8,13 +8,16 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import vitslim
 from tests.export.tensorrt_twin import FAKE, TWIN_COMMAND, plan_of, write_file
 from tests.variants import SIZE
+from vitslim import checkpoint
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
 from vitslim.export import export_onnx
 from vitslim.export.tensorrt import EngineOptions, build_engine, options_of, refit, refit_engine
 from vitslim.export.tensorrt.fingerprint import graph_sha256, weights_sha256
 from vitslim.methods import convert
+from vitslim.models import open_model
 from vitslim.pipeline.engines import refit as refit_from
 from vitslim.runtime.engine import file_sha256, read_record, record_path
 from vitslim.runtime.machine import Machine
@@ -82,7 +85,8 @@ def test_a_stripped_engine_gets_back_its_own_weights_and_no_others(built, other)
 
 def test_a_stripped_engine_that_was_built_refittable_takes_others(built, other):
     engine = built(strip_plan=True, refit=True)
-    assert refit_engine(engine, other, command=TWIN_COMMAND).has_weights
+    record = refit_engine(engine, other, command=TWIN_COMMAND)
+    assert (record.has_weights, record.is_refittable) == (True, True)
 
 
 def test_an_engine_with_fixed_weights_is_refused_with_the_command_that_builds_another(built, other):
@@ -177,6 +181,32 @@ def test_a_model_that_is_exported_again_has_the_same_graph_and_only_other_weight
     assert other[0] == first[0]
     assert other[1] != first[1]
     assert digests(0, keep_rate=0.5)[0] != first[0]
+
+
+def test_a_folder_is_exported_again_for_its_engine(twin, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+
+    def save(name, seed, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = open_model("vit_tiny_patch16_224", pretrained=False, **SIZE | {"depth": 2} | options)
+        checkpoint.save(model, tmp_path / name, class_names=[f"{name} {index}" for index in range(10)])
+        return tmp_path / name
+
+    folder, tuned = save("first", 0), save("tuned", 1)
+    record = vitslim.export(folder, to="tensorrt", strip_plan=True, refit=True, batch=(1, 2, 4))
+    engine = folder / "export" / "model-fp16.engine"
+    assert not record.has_weights
+    # The same folder gives the very weights, another its own, labels included; nothing of the ONNX file was kept.
+    assert vitslim.refit(engine, folder).weights_sha256 == record.weights_sha256
+    refitted = vitslim.refit(engine, tuned, tmp_path / "tuned.engine")
+    assert refitted.weights_sha256 != record.weights_sha256
+    assert json.loads(refitted.metadata["labels"])[3] == "tuned 3"
+    assert sorted(path.name for path in engine.parent.iterdir()) == [
+        *("model-fp16.engine", "model-fp16.engine.json", "model-fp16.engine.log")
+    ]
+    with pytest.raises(ConfigError, match="computes something else"):
+        vitslim.refit(engine, save("wider", 0, mlp_ratio=2.0))
 
 
 def test_the_stand_in_has_no_name_that_tensorrt_lacks():

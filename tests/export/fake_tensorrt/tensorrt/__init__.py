@@ -104,7 +104,7 @@ class OnnxParser:
         self.network.weights = _weights(path)
         self.network.inputs = [self._end(value) for value in graph.input]
         self.network.outputs = [self._end(value) for value in graph.output]
-        types = {tensor.name: _NAMES[tensor.data_type] for tensor in graph.initializer}
+        types = {tensor.name: _NAMES.get(tensor.data_type, "INT64") for tensor in graph.initializer}
         for node in graph.node:
             weight = next((types[name] for name in node.input if name in types), None)
             if node.op_type == "Conv":
