@@ -63,6 +63,13 @@ def test_a_kernel_of_nvrtc_gets_its_arguments_and_serves_every_query(case) -> No
     torch.testing.assert_close(mixed.double(), wanted, rtol=max(torch.finfo(dtype).eps / 2, 2e-6), atol=4e-6)
 
 
+def test_a_thread_without_a_context_gets_that_of_torch_once(case) -> None:
+    driver, *_ = case
+    for _ in range(2):
+        driver.enter(0)
+    assert driver._library.contexts_entered() == 1
+
+
 def test_a_refusal_comes_back_in_cudas_words(case) -> None:
     driver, spec, *_ = case
     with pytest.raises(CudaFault, match="no kernel image") as fault:

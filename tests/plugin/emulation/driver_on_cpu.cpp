@@ -59,6 +59,11 @@ extern "C" int cuCtxSetCurrent(void* context)
     return 0;
 }
 
+extern "C" int contexts_entered()
+{
+    return contexts;
+}
+
 extern "C" int cuModuleLoadData(void** module, const void* image)
 {
     *module = &module_place;
