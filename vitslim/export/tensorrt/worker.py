@@ -1,10 +1,10 @@
 """The process that builds or refits one engine; whatever happens in it, the caller goes on.
 
-Started as ``python -m vitslim.export.tensorrt.worker REQUEST.json`` or as a file of its own, which vitslim does
-it: the file imports nothing of vitslim, so that the process is there in a moment and needs TensorRT only; the exception
-are plugins compiled ahead of time, which vitslim registers. It writes the engine and a JSON answer; TensorRT's log goes
-to its standard output, one line per message. A request that cannot be built is answered with an error and exit code 0;
-any other code means that TensorRT took the process down.
+Started as a file of its own, ``python worker.py REQUEST.json``: it imports nothing of vitslim, so that the process is
+there in a moment and needs TensorRT only; the one exception are plugins compiled ahead of time, which vitslim
+registers. It writes the engine and a JSON answer; TensorRT's log goes to its standard output, one line per message. A
+request that cannot be built is answered with an error and exit code 0; any other code means that TensorRT took the
+process down.
 """
 
 import json
