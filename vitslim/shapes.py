@@ -1,5 +1,8 @@
-"""The two kinds of plain data that rooms hand to each other: what was asked for, what came out."""
+"""The kinds of plain data that rooms hand to each other: what was asked for, what came out, how many."""
 
+from typing import TYPE_CHECKING
+
+import torch
 from pydantic import BaseModel, ConfigDict
 
 
@@ -13,3 +16,10 @@ class Result(BaseModel):
     """What one stage found: frozen, and written as it stands to the output folder as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+if TYPE_CHECKING:
+    Count = int
+else:
+    Count = int | torch.SymInt
+"""A number of rows, columns or tokens: an integer, or a symbol while a model of free image size is traced."""

@@ -184,22 +184,3 @@ def test_bytes_go_in_and_the_file_says_what_is_left_to_do(tmp_path):
     assert said["inside"] == ["scale 0..255 to 0..1", "subtract mean", "divide by std"]
     assert said["before"] == ["resize and centre crop to 32x32 (bicubic, crop_pct 0.875)"]
     assert verify(model, tmp_path / "m.onnx", images).failures() == []
-
-
-def test_height_and_width_are_free_where_the_model_allows(tmp_path):
-    model = dense("vit_dynamic_size")
-    record = export_onnx(model, tmp_path / "m.onnx", dynamic_image_size=True)
-    assert record.inputs[0].shape == [None, 3, None, None]
-    report = verify(model, tmp_path / "m.onnx", images_for(model, batch=3))
-    assert report.failures() == []
-    assert {check.image_size for check in report.checks} == {(32, 32), (40, 56)}
-
-
-def test_a_table_of_the_traced_size_or_a_converted_model_keeps_its_size(tmp_path):
-    with pytest.raises(UnsupportedModelError, match=r"at 32x32 the file would differ .*rotary positions"):
-        export_onnx(dense("eva_dinov3"), tmp_path / "m.onnx", dynamic_image_size=True)
-    with pytest.raises(UnsupportedModelError, match="a converted model tells the patch grid"):
-        export_onnx(
-            convert(dense("vit_dynamic_size"), "skipat", layers=(1, 2)), tmp_path / "m.onnx", dynamic_image_size=True
-        )
-    assert list(tmp_path.iterdir()) == []

@@ -41,4 +41,4 @@ def test_hooks_of_vitslim_itself_stay_because_they_are_part_of_the_model(images)
     )
     converted = convert(flexible.eval(), "skipat", layers=range(1, 3))
     assert isinstance(converted.patch_embed, nn.Module)
-    assert len(working_copy(converted).patch_embed._forward_pre_hooks) == 1
+    assert len(working_copy(converted).patch_embed._forward_hooks) == 1

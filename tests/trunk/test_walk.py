@@ -1,6 +1,8 @@
 """How timm meets a trunk, and what else can be asked of it."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -150,37 +152,79 @@ def test_reentrant_checkpointing_is_refused_rather_than_wrong(model: nn.Module) 
 
 
 def dynamic(img_size: tuple[int, int] = (32, 32)) -> nn.Module:
-    source = lively_(VisionTransformer(**{**SIZE, "img_size": img_size}, dynamic_img_size=True)).eval()
-    return convert(source, "skipat", layers=(1, 2))
+    source = VisionTransformer(**{**SIZE, "img_size": img_size}, dynamic_img_size=True).eval()
+    # Φ starts as the identity, to which the grid makes no difference.
+    return lively_(convert(source, "skipat", layers=(1, 2)))
 
 
-def test_square_images_of_any_size_are_taken_where_the_model_is_dynamic() -> None:
-    model = dynamic()
-    for side in (24, 32, 56):
-        images = torch.randn(1, 3, side, side)
-        sized = copy.deepcopy(model)
-        sized.set_input_size((side, side))
-        torch.testing.assert_close(model(images), sized(images))
+def sized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """The same model built for one size, which tells the grid without looking at an image."""
+    copied = copy.deepcopy(model)
+    copied.set_input_size(size)
+    return copied
 
 
 @pytest.mark.parametrize(
-    ("static", "images"),
-    [((32, 32), (24, 40)), ((32, 32), (16, 64)), ((16, 64), (32, 32))],
-    ids=["oblong", "as many patches", "square with as many patches"],
+    ("static", "size"),
+    [((32, 32), (24, 24)), ((32, 32), (56, 24)), ((32, 32), (16, 64)), ((16, 64), (32, 32)), ((16, 64), (64, 16))],
+    ids=["square", "oblong", "as many patches", "square with as many patches", "upright with as many patches"],
 )
-def test_images_whose_grid_cannot_be_told_are_refused(static: tuple[int, int], images: tuple[int, int]) -> None:
-    model = dynamic(static)
-    with pytest.raises(ConfigError) as caught:
-        model(torch.randn(1, 3, *images))
-    grid = f"{images[0] // 8}×{images[1] // 8}"
-    own = f"{static[0] // 8}×{static[1] // 8}"
-    assert str(caught.value) == (
-        f"an image of {grid} patches reached a converted model built for {own}; with dynamic sizes only square images "
-        "are told apart: call model.set_input_size(...) for this shape"
-    )
-    # What the message advises works.
-    model.set_input_size(images)
-    assert model(torch.randn(1, 3, *images)).isfinite().all()
+def test_images_of_any_shape_are_taken_where_the_model_is_dynamic(
+    static: tuple[int, int], size: tuple[int, int]
+) -> None:
+    model, images = dynamic(static), torch.randn(2, 3, *size)
+    expected = sized(model, size)(images)
+    torch.testing.assert_close(model(images), expected)
+    # A loop over the steps, and the front of the trunk, find the grid too.
+    features, parts = model.forward_intermediates(images)
+    torch.testing.assert_close(model.forward_head(features), expected)
+    early = model.forward_intermediates(images, indices=[2], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early[0], parts[2])
+    model.train().set_grad_checkpointing(True)
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_the_grid_of_one_forward_is_not_that_of_the_next() -> None:
+    model = dynamic()
+    other, tokens = copy.deepcopy(model), torch.randn(1, 17, 48)
+    expected = model.blocks(tokens)
+    model.patch_embed(torch.randn(1, 3, 16, 64))
+    # Another model's walk leaves the note where it is, and takes only its own.
+    torch.testing.assert_close(other.blocks(tokens), expected)
+    assert not torch.allclose(model.blocks(tokens), expected)
+    torch.testing.assert_close(model.blocks(tokens), expected)
+
+
+def test_forwards_in_two_threads_do_not_mix() -> None:
+    model, sizes = dynamic(), [(16, 64), (64, 16)]
+    images = [torch.randn(1, 3, *size) for size in sizes]
+    expected = [sized(model, size)(image) for size, image in zip(sizes, images, strict=True)]
+    barrier = threading.Barrier(2, timeout=60)
+
+    def wait(*_: object) -> None:
+        barrier.wait()
+
+    # Both have noted their grid before either trunk takes one.
+    model.pos_drop.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(model, images))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_dynamic_model_traces_without_weights() -> None:
+    assert dynamic().to("meta")(torch.empty(2, 3, 16, 64, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.compiled
+def test_a_dynamic_model_is_one_graph_at_every_shape() -> None:
+    torch.compiler.reset()
+    model = dynamic()
+    for dynamic_shapes in (False, None):
+        compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=dynamic_shapes)
+        for size in ((32, 32), (16, 64), (24, 40)):
+            images = torch.randn(2, 3, *size)
+            torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_tokens_that_fit_no_grid_are_refused(model: nn.Module) -> None:
@@ -189,11 +233,11 @@ def test_tokens_that_fit_no_grid_are_refused(model: nn.Module) -> None:
     assert str(caught.value) == snapshot("8 tokens do not fit a grid of (4, 4) with 1 prefix tokens, nor a square")
 
 
-def test_a_rotary_model_of_dynamic_size_takes_square_images() -> None:
+def test_a_rotary_model_of_dynamic_size_takes_oblong_images() -> None:
     source = dense("eva_dinov3")
     model = convert(source, "skipat", layers=(1, 2))
     same = convert(source, "skipat", layers=())
-    images = torch.randn(1, 3, 48, 48)
+    images = torch.randn(1, 3, 48, 24)
     with torch.no_grad():
         assert torch.equal(same(images), source(images))
     assert model(images).isfinite().all()

@@ -7,28 +7,30 @@ from torch import nn
 
 from vitslim.errors import ConfigError, UnsupportedModelError
 from vitslim.export.cpu_session import cpu_outputs
-from vitslim.export.onnx_input import ImageForm
+from vitslim.export.onnx_input import ImageForm, spatial_axes
 from vitslim.export.tolerances import TOLERANCES
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision
-from vitslim.trunk import is_converted
+from vitslim.trunk import is_converted, trunk_of
 
 _PATCHES = 4096  # of the longer side, at most
 
 
-def image_axes(model: nn.Module, wanted: bool) -> dict[int, Any]:
-    """The free axes of images (b, c, h, w) for torch.export: sides in multiples of the patch size.
+def image_axes(model: nn.Module, wanted: bool, form: ImageForm) -> dict[int, Any]:
+    """The free axes of images for torch.export: height and width in multiples of the patch size.
 
     Raises:
         ConfigError: the model was opened for one size.
-        UnsupportedModelError: the model is converted.
+        UnsupportedModelError: the model was converted with a method that works at one size.
     """
     if not wanted:
         return {}
-    if is_converted(model):
+    fixed = trunk_of(model).needs_one_size if is_converted(model) else {}
+    if fixed:
+        what, why = list(fixed.items())[-1]  # the first may be a step in which everybody still takes part
         raise UnsupportedModelError(
-            "dynamic_image_size: a converted model tells the patch grid from the number of its tokens and fixes how "
-            "many it keeps, so a file has one size; call model.set_input_size(...) and export one file per size"
+            f"dynamic_image_size: this model has steps with '{what}', and in a file {why}; call "
+            "model.set_input_size(...) and export one file per size (--img-size when converting)"
         )
     if not getattr(model, "dynamic_img_size", False):
         raise ConfigError(
@@ -37,7 +39,7 @@ def image_axes(model: nn.Module, wanted: bool) -> dict[int, Any]:
         )
     height, width = _patch_size(model)
     rows, columns = (torch.export.Dim(name, min=2, max=_PATCHES) for name in ("rows", "columns"))
-    return {2: height * rows, 3: width * columns}
+    return dict(zip(spatial_axes(form), (height * rows, width * columns), strict=True))
 
 
 def probe_sizes(model: nn.Module) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from vitslim.export.onnx_graph import (
     use_fp32_softmax_,
     write_properties_,
 )
-from vitslim.export.onnx_input import FORMS, ImageForm, normalize_inside_
+from vitslim.export.onnx_input import FORMS, ImageForm, normalize_inside_, spatial_axes
 from vitslim.export.onnx_trace import traced
 from vitslim.export.onnx_types import operator_types, require_precision, type_faults, value_types
 from vitslim.export.onnx_weights import DATA_DIGEST, is_large, write_model
@@ -82,8 +82,8 @@ def export_onnx(
         fp32_ends: in half precision, whether images and logits stay float32, with casts inside the file.
         optimize: whether onnxslim simplifies the graph; left out for weights beyond 2 GB.
         inline: write the local function out at each node, for runtimes that know no functions.
-        dynamic_image_size: leave height and width free, in multiples of the patch size; for dense models that were
-            opened with ``dynamic_img_size``.
+        dynamic_image_size: leave height and width free, in multiples of the patch size; for models that were opened
+            with ``dynamic_img_size`` and whose conversion needs no constants (SkipAt, SReT without slices).
         images: ``"normalized"``; or bytes, ``"uint8-nchw"`` or ``"uint8-nhwc"``, whose scale, mean and std are then
             applied inside the file. Resizing is the caller's in every case.
         metadata: further entries (base model, labels, metrics), see ``artifact_metadata``.
@@ -102,7 +102,9 @@ def export_onnx(
         raise ConfigError(f"images={images!r} is not a form of input; choose from {', '.join(FORMS)}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("the model lies on the meta device and has no weights; load some before exporting")
-    axes = ({0: torch.export.Dim("batch")} if batch == "dynamic" else {}) | image_axes(model, dynamic_image_size)
+    axes = ({0: torch.export.Dim("batch")} if batch == "dynamic" else {}) | image_axes(
+        model, dynamic_image_size, images
+    )
     properties = artifact_metadata(model, precision, metadata or {}, images=images)
     example = _example(model, precision, fp32_ends, batch, dynamic_image_size, images)
     with captured() as log:
@@ -112,7 +114,7 @@ def export_onnx(
     faults = type_faults(graph, opset)
     if faults:
         raise ConfigError(f"opset {opset} cannot say this in {precision}: {faults[0]}; use {OPSETS[precision]}")
-    check_graph(graph, {axis: _AXES[axis] for axis in axes}, None if batch == "dynamic" else batch)
+    check_graph(graph, _named(axes, images), None if batch == "dynamic" else batch)
     require_precision(graph, precision)
     if dynamic_image_size:
         require_free_sizes(graph, _prepared(model, "fp32", True, images), probe_sizes(model), precision, images)
@@ -138,7 +140,9 @@ def export_onnx(
     )
 
 
-_AXES = {0: "batch", 2: "height", 3: "width"}
+def _named(axes: Mapping[int, Any], form: ImageForm) -> dict[int, str]:
+    names = dict(zip((0, *spatial_axes(form)), ("batch", "height", "width"), strict=True))
+    return {axis: names[axis] for axis in axes}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ ImageForm = Literal["normalized", "uint8-nchw", "uint8-nhwc"]
 FORMS: tuple[ImageForm, ...] = get_args(ImageForm)
 
 
+def spatial_axes(form: ImageForm) -> tuple[int, int]:
+    """Where height and width stand in images of a form."""
+    return (1, 2) if form == "uint8-nhwc" else (2, 3)
+
+
 def normalize_inside_(model: nn.Module, image: Preprocessing, form: ImageForm, dtype: torch.dtype) -> None:
     """Let a model take images of ``form`` and compute in ``dtype``; a hook, so that the weights keep their names."""
     if form == "normalized":

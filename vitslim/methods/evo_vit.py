@@ -129,6 +129,7 @@ class Evolution(TokenRule):
     """
 
     keep: float
+    needs_one_size = "how many patches take part has to be a constant"
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class Pruning(TokenRule):
         score: the name of what ranks the patches.
     """
 
+    needs_one_size = "how many patches take part has to be a constant"
+
     def __init__(self, keep: float, *, selects: bool, score: str) -> None:
         super().__init__()
         self.keep = keep

@@ -29,7 +29,7 @@ from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, Method, recommended_layers
 from vitslim.methods.layers import parse_layers
 from vitslim.models import DenseTrace
-from vitslim.shapes import Config
+from vitslim.shapes import Config, Count
 from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_reuse
 
 
@@ -92,13 +92,13 @@ class SkipFunction(nn.Module):
         # Efficient channel attention (Wang et al. 2020, arXiv 1910.03151): one kernel of three over the channels.
         self.channel_attention = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, patches: Float[Tensor, "b p d"], grid: tuple[int, int]) -> Float[Tensor, "b p d"]:
+    def forward(self, patches: Float[Tensor, "b p d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p d"]:
         """Φ(Z) for patch tokens that lie on ``grid`` row by row."""
         predicted = self.reduce(self.hidden(patches, grid))
         predicted = predicted * self.channel_scale(predicted)
         return patches + predicted if self.residual else predicted
 
-    def hidden(self, patches: Float[Tensor, "b p d"], grid: tuple[int, int]) -> Float[Tensor, "b p hidden"]:
+    def hidden(self, patches: Float[Tensor, "b p d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p hidden"]:
         """What the last linear map reads."""
         hidden = F.gelu(self.expand(patches))
         image = hidden.transpose(1, 2).unflatten(2, grid)
@@ -169,7 +169,7 @@ class Reuse(Mixing):
         z, state = state.part_z(self.predict(state.whole_z(source), prefix, grid))
         return z, replace(stream, z=z, token_state=state)
 
-    def predict(self, source: Float[Tensor, "b n d"], prefix: int, grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+    def predict(self, source: Float[Tensor, "b n d"], prefix: int, grid: tuple[Count, Count]) -> Float[Tensor, "b n d"]:
         """ẑ of this step from the one before."""
         if self.phi is None and self.prefix_map is None:
             return source

@@ -29,6 +29,7 @@ class SlicedMixing(Mixing):
     """
 
     whole_grid = True
+    needs_one_size = "the order of the patches and the size of a slice are fixed for one grid"
 
     order: Tensor
     inverse: Tensor

@@ -7,6 +7,7 @@ import timm.data
 from torch import nn
 
 from vitslim.errors import UnsupportedModelError
+from vitslim.shapes import Count
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,14 @@ class TokenLayout:
     """
 
     prefix: int
-    grid: tuple[int, int]
+    grid: tuple[Count, Count]
 
     @property
-    def patches(self) -> int:
+    def patches(self) -> Count:
         return self.grid[0] * self.grid[1]
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> Count:
         return self.prefix + self.patches
 
 

@@ -24,7 +24,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def without_hooks_(model: nn.Module) -> nn.Module:
-    """Drop in place every hook that is not vitslim's own (the trunk checks image sizes through one)."""
+    """Drop in place every hook that is not vitslim's own (the trunk learns the grid of its images through one)."""
     for module in model.modules():
         for table in _HOOK_TABLES:
             hooks = cast("dict[int, Any]", getattr(module, table))

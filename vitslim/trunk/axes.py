@@ -89,6 +89,9 @@ class Axis(nn.Module):
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
+    needs_one_size: str = ""
+    """Why a file of free image size cannot hold it, in words; empty where it can."""
+
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
 

@@ -2,12 +2,13 @@
 
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel
+from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.plan import Plan, settle_
-from vitslim.trunk.trunk import Trunk, check_grid, drop_unused_
+from vitslim.trunk.trunk import Trunk, drop_unused_
 
 
 def is_converted(model: nn.Module) -> bool:
@@ -32,19 +33,11 @@ def install_trunk_(model: nn.Module, plan: Plan, base: BaseModel | None) -> nn.M
     settle_(plan.steps)
     drop_unused_(plan)
     model.blocks = Trunk(plan, cast(nn.Module, model.patch_embed), base).train(model.training)
-    if getattr(model, "dynamic_img_size", False) and not getattr(model, "vitslim_grid_checked", False):
-        cast(nn.Module, model.patch_embed).register_forward_pre_hook(_check_image)
-        cast(Any, model).vitslim_grid_checked = True
+    if getattr(model, "dynamic_img_size", False):
+        watch_grid_(cast(nn.Module, model.patch_embed))
     return model
 
 
 def plan_summary(model: nn.Module) -> list[dict[str, Any]]:
     """The plan of a converted model as plain data, one row per step."""
     return trunk_of(model).summary()
-
-
-def _check_image(patch_embed: nn.Module, args: tuple[Tensor, ...]) -> None:
-    embed = cast(Any, patch_embed)
-    height, width = args[0].shape[-2:]
-    rows, columns = embed.dynamic_feat_size((height, width))
-    check_grid((int(rows), int(columns)), (int(embed.grid_size[0]), int(embed.grid_size[1])))

@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
+from vitslim.shapes import Count
 from vitslim.trunk.axes import Axis, BoundBlock, LastLinear
+from vitslim.trunk.grid import take_grid
 from vitslim.trunk.plan import Conversion, Plan, Step, settle_
 from vitslim.trunk.stream import Stream
 
@@ -42,7 +44,8 @@ class Trunk(nn.Module):
 
     Args:
         plan: the steps and the blocks they run.
-        patch_embed: the model's patch embedding, read for the grid only (``set_input_size`` changes it).
+        patch_embed: the model's patch embedding, read for the grid only: ``set_input_size`` changes it, and so does
+            every image where the model's size is dynamic.
         base: how the dense model is built, for saving; ``None`` where it cannot be told.
     """
 
@@ -91,7 +94,7 @@ class Trunk(nn.Module):
 
     def start(self, tokens: Tensor) -> Stream:
         """The stream at the beginning of a walk."""
-        return Stream(layout=self._layout_of(tokens.shape[1]))
+        return Stream(layout=self._layout_of(tokens.shape[1], take_grid(self._patch_embed[0])))
 
     def take(self, step: Step, tokens: Tensor, stream: Stream, context: Context) -> tuple[Tensor, Stream]:
         """Take one step with active tokens in, active tokens out."""
@@ -114,6 +117,12 @@ class Trunk(nn.Module):
             if isinstance(axis, Axis) and axis.fitted_apart
             for own, parameter in axis.named_parameters()
         }
+
+    @property
+    def needs_one_size(self) -> dict[str, str]:
+        """What keeps a file of this model to one image size, and why: by the words that describe each choice."""
+        axes = (axis for step in self._steps() for axis in (step.mixing, step.tokens, step.weights))
+        return {axis.describe(): axis.needs_one_size for axis in axes if axis.needs_one_size}
 
     @property
     def has_early_form(self) -> bool:
@@ -189,12 +198,14 @@ class Trunk(nn.Module):
     def _steps(self) -> list[Step]:
         return list(self.steps)  # pyright: ignore[reportReturnType]
 
-    def _layout_of(self, tokens: int) -> TokenLayout:
+    def _layout_of(self, tokens: Count, noted: tuple[Count, Count] | None) -> TokenLayout:
         layout = self.layout
         patches = tokens - layout.prefix
+        if noted is not None and patches == noted[0] * noted[1]:
+            return TokenLayout(layout.prefix, noted)
         if patches == layout.patches:
             return layout
-        # Dynamic image sizes: square images only, which ``check_grid`` has made sure of.
+        # Tokens that came past the patch embedding.
         side = math.isqrt(patches)
         if side * side != patches:
             raise ConfigError(
@@ -260,22 +271,6 @@ class _Walk:
 def handed_to(step: Step, stream: Stream) -> Stream:
     """The stream as a step reads it; what waits for a backward pass then holds no ẑ that nobody wants."""
     return stream if step.mixing.reads_z else replace(stream, z=None)
-
-
-def check_grid(grid: tuple[int, int], static: tuple[int, int]) -> None:
-    """Refuse an image whose grid the trunk could not tell from the number of its tokens.
-
-    Raises:
-        ConfigError: with what to do.
-    """
-    if grid == static:
-        return
-    ambiguous = grid[0] * grid[1] == static[0] * static[1]
-    if grid[0] != grid[1] or ambiguous:
-        raise ConfigError(
-            f"an image of {grid[0]}×{grid[1]} patches reached a converted model built for {static[0]}×{static[1]}; "
-            "with dynamic sizes only square images are told apart: call model.set_input_size(...) for this shape"
-        )
 
 
 def drop_unused_(plan: Plan) -> None:
