@@ -84,3 +84,34 @@ def test_onnxruntime_computes_the_same_at_any_batch(
         # float16 keeps 11 bits; the sums over 17 keys are of unit size.
         close = {"atol": 5e-3, "rtol": 5e-3} if dtype == torch.float16 else {"atol": 1e-5, "rtol": 1e-4}
         torch.testing.assert_close(torch.from_numpy(mixed), expected, **close)
+
+
+class Attending(nn.Module):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> Tensor:
+        return sparse_attention(query, key, value, kept, tile=4, prefix=1, scale=0.3)
+
+
+@pytest.mark.parametrize(("width", "is_node"), [(128, True), (129, False)])
+def test_heads_too_wide_for_the_plugin_are_written_out(tmp_path: Path, width: int, is_node: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 2, 9, width, generator=generator) for _ in range(3)]
+    kept = torch.randint(0, 9, (2, 2, 2, 1), generator=generator)
+    kept = torch.cat([kept, (kept + 1) % 9, (kept + 3) % 9], dim=3)
+    with captured():
+        program = torch.onnx.export(
+            Attending(),
+            (*parts, kept),
+            dynamo=True,
+            opset_version=20,
+            input_names=["query", "key", "value", "kept"],
+            custom_translation_table=dict(onnx_forms(nodes=True)),
+            verbose=False,
+        )
+    written = {node.op_type for node in program.model_proto.graph.node}
+    assert ("SparseAttention" in written, "ScatterElements" in written) == (is_node, not is_node)
+    if not is_node:
+        program.save(tmp_path / "ops.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "ops.onnx", providers=["CPUExecutionProvider"])
+        names = ("query", "key", "value", "kept")
+        given = {name: part.numpy() for name, part in zip(names, (*parts, kept), strict=True)}
+        torch.testing.assert_close(torch.from_numpy(session.run(None, given)[0]), Attending()(*parts, kept))

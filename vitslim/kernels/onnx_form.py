@@ -32,8 +32,11 @@ def onnx_forms(*, nodes: bool = False) -> Mapping[Any, Callable[..., Any]]:
 def _sparse_attention_node(
     query: Any, key: Any, value: Any, kept: Any, bias: Any, tile: int, prefix: int, scale: float
 ) -> Any:
-    # The node has no bias, and one head width for all operands.
-    if bias is not None or tuple(key.shape) != tuple(query.shape) or tuple(value.shape) != tuple(query.shape):
+    from vitslim.plugin.launching import LARGEST_HEAD_WIDTH
+
+    # The node has no bias, and one head width for all operands, which the plugin's kernel can hold.
+    same = tuple(key.shape) == tuple(query.shape) == tuple(value.shape)
+    if bias is not None or not same or query.shape[3] > LARGEST_HEAD_WIDTH:
         return _sparse_attention(query, key, value, kept, bias, tile, prefix, scale)
     op, _ = _operators()
     # TensorRT's plugins read int32; TopK gives int64.
