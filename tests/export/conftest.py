@@ -57,7 +57,8 @@ def exported(tmp_path_factory) -> Callable[..., tuple[nn.Module, Path, OnnxExpor
 
     @cache
     def export(name: str, precision: str = "fp32", **options: object) -> tuple[nn.Module, Path, OnnxExport]:
-        path = folder / f"{name}-{precision}-{len(options)}.onnx"
+        chosen = "".join(f"-{option}-{value}" for option, value in options.items())
+        path = folder / f"{name}-{precision}{chosen}.onnx"
         return built(name), path, export_onnx(built(name), path, precision=precision, **options)
 
     return export

@@ -31,23 +31,36 @@ def test_fp32_has_no_attention_op_because_tensorrt_does_not_build_it(exported):
 def test_fp16_accumulates_softmax_and_layer_norm_in_float32_between_float32_ends(exported):
     _, path, record = exported("vit", "fp16")
     graph = onnx.load(path).graph
-    attributes = {
-        node.op_type: {one.name: one.i for one in node.attribute}
-        for node in graph.node
-        if node.op_type in ("Attention", "LayerNormalization")
-    }
-    assert record.opset == 23
-    assert attributes["Attention"]["softmax_precision"] == onnx.TensorProto.FLOAT
-    assert attributes["LayerNormalization"]["stash_type"] == onnx.TensorProto.FLOAT
+    assert record.opset == 20
+    assert "Attention" not in record.operators
+    assert record.types["Softmax"] == {"float": 4}
+    assert record.types["LayerNormalization"] == {"float16": 9}
+    stashed = [
+        {one.name: one.i for one in node.attribute}["stash_type"] for node in graph.node if "Layer" in node.op_type
+    ]
+    assert stashed == [onnx.TensorProto.FLOAT] * 9
     assert record.inputs[0].dtype == record.outputs[0].dtype == "float"
+    assert record.notes == []
     assert {tensor.data_type for tensor in graph.initializer if tensor.name.startswith("blocks")} == {
         onnx.TensorProto.FLOAT16
     }
 
 
-def test_fp16_at_opset_20_with_half_ends_is_for_older_runtimes(exported, images):
-    model, path, record = exported("one_block", "fp16", opset=20, fp32_ends=False)
-    assert record.opset == 20
+def test_from_opset_23_on_attention_is_one_operator_with_a_float32_softmax_and_a_warning(exported):
+    _, path, record = exported("one_block", "fp16", opset=23)
+    graph = onnx.load(path).graph
+    attributes = {
+        node.op_type: {one.name: one.i for one in node.attribute} for node in graph.node if node.op_type == "Attention"
+    }
+    assert record.opset == 23
+    assert attributes["Attention"]["softmax_precision"] == onnx.TensorProto.FLOAT
+    (note,) = record.notes
+    assert "whose softmax_precision TensorRT's parser refuses" in note
+    assert "opset 20, the default" in note
+
+
+def test_the_ends_may_be_half_precision_too(exported, images):
+    model, path, record = exported("one_block", "fp16", fp32_ends=False)
     assert record.inputs[0].dtype == record.outputs[0].dtype == "float16"
     with OrtRunner(path) as runner, torch.no_grad():
         torch.testing.assert_close(runner.run(images), model(images), rtol=0, atol=1e-2)
@@ -140,7 +153,7 @@ def test_a_model_without_weights_is_refused_before_tracing(tmp_path):
     ("options", "message"),
     [
         ({"opset": 12}, "opset 12: wanted 18 to"),
-        ({"precision": "bf16", "opset": 20}, r"opset 20 cannot say this in bf16: Conv takes no bfloat16 .*; use 23"),
+        ({"precision": "bf16", "opset": 20}, r"opset 20 cannot say this in bf16: Conv takes no bfloat16 .*; use 22"),
         ({"dynamic_image_size": True}, "opened for one image size; open it with dynamic_img_size=True"),
     ],
 )

@@ -1,6 +1,12 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+import vitslim
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
 from vitslim.runtime import OrtRunner, Runner, open_artifact
 
@@ -79,3 +85,42 @@ def test_a_missing_onnxruntime_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"vitslim\[onnx\]"):
         OrtRunner(path)
+
+
+def write_transposed_half(path):
+    """float16 rows that are transposed right before a MatMul, as torch writes ``tokens[:, order]``; weights 1 and 2."""
+    onnx.save(
+        onnx.parser.parse_model("""
+            <ir_version: 10, opset_import: ["": 20]>
+            turned (float[batch, 1, 2, 2] images) => (float[batch, 4, 2] logits)
+            <float16[1, 2] weight = {15360, 16384}, int64[4, 1] order = {3, 1, 0, 2}, int64[3] rows = {0, 4, 1}>
+            {
+                half = Cast <to = 10> (images)
+                tokens = Reshape (half, rows)
+                front = Transpose <perm = [1, 0, 2]> (tokens)
+                picked = GatherND <batch_dims = 0> (front, order)
+                back = Transpose <perm = [1, 0, 2]> (picked)
+                mapped = MatMul (back, weight)
+                logits = Cast <to = 1> (mapped)
+            }
+        """),
+        path,
+    )
+
+
+def test_a_half_precision_file_does_not_take_the_process_down(tmp_path):
+    write_transposed_half(tmp_path / "turned.onnx")
+    # In a process of its own: ONNX Runtime with all its optimisations reads a null pointer on such a file.
+    script = (
+        "import torch; from vitslim.runtime import OrtRunner; runner = OrtRunner('turned.onnx', threads=1); "
+        "print(runner.run(torch.arange(8.0).view(2, 1, 2, 2))[1, :, 1].tolist())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 0, f"exit code {ran.returncode}: {ran.stderr}"
+    assert ran.stdout == "[14.0, 10.0, 8.0, 12.0]\n"
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(Path(vitslim.__file__).parents[1])}

@@ -75,7 +75,13 @@ def export(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="file; default in DIR/export", show_default=False)] = None,
     no_optimize: Annotated[bool, typer.Option("--no-optimize", help="leave onnxslim out")] = False,
-    opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators; default by precision")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            "--opset",
+            help="ONNX operators; default 20 (bf16 22), which every runtime takes; from 23 on attention is one node",
+        ),
+    ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="no local functions in the ONNX file")] = False,
     images: Annotated[str, typer.Option("--input", help="normalized, uint8-nchw or uint8-nhwc")] = "normalized",
     dynamic_image_size: Annotated[

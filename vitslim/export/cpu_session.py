@@ -8,8 +8,7 @@ from torch import Tensor
 from vitslim.errors import CheckFailedError, MissingDependencyError
 from vitslim.export.bfloat16 import rounding_twin
 from vitslim.runtime import Precision
-
-_ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+from vitslim.runtime.ort_session import open_session
 
 
 def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:
@@ -25,23 +24,15 @@ def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:
         MissingDependencyError: onnxruntime is not installed.
         CheckFailedError: onnxruntime does not run the graph.
     """
-    try:
-        import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError:
-        raise MissingDependencyError(
-            "checking an exported graph needs onnxruntime: pip install 'vitslim[onnx]'"
-        ) from None
     model = rounding_twin(model) if precision == "bf16" else model
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model.SerializeToString(), threads=torch.get_num_threads(), optimized=False)
         given = session.get_inputs()[0]
         result = session.run(None, {given.name: images.to(_DTYPES[given.type]).numpy()})[0]
+    except MissingDependencyError:
+        raise
     except Exception as error:  # onnxruntime raises a dozen unrelated classes here
-        raise CheckFailedError(f"onnxruntime {ort.__version__} does not run the exported graph: {error}") from error
+        raise CheckFailedError(f"the exported graph does not run, nothing was written: {error}") from error
     return torch.from_numpy(result).float()
 
 

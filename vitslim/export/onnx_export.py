@@ -36,15 +36,19 @@ from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
 
 OPSETS: dict[Precision, int] = {
-    # From opset 23 on attention becomes the standard Attention op, which TensorRT does not build in fp32. At 20 it is
-    # MatMul-Softmax-MatMul, which every runtime takes and fuses; 20 also has Gelu and LayerNormalization as one node.
+    # The oldest with Gelu and LayerNormalization as one node. Attention is MatMul-Softmax-MatMul, with casts around a
+    # softmax in float32: every runtime takes that, and TensorRT fuses it into one kernel in half precision.
     "fp32": 20,
-    # In half precision TensorRT does build the Attention op, into its fused kernel, and the op can ask for a float32
-    # softmax inside it. onnxruntime has it since 1.23; for an older runtime pass opset=20 (casts around the softmax).
-    "fp16": 23,
-    # The same; besides, Conv takes bfloat16 from opset 22 on only.
-    "bf16": 23,
+    "fp16": 20,
+    # Conv takes bfloat16 from 22 on.
+    "bf16": 22,
 }
+"""The opset of a file when none is asked for: one that every runtime takes in this precision.
+
+From 23 on torch writes attention as one operator, which fewer runtimes take. ONNX Runtime has it since 1.23. TensorRT
+has it since 10.14, not in fp32, and its parser refuses ``softmax_precision``, without which half precision would not
+promise a softmax in float32: our own engine builder takes the attribute off, ``trtexec --onnx`` fails on it.
+"""
 OLDEST_OPSET = 18  # of the operators that the custom ops are spelled out in
 
 _TRACED_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
@@ -78,7 +82,7 @@ def export_onnx(
         path: of the ``.onnx`` file.
         precision: of weights and arithmetic, strongly typed. LayerNorm and softmax are float32 inside in each.
         batch: ``"dynamic"``, or the one number of images the file takes.
-        opset: ONNX operator set; ``None`` for the one that ``OPSETS`` gives the precision, with its reason.
+        opset: ONNX operator set, 18 or newer; ``None`` for the one that every runtime takes, see ``OPSETS``.
         fp32_ends: in half precision, whether images and logits stay float32, with casts inside the file.
         optimize: whether onnxslim simplifies the graph; left out for weights beyond 2 GB.
         inline: write the local function out at each node, for runtimes that know no functions.
@@ -234,9 +238,14 @@ def _example(
 
 
 def _notes(graph: Any, precision: Precision) -> list[str]:
-    if precision == "fp32" and any(node.op_type == "Attention" for node in graph.graph.node):
-        return [
-            f"at opset {opset_of(graph)} attention is the standard Attention op, which TensorRT does not build in "
-            f"fp32; for TensorRT use opset {OPSETS['fp32']}, or fp16 or bf16"
-        ]
-    return []
+    if all(node.op_type != "Attention" for node in graph.graph.node):
+        return []
+    why = (
+        "which TensorRT does not build in fp32"
+        if precision == "fp32"
+        else "whose softmax_precision TensorRT's parser refuses (`vitslim export --to tensorrt` takes it off)"
+    )
+    return [
+        f"at opset {opset_of(graph)} attention is the standard Attention operator, {why}; opset {OPSETS[precision]}, "
+        "the default, runs everywhere"
+    ]

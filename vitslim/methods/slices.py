@@ -51,11 +51,11 @@ class SlicedMixing(Mixing):
         row = bound.adapter.class_row(query, key, bias, bound.scale) if stream.wants_class_attention else None
         permutation = None if self.seed is None else self._permutation(stream.layout, self.seed, tokens.device)
         if permutation is not None:
-            query, key, value = (part[:, :, permutation[0]] for part in (query, key, value))
+            query, key, value = (part.index_select(2, permutation[0]) for part in (query, key, value))
             bias = None if bias is None else _permuted(bias, permutation[0])
         mixed = sliced_attention(bound.mix, query, key, value, self.groups, prefix=stream.layout.prefix, bias=bias)
         if permutation is not None:
-            mixed = mixed[:, :, permutation[1]]
+            mixed = mixed.index_select(2, permutation[1])
         z = bound.merge_heads(attention_input, mixed)
         return z, replace(stream, z=z, class_attention=row)
 
@@ -90,6 +90,6 @@ def token_order(layout: TokenLayout, seed: int) -> list[int]:
 
 
 def _permuted(bias: Tensor, order: Tensor) -> Tensor:
-    columns = bias[..., order]
+    columns = bias.index_select(-1, order)
     # A mask over keys alone has a single row, which serves all queries.
-    return columns if bias.shape[-2] == 1 else columns[..., order, :]
+    return columns if bias.shape[-2] == 1 else columns.index_select(-2, order)

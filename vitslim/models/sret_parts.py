@@ -108,7 +108,9 @@ class RecursiveBlock(nn.Module):
         if permutation is None:
             return self.attn(tokens, groups)
         order, inverse = permutation
-        return self.attn(tokens[:, order], groups)[:, inverse]
+        # One Gather in an ONNX file; written as tokens[:, order] it became GatherND between two transpositions, which
+        # were slower and in float16 took ONNX Runtime 1.24 to 1.31 down (its issue 28392).
+        return self.attn(tokens.index_select(1, order), groups).index_select(1, inverse)
 
 
 class Stage(nn.Module):

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from vitslim.export.tensorrt import EngineOptions
     from vitslim.pipeline.verbs import ModelLike
 
-ENGINE_OPSETS: dict[Precision, int] = {"fp32": 20, "fp16": 20, "bf16": 22}
-"""Attention as MatMul and Softmax, which every TensorRT from 10.12 on builds in every precision, and fuses in half.
-
-From 23 on it is one operator, known to TensorRT from 10.14 on and not in fp32. Convolutions in bfloat16 begin at 22.
-"""
-
 
 def export_engine(model: ModelLike, path: str | Path | None = None, **options: Any) -> EngineRecord:
     """Build a TensorRT engine; for a saved folder it lies in ``export/`` beside the model.
@@ -127,7 +121,6 @@ def _write_onnx(model: ModelLike, file: Path, options: EngineOptions) -> None:
         open_any(model),
         file,
         precision=options.precision,
-        opset=ENGINE_OPSETS[options.precision],
         dynamic_image_size=options.image_size is not None,
         metadata=known_of(model),
     )

@@ -9,7 +9,8 @@ import torch
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.openers import ModelOpener, model_opener
 from vitslim.runtime.engine import read_record
-from vitslim.runtime.onnx_runner import OrtRunner, Provider
+from vitslim.runtime.onnx_runner import OrtRunner
+from vitslim.runtime.ort_session import Provider
 from vitslim.runtime.runner import Precision, Runner
 from vitslim.runtime.torch_runner import TorchRunner
 from vitslim.runtime.trt_runner import TrtRunner

@@ -2,29 +2,20 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.errors import ConfigError
 from vitslim.runtime.cuda_graph import CapturedRun
+from vitslim.runtime.ort_session import Provider, open_session
 from vitslim.runtime.runner import DTYPES, Precision, TakesDlpack, TensorSpec, check_images
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
-_PROVIDERS: dict[Provider, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 _BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
-# What a provider does not take goes to the next one, and in the end to the CPU.
-_FALLBACKS: dict[Provider, tuple[Provider, ...]] = {"cpu": (), "cuda": (), "tensorrt": ("cuda",)}
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 _ELEMENTS = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}
-_ERRORS_ONLY = 3  # ONNX Runtime's severity scale: 0 verbose, 1 info, 2 warning, 3 error
 
 
 class OrtRunner(TakesDlpack):
@@ -45,7 +36,7 @@ class OrtRunner(TakesDlpack):
     def __init__(
         self, path: str | Path, *, threads: int | None = None, provider: Provider = "cpu", name: str | None = None
     ) -> None:
-        self._session: Any = _open_session(Path(path), threads, provider)
+        self._session: Any = open_session(Path(path), provider=provider, threads=threads)
         self._name = name or Path(path).stem
         self._provider: Provider = provider
         self._device = torch.device("cpu" if provider == "cpu" else "cuda")
@@ -143,41 +134,6 @@ class OrtRunner(TakesDlpack):
         torch.cuda.current_stream().synchronize()  # the session runs on a stream of its own
         self._session.run_with_iobinding(binding)
         return result
-
-
-def _open_session(path: Path, threads: int | None, provider: Provider) -> Any:
-    try:
-        import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError:
-        raise MissingDependencyError("OrtRunner needs onnxruntime: pip install 'vitslim[onnx]'") from None
-    if _PROVIDERS[provider] not in ort.get_available_providers():
-        raise MissingDependencyError(f"this onnxruntime has no {_PROVIDERS[provider]}: pip install onnxruntime-gpu")
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; export the model first")
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.inter_op_num_threads = 1
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        wanted = [(_PROVIDERS[one], _provider_options(one, path)) for one in (provider, *_FALLBACKS[provider])]
-        session = ort.InferenceSession(str(path), options, providers=wanted)
-    except Exception as error:  # onnxruntime raises a dozen unrelated classes here
-        raise CheckpointError(f"onnxruntime {ort.__version__} cannot load {path.name}: {error}") from error
-    if session.get_providers()[0] != _PROVIDERS[provider]:
-        raise MissingDependencyError(f"onnxruntime could not start {_PROVIDERS[provider]}; is a GPU driver there?")
-    return session
-
-
-def _provider_options(provider: Provider, path: Path) -> dict[str, Any]:
-    if provider != "tensorrt":
-        return {}
-    import onnx
-
-    # This provider's TensorRT is weakly typed: without the option it computes a half-precision file in float32.
-    file: Any = onnx.load(path, load_external_data=False)
-    declared = {entry.key: entry.value for entry in file.metadata_props}.get("precision")
-    return {"trt_fp16_enable": True} if declared == "fp16" else {}
 
 
 def _spec(value: Any) -> TensorSpec:
