@@ -73,6 +73,25 @@ def test_a_student_is_exported_once(copied: Path, vitslim: Command) -> None:
     assert "check it with `vitslim verify" in vitslim("export", copied, "--overwrite").err
 
 
+def test_every_form_of_a_file_has_its_own_name(copied: Path, vitslim: Command) -> None:
+    (copied / "export" / "model.onnx").unlink()
+    for words, name in [
+        ([], "model.onnx"),
+        (["--inline"], "model-inlined.onnx"),
+        (["--input", "uint8-nhwc", "--precision", "fp16"], "model-uint8-nhwc-fp16.onnx"),
+    ]:
+        assert vitslim("export", copied, *words, "--json").document["file"] == name
+    found = vitslim("verify", copied, "--images", 4, "--batch", "2", "--json")
+    assert found.code == 0
+    assert [check["artifact"] for check in found.document["checks"]] == [
+        "model-inlined.onnx",
+        "model-uint8-nhwc-fp16.onnx",
+        "model.onnx",
+    ]
+    evaluated = vitslim("eval", copied, "--data", IMAGES, "--backend", "ort", "--json")
+    assert evaluated.code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError, VitslimError
 from vitslim.export import export_onnx
-from vitslim.models import open_model
+from vitslim.models import open_model, preprocessing
 from vitslim.runtime import OrtRunner, Runner, TensorSpec, TorchRunner, host_buffer, load
 
 pytest.importorskip("onnx")
@@ -96,6 +96,30 @@ def test_nothing_that_opens_is_an_error_that_names_every_try(saved, tmp_path):
     (export / "model-fp16.onnx").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"model\.onnx in ort: .*; model-fp16\.onnx in ort: "):
         load(tmp_path, backend="ort")
+
+
+def test_a_folder_opens_for_normalised_images_and_a_file_for_bytes_by_its_path(saved, images, tmp_path):
+    model, folder = saved[0], tmp_path / "out"
+    shutil.copytree(saved[1], folder)
+    raw = folder / "export" / "model-uint8-nhwc.onnx"
+    export_onnx(model, raw, images="uint8-nhwc")
+    shutil.copy(folder / "export" / "model.onnx", folder / "export" / "model-inlined.onnx")
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    image = preprocessing(model)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image.mean, image.std))
+    normalized = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
+    with load(folder, backend="ort") as runner, load(raw) as bytewise:
+        assert (runner.name, bytewise.name) == ("model", "model-uint8-nhwc")
+        assert bytewise.inputs[0].dtype == torch.uint8
+        torch.testing.assert_close(bytewise(pixels), runner(normalized), rtol=0, atol=1e-5)
+        with pytest.raises(ConfigError, match=r"takes the bytes of pictures, 0..255 as uint8, .*given float32"):
+            bytewise(pixels.float())
+        with pytest.raises(ConfigError, match=r"takes normalised images, given bytes \(uint8\)"):
+            runner(pixels.permute(0, 3, 1, 2))
+    for file in ("model.onnx", "model-inlined.onnx"):
+        (folder / "export" / file).unlink()
+    with pytest.raises(ConfigError, match=r"for normalised images \(model-uint8-nhwc.onnx takes bytes; open it by its"):
+        load(folder, backend="ort")
 
 
 def test_arrays_of_other_libraries_come_in_and_go_out_through_dlpack(model, images):

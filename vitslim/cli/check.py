@@ -128,7 +128,9 @@ def export(
         raise ConfigError(f"--precision {precision!r}: wanted fp32, fp16 or bf16")
     if images not in ("normalized", "uint8-nchw", "uint8-nhwc"):
         raise ConfigError(f"--input {images!r}: wanted normalized, uint8-nchw or uint8-nhwc")
-    path = out or default_artifact(folder, precision)
+    path = out or default_artifact(
+        folder, precision, images=images, inline=inline, dynamic_image_size=dynamic_image_size
+    )
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")
     if to != "onnx":

@@ -89,7 +89,7 @@ def _checks(
     fixed = runner.inputs[0].batch
     about = _About(form, runner.backend, runner.precision, (images.shape[2], images.shape[3]))
     return [
-        _compare(about, size, expected, _in_batches(runner, given.float(), size), limits, classes)
+        _compare(about, size, expected, _in_batches(runner, given, size), limits, classes)
         for size in ([fixed] if fixed else dict.fromkeys(batches))
     ]
 

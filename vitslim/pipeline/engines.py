@@ -143,7 +143,7 @@ class RunnerModule(nn.Module):
         least, most = _batches(self.runner)
         given = images
         if self.form != "normalized":
-            given = as_given_to(self.form, images.cpu(), self.preprocessing)[0].float().to(images.device)
+            given = as_given_to(self.form, images.cpu(), self.preprocessing)[0].to(images.device)
         return torch.cat([self._run(part, least) for part in given.split(most or len(given))])
 
     def _run(self, part: Tensor, least: int) -> Tensor:

@@ -251,13 +251,14 @@ def _export(road: _Road, student: nn.Module) -> bool:
         return True
     from vitslim.export import export_onnx
 
-    names = [default_artifact(folder.path, precision).name for precision in section.precisions]
+    forms = {"images": section.images_as, "inline": section.inline, "dynamic_image_size": section.dynamic_image_size}
+    names = [default_artifact(folder.path, precision, **forms).name for precision in section.precisions]
     inputs = [data_inputs(recipe), section.model_dump()]
     if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
         paths: list[Path] = []
         for precision in section.precisions:
-            paths.append(default_artifact(folder.path, precision))
+            paths.append(default_artifact(folder.path, precision, **forms))
             export_onnx(
                 student,
                 paths[-1],

@@ -268,7 +268,8 @@ def export(
     if path is None:
         if isinstance(model, nn.Module) or not Path(model).is_dir():
             raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
-        path = default_artifact(model, precision)
+        forms = {name: options[name] for name in ("images", "inline", "dynamic_image_size") if name in options}
+        path = default_artifact(model, precision, **forms)
     options["metadata"] = {**known_of(model), **(options.get("metadata") or {})}
     return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
 
@@ -286,9 +287,22 @@ def known_of(model: ModelLike) -> dict[str, Any]:
     return known
 
 
-def default_artifact(folder: str | Path, precision: str) -> Path:
-    """Where the ONNX file of a saved folder lies."""
-    return Path(folder) / "export" / ("model.onnx" if precision == "fp32" else f"model-{precision}.onnx")
+def default_artifact(
+    folder: str | Path,
+    precision: str,
+    *,
+    images: str = "normalized",
+    inline: bool = False,
+    dynamic_image_size: bool = False,
+) -> Path:
+    """Where the ONNX file of a saved folder lies: ``export/model-inlined-uint8-nhwc-fp16.onnx``, less what is usual."""
+    parts = {
+        "inlined": inline,
+        "any-size": dynamic_image_size,
+        images: images != "normalized",
+        precision: precision != "fp32",
+    }
+    return Path(folder) / "export" / f"{'-'.join(['model', *(part for part, told in parts.items() if told)])}.onnx"
 
 
 class Verification(Result):

@@ -59,7 +59,8 @@ def load(
     """Open a saved folder, or one file, with the best backend that is here; ``.backend`` of the runner says which.
 
     The order is: a TensorRT engine that fits the machine, ONNX Runtime on the GPU, ONNX Runtime on the CPU, torch.
-    Where a folder holds files of several precisions the lowest comes first on a GPU, float32 on the CPU.
+    Where a folder holds files of several precisions the lowest comes first on a GPU, float32 on the CPU. What opens
+    from a folder takes normalised images; a file for bytes is opened by its own path.
 
     Args:
         path: a folder that ``vitslim.save`` wrote, with its exports in ``export/``; or a ``.onnx`` or ``.engine`` file.
@@ -98,9 +99,12 @@ def _first(
             if on_skip is not None:
                 on_skip(reasons[-1])
     if not reasons:
+        raw = ", ".join(sorted(file.name for file in (path / "export").glob("*.onnx") if _takes_bytes(file)))
+        passed_over = f" for normalised images ({raw} takes bytes; open it by its own path)" if raw else ""
         raise ConfigError(
-            f"{path} holds nothing that {'any backend' if backend is None else f'backend {backend!r}'} reads; "
-            f"make it with `vitslim export {path} --to {'tensorrt' if backend in ('tensorrt', 'rtx') else 'onnx'}`"
+            f"{path} holds nothing that {'any backend' if backend is None else f'backend {backend!r}'} reads"
+            f"{passed_over}; make it with "
+            f"`vitslim export {path} --to {'tensorrt' if backend in ('tensorrt', 'rtx') else 'onnx'}`"
         )
     raise CheckpointError(f"nothing of {path} could be opened: {'; '.join(reasons)}")
 
@@ -137,8 +141,13 @@ def _gpu_for(provider: str) -> bool:
 def _by_precision(files: Any, precision: Precision | None, *, on_gpu: bool) -> list[Path]:
     ranks = {"fp16": 0, "bf16": 1, "fp32": 2} if on_gpu else {"fp32": 0, "fp16": 1, "bf16": 2}
     named = [(_precision_in_name(file), file) for file in sorted(files)]
-    wanted = [(ranks[kind], str(file), file) for kind, file in named if precision in (None, kind)]
-    return [file for _, _, file in sorted(wanted)]
+    # Of files that compute the same, the one with the plainest name.
+    wanted = [(ranks[kind], len(file.name), file) for kind, file in named if precision in (None, kind)]
+    return [file for _, _, file in sorted(wanted) if not _takes_bytes(file)]
+
+
+def _takes_bytes(file: Path) -> bool:
+    return "-uint8-" in file.name
 
 
 def _precision_in_name(file: Path) -> Precision:

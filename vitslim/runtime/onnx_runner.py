@@ -11,7 +11,7 @@ from torch import Tensor
 from vitslim.errors import ConfigError
 from vitslim.runtime.cuda_graph import CapturedRun
 from vitslim.runtime.ort_session import Provider, open_session
-from vitslim.runtime.runner import DTYPES, Precision, TakesDlpack, TensorSpec, check_images
+from vitslim.runtime.runner import DTYPES, Images, Precision, TakesDlpack, TensorSpec, check_images
 
 _BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
@@ -74,8 +74,12 @@ class OrtRunner(TakesDlpack):
         """What the file says about itself (ONNX ``metadata_props``)."""
         return dict(self._metadata)
 
-    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
-        """The file's first output for ``images``, float32, on the runner's device."""
+    def run(self, images: Images) -> Float[Tensor, "b ..."]:
+        """The file's first output for ``images``, float32, on the runner's device.
+
+        Raises:
+            ConfigError: the images are not what the file takes, see ``check_images``.
+        """
         if self._session is None:
             raise ConfigError("this runner is closed; open a new one")
         check_images(images, self._inputs[0])

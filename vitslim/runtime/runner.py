@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.runtime.cuda_graph import CapturedRun
 
 Precision = Literal["fp32", "fp16", "bf16"]
+
+Images = Float[Tensor, "b c h w"] | UInt8[Tensor, "b _ _ _"]
+"""What a runner takes: normalised images; or bytes 0..255 in the file's layout, where it was exported for them."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,7 +36,8 @@ class TensorSpec:
 class Runner(Protocol):
     """A model that is loaded, ready, and knows nothing of how it was made.
 
-    ``run`` takes float32 images whatever ``precision`` the backend computes in, and returns float32. The result lies
+    ``run`` takes float32 images whatever ``precision`` the backend computes in, and returns float32. A file that was
+    exported for bytes takes those and nothing else; ``inputs`` tells by its dtype, uint8. The result lies
     on ``device``, so that timing a GPU does not time a transfer. Images that lie there already are read in place.
     Called as a function a runner also takes arrays of other libraries (NumPy, CuPy, JAX) through DLPack; what it gives
     is a tensor, which every DLPack library reads without a copy. Leaving the context frees what the backend holds.
@@ -60,7 +64,7 @@ class Runner(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]: ...
+    def run(self, images: Images) -> Float[Tensor, "b ..."]: ...
 
     def __call__(self, images: Any) -> Tensor: ...
 
@@ -112,8 +116,18 @@ def check_images(images: Tensor, spec: TensorSpec) -> None:
     """Refuse images that the model cannot take, before the backend says so in its own words.
 
     Raises:
-        ConfigError: the rank, a size or the batch differs from what ``spec`` fixes.
+        ConfigError: the rank, a size or the batch differs from what ``spec`` fixes; or normalised images meet a file
+            that takes bytes, or bytes one that takes normalised images.
     """
+    if (images.dtype == torch.uint8) != (spec.dtype == torch.uint8):
+        given = str(images.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"input '{spec.name}' takes the bytes of pictures, 0..255 as uint8, and normalises them inside, given "
+            f"{given}; pass the bytes as they are"
+            if spec.dtype == torch.uint8
+            else f"input '{spec.name}' takes normalised images, given bytes (uint8); scale to 0..1, subtract the mean "
+            "and divide by the deviation, or export a file for bytes (--input uint8-nhwc)"
+        )
     fits = images.ndim == len(spec.shape) and all(
         wanted is None or wanted == given for wanted, given in zip(spec.shape, images.shape, strict=True)
     )
