@@ -167,7 +167,10 @@ def verify(
     backend: Annotated[str | None, typer.Option("--backend", help="what runs the files; see eval")] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Compare exported files with the model on real images; exit code 1 when one is out of tolerance."""
+    """Compare exported files with the model on images of its task; exit code 1 when one is out of tolerance.
+
+    The images are those of --data, else those the folder's recipe names, else built-in ones; a note says which.
+    """
     from vitslim import pipeline
     from vitslim.files import write_json
 

@@ -251,7 +251,11 @@ def _export(road: _Road, student: nn.Module) -> bool:
         return True
     from vitslim.export import export_onnx
 
-    forms = {"images": section.images_as, "inline": section.inline, "dynamic_image_size": section.dynamic_image_size}
+    forms: dict[str, Any] = {
+        "images": section.images_as,
+        "inline": section.inline,
+        "dynamic_image_size": section.dynamic_image_size,
+    }
     names = [default_artifact(folder.path, precision, **forms).name for precision in section.precisions]
     inputs = [data_inputs(recipe), section.model_dump()]
     if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):

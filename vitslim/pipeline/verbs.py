@@ -326,7 +326,10 @@ def verify(
     batches: tuple[int, ...] = (1, 3),
     backend: str | None = None,
 ) -> Verification:
-    """Compare exported artefacts with the model on real images, at several batch sizes.
+    """Compare exported artefacts with the model on images of its task, at several batch sizes.
+
+    The images are those of ``data``; else of the recipe that the model's folder was made by; else built-in ones. A note
+    says which.
 
     Where no artefacts are named these are all in ``export/`` that the backend reads; engines among them only where
     there is a GPU, which a note says.
@@ -334,12 +337,15 @@ def verify(
     Raises:
         ConfigError: nothing was exported yet.
     """
+    from vitslim.pipeline.task_images import task_images
+
     live = open_any(model)
     paths = _artifacts(model, artifacts, backend)
-    sample = sample_images(live, data or default_data(live), max(images, *batches))
-    found = compare(live, paths, sample, batches, backend)
+    sample = task_images(model, live, data, max(images, *batches))
+    found = compare(live, paths, sample.images, batches, backend)
     skipped = [] if artifacts is not None else _skipped_engines(model, backend)
-    return found.model_copy(update={"notes": [*found.notes, *skipped]})
+    compared = f"compared on {len(sample.images)} {sample.origin}"
+    return found.model_copy(update={"notes": [compared, *found.notes, *skipped]})
 
 
 def compare(
