@@ -180,6 +180,19 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, monkeypatch, failing):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_full_disk_leaves_the_old_file_and_nothing_half(tmp_path, monkeypatch):
+    (tmp_path / "m.onnx").write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"m\.onnx.*No space left") as caught:
+        export_onnx(tiny(), tmp_path / "m.onnx")
+    assert caught.value.exit_code == 2
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"m.onnx": b"old"}
+
+
 def test_bytes_go_in_and_the_file_says_what_is_left_to_do(tmp_path):
     model, images = tiny(), images_for(dense("vit_plain"), batch=3)
     record = export_onnx(model, tmp_path / "m.onnx", images="uint8-nhwc")
