@@ -149,7 +149,8 @@ def export(
         print_json(result.model_dump(mode="json"))
         return
     size_mib = path.stat().st_size / 2**20
-    say(f"wrote {path} ({size_mib:.1f} MiB, opset {result.opset}); check it with `vitslim verify {folder}`")
+    check = f"vitslim verify {folder}" + ("" if path.parent == folder / "export" else f" {path}")
+    say(f"wrote {path} ({size_mib:.1f} MiB, opset {result.opset}); check it with `{check}`")
     if result.data_file is not None:
         say(f"its weights lie in {result.data_file} ({result.data_bytes / 2**20:.1f} MiB); move both together")
     if result.functions:
@@ -184,7 +185,7 @@ def verify(
     else:
         print_table(
             "",
-            ("file", "precision", "form", "batch", "max diff", "mean diff", "cosine", "same top-1", "passed"),
+            ("file", "precision", "form", "pixels", "batch", "max diff", "mean diff", "cosine", "same top-1", "passed"),
             [_parity_row(check) for check in document["checks"]],
         )
     for note in found.notes:
@@ -264,6 +265,7 @@ def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:
         Path(check["artifact"]).name,
         check["precision"],
         check["form"],
+        "x".join(map(str, check["image_size"])),
         str(check["batch"]),
         f"{check['max_abs']:.2e}",
         f"{check['mean_abs']:.2e}",
