@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.methods.cases import CASES
 from tests.variants import dense, images_for
-from vitslim.errors import CheckFailedError, CheckpointError, UnsupportedModelError
+from vitslim.errors import CheckFailedError, CheckpointError, MissingDependencyError, UnsupportedModelError
 from vitslim.export import (
     broken_promises,
     export_onnx,
@@ -77,6 +77,10 @@ def test_bfloat16_is_verified_by_rounding_after_every_operator(tmp_path):
     # It did round: float32 would lie a thousand times nearer.
     assert all(check.max_abs > 1e-4 * check.scale for check in report.checks)
     assert "ONNX Runtime computes no bfloat16 on a CPU" in report.notes[0]
+    with pytest.raises(
+        MissingDependencyError, match=r"m.onnx is in bfloat16, .* not compute on a CPU; run it on a GPU"
+    ):
+        OrtRunner(tmp_path / "m.onnx")
 
 
 def test_sparse_attention_is_a_node_with_a_function_that_every_runtime_inlines(tmp_path):

@@ -16,7 +16,7 @@ _PROVIDERS: dict[Provider, str] = {
 # What a provider does not take goes to the next one, and in the end to the CPU.
 _FALLBACKS: dict[Provider, tuple[Provider, ...]] = {"cpu": (), "cuda": (), "tensorrt": ("cuda",)}
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale: 0 verbose, 1 info, 2 warning, 3 error
-_FLOAT16 = 10  # of onnx.TensorProto
+_FLOAT16, _BFLOAT16 = 10, 16  # of onnx.TensorProto
 
 _FAULTY_IN_HALF = ("MatmulTransposeFusion",)
 """Optimisations left out for float16 on the CPU.
@@ -40,7 +40,8 @@ def open_session(
         optimized: ``False`` runs the graph as it stands.
 
     Raises:
-        MissingDependencyError: onnxruntime, or the asked-for provider, is not there.
+        MissingDependencyError: onnxruntime, or the asked-for provider, is not there; or the graph is in bfloat16, and
+            the provider is the CPU.
         CheckpointError: the file is missing, or is not an ONNX file that this onnxruntime reads.
     """
     try:
@@ -68,6 +69,11 @@ def open_session(
             disabled_optimizers=list(_left_out(header)) if optimized and provider == "cpu" else [],
         )
     except Exception as error:  # onnxruntime raises a dozen unrelated classes here
+        if provider == "cpu" and header is not None and _has_weights_of(_BFLOAT16, header.graph):
+            raise MissingDependencyError(
+                f"{name} is in bfloat16, which onnxruntime {ort.__version__} does not compute on a CPU; run it on a GPU, "
+                "or export fp32 or fp16 (`vitslim verify` compares such a file in float32, rounded)"
+            ) from error
         raise CheckpointError(f"onnxruntime {ort.__version__} cannot load {name}: {error}") from error
     if session.get_providers()[0] != _PROVIDERS[provider]:
         raise MissingDependencyError(f"onnxruntime could not start {_PROVIDERS[provider]}; is a GPU driver there?")
@@ -90,8 +96,12 @@ def _left_out(header: Any) -> Sequence[str]:
 
 
 def _computes_in_half(graph: Any) -> bool:
-    weights = any(tensor.data_type == _FLOAT16 for tensor in graph.initializer)
-    return weights or any(value.type.tensor_type.elem_type == _FLOAT16 for value in graph.input)
+    takes_half = any(value.type.tensor_type.elem_type == _FLOAT16 for value in graph.input)
+    return takes_half or _has_weights_of(_FLOAT16, graph)
+
+
+def _has_weights_of(kind: int, graph: Any) -> bool:
+    return any(tensor.data_type == kind for tensor in graph.initializer)
 
 
 def _options(provider: Provider, header: Any) -> dict[str, Any]:
