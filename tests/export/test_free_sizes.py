@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.methods.cases import CASES
 from tests.variants import dense, images_for, lively_
-from vitslim.errors import ConfigError, UnsupportedModelError
+from vitslim.errors import UnsupportedModelError
 from vitslim.export import broken_promises, export_onnx, verify
 from vitslim.export.free_sizes import probe_sizes
 from vitslim.methods import convert
@@ -18,8 +18,8 @@ SIZES = [(32, 32), (24, 56), (16, 64), (64, 16), (48, 48)]
 """Square, oblong, and two with as many patches as the model's own 4 × 4."""
 
 
-def converted(*cases: str) -> nn.Module:
-    model = dense("vit_dynamic_size")
+def converted(*cases: str, source: str = "vit_dynamic_size") -> nn.Module:
+    model = dense(source)
     for case in cases:
         model = convert(model, CASES[case].method, **CASES[case].options)
     # New modules start close to the identity, to which the grid makes no difference.
@@ -44,6 +44,21 @@ def test_one_file_computes_what_torch_does_at_every_size(tmp_path, cases):
             expected = built_for(model, size)(images)
             # Sums in another order; fifty times less than what a transposed grid changes.
             torch.testing.assert_close(runner.run(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["vit_four_registers", "distilled"])
+def test_a_model_that_was_opened_for_one_size_gives_such_a_file_too(tmp_path, source):
+    model = converted("skipat", source=source)
+    record = export_onnx(model, tmp_path / "m.onnx", dynamic_image_size=True)
+    assert record.inputs[0].shape == [None, 3, None, None]
+    assert not model.dynamic_img_size
+    with OrtRunner(tmp_path / "m.onnx") as runner, torch.no_grad():
+        for size in SIZES[1:3]:
+            images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(runner.run(images), built_for(model, size)(images), rtol=0, atol=1e-5)
+    report = verify(model, tmp_path / "m.onnx", images_for(model, batch=3))
+    assert report.failures() == []
+    assert {check.image_size for check in report.checks} == {(32, 32), probe_sizes(model)[0]}
 
 
 def test_a_wrong_grid_would_show():
@@ -81,7 +96,7 @@ def test_bytes_and_half_precision_go_with_free_sizes(tmp_path):
     ],
 )
 def test_a_method_that_needs_constants_is_refused_with_the_reason(tmp_path, cases, message):
-    with pytest.raises(UnsupportedModelError, match=rf"dynamic_image_size: .*{message}; call model.set_input_size"):
+    with pytest.raises(UnsupportedModelError, match=rf"dynamic_image_size: .*{message}; export one file per size"):
         export_onnx(converted(*cases), tmp_path / "m.onnx", dynamic_image_size=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -89,6 +104,8 @@ def test_a_method_that_needs_constants_is_refused_with_the_reason(tmp_path, case
 def test_a_table_of_the_traced_size_keeps_its_size(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"at 32x32 the file would differ .*rotary positions"):
         export_onnx(dense("eva_dinov3"), tmp_path / "m.onnx", dynamic_image_size=True)
-    with pytest.raises(ConfigError, match="opened for one image size"):
-        export_onnx(dense("vit_plain"), tmp_path / "m.onnx", dynamic_image_size=True)
+    with pytest.raises(UnsupportedModelError, match="this Eva has rotary positions for one image size; export one"):
+        export_onnx(dense("eva_rotary"), tmp_path / "m.onnx", dynamic_image_size=True)
+    with pytest.raises(UnsupportedModelError, match="this Beit is built for one image size"):
+        export_onnx(dense("beit_own_bias"), tmp_path / "m.onnx", dynamic_image_size=True)
     assert list(tmp_path.iterdir()) == []

@@ -154,7 +154,6 @@ def test_a_model_without_weights_is_refused_before_tracing(tmp_path):
     [
         ({"opset": 12}, "opset 12: wanted 18 to"),
         ({"precision": "bf16", "opset": 20}, r"opset 20 cannot say this in bf16: Conv takes no bfloat16 .*; use 22"),
-        ({"dynamic_image_size": True}, "opened for one image size; open it with dynamic_img_size=True"),
     ],
 )
 def test_options_that_cannot_be_are_refused_and_nothing_is_written(tmp_path, exported, options, message):

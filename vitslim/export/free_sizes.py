@@ -1,42 +1,44 @@
 """Leaving height and width of the images free, and the proof that the file follows them."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from vitslim.errors import ConfigError, UnsupportedModelError
+from vitslim.errors import UnsupportedModelError
 from vitslim.export.cpu_session import cpu_outputs
 from vitslim.export.onnx_input import ImageForm, spatial_axes
 from vitslim.export.tolerances import TOLERANCES
-from vitslim.models import preprocessing
-from vitslim.runtime import Precision
-from vitslim.trunk import is_converted, trunk_of
+from vitslim.models import preprocessing, take_any_size_
+from vitslim.runtime import Precision, working_copy
+from vitslim.trunk import is_converted, trunk_of, watch_grid_
 
 _PATCHES = 4096  # of the longer side, at most
+_PER_SIZE = "export one file per size instead (model.set_input_size(...), or --img-size when converting)"
 
 
-def image_axes(model: nn.Module, wanted: bool, form: ImageForm) -> dict[int, Any]:
-    """The free axes of images for torch.export: height and width in multiples of the patch size.
+def any_size(model: nn.Module) -> nn.Module:
+    """A working copy of a model that takes images of any size in whole patches, whatever size it was opened for.
 
     Raises:
-        ConfigError: the model was opened for one size.
-        UnsupportedModelError: the model was converted with a method that works at one size.
+        UnsupportedModelError: its position tables, or a method that it was converted with, serve one size.
     """
-    if not wanted:
-        return {}
     fixed = trunk_of(model).needs_one_size if is_converted(model) else {}
     if fixed:
         what, why = list(fixed.items())[-1]  # the first may be a step in which everybody still takes part
-        raise UnsupportedModelError(
-            f"dynamic_image_size: this model has steps with '{what}', and in a file {why}; call "
-            "model.set_input_size(...) and export one file per size (--img-size when converting)"
-        )
-    if not getattr(model, "dynamic_img_size", False):
-        raise ConfigError(
-            "dynamic_image_size: the model was opened for one image size; open it with dynamic_img_size=True "
-            "(--set model.options.dynamic_img_size=true), or export one file per size"
-        )
+        raise UnsupportedModelError(f"dynamic_image_size: this model has steps with '{what}': {why}; {_PER_SIZE}")
+    copy = working_copy(model)
+    try:
+        take_any_size_(copy)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"dynamic_image_size: {error}; {_PER_SIZE}") from None
+    if is_converted(copy):
+        watch_grid_(cast(nn.Module, copy.patch_embed))
+    return copy
+
+
+def image_axes(model: nn.Module, form: ImageForm) -> dict[int, Any]:
+    """The free axes of images for torch.export: height and width in multiples of the patch size."""
     height, width = _patch_size(model)
     rows, columns = (torch.export.Dim(name, min=2, max=_PATCHES) for name in ("rows", "columns"))
     return dict(zip(spatial_axes(form), (height * rows, width * columns), strict=True))

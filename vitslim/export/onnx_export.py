@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.export.free_sizes import image_axes, probe_sizes, require_free_sizes
+from vitslim.export.free_sizes import any_size, image_axes, probe_sizes, require_free_sizes
 from vitslim.export.metadata import artifact_metadata
 from vitslim.export.onnx_graph import (
     add_sparse_attention_,
@@ -86,16 +86,15 @@ def export_onnx(
         fp32_ends: in half precision, whether images and logits stay float32, with casts inside the file.
         optimize: whether onnxslim simplifies the graph; left out for weights beyond 2 GB.
         inline: write the local function out at each node, for runtimes that know no functions.
-        dynamic_image_size: leave height and width free, in multiples of the patch size; for models that were opened
-            with ``dynamic_img_size`` and whose conversion needs no constants (SkipAt, SReT without slices).
+        dynamic_image_size: leave height and width free, in multiples of the patch size; for models whose positions are
+            resampled (VisionTransformer, DeiT) and whose conversion needs no constants (SkipAt, SReT without slices).
         images: ``"normalized"``; or bytes, ``"uint8-nchw"`` or ``"uint8-nhwc"``, whose scale, mean and std are then
             applied inside the file. Resizing is the caller's in every case.
         metadata: further entries (base model, labels, metrics), see ``artifact_metadata``.
 
     Raises:
         MissingDependencyError: onnx, onnxscript, onnxslim or onnxruntime is not installed.
-        ConfigError: an opset that has not the operators in this precision, a size that is not free in this model,
-            metadata that contradicts the exporter.
+        ConfigError: an opset that has not the operators in this precision, metadata that contradicts the exporter.
         UnsupportedModelError: torch cannot trace the model, or its batch or size is not free; the module is named.
         CheckFailedError: the graph is not valid ONNX, computes in another precision, or onnxslim changed its numbers.
         CheckpointError: the file cannot be written; an older one stays as it was.
@@ -106,10 +105,11 @@ def export_onnx(
         raise ConfigError(f"images={images!r} is not a form of input; choose from {', '.join(FORMS)}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("the model lies on the meta device and has no weights; load some before exporting")
-    axes = ({0: torch.export.Dim("batch")} if batch == "dynamic" else {}) | image_axes(
-        model, dynamic_image_size, images
-    )
     properties = artifact_metadata(model, precision, metadata or {}, images=images)
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")} if batch == "dynamic" else {}
+    if dynamic_image_size:
+        model = any_size(model)
+        axes |= image_axes(model, images)
     example = _example(model, precision, fp32_ends, batch, dynamic_image_size, images)
     with captured() as log:
         made = _made(_prepared(model, precision, fp32_ends, images), example, axes, precision, opset, optimize, inline)

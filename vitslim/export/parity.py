@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.export.forms import ROUNDED, forms_of, metadata_of
-from vitslim.export.free_sizes import probe_sizes
+from vitslim.export.free_sizes import any_size, probe_sizes
 from vitslim.export.onnx_input import as_given_to, form_of
 from vitslim.export.result import ParityCheck, ParityReport, Tolerance
 from vitslim.export.tolerances import TOLERANCES
@@ -50,11 +50,12 @@ def verify(
         raise ConfigError("verify needs at least one image; pass some")
     checks: list[ParityCheck] = []
     notes: dict[str, None] = {}
-    with TorchRunner(model, device="cpu") as reference:
-        for form, opened in forms_of(artifact_path, backend):
-            with opened as runner:
-                notes |= dict.fromkeys(_notes(form, runner, batches))
-                for sized in _sizes(model, runner, images):
+    for form, opened in forms_of(artifact_path, backend):
+        with opened as runner:
+            notes |= dict.fromkeys(_notes(form, runner, batches))
+            taking, sizes = _sizes(model, runner, images)
+            with TorchRunner(taking, device="cpu") as reference:
+                for sized in sizes:
                     checks += _checks(reference, runner, form, sized, batches, tolerance, model)
     artifact = Path(artifact_path).name
     checks = [check.model_copy(update={"artifact": artifact}) for check in checks]
@@ -94,13 +95,12 @@ def _checks(
     ]
 
 
-def _sizes(model: nn.Module, runner: Runner, images: Tensor) -> list[Tensor]:
-    """The images at every size to compare at: their own, and another where the file leaves it free."""
-    sides = runner.inputs[0].shape[1:]
-    if not runner.backend.startswith("ort") or sides.count(None) < 2 or not getattr(model, "dynamic_img_size", False):
-        return [images]
-    other = probe_sizes(model)[0]
-    return [images, torch.nn.functional.interpolate(images, other, mode="bilinear", antialias=True)]
+def _sizes(model: nn.Module, runner: Runner, images: Tensor) -> tuple[nn.Module, list[Tensor]]:
+    """The images at every size to compare at, their own and another where the file leaves it free; what takes them."""
+    if not runner.backend.startswith("ort") or runner.inputs[0].shape[1:].count(None) < 2:
+        return model, [images]
+    other = torch.nn.functional.interpolate(images, probe_sizes(model)[0], mode="bilinear", antialias=True)
+    return any_size(model), [images, other]
 
 
 def _notes(form: str, runner: Runner, batches: Sequence[int]) -> list[str]:

@@ -1,6 +1,7 @@
 """All that vitslim knows of timm: opening a model, its tokens, the verbs of its blocks."""
 
 from vitslim.models.adapter import BlockAdapter, Context
+from vitslim.models.any_size import take_any_size_
 from vitslim.models.base import BaseModel, build_base, describe
 from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.families import adapter_for, family_of
@@ -30,6 +31,7 @@ __all__ = [
     "preprocessing",
     "read_weights",
     "resolve_name",
+    "take_any_size_",
     "token_layout",
     "trace",
 ]

@@ -71,7 +71,7 @@ def open_session(
     except Exception as error:  # onnxruntime raises a dozen unrelated classes here
         if provider == "cpu" and header is not None and _has_weights_of(_BFLOAT16, header.graph):
             raise MissingDependencyError(
-                f"{name} is in bfloat16, which onnxruntime {ort.__version__} does not compute on a CPU; run it on a GPU, "
+                f"{name} is in bfloat16, which ONNX Runtime does not compute on a CPU; run it on a GPU, "
                 "or export fp32 or fp16 (`vitslim verify` compares such a file in float32, rounded)"
             ) from error
         raise CheckpointError(f"onnxruntime {ort.__version__} cannot load {name}: {error}") from error

@@ -1,6 +1,7 @@
 """The trunk: a plan of steps in place of a dense model's blocks."""
 
 from vitslim.trunk.axes import BoundBlock, DenseMixing, LastLinear, Mixing, TokenRule, Weights
+from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.plan import Conversion, Plan, Step, check_reuse, dense_plan, settle_
 from vitslim.trunk.seam import install_trunk_, is_converted, plan_summary, trunk_of
 from vitslim.trunk.stream import Stream, TokenState
@@ -30,4 +31,5 @@ __all__ = [
     "plan_summary",
     "settle_",
     "trunk_of",
+    "watch_grid_",
 ]
