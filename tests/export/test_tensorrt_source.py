@@ -90,6 +90,15 @@ def test_a_node_is_named_by_the_module_of_the_weights_before_it(tmp_path):
     assert source.module_of("other", "Mystery") is None
 
 
+def test_a_node_is_named_by_the_module_in_its_name(tmp_path):
+    source = read_source(write(tmp_path / "m.onnx", PARTS), EngineOptions(), "11.4.0", with_plugins=False)
+    source.model.graph.node[-1].name = "blocks.7.mlp.act/Mystery"
+    assert source.module_of("blocks.7.mlp.act/Mystery", "Mystery") == "blocks.7.mlp.act"
+    # Other exporters' paths begin with a stroke and need not be modules.
+    source.model.graph.node[-1].name = "/a/b/Mystery"
+    assert source.module_of("/a/b/Mystery", "Mystery") == "blocks.2.attn.proj"
+
+
 def test_functions_are_written_out_unless_the_plugin_is_there(tmp_path):
     path = write(tmp_path / "m.onnx", FUNCTION)
     plain = read_source(path, EngineOptions(), "11.4.0", with_plugins=False)

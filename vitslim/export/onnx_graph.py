@@ -32,7 +32,7 @@ def name_after_modules_(model: Any) -> None:
         notes = {note.key: note.value for note in node.metadata_props}
         scopes: list[str] = literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
         # The last one is the traced call itself, the first the model.
-        module = next((scope for scope in reversed(scopes[:-1]) if scope), "model")
+        module = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "model")
         name = f"{module}/{node.op_type}"
         node.name = f"{name}.{seen[name]}" if seen[name] else name
         seen[name] += 1

@@ -14,7 +14,7 @@ from vitslim.runtime.cuda_graph import CapturedRun, capture
 from vitslim.runtime.engine import EngineRecord, read_record
 from vitslim.runtime.fit import check_profile, driver_difference, require_fit, require_plugins
 from vitslim.runtime.machine import this_machine
-from vitslim.runtime.runner import Precision, TakesDlpack, TensorSpec, check_images
+from vitslim.runtime.runner import Images, Precision, TakesDlpack, TensorSpec, check_images
 from vitslim.runtime.tensorrt_api import TITLES, api_logger, installed_version, open_api
 
 
@@ -95,7 +95,7 @@ class TrtRunner(TakesDlpack):
         """What stands in the engine's JSON."""
         return self._record
 
-    def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+    def run(self, images: Images) -> Float[Tensor, "b ..."]:
         """The engine's first output for ``images``, float32, on the runner's device.
 
         The work is put on torch's current stream; the call returns before it is done.

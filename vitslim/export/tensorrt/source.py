@@ -106,7 +106,7 @@ def write_source(source: Source, folder: Path) -> Path:
 
 
 def module_of(graph: Any, node_name: str, operator: str) -> str | None:
-    """The module that a node came from: what the exporter noted, else that of the nearest named weight before it."""
+    """The module that a node came from: in its name, noted by the exporter, or of the nearest weight before it."""
     nodes = list(graph.node)
     start = next((node for node in nodes if _same_name(node.name, node_name) and node.op_type == operator), None)
     if start is None:
@@ -114,6 +114,10 @@ def module_of(graph: Any, node_name: str, operator: str) -> str | None:
     noted = {entry.key: entry.value for entry in start.metadata_props}.get("namespace")
     if noted:
         return noted
+    # vitslim's own files: ``blocks.1.mlp.act/Gelu``.
+    module = start.name.rpartition("/")[0]
+    if module and not module.startswith("/"):
+        return module
     weights = {tensor.name for tensor in graph.initializer if "." in tensor.name}
     makers = {name: node for node in nodes for name in node.output}
     waiting, seen = deque([start]), {id(start)}
