@@ -3,8 +3,9 @@ import timm
 import torch
 
 from vitslim.errors import CheckFailedError, ConfigError
-from vitslim.export import ParityReport, Tolerance, export_onnx, require_parity, verify
+from vitslim.export import TOLERANCES, ParityReport, Tolerance, export_onnx, require_parity, tolerance_for, verify
 from vitslim.export.parity import _About, _compare
+from vitslim.methods import convert
 from vitslim.runtime import working_copy
 
 LIMITS = Tolerance(relative=1e-2, cosine=0.999, top1_agreement=1.0, tie=1e-2)
@@ -115,3 +116,16 @@ def test_a_model_that_gives_zeros_is_compared_without_dividing_by_zero():
 def test_another_shape_is_another_model():
     with pytest.raises(CheckFailedError, match="was the file made from this model"):
         compared([[1.0, 0.5]], [[1.0, 0.5, 0.2]])
+
+
+def test_only_half_precision_of_a_model_that_chooses_has_wider_limits(exported):
+    dense = exported("vit")[0]
+    for method in ("evo_vit", "sparsifiner"):
+        choosing = convert(dense, method)
+        assert tolerance_for(choosing, "fp32") == TOLERANCES["fp32"]
+        for precision in ("fp16", "bf16"):
+            usual, wider = TOLERANCES[precision], tolerance_for(choosing, precision)
+            assert wider.relative > usual.relative
+            assert wider.model_copy(update={"relative": usual.relative}) == usual
+    for model in (dense, convert(dense, "skipat"), convert(dense, "sret")):
+        assert tolerance_for(model, "fp16") == TOLERANCES["fp16"]

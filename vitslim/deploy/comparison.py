@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.errors import CheckFailedError, ConfigError
-from vitslim.export import TOLERANCES
+from vitslim.export import Tolerance, tolerance_for
 from vitslim.runtime import Precision, working_copy
 from vitslim.shapes import Result
 
@@ -34,7 +34,7 @@ def compared(
         model: stays as it is; a copy runs on the CPU in float32.
         forward: the file, loaded back.
         images: normalised as the model expects.
-        precision: of the file; ``TOLERANCES`` has its limits.
+        precision: of the file; ``tolerance_for`` has its limits.
 
     Raises:
         ConfigError: fewer images than the largest batch.
@@ -43,16 +43,16 @@ def compared(
     if len(images) < max(batches):
         raise ConfigError(f"{len(images)} images were given for a batch of {max(batches)}")
     reference = working_copy(model).cpu().float()
+    limits = tolerance_for(model, precision)
     found: list[Comparison] = []
     with torch.no_grad():
         for batch in batches:
             given = images[:batch].float().cpu()
-            found.append(_compare(reference(given), forward(given).float().cpu(), precision))
+            found.append(_compare(reference(given), forward(given).float().cpu(), precision, limits))
     return found
 
 
-def _compare(expected: Tensor, given: Tensor, precision: Precision) -> Comparison:
-    limits = TOLERANCES[precision]
+def _compare(expected: Tensor, given: Tensor, precision: Precision, limits: Tolerance) -> Comparison:
     batch = len(expected)
     if given.shape != expected.shape:
         raise CheckFailedError(f"batch {batch}: the file gives {tuple(given.shape)}, the model {tuple(expected.shape)}")

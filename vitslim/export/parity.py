@@ -13,7 +13,7 @@ from vitslim.export.forms import ROUNDED, forms_of, metadata_of
 from vitslim.export.free_sizes import any_size, probe_sizes
 from vitslim.export.onnx_input import as_given_to, form_of
 from vitslim.export.result import ParityCheck, ParityReport, Tolerance
-from vitslim.export.tolerances import TOLERANCES
+from vitslim.export.tolerances import tolerance_for
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner, TorchRunner
 
@@ -38,7 +38,7 @@ def verify(
         artifact_path: the exported file.
         images: normalised as the model expects; real ones say more than noise. Few are repeated to fill a batch.
         batches: images per call; a file with a fixed batch is checked at that one.
-        tolerance: ``None`` for the one that ``TOLERANCES`` gives the file's precision, with its reason.
+        tolerance: ``None`` for the one that ``tolerance_for`` gives model and precision, with its reason.
         backend: one of ``vitslim.runtime.BACKENDS`` that reads the file; ``None`` for ONNX Runtime on the CPU, and for
             engines their own.
 
@@ -85,7 +85,7 @@ def _checks(
 ) -> list[ParityCheck]:
     given, images = as_given_to(form_of(metadata_of(runner)), images, preprocessing(model))
     expected = _in_batches(reference, images, 8)
-    limits = tolerance or TOLERANCES[runner.precision]
+    limits = tolerance or tolerance_for(model, runner.precision)
     classes = reference.outputs[0].name == "logits"
     fixed = runner.inputs[0].batch
     about = _About(form, runner.backend, runner.precision, (images.shape[2], images.shape[3]))

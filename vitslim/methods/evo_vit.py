@@ -129,6 +129,7 @@ class Evolution(TokenRule):
     """
 
     keep: float
+    chooses = True
     needs_one_size = "how many patches take part has to be a constant"
 
     def __init__(

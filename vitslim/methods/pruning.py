@@ -29,6 +29,7 @@ class Pruning(TokenRule):
         score: the name of what ranks the patches.
     """
 
+    chooses = True
     needs_one_size = "how many patches take part has to be a constant"
 
     def __init__(self, keep: float, *, selects: bool, score: str) -> None:

@@ -154,6 +154,7 @@ class SparseMixing(DenseMixing):
     """
 
     fitted_apart = True
+    chooses = True
     needs_one_size = "how many keys are kept has to be a constant"
 
     def __init__(self, predictor: ConnectivityPredictor, rule: KeyRule) -> None:

@@ -89,6 +89,9 @@ class Axis(nn.Module):
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
+    chooses: bool = False
+    """Whether it picks tokens or keys by comparing numbers, which rounding may turn."""
+
     needs_one_size: str = ""
     """Why a file of free image size cannot hold it, in words; empty where it can."""
 

@@ -125,6 +125,11 @@ class Trunk(nn.Module):
         return {axis.describe(): axis.needs_one_size for axis in axes if axis.needs_one_size}
 
     @property
+    def chooses(self) -> bool:
+        """Whether some step picks tokens or keys by comparing numbers."""
+        return any(axis.chooses for step in self._steps() for axis in (step.mixing, step.tokens))
+
+    @property
     def has_early_form(self) -> bool:
         """Whether some step's method chooses tokens in another way early in training."""
         return any(step.tokens.has_early_form for step in self._steps())
