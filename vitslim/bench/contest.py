@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.cost import count_macs, count_parameters
+from vitslim.bench.nvml import Power
 from vitslim.bench.result import BenchRow, Skipped
+from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.models import preprocessing
 from vitslim.runtime import OrtRunner, Precision, Runner, TorchRunner, TrtRunner
 
-Backend = Literal["torch", "compiled", "ort", "ort-tensorrt", "tensorrt", "rtx"]
+Backend = Literal["torch", "compiled", "compiled-graph", "ort", "ort-tensorrt", "tensorrt", "rtx", "train"]
+"""What runs a model. ``compiled-graph`` is torch.compile recorded as a CUDA graph, ``train`` one training step."""
 
-_ON_GPU = ("ort-tensorrt", "tensorrt", "rtx")
-_ON_STREAM = ("torch", "compiled", "tensorrt", "rtx")
+Meter = Callable[[Callable[[], object]], Power]
+
+_ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
+_IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
+_ON_STREAM = (*_IN_TORCH, "tensorrt", "rtx")
 
 _MIB = 2**20
 _FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/")
@@ -51,7 +57,12 @@ class Cell:
     def skip(self, error: Exception, *, model: str | None = None, batch: int | None = None) -> Skipped:
         """The record of something that did not run here."""
         return Skipped(
-            backend=self.backend, precision=self.precision, model=model, batch=batch, reason=_first_line(error)
+            backend=self.backend,
+            precision=self.precision,
+            model=model,
+            batch=batch,
+            reason=first_line(error),
+            out_of_memory=is_out_of_memory(error),
         )
 
 
@@ -87,7 +98,10 @@ def entrants(models: Mapping[str, nn.Module]) -> dict[str, Entrant]:
 
 @dataclass(frozen=True)
 class Contest:
-    """Who runs against whom, on what, how often; see ``BenchConfig`` for the numbers."""
+    """Who runs against whom, on what, how often; see ``BenchConfig`` for the numbers.
+
+    With a ``meter`` the energy of every model is measured after its latency.
+    """
 
     entrants: Mapping[str, Entrant]
     baseline: str
@@ -98,6 +112,7 @@ class Contest:
     device: Literal["cpu", "cuda"]
     exporter: OnnxExporter | None
     engine_exporter: EngineExporter | None = None
+    meter: Meter | None = None
 
     def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
@@ -127,8 +142,10 @@ class Contest:
         model = self.entrants[name].model
         if cell.backend in _ON_GPU and self.device != "cuda":
             raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
-        if cell.backend in ("torch", "compiled"):
-            compiled = cell.backend == "compiled"
+        if cell.backend == "train":
+            return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)
+        if cell.backend in _IN_TORCH:
+            compiled = cell.backend != "torch"
             return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
         if cell.backend in ("tensorrt", "rtx"):
             return self._open_engine(name, cell, folder)
@@ -149,25 +166,41 @@ class Contest:
     def _measure_batch(
         self, runners: Mapping[str, Runner], cell: Cell, batch: int, skipped: list[Skipped]
     ) -> list[BenchRow]:
-        calls = {
-            name: _Call(runner, self.entrants[name].images(batch, runner.device)) for name, runner in runners.items()
-        }
-        for name in list(calls):
+        calls: dict[str, _Call] = {}
+        for name, runner in runners.items():
             try:
-                calls[name]()
+                calls[name] = self._ready(name, runner, cell, batch)
             except Exception as error:
+                if torch.cuda.is_initialized():
+                    torch.cuda.empty_cache()
                 if name == self.baseline:
                     skipped.append(cell.skip(error, batch=batch))
                     return []
                 skipped.append(cell.skip(error, model=name, batch=batch))
-                del calls[name]
         samples = interleaved_latencies_ms(
             calls, rounds=self.rounds, warmup=self.warmup, seconds=self.seconds, clock=self._clock(cell)
         )
-        return [self._row(name, cell, batch, samples, self._peak_memory_mib(name, cell, calls)) for name in calls]
+        memory = {name: self._peak_memory_mib(name, cell, call) for name, call in calls.items()}
+        power = {name: None if self.meter is None else self.meter(call) for name, call in calls.items()}
+        return [self._row(name, cell, batch, samples, memory[name], power[name]) for name in calls]
+
+    def _ready(self, name: str, runner: Runner, cell: Cell, batch: int) -> "_Call":
+        """The call to be timed, made once."""
+        images = self.entrants[name].images(batch, runner.device)
+        plain = _Call(runner, images)
+        plain()
+        if cell.backend != "compiled-graph":
+            return plain
+        return _Call(runner, images, runner.capture(tuple(images.shape)).replay)
 
     def _row(
-        self, name: str, cell: Cell, batch: int, samples: Mapping[str, list[float]], peak_memory_mib: float | None
+        self,
+        name: str,
+        cell: Cell,
+        batch: int,
+        samples: Mapping[str, list[float]],
+        peak_memory_mib: float | None,
+        power: Power | None,
     ) -> BenchRow:
         entrant, own, dense = self.entrants[name], samples[name], samples[self.baseline]
         median_ms = percentile(own, 50)
@@ -188,6 +221,9 @@ class Contest:
             params=entrant.params,
             macs=entrant.macs,
             peak_memory_mib=peak_memory_mib,
+            energy_mj_per_image=None if power is None else power.energy_mj / batch,
+            power_w=None if power is None else power.power_w,
+            sm_clock_mhz=None if power is None else power.sm_clock_mhz,
             rounds=len(own),
         )
 
@@ -198,15 +234,17 @@ class Contest:
     def _clock(self, cell: Cell) -> Clock:
         return cuda_clock if self._on_torch_stream(cell) else cpu_clock
 
-    def _peak_memory_mib(self, name: str, cell: Cell, calls: Mapping[str, "_Call"]) -> float | None:
+    def _peak_memory_mib(self, name: str, cell: Cell, call: "_Call") -> float | None:
         # TensorRT, as ONNX Runtime, allocates without torch.
-        if self.device != "cuda" or cell.backend not in ("torch", "compiled"):
+        if self.device != "cuda" or cell.backend not in _IN_TORCH:
             return None
         # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
-        weights = self.entrants[name].params * calls[name].runner.inputs[0].dtype.itemsize
+        runner = call.runner
+        kept = TrainingRunner.COPIES if cell.backend == "train" else 1
+        weights = kept * self.entrants[name].params * runner.inputs[0].dtype.itemsize
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        calls[name]()
+        runner.run(call.images)
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before + weights) / _MIB
 
@@ -215,12 +253,18 @@ class Contest:
 class _Call:
     runner: Runner
     images: Tensor
+    replay: Callable[[], None] | None = None  # of the recorded CUDA graph
 
-    def __call__(self) -> Tensor:
-        return self.runner.run(self.images)
+    def __call__(self) -> object:
+        return self.runner.run(self.images) if self.replay is None else self.replay()
 
 
-def _first_line(error: Exception) -> str:
-    # Without the folders of this machine: reports are published.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a backend ran out of memory; ONNX Runtime and TensorRT say it in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the folders of this machine: reports are published."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {_FOLDERS.sub('', lines[0])[:300] if lines else 'no message'}"

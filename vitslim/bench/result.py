@@ -11,7 +11,9 @@ class BenchRow(Result):
 
     Latencies are of one call with the whole batch. ``speedup_vs_dense`` is the ratio of medians, baseline over model,
     of the same interleaved run; ``speedup_p10`` and ``speedup_p90`` are percentiles of that ratio over the rounds.
-    ``peak_memory_mib`` is weights plus the peak of one forward; ``None`` where no backend can tell it per model.
+    ``peak_memory_mib`` is weights plus the peak of one call; ``None`` where no backend can tell it per model.
+    Energy (millijoule per image), mean power and the clock of the multiprocessors are NVML's, in a loop of their own
+    after the timing; ``None`` where they were not asked for or cannot be read.
     """
 
     model: str
@@ -30,6 +32,9 @@ class BenchRow(Result):
     macs: int
     peak_memory_mib: float | None
     rounds: int
+    energy_mj_per_image: float | None = None
+    power_w: float | None = None
+    sm_clock_mhz: int | None = None
 
 
 class Skipped(Result):
@@ -40,6 +45,7 @@ class Skipped(Result):
     reason: str
     model: str | None = None
     batch: int | None = None
+    out_of_memory: bool = False
 
 
 class BenchReport(Result):

@@ -11,7 +11,7 @@ from vitslim.cli import engine, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
 
-BENCH_BACKENDS = "torch, compiled, ort, ort-tensorrt, tensorrt, rtx"
+BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
 BackendOption = Annotated[
     str, typer.Option("--backend", help="torch, auto, ort, ort-cuda, ort-tensorrt, tensorrt, rtx")
 ]

@@ -1,0 +1,142 @@
+"""Kernels against dense fused attention, on tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from vitslim.bench.clock import cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
+from vitslim.bench.contest import first_line, is_out_of_memory
+from vitslim.bench.roofline import Ceilings, standing
+from vitslim.runtime import Precision
+from vitslim.shapes import Result
+
+REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
+
+
+@runtime_checkable
+class KernelCase(Protocol):
+    """A kernel with the dense computation that it stands for.
+
+    ``bytes`` and ``flops`` are what the kernel's own algorithm moves and computes, for the roofline.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def call(self) -> Callable[[], object]: ...
+    @property
+    def dense(self) -> Callable[[], object]: ...
+    @property
+    def bytes(self) -> int | float: ...
+    @property
+    def flops(self) -> int | float: ...
+
+
+class KernelRow(Result):
+    """One kernel at one number of tokens; times are of one call, ratios against dense in the same rounds."""
+
+    kernel: str
+    tokens: int
+    batch: int
+    precision: Precision
+    latency_ms_p50: float
+    latency_ms_p90: float
+    dense_ms_p50: float
+    speedup_vs_dense: float
+    speedup_p10: float
+    speedup_p90: float
+    tflops: float
+    gbytes_s: float
+    intensity: float
+    roofline_share: float
+    rounds: int
+
+
+class KernelSkip(Result):
+    """A kernel that did not run."""
+
+    kernel: str
+    tokens: int
+    batch: int
+    reason: str
+    out_of_memory: bool
+
+
+def time_kernels(
+    cases: Iterable[KernelCase],
+    *,
+    precision: Precision,
+    batch: int,
+    ceilings: Ceilings,
+    device: torch.device,
+    rounds: int,
+) -> tuple[list[KernelRow], list[KernelSkip]]:
+    """Time every case against its dense twin, interleaved; what fails is named and the others go on."""
+    rows: list[KernelRow] = []
+    skipped: list[KernelSkip] = []
+    for case in cases:
+        try:
+            rows.append(_row(case, precision, batch, ceilings, device, rounds))
+        except Exception as error:  # whatever a kernel raises, the other kernels go on
+            skipped.append(
+                KernelSkip(
+                    kernel=case.name,
+                    tokens=case.tokens,
+                    batch=batch,
+                    reason=first_line(error),
+                    out_of_memory=is_out_of_memory(error),
+                )
+            )
+    return rows, skipped
+
+
+def _row(
+    case: KernelCase, precision: Precision, batch: int, ceilings: Ceilings, device: torch.device, rounds: int
+) -> KernelRow:
+    is_gpu = device.type == "cuda"
+    calls = {"kernel": case.call, "dense": case.dense}
+    if is_gpu:
+        calls = {name: _recorded(call, device) for name, call in calls.items()}
+    samples = interleaved_latencies_ms(calls, rounds=rounds, clock=cuda_clock if is_gpu else cpu_clock)
+    own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
+    ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
+    median_ms = percentile(own, 50)
+    place = standing(float(case.flops), float(case.bytes) / 1e9, median_ms, ceilings)
+    return KernelRow(
+        kernel=case.name,
+        tokens=case.tokens,
+        batch=batch,
+        precision=precision,
+        latency_ms_p50=median_ms,
+        latency_ms_p90=percentile(own, 90),
+        dense_ms_p50=percentile(dense, 50),
+        speedup_vs_dense=percentile(dense, 50) / median_ms,
+        speedup_p10=percentile(ratios, 10),
+        speedup_p90=percentile(ratios, 90),
+        tflops=place.tflops,
+        gbytes_s=place.gbytes_s,
+        intensity=place.intensity,
+        roofline_share=place.share,
+        rounds=len(own),
+    )
+
+
+def _recorded(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The call ``REPEATS`` times as one CUDA graph."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    # Compilation and autotuning happen at the first calls and cannot be recorded.
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        for _ in range(REPEATS):
+            call()
+    return graph.replay

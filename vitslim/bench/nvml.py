@@ -1,0 +1,106 @@
+"""Energy, power and clocks of an NVIDIA GPU, read from the library that its driver brings.
+
+Source: NVML API reference, "Device Queries". No package is needed: the few functions are called through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vitslim.errors import MissingDependencyError
+from vitslim.shapes import Result
+
+LIBRARY = "libnvidia-ml.so.1"
+_GRAPHICS, _SM, _MEMORY = 0, 1, 2  # nvmlClockType_t
+_MIN_SECONDS = 0.4  # the energy counter moves in steps of some tens of milliseconds
+
+
+class Power(Result):
+    """What a GPU drew and how fast it ran while one call was repeated."""
+
+    energy_mj: float  # of one call, millijoule
+    power_w: float  # mean
+    sm_clock_mhz: int  # at the end of the loop
+    memory_clock_mhz: int
+    seconds: float  # length of the loop
+
+
+class Nvml:
+    """One GPU seen by NVML.
+
+    Args:
+        bus_id: PCI address of the GPU, as ``0000:3b:00.0``.
+        library: the shared library's name or path.
+
+    Raises:
+        MissingDependencyError: no driver library, or it does not know the GPU or its energy.
+    """
+
+    def __init__(self, bus_id: str, library: str = LIBRARY) -> None:
+        try:
+            self._library: Any = ctypes.CDLL(library)
+        except OSError as error:
+            raise MissingDependencyError(f"energy and clocks need NVIDIA's driver library {library}: {error}") from None
+        self._call("nvmlInit_v2")
+        self._handle = ctypes.c_void_p()
+        self._call("nvmlDeviceGetHandleByPciBusId_v2", bus_id.encode(), ctypes.byref(self._handle))
+        self.energy_mj()
+
+    def energy_mj(self) -> int:
+        """Millijoule since the driver was loaded."""
+        value = ctypes.c_ulonglong()
+        self._call("nvmlDeviceGetTotalEnergyConsumption", self._handle, ctypes.byref(value))
+        return value.value
+
+    def clock_mhz(self, kind: int) -> int:
+        """The clock of the multiprocessors or of the memory now."""
+        value = ctypes.c_uint()
+        self._call("nvmlDeviceGetClockInfo", self._handle, kind, ctypes.byref(value))
+        return value.value
+
+    def measure(self, call: Callable[[], object], wait: Callable[[], object], seconds: float = _MIN_SECONDS) -> Power:
+        """Repeat a call for at least so many seconds and read the counters around it.
+
+        Args:
+            wait: returns when the GPU has done what was asked for.
+        """
+        call()
+        wait()
+        energy, began, calls = self.energy_mj(), time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            # Without a wait the queue would grow far beyond the loop's time.
+            for _ in range(4):
+                call()
+            wait()
+            calls += 4
+        sm, memory = self.clock_mhz(_SM), self.clock_mhz(_MEMORY)
+        used, spent = self.energy_mj() - energy, time.perf_counter() - began
+        return Power(
+            energy_mj=used / calls, power_w=used / 1e3 / spent, sm_clock_mhz=sm, memory_clock_mhz=memory, seconds=spent
+        )
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        try:
+            code = int(getattr(self._library, name)(*arguments))
+        except AttributeError:
+            raise MissingDependencyError(f"NVIDIA's driver library has no {name}; update the driver") from None
+        if code:
+            raise MissingDependencyError(f"energy and clocks: {name} answered with NVML error {code}")
+
+
+def open_nvml(device: torch.device) -> Nvml:
+    """NVML of a torch device.
+
+    Raises:
+        MissingDependencyError: there is no energy to be read.
+    """
+    if device.type != "cuda":
+        raise MissingDependencyError("energy and clocks are read from NVIDIA GPUs alone")
+    properties: Any = torch.cuda.get_device_properties(device)
+    numbers = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+    return Nvml("{:04x}:{:02x}:{:02x}.0".format(*numbers))

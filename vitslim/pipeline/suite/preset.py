@@ -1,0 +1,151 @@
+"""Presets of the benchmark suite: which pieces are measured, read from a YAML file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from vitslim.bench.baselines import BASELINES
+from vitslim.bench.clock import MIN_ROUNDS
+from vitslim.bench.contest import Backend
+from vitslim.bench.suite import SMALLER, Piece
+from vitslim.errors import ConfigError
+from vitslim.methods import method_named
+from vitslim.recipe import describe_faults, read_yaml
+from vitslim.runtime import Precision
+from vitslim.shapes import Config
+
+PRESETS = ("cpu", "gpu")
+_SPLIT_BY_BATCH = ("compiled", "compiled-graph")  # each batch size is compiled anew, which takes longer than the timing
+
+
+class ModelEntry(Config):
+    """A model of the suite."""
+
+    name: str | None = None  # timm name or alias; the key by default
+    options: dict[str, Any] = Field(default_factory=dict)  # further arguments of the timm model
+    smaller: str | None = None  # the sibling that competes as ``smaller-sibling``
+
+
+class Competitor(Config):
+    """A conversion, or several in a row, that competes with the dense model."""
+
+    convert: tuple[dict[str, Any], ...] = Field(min_length=1)  # as in a recipe: {method: ..., option: ...}
+
+    @model_validator(mode="after")
+    def _has_methods(self) -> Competitor:
+        for entry in self.convert:
+            if "method" not in entry:
+                raise ValueError(f"{entry} names no method")
+            try:
+                method_named(str(entry["method"]))
+            except ConfigError as fault:
+                raise ValueError(str(fault)) from None
+        return self
+
+
+class Group(Config):
+    """Pieces that share all but what is listed: their product, sizes outermost."""
+
+    models: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (0,)  # pixels; 0: the model's own
+    precisions: tuple[Precision, ...] = ("fp32",)
+    backends: tuple[Backend, ...] = ("torch",)
+    batches: tuple[PositiveInt, ...] = (1,)
+    competitors: tuple[str, ...] = ()
+    kernels: tuple[PositiveInt, ...] = ()  # numbers of tokens; the group is of kernels then
+    quick: bool = False  # whether --quick measures it
+
+
+class Preset(Config):
+    """All that a run of the suite is told."""
+
+    device: str = "cpu"
+    threads: int = Field(default=1, ge=1)
+    rounds: int = Field(default=30, ge=MIN_ROUNDS)  # samples per competitor
+    warmup: int = Field(default=3, ge=1)
+    seconds: float | None = Field(default=None, gt=0)  # of one batch size of one piece
+    energy: bool = False
+    piece_seconds: float = Field(default=240, gt=0)  # what a piece is taken to need before one like it was measured
+    models: dict[str, ModelEntry]
+    competitors: dict[str, Competitor] = Field(default_factory=dict)
+    groups: tuple[Group, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _knows_all_names(self) -> Preset:
+        for group in self.groups:
+            unknown = sorted({*group.models} - {*self.models})
+            rivals = {*self.competitors, *BASELINES, SMALLER}
+            unknown += sorted({*group.competitors} - rivals)
+            if unknown:
+                raise ValueError(f"groups name {', '.join(unknown)}, which are neither models nor competitors here")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What every piece depends on beside its own fields."""
+        return self.model_dump(mode="json", include={"device", "threads", "rounds", "warmup", "seconds", "energy"})
+
+    def pieces(self, *, quick: bool) -> list[Piece]:
+        """What is to be measured, the most telling first."""
+        found: list[Piece] = []
+        for group in self.groups:
+            if group.quick or not quick:
+                found += _pieces(group)
+        return list({piece.name: piece for piece in found}.values())
+
+
+def read_preset(name: str, *, quick: bool = False) -> Preset:
+    """A preset by its name, or out of a YAML file of the same form.
+
+    Args:
+        quick: with the changes that the preset has for a quick run.
+
+    Raises:
+        ConfigError: no such preset, or a faulty one; all faults in one message.
+    """
+    text = _text(name)
+    document = cast("dict[str, Any]", read_yaml(text, f"preset {name}"))
+    if not isinstance(document, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  a file may hold anything
+        raise ConfigError(f"preset {name}: wanted settings such as groups: [...]")
+    # Under `define` stand lists that several groups repeat through YAML's anchors.
+    document = {key: value for key, value in document.items() if key != "define"}
+    changes = document.pop("quick", None) or {}
+    try:
+        return Preset(**{**document, **(changes if quick else {})})
+    except ValidationError as error:
+        raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, Preset))}") from None
+
+
+def _text(name: str) -> str:
+    if name in PRESETS:
+        return (resources.files("vitslim") / "assets" / f"suite_{name}.yaml").read_text()
+    if not Path(name).is_file():
+        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
+    return Path(name).read_text()
+
+
+def _pieces(group: Group) -> list[Piece]:
+    if group.kernels:
+        return [
+            Piece(kind="kernels", precision=precision, batches=(batch,), tokens=group.kernels)
+            for precision in group.precisions
+            for batch in group.batches
+        ]
+    return [
+        Piece(
+            model=model,
+            image_size=size,
+            precision=precision,
+            backend=backend,
+            batches=batches,
+            competitors=group.competitors,
+        )
+        for size in group.sizes
+        for model in group.models
+        for precision in group.precisions
+        for backend in group.backends
+        for batches in ([(one,) for one in group.batches] if backend in _SPLIT_BY_BATCH else [group.batches])
+    ]
