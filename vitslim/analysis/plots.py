@@ -4,22 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitslim.analysis.canvas import GRID, INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.analysis.result import AnalysisReport, Kind, Table
-from vitslim.errors import MissingDependencyError
-from vitslim.files import atomic_path
-
-# Matplotlib's classes. Named by hand: importing them needs the library, which may not be there.
-Axes = Any
-Figure = Any
 
 _COLOURS = "cividis"  # perceptually uniform, reads the same with colour-vision deficiency and in print
-_INK, _MUTED, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
 _COLOUR_OF: dict[Kind, str] = {"identity": "#9aa5b1", "linear": "#00538a"}
 _LABEL_OF: dict[Kind, str] = {"identity": "previous output as it is", "linear": "linear map of previous output"}
 _REUSED = "#c2410c"
 _FIGURES_UP_TO = 14  # layers; beyond it the numbers in the cells would touch
-_DPI = 150
-_SMALL = 8.5  # points
 _KINDS: tuple[Kind, ...] = ("identity", "linear")
 
 
@@ -44,7 +36,7 @@ def write_plots(report: AnalysisReport, folder: str | Path) -> list[Path]:
     paths: list[Path] = []
     for name, draw in drawings.items():
         path = Path(folder) / name
-        _save(draw(), path)
+        save_figure(draw(), path)
         paths.append(path)
     return paths
 
@@ -54,21 +46,21 @@ def _heat_map(report: AnalysisReport, table: Table, title: str) -> Figure:
     side = min(max(4.2, 0.46 * layers + 1.2), 10.0)
     legend = "orange blocks are recommended for reuse" if report.recommended.layers else ""
     subtitle = ", ".join(part for part in ("linear CKA", _images(report.images), legend) if part)
-    figure, axes = _canvas(side + 0.8, side + 0.7, title, subtitle)
-    axes.set_facecolor(_GRID)
+    figure, axes = canvas(side + 0.8, side + 0.7, title, subtitle)
+    axes.set_facecolor(GRID)
     values = [[float("nan") if value is None else value for value in row] for row in table]
     image = axes.imshow(values, cmap=_COLOURS, vmin=0.0, vmax=1.0, origin="lower")
     if layers <= _FIGURES_UP_TO:
         _write_figures(axes, table)
-    axes.set_xlabel("block", color=_MUTED, fontsize=_SMALL)
-    axes.set_ylabel("block", color=_MUTED, fontsize=_SMALL)
+    axes.set_xlabel("block", color=MUTED, fontsize=SMALL)
+    axes.set_ylabel("block", color=MUTED, fontsize=SMALL)
     _number_blocks(axes, report, layers)
     _number_rows(axes, report, layers)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=_SMALL)
+    axes.tick_params(length=0, labelsize=SMALL)
     bar = figure.colorbar(image, cax=axes.inset_axes([1.03, 0.0, 0.035, 1.0]), ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelcolor=_MUTED, labelsize=_SMALL)
+    bar.ax.tick_params(length=0, labelcolor=MUTED, labelsize=SMALL)
     return figure
 
 
@@ -76,13 +68,13 @@ def _write_figures(axes: Axes, table: Table) -> None:
     for row, values in enumerate(table):
         for column, value in enumerate(values):
             text = "–" if value is None else f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
-            colour = _INK if value is None or value > 0.55 else "#ffffff"
+            colour = INK if value is None or value > 0.55 else "#ffffff"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def _r2_bars(report: AnalysisReport) -> Figure:
     layers = len(report.linear_r2)
-    figure, axes = _canvas(
+    figure, axes = canvas(
         _width(layers),
         3.6,
         "How much of each attention output the previous one explains",
@@ -92,7 +84,7 @@ def _r2_bars(report: AnalysisReport) -> Figure:
         if value is not None:
             axes.bar(layer, value, width=0.7, color=_COLOUR_OF["linear"])
     axes.set_ylim(min([0.0, *(value for value in report.linear_r2 if value is not None)]), 1.0)
-    axes.set_ylabel("R²", color=_MUTED, fontsize=_SMALL)
+    axes.set_ylabel("R²", color=MUTED, fontsize=SMALL)
     _finish_bars(axes, report, layers)
     return figure
 
@@ -100,7 +92,7 @@ def _r2_bars(report: AnalysisReport) -> Figure:
 def _replacement_bars(report: AnalysisReport) -> Figure:
     layers = len(report.linear_r2)
     unit = "KL to the dense output, nats" if report.output_measure == "kl" else "relative change of the pooled features"
-    figure, axes = _canvas(
+    figure, axes = canvas(
         _width(layers),
         4.0,
         "What the output loses when one attention output is replaced",
@@ -111,7 +103,7 @@ def _replacement_bars(report: AnalysisReport) -> Figure:
     sizes = {(effect.layer, effect.kind): effect.size for effect in report.replacement if effect.size}
     for layer in range(layers):
         ends = [sizes[layer, kind] for kind in _KINDS if (layer, kind) in sizes]
-        axes.plot([layer] * len(ends), ends, color=_GRID, linewidth=5, solid_capstyle="round", zorder=2)
+        axes.plot([layer] * len(ends), ends, color=GRID, linewidth=5, solid_capstyle="round", zorder=2)
     for kind in _KINDS:
         dots = [(layer, size) for (layer, of), size in sizes.items() if of == kind]
         axes.plot(
@@ -126,7 +118,7 @@ def _replacement_bars(report: AnalysisReport) -> Figure:
     if sizes:
         axes.set_ylim(min(sizes.values()) / 1.7, max(sizes.values()) * 1.7)
         _label_decades(axes, max(sizes.values()) / min(sizes.values()))
-    axes.set_ylabel("nats" if report.output_measure == "kl" else "relative change", color=_MUTED, fontsize=_SMALL)
+    axes.set_ylabel("nats" if report.output_measure == "kl" else "relative change", color=MUTED, fontsize=SMALL)
     _finish_bars(axes, report, layers)
     return figure
 
@@ -146,17 +138,17 @@ def _finish_bars(axes: Axes, report: AnalysisReport, layers: int) -> None:
     if report.recommended.layers:
         axes.axvspan(-9, -8, color=_REUSED, alpha=0.18, linewidth=0, label="recommended for reuse")
     axes.set_xlim(-0.6, layers - 0.4)
-    axes.set_xlabel("block", color=_MUTED, fontsize=_SMALL)
+    axes.set_xlabel("block", color=MUTED, fontsize=SMALL)
     _number_blocks(axes, report, layers)
-    axes.grid(axis="y", color=_GRID)
+    axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.tick_params(length=0, which="both", labelsize=_SMALL)
-    axes.tick_params(axis="y", labelcolor=_MUTED)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(length=0, which="both", labelsize=SMALL)
+    axes.tick_params(axis="y", labelcolor=MUTED)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=_SMALL, labelcolor=_INK
+            loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK
         )
 
 
@@ -175,34 +167,12 @@ def _number_rows(axes: Axes, report: AnalysisReport, layers: int) -> None:
 def _mark(labels: Sequence[Any], shown: Sequence[int], reused: Sequence[int]) -> None:
     for label, layer in zip(labels, shown, strict=True):
         marked = layer in reused
-        label.set_color(_REUSED if marked else _MUTED)
+        label.set_color(_REUSED if marked else MUTED)
         label.set_fontweight("bold" if marked else "normal")
 
 
 def _ticks(layers: int) -> list[int]:
     return list(range(0, layers, 1 if layers <= 24 else 2))
-
-
-def _canvas(width: float, height: float, title: str, subtitle: str) -> tuple[Figure, Axes]:
-    """A figure outside pyplot's global state, so that nothing stays open and no window system is asked for."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as NewFigure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError:
-        raise MissingDependencyError("drawing the analysis needs matplotlib: pip install 'vitslim[report]'") from None
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
-    figure = NewFigure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=24)
-    axes.annotate(subtitle, (0, 1), (0, 9), "axes fraction", textcoords="offset points", fontsize=_SMALL, color=_MUTED)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as scratch:
-        figure.savefig(scratch, format="png")
 
 
 def _width(layers: int) -> float:

@@ -89,7 +89,7 @@ def with_tome(model: nn.Module) -> nn.Module:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    _require("tome", "ToMe (github.com/facebookresearch/ToMe)")
+    _require("tome", "ToMe (the package tome)")
     import tome  # pyright: ignore[reportMissingImports]
 
     merged = copy.deepcopy(model)

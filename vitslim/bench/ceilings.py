@@ -28,9 +28,7 @@ ON_GPU = CeilingSizes(gemm=8192, copy_mib=1024, rounds=20)
 ON_CPU = CeilingSizes(gemm=1024, copy_mib=256, rounds=7)
 
 
-def measure_ceilings(
-    device: torch.device | str, precision: Precision, sizes: CeilingSizes | None = None
-) -> Ceilings:
+def measure_ceilings(device: torch.device | str, precision: Precision, sizes: CeilingSizes | None = None) -> Ceilings:
     """The best of several large matrix products and of several large copies, on torch's threads or its GPU.
 
     Args:

@@ -25,7 +25,7 @@ Backend = Literal["torch", "compiled", "compiled-graph", "ort", "ort-tensorrt", 
 
 Meter = Callable[[Callable[[], object]], Power]
 
-_ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
+ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
 _IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
 _ON_STREAM = (*_IN_TORCH, "tensorrt", "rtx")
 
@@ -140,7 +140,7 @@ class Contest:
 
     def _open(self, name: str, cell: Cell, folder: Path) -> Runner:
         model = self.entrants[name].model
-        if cell.backend in _ON_GPU and self.device != "cuda":
+        if cell.backend in ON_GPU and self.device != "cuda":
             raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
         if cell.backend == "train":
             return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)

@@ -1,4 +1,4 @@
-"""Verbs that measure or deploy what was made: eval, export, verify, bench, report."""
+"""Verbs that check or deploy what was made: eval, export, verify, report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import typer
 
 from vitslim.cli import engine, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
-from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
+from vitslim.errors import CheckFailedError, ConfigError
 
-BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
 BackendOption = Annotated[
     str, typer.Option("--backend", help="torch, auto, ort, ort-cuda, ort-tensorrt, tensorrt, rtx")
 ]
@@ -24,7 +23,6 @@ def register(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(engine.refit)
     app.command()(verify)
-    app.command()(bench)
     app.command()(report)
 
 
@@ -194,52 +192,6 @@ def verify(
         raise CheckFailedError("; ".join(found.failures()))
 
 
-def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="folders or model names")],
-    against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
-    backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
-    batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads", min=1)] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", help="samples per model", min=5)] = 30,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file", show_default=False)] = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Latency and throughput beside the dense model with fused attention, in one interleaved run."""
-    from vitslim import pipeline
-    from vitslim.bench import caption, skipped_lines, text_table
-    from vitslim.files import write_json
-
-    with Screen() as screen:
-        found = pipeline.benchmark(
-            models,
-            against=against,
-            backends=options.words(backend),
-            batches=options.numbers(batch, "--batch"),
-            precisions=options.words(precision),
-            threads=threads,
-            rounds=rounds,
-            device=device,
-            progress=screen,
-        )
-    if not found.rows:
-        raise _nothing_measured(skipped_lines(found))
-    document = found.model_dump(mode="json")
-    if out is not None:
-        write_json(out, document)
-    folders = [Path(model) for model in models if (Path(model) / "config.json").is_file()]
-    if out is None and len(folders) == 1:
-        write_json(folders[0] / "bench.json", document)
-    if json:
-        print_json(document)
-        return
-    typer.echo(text_table(found.rows, found.baseline))
-    typer.echo(caption(found))
-    for line in skipped_lines(found):
-        say(f"not measured: {line}", style="yellow")
-
-
 def report(
     folder: FolderArgument,
 ) -> None:
@@ -249,14 +201,6 @@ def report(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     say(f"wrote {write_report(folder)}")
-
-
-def _nothing_measured(reasons: list[str]) -> VitslimError:
-    message = f"nothing could be measured: {'; '.join(reasons)}"
-    # A backend whose library is absent says how to install it.
-    return (
-        MissingDependencyError(message) if all("pip install" in one for one in reasons) else CheckFailedError(message)
-    )
 
 
 def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:

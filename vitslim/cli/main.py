@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from vitslim.cli import bring, check, look, make, plugin, serve
+from vitslim.cli import bench, bring, check, look, make, plugin, serve
 from vitslim.errors import VitslimError
 
 _INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
@@ -27,6 +27,7 @@ look.register(app)
 make.register(app)
 bring.register(app)
 check.register(app)
+bench.register(app)
 serve.register(app)
 plugin.register(app)
 

@@ -14,7 +14,7 @@ import torch
 
 from vitslim.bench.ceilings import measure_ceilings
 from vitslim.bench.clock import torch_threads
-from vitslim.bench.contest import Cell, Contest, Meter, first_line, is_out_of_memory
+from vitslim.bench.contest import ON_GPU, Cell, Contest, Meter, first_line, is_out_of_memory
 from vitslim.bench.environment import environment
 from vitslim.bench.kernels import time_kernels
 from vitslim.bench.nvml import open_nvml
@@ -149,6 +149,8 @@ def _device(preset: Preset) -> torch.device:
 
 def _require_backend(piece: Piece, device: torch.device) -> None:
     """Refuse a backend that is not here before models are built and exported for it."""
+    if piece.backend in ON_GPU and device.type != "cuda":
+        raise MissingDependencyError(f"{piece.backend} runs on a GPU, this preset measures the CPU")
     if piece.backend == "ort" and device.type == "cuda":
         import onnxruntime
 

@@ -36,6 +36,7 @@ class Worker:
         try:
             self._connection.send((piece.model_dump(mode="json"), digest))
             if not self._connection.poll(seconds):
+                self._process.kill()
                 self._stop()
                 return self._lost(piece, digest, began, "too long", f"not done after {seconds:.0f} s")
             result = PieceResult.model_validate(self._connection.recv())
@@ -69,7 +70,9 @@ class Worker:
     def _stop(self) -> None:
         if self._process is None:
             return
+        # The child ends when its end of the connection does; one that is busy is not waited for.
         self._connection.close()
+        self._process.join(_GRACE_SECONDS)
         self._process.kill()
         self._process.join()
         self._process = self._connection = None

@@ -1,0 +1,139 @@
+"""The verbs that measure speed: bench MODEL..., bench suite, bench accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from vitslim.cli import options
+from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.errors import CheckFailedError, MissingDependencyError, VitslimError
+
+BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
+_MODELS = "models"
+
+OutFolder = Annotated[Path, typer.Option("--out", help="folder; name it again to go on", show_default=False)]
+MinutesOption = Annotated[
+    float | None, typer.Option("--minutes", help="begin nothing that would end later", min=0.05, show_default=False)
+]
+PresetOption = Annotated[str, typer.Option("--preset", help="cpu, gpu or a YAML file of the same form")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="a part of it with few samples")]
+
+
+class _WithDefault(typer.core.TyperGroup):
+    """A group whose first word, where it is no command's name, is already an argument of the default command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        asks_for_help = any(word in ctx.help_option_names for word in args[:1])
+        if not asks_for_help and (not args or args[0] not in self.commands):
+            args = [_MODELS, *args]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of verbs to the command."""
+    group = typer.Typer(
+        name="bench",
+        cls=_WithDefault,
+        help="Latency and throughput beside the dense model with fused attention, in one interleaved run. "
+        "`vitslim bench MODEL...` measures the given models; see `vitslim bench models --help`.",
+    )
+    group.command(_MODELS)(bench)
+    group.command("suite")(suite)
+    app.add_typer(group)
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="folders or model names")],
+    against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
+    backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
+    batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads", min=1)] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", help="samples per model", min=5)] = 30,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file", show_default=False)] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Measure the given models; the word `models` may be left out."""
+    from vitslim import pipeline
+    from vitslim.bench import caption, skipped_lines, text_table
+    from vitslim.files import write_json
+
+    with Screen() as screen:
+        found = pipeline.benchmark(
+            models,
+            against=against,
+            backends=options.words(backend),
+            batches=options.numbers(batch, "--batch"),
+            precisions=options.words(precision),
+            threads=threads,
+            rounds=rounds,
+            device=device,
+            progress=screen,
+        )
+    if not found.rows:
+        raise _nothing_measured(skipped_lines(found))
+    document = found.model_dump(mode="json")
+    if out is not None:
+        write_json(out, document)
+    folders = [Path(model) for model in models if (Path(model) / "config.json").is_file()]
+    if out is None and len(folders) == 1:
+        write_json(folders[0] / "bench.json", document)
+    if json:
+        print_json(document)
+        return
+    typer.echo(text_table(found.rows, found.baseline))
+    typer.echo(caption(found))
+    for line in skipped_lines(found):
+        say(f"not measured: {line}", style="yellow")
+
+
+def suite(
+    out: OutFolder,
+    preset: PresetOption = "cpu",
+    quick: QuickOption = False,
+    minutes: MinutesOption = None,
+    again: Annotated[bool, typer.Option("--again", help="measure once more what failed")] = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Models, sizes, batches, backends, methods and baselines, piece by piece; stopped, it goes on where it was."""
+    from vitslim.pipeline.suite import run_suite
+    from vitslim.report.suite import render_overview, write_suite
+
+    command = _command("suite", preset, quick)
+    with Screen() as screen:
+        found = run_suite(
+            out, preset=preset, quick=quick, minutes=minutes, again=again, command=command, progress=screen
+        )
+    page, *_ = write_suite(found, out)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    if not found.pieces:
+        raise CheckFailedError("no piece was measured in that time; give more --minutes")
+    print_table("pieces", ("piece", "status", "seconds", "reason"), [_piece_row(piece) for piece in found.pieces])
+    typer.echo("\n" + render_overview(found))
+    say(f"wrote {page}")
+    if found.left:
+        say(f"{len(found.left)} pieces are left; run the same command again", style="yellow")
+
+
+def _piece_row(piece: Any) -> tuple[str, ...]:
+    return (piece.piece.name, piece.status, f"{piece.seconds:.1f}", piece.reason or "")
+
+
+def _command(verb: str, preset: str, quick: bool) -> str:
+    # As anyone would type it: without the folders of this machine.
+    return f"vitslim bench {verb} --preset {Path(preset).name}{' --quick' if quick else ''}"
+
+
+def _nothing_measured(reasons: list[str]) -> VitslimError:
+    message = f"nothing could be measured: {'; '.join(reasons)}"
+    # A backend whose library is absent says how to install it.
+    return (
+        MissingDependencyError(message) if all("pip install" in one for one in reasons) else CheckFailedError(message)
+    )

@@ -1,0 +1,223 @@
+"""The suite's figures as tables of text: one per setting, and one that puts all settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vitslim.bench.suite import DENSE, PieceResult, SuiteReport, SuiteRow
+
+Cells = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title; the first row is the header, the first column names the rows."""
+
+    title: str
+    cells: Cells
+    note: str = ""
+
+    def markdown(self) -> str:
+        """As GitHub draws it."""
+        header, *lines = self.cells
+        rule = ["---", *("---:" for _ in header[1:])]
+        rows = ["| " + " | ".join(line) + " |" for line in (header, rule, *lines)]
+        return "\n".join([f"**{self.title}**", "", *rows, *(["", self.note] if self.note else [])])
+
+    def text(self) -> str:
+        """In aligned columns, for a terminal."""
+        widths = [max(len(line[index]) for line in self.cells) for index in range(len(self.cells[0]))]
+        lines = [
+            "  ".join(
+                [
+                    line[0].ljust(widths[0]),
+                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+                ]
+            )
+            for line in self.cells
+        ]
+        return "\n".join([f"{self.title}:", *lines, *([self.note] if self.note else [])])
+
+
+def overview(report: SuiteReport, backend: str, precision: str) -> Table | None:
+    """Speed against dense, a row per competitor and a column per setting, in one backend and precision."""
+    pieces = [piece for piece in report.pieces if (piece.piece.backend, piece.piece.precision) == (backend, precision)]
+    columns = [(piece, batch) for piece in pieces for batch in piece.piece.batches if piece.piece.kind == "models"]
+    names = _competitors(pieces)
+    if not columns or not names:
+        return None
+    header = ["speed against dense", *(_setting_words(piece, batch) for piece, batch in columns)]
+    lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
+    dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
+    return Table(f"{backend}, {precision}", [header, dense, *lines])
+
+
+def overviews(report: SuiteReport) -> list[Table]:
+    """An overview per backend and precision, in the preset's order; training steps are among them."""
+    kinds = dict.fromkeys((piece.piece.backend, piece.piece.precision) for piece in report.pieces)
+    return [table for kind in kinds if (table := overview(report, *kind)) is not None]
+
+
+def piece_table(piece: PieceResult, batch: int) -> Table:
+    """All figures of one setting."""
+    rows = [row for row in piece.rows if row.batch == batch]
+    dense = next((row for row in rows if row.model == DENSE), None)
+    columns: list[tuple[str, Callable[[SuiteRow], str]]] = [
+        ("speed", lambda row: f"{row.speedup_vs_dense:.2f}x"),
+        ("p10–p90", lambda row: f"{row.speedup_p10:.2f}–{row.speedup_p90:.2f}"),
+        ("p50 ms", lambda row: significant(row.latency_ms_p50)),
+        ("p99 ms", lambda row: significant(row.latency_ms_p99)),
+        ("img/s", lambda row: significant(row.throughput_img_s)),
+        ("GMAC", lambda row: f"{row.macs / 1e9:.4g}"),
+        ("of MAC ratio", lambda row: "–" if dense is None else f"{100 * share_of_mac_ratio(row, dense):.0f} %"),
+        ("params M", lambda row: f"{row.params / 1e6:.2f}"),
+    ]
+    optional: list[tuple[str, Callable[[SuiteRow], float | None], str]] = [
+        ("TFLOP/s", lambda row: row.tflops, "{:.3g}"),
+        ("GB/s", lambda row: row.gbytes_s, "{:.3g}"),
+        ("of roofline", lambda row: None if row.roofline_share is None else 100 * row.roofline_share, "{:.0f} %"),
+        ("memory MiB", lambda row: row.peak_memory_mib, "{:.0f}"),
+        ("mJ/img", lambda row: row.energy_mj_per_image, "{:.3g}"),
+        ("W", lambda row: row.power_w, "{:.0f}"),
+        ("MHz", lambda row: row.sm_clock_mhz, "{:.0f}"),
+    ]
+    columns += [
+        (title, _optional(value, form))
+        for title, value, form in optional
+        if any(value(row) is not None for row in rows)
+    ]
+    cells = [["competitor", *(title for title, _ in columns)]]
+    cells += [[row.model, *(cell(row) for _, cell in columns)] for row in rows]
+    return Table(f"{_words(piece)}, batch {batch}", cells, _ceiling_note(piece))
+
+
+def kernel_table(report: SuiteReport, precision: str) -> Table | None:
+    """Kernels against dense fused attention, a column per number of tokens."""
+    rows = [row for row in report.kernel_rows if row.precision == precision]
+    if not rows:
+        return None
+    tokens = sorted({(row.tokens, row.batch) for row in rows})
+    found = {(row.kernel, row.tokens, row.batch): row for row in rows}
+    header = ["kernel against its dense twin", *(f"{count} tokens, b{batch}" for count, batch in tokens)]
+    lines = [
+        [
+            kernel,
+            *(
+                "–" if row is None else f"{row.speedup_vs_dense:.2f}x ({100 * row.roofline_share:.0f} %)"
+                for count, batch in tokens
+                for row in [found.get((kernel, count, batch))]
+            ),
+        ]
+        for kernel in dict.fromkeys(row.kernel for row in rows)
+    ]
+    return Table(f"kernels, {precision}", [header, *lines], "In brackets: share of what the roofline allows.")
+
+
+def kernel_tables(report: SuiteReport) -> list[Table]:
+    """A table per precision in which kernels were timed."""
+    precisions = dict.fromkeys(row.precision for row in report.kernel_rows)
+    return [table for one in precisions if (table := kernel_table(report, one)) is not None]
+
+
+def not_measured(report: SuiteReport) -> list[str]:
+    """What was asked for and has no figure, one sentence each."""
+    sentences = [f"{piece.piece.name}: {piece.status}, {piece.reason}" for piece in report.pieces if not piece.rows]
+    sentences = [one for one, piece in zip(sentences, _without_rows(report), strict=True) if not piece.kernel_rows]
+    for piece in report.pieces:
+        if piece.rows:
+            sentences += [
+                f"{piece.piece.name}, {skip.model or 'all'}"
+                + (f", batch {skip.batch}" if skip.batch else "")
+                + f": {skip.reason}"
+                for skip in piece.skipped
+            ]
+        sentences += [
+            f"{piece.piece.name}, {skip.kernel}, {skip.tokens} tokens: {skip.reason}" for skip in piece.kernel_skips
+        ]
+    notes = dict.fromkeys(note for piece in report.pieces for note in piece.notes)
+    left = [f"not begun: {', '.join(report.left)}"] if report.left else []
+    return [*dict.fromkeys(sentences), *notes, *left]
+
+
+def caption(report: SuiteReport) -> str:
+    """On what, how and against what was measured."""
+    environment, settings = report.environment, report.settings
+    if not environment:
+        return f"Nothing measured yet; `{report.command}`."
+    gpu = ", ".join(one["name"] for one in environment.get("gpu") or []) if settings["device"] == "cuda" else ""
+    threads = settings["threads"]
+    parts = [
+        gpu or f"{environment['cpu']}, {threads} thread{'s' if threads > 1 else ''}",
+        f"medians of up to {settings['rounds']} interleaved rounds",
+        "speed against dense with fused attention in the same rounds, random weights",
+        f"torch {environment['torch']}",
+        *(["quick run"] if report.quick else []),
+        f"`{report.command}`",
+    ]
+    return "; ".join(parts) + "."
+
+
+def share_of_mac_ratio(row: SuiteRow, dense: SuiteRow) -> float:
+    """Which part of the ratio of multiply-accumulates became speed: 1 where time went down as they did."""
+    # (t_dense / t) / (MAC_dense / MAC)
+    return row.speedup_vs_dense * row.macs / dense.macs
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
+
+
+def _without_rows(report: SuiteReport) -> list[PieceResult]:
+    return [piece for piece in report.pieces if not piece.rows]
+
+
+def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
+    measured = {row.model for piece in pieces for row in piece.rows}
+    named = dict.fromkeys(name for piece in pieces for name in piece.piece.competitors)
+    return [name for name in named if name in measured]
+
+
+def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
+    for row in piece.rows:
+        if (row.model, row.batch) == (name, batch):
+            return f"{row.speedup_vs_dense:.2f}x"
+    if any(skip.out_of_memory and skip.model in (None, name) and skip.batch in (None, batch) for skip in piece.skipped):
+        return "no memory"
+    return "–"
+
+
+def _dense_cell(piece: PieceResult, batch: int) -> str:
+    found = next((row for row in piece.rows if (row.model, row.batch) == (DENSE, batch)), None)
+    if found is not None:
+        return significant(found.latency_ms_p50)
+    return "no memory" if piece.status == "out of memory" else "–"
+
+
+def _words(piece: PieceResult) -> str:
+    own = piece.piece
+    size = f" {own.image_size} px" if own.image_size else ""
+    return f"{own.model}{size}, {own.backend} {own.precision}"
+
+
+def _setting_words(piece: PieceResult, batch: int) -> str:
+    own = piece.piece
+    size = f" {own.image_size} px" if own.image_size else ""
+    return f"{own.model}{size}, b{batch}"
+
+
+def _ceiling_note(piece: PieceResult) -> str:
+    ceilings = piece.ceilings
+    if ceilings is None:
+        return ""
+    return (
+        f"Ceilings measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
+        f"{ceilings.gemm_size}), {significant(ceilings.gbytes_s)} GB/s (copy of {ceilings.copy_mib:.0f} MiB)."
+    )
+
+
+def _optional(value: Callable[[SuiteRow], float | None], form: str) -> Callable[[SuiteRow], str]:
+    return lambda row: "–" if (number := value(row)) is None else form.format(number)
