@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     )
     group.command(_MODELS)(bench)
     group.command("suite")(suite)
+    group.command("accuracy")(accuracy)
     app.add_typer(group)
 
 
@@ -120,6 +121,44 @@ def suite(
     say(f"wrote {page}")
     if found.left:
         say(f"{len(found.left)} pieces are left; run the same command again", style="yellow")
+
+
+def accuracy(
+    out: OutFolder,
+    preset: PresetOption = "cpu",
+    quick: QuickOption = False,
+    minutes: MinutesOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Train a teacher on the built-in images, convert it with everything at one budget; accuracy beside speed."""
+    from vitslim.pipeline.accuracy import run_accuracy
+    from vitslim.report.suite import accuracy_table, write_accuracy
+
+    command = _command("accuracy", preset, quick) + "".join(f" --set {one}" for one in settings or [])
+    with Screen() as screen:
+        found = run_accuracy(
+            out,
+            preset=preset,
+            quick=quick,
+            minutes=minutes,
+            overrides=tuple(settings or ()),
+            command=command,
+            progress=screen,
+        )
+    page, *_ = write_accuracy(found, out)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    if found.rows:
+        typer.echo(accuracy_table(found).text())
+        for note in found.notes:
+            typer.echo(note)
+    say(f"wrote {page}")
+    if found.left:
+        say(f"not done yet: {', '.join(found.left)}; run the same command again", style="yellow")
 
 
 def _piece_row(piece: Any) -> tuple[str, ...]:

@@ -62,8 +62,8 @@ def erase_boxes(
 
 def normalize(images: UInt8[Tensor, "b c h w"], preprocessing: Preprocessing) -> Float[Tensor, "b c height width"]:
     """Bring pixels to a model's size, mean and spread."""
-    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1) * 255
-    std = torch.tensor(preprocessing.std).view(-1, 1, 1) * 255
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(-1, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=images.device).view(-1, 1, 1) * 255
     pixels = images.float()
     if pixels.shape[-2:] != preprocessing.image_size:
         mode = "bicubic" if preprocessing.interpolation == "bicubic" else "bilinear"

@@ -260,7 +260,8 @@ def _render_chunk(
 ) -> UInt8[Tensor, "n 3 h w"]:
     labels = labels_of(config, indices)
     # Keyed by class and repetition, so that a class keeps its images when classes or images per class grow.
-    keys = _key(config.seed, _IMAGE, get_args(Split).index(split), labels, indices // config.classes)
+    seed = torch.tensor(config.seed, device=indices.device)
+    keys = _key(seed, _IMAGE, get_args(Split).index(split), labels, indices // config.classes)
     maps, tables = systems[0][labels], systems[1][labels]
     side = config.image_size
     walkers = math.ceil(config.points_per_pixel * side**2 / RECORDED_STEPS)

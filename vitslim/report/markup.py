@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-VOID_ELEMENTS = frozenset({"br", "col", "hr", "meta"})
+VOID_ELEMENTS = frozenset({"br", "col", "hr", "img", "meta"})
 
 
 class Markup(str):

@@ -57,6 +57,7 @@ def distill(
     out_dir: str | Path | None = None,
     resume: bool = False,
     progress: ProgressCallback = silent,
+    pause: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train a student in place, where it lies; it ends in evaluation mode.
 
@@ -66,6 +67,7 @@ def distill(
         val_loader: held-out images, measured after every pass and at the end.
         out_dir: takes log.jsonl, tensorboard/ and state.safetensors.
         resume: continue the run whose state lies in `out_dir`; without one the run starts from the beginning.
+        pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
         ConfigError: the parts of the loss do not fit the models or the data; nothing has been changed then.
@@ -84,6 +86,7 @@ def distill(
             out_dir=None if out_dir is None else Path(out_dir),
             resume=resume,
             progress=progress,
+            pause=pause,
         )
         return train(objective, train_loader, config, stage)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class Stage:
     out_dir: Path | None = None  # takes log.jsonl, tensorboard/, state.safetensors
     resume: bool = False
     progress: ProgressCallback = silent
+    pause: Callable[[], bool] | None = None  # asked after every step; the run stops with its state, to be resumed
 
 
 def train(objective: nn.Module, loader: Loader, config: LoopConfig, stage: Stage) -> TrainResult:
@@ -101,10 +102,11 @@ class _Run:
         state, window, started = self.state, Window(), time.perf_counter()
         earlier = state.seconds
         is_late = self._is_late(state.seconds)
+        is_paused = False
         if not state.finished:
             self.journal.write("resume" if state.step else "start", state.step, **self._circumstances())
         batches = self._batches(state)
-        while state.step < self.steps and not is_late:
+        while state.step < self.steps and not is_late and not is_paused:
             self._set_learning_rate(state)
             self._adapt(self._done(state) / self.steps)
             taken = self._step(batches, state.step)
@@ -112,6 +114,7 @@ class _Run:
             window.add(taken.losses, taken.images * self.processes.count)
             is_late = self._is_late(state.seconds)
             is_last = state.step >= self.steps or is_late
+            is_paused = not is_last and self._wants_pause()
             if is_last:
                 self._adapt(1.0)
             if is_last or state.step % self.config.log_every == 0:
@@ -120,7 +123,7 @@ class _Run:
                 state = self._evaluate(state)
                 state = state.model_copy(update={"seconds": earlier + time.perf_counter() - started})
                 window.restart_clock()
-            if is_last or state.step % self.config.checkpoint_every == 0:
+            if is_last or is_paused or state.step % self.config.checkpoint_every == 0:
                 self._save(state)
         return self._finish(state, window)
 
@@ -241,11 +244,16 @@ class _Run:
     def _is_late(self, seconds: float) -> bool:
         if self.config.max_minutes is None:
             return False
-        is_late = seconds >= 60 * self.config.max_minutes
+        return self._any_process(seconds >= 60 * self.config.max_minutes)
+
+    def _wants_pause(self) -> bool:
+        return self.stage.pause is not None and self._any_process(self.stage.pause())
+
+    def _any_process(self, is_over: bool) -> bool:
         if self.processes.count == 1:
-            return is_late
+            return is_over
         # All processes must stop at the same step, or the others wait for the one that has.
-        return bool(self.accelerator.reduce(torch.tensor(float(is_late), device=self.device)) > 0)
+        return bool(self.accelerator.reduce(torch.tensor(float(is_over), device=self.device)) > 0)
 
     # --- record --------------------------------------------------------------------------------------------------
 
@@ -315,7 +323,7 @@ class _Run:
             images_per_second=state.images / max(state.seconds, 1e-9),
             parameters=self._trained_parameters(),
             precision=self.precision,
-            stopped="time" if state.step < self.steps else "finished",
+            stopped=self._reason(state),
             losses=window.last,
             evaluations=[dict(evaluation) for evaluation in state.evaluations],
             corrupt=self.loader.corrupt.count,
@@ -323,6 +331,12 @@ class _Run:
         if window.last:  # a run that was finished before has written its end
             self.journal.write("end", state.step, **result.model_dump(exclude={"settings", "evaluations"}))
         return result
+
+    def _reason(self, state: RunState) -> Literal["finished", "time", "paused"]:
+        if state.step >= self.steps:
+            return "finished"
+        limit = self.config.max_minutes
+        return "time" if limit is not None and state.seconds >= 60 * limit else "paused"
 
     def _trained_parameters(self) -> int:
         return sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])

@@ -57,7 +57,7 @@ class TrainResult(Result):
     images_per_second: float
     parameters: int  # trained ones
     precision: str
-    stopped: Literal["finished", "time"]
+    stopped: Literal["finished", "time", "paused"]  # paused: the state waits to be resumed
     losses: dict[str, float]  # mean of each part over the last logged steps
     evaluations: list[dict[str, float]]  # step, epoch, and what `evaluate` found
     corrupt: int  # images that could not be read

@@ -1,5 +1,6 @@
 """Fitting new modules to the dense model, layer by layer, before anything is trained end to end."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def warm_start(
     out_dir: str | Path | None = None,
     resume: bool = False,
     progress: ProgressCallback = silent,
+    pause: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Fit all new modules of a converted model at once; no labels are needed and nothing else changes.
 
@@ -50,6 +52,7 @@ def warm_start(
         student: a converted model, trained in place; it ends in evaluation mode.
         teacher: the dense model that it was made from, on the same device.
         out_dir: takes log.jsonl, tensorboard/ and state.safetensors.
+        pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
         ConfigError: the student is dense, or has nothing to fit.
@@ -60,7 +63,8 @@ def warm_start(
     new = list(trunk.new_parameters().values())
     precision = resolve_precision(config.precision, new[0].device)
     before = _measure(trunk, teacher, batches, precision == "bf16")
-    stage = Stage("warm_start", out_dir=None if out_dir is None else Path(out_dir), resume=resume, progress=progress)
+    folder = None if out_dir is None else Path(out_dir)
+    stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
     if not (resume and stage.out_dir is not None and (stage.out_dir / STATE_FILE).exists()):
         _solve(trunk, teacher, loader, config)
     with only_trained(student, new):

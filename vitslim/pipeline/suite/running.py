@@ -29,7 +29,7 @@ _HARDWARE = ("cpu", "gpu", "cuda")
 def run_suite(
     out: str | Path,
     *,
-    preset: str = "cpu",
+    preset: str | Preset = "cpu",
     quick: bool = False,
     minutes: float | None = None,
     again: bool = False,
@@ -42,7 +42,7 @@ def run_suite(
 
     Args:
         out: a new folder, or one of an earlier call. Pieces of other settings, versions or hardware are measured again.
-        preset: ``cpu``, ``gpu`` or a YAML file.
+        preset: ``cpu``, ``gpu``, a YAML file, or a preset itself.
         minutes: begin no piece that would end later than that, and stop one that does.
         again: measure the pieces that failed once more.
         isolate: each piece in a child process.
@@ -51,12 +51,13 @@ def run_suite(
     Raises:
         ConfigError: a faulty preset, or the folder holds something else.
     """
-    settings = read_preset(preset, quick=quick)
+    settings = preset if isinstance(preset, Preset) else read_preset(preset, quick=quick)
+    name = "own" if isinstance(preset, Preset) else Path(preset).stem
     pieces = settings.pieces(quick=quick)
     folder = Folder(Path(out), settings, environment())
     folder.claim()
     sitting = _Sitting(minutes)
-    report = _report(folder, pieces, settings, preset, quick, command)
+    report = _report(folder, pieces, settings, name, quick, command)
     missing = [piece for piece in pieces if not folder.has(piece, again=again)]
     done = len(pieces) - len(missing)
     progress(Progress("suite", done, len(pieces), "pieces"))
@@ -71,7 +72,7 @@ def run_suite(
             sitting.begun = True
             folder.write(result)
             done += 1
-            report = _report(folder, pieces, settings, preset, quick, command)
+            report = _report(folder, pieces, settings, name, quick, command)
             write_json(folder.path / SUITE_FILE, report.model_dump(mode="json"))
             progress(Progress("suite", done, len(pieces), "pieces", {"seconds": result.seconds}))
     write_json(folder.path / SUITE_FILE, report.model_dump(mode="json"))
@@ -184,12 +185,12 @@ class _Sitting:
 
 
 def _report(
-    folder: Folder, pieces: Sequence[Piece], settings: Preset, preset: str, quick: bool, command: str
+    folder: Folder, pieces: Sequence[Piece], settings: Preset, name: str, quick: bool, command: str
 ) -> SuiteReport:
     found = [result for piece in pieces if (result := folder.result(piece)) is not None]
     known = [result.environment for result in found if result.environment]
     return SuiteReport(
-        preset=Path(preset).stem,
+        preset=name,
         quick=quick,
         command=command,
         settings={**settings.settings(), "baseline": DENSE},

@@ -81,10 +81,11 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
 def _tables(tables: Sequence[Table], command: str) -> Markup:
     if not tables:
         return absent("Not measured", command)
-    return join([_table(one) for one in tables])
+    return join([table_markup(one) for one in tables])
 
 
-def _table(one: Table) -> Markup:
+def table_markup(one: Table) -> Markup:
+    """A table below its title."""
     header, *rows = one.cells
     pieces = [element("h3", one.title), html_table("", header, rows)]
     return join([*pieces, *([paragraph(one.note, class_="note")] if one.note else [])])
@@ -95,13 +96,13 @@ def _pictures(pictures: Sequence[Path], fault: str | None) -> Markup:
         return paragraph(f"Not drawn: {fault}", class_="absent")
     if not pictures:
         return absent("Nothing to draw", "vitslim bench suite …")
-    return join([figure(_PICTURES[path.name], _picture(path)) for path in pictures])
+    return join([figure(_PICTURES[path.name], picture(path, _PICTURES[path.name])) for path in pictures])
 
 
-def _picture(path: Path) -> Markup:
+def picture(path: Path, words: str) -> Markup:
+    """A PNG put into the page, with the sentence that stands for it where it cannot be seen."""
     data = base64.b64encode(path.read_bytes()).decode()
-    source, words = f"data:image/png;base64,{data}", _PICTURES[path.name]
-    return Markup(f'<img src="{source}" alt="{words}" style="max-width:100%">')
+    return element("img", src=f"data:image/png;base64,{data}", alt=words, style="max-width:100%")
 
 
 def _missing(report: SuiteReport) -> Markup:

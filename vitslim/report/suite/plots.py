@@ -59,13 +59,13 @@ def _roofline(pieces: Sequence[PieceResult]) -> Figure:
         )
     for kind in LABEL:
         own = [row for row in rows if row.kind == kind]
-        _scatter(axes, [row.intensity for row in own], [row.tflops for row in own], kind)
+        marks(axes, [row.intensity for row in own], [row.tflops for row in own], kind)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("operations per byte that has to move", color=MUTED, fontsize=SMALL)
     axes.set_ylabel("achieved TFLOP/s", color=MUTED, fontsize=SMALL)
     _plain_logs(axes)
-    _finish(axes, legend=True)
+    finish(axes, legend=True)
     return figure
 
 
@@ -82,10 +82,10 @@ def _work_and_speed(pieces: Sequence[PieceResult]) -> Figure:
         _panel(figure.add_subplot(lines, columns, number + 1), piece, batch)
         for number, (piece, batch) in enumerate(settings)
     ]
-    marks = {label: mark for axes in panels for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    shown = [label for label in LABEL.values() if label in marks]
+    signs = {label: sign for axes in panels for sign, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [label for label in LABEL.values() if label in signs]
     figure.legend(
-        [marks[label] for label in shown],
+        [signs[label] for label in shown],
         shown,
         loc="outside lower left",
         ncols=4,
@@ -110,7 +110,7 @@ def _panel(axes: Axes, piece: PieceResult, batch: int) -> Axes:
     axes.axhline(1, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
     for kind in LABEL:
         here = [point for point, row in zip(points, rows, strict=True) if row.kind == kind]
-        _scatter(axes, [x for x, _, _ in here], [y for _, y, _ in here], kind)
+        marks(axes, [x for x, _, _ in here], [y for _, y, _ in here], kind)
     axes.set_xlim(x_low, x_high)
     axes.set_ylim(y_low, y_high)
     name_points(axes, points)
@@ -119,7 +119,7 @@ def _panel(axes: Axes, piece: PieceResult, batch: int) -> Axes:
     axes.set_title(title, loc="left", fontsize=SMALL, color=INK)
     axes.set_xlabel("multiply-accumulates, dense over model", color=MUTED, fontsize=SMALL)
     axes.set_ylabel("speed against dense", color=MUTED, fontsize=SMALL)
-    _finish(axes, legend=False)
+    finish(axes, legend=False)
     return axes
 
 
@@ -144,7 +144,8 @@ def _roofs(pieces: Sequence[PieceResult]) -> dict[str, Ceilings]:
     return roofs
 
 
-def _scatter(axes: Axes, xs: Sequence[Any], ys: Sequence[Any], kind: Kind) -> None:
+def marks(axes: Axes, xs: Sequence[Any], ys: Sequence[Any], kind: Kind) -> None:
+    """Points of one kind, in its colour and shape."""
     if xs:
         axes.plot(
             xs,
@@ -201,7 +202,8 @@ def _plain_logs(axes: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Axes, *, legend: bool) -> None:
+def finish(axes: Axes, *, legend: bool) -> None:
+    """Grid, borders and ticks as in all pictures."""
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

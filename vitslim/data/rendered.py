@@ -1,0 +1,81 @@
+"""Fractal images drawn while a model trains, on the device where it trains: nothing is stored, none comes twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from vitslim.data.augment import normalize
+from vitslim.data.batch import Contents, Loader, Preprocessing, ReadBatch
+from vitslim.data.fractal import FractalConfig, Split, labels_of, render
+from vitslim.data.order import Order
+from vitslim.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RenderedSource:
+    """Batches of ``vitslim.data.fractal.render``, which are a function of their indices alone.
+
+    They are not augmented: with enough images per class a model sees each once, which no augmentation betters.
+    """
+
+    config: FractalConfig
+    split: Split
+    order: Order
+    preprocessing: Preprocessing
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def share(self, rank: int, world: int) -> RenderedSource:
+        return replace(self, order=replace(self.order, rank=rank, world=world))
+
+    def read(self, epoch: int, start: int) -> Iterator[ReadBatch]:
+        for indices in self.order.batches(epoch)[start:]:
+            # Labels stay on the CPU, where they are looked at without waiting for the device.
+            pixels = render(self.config, self.split, indices, self.device)
+            yield ReadBatch(normalize(pixels, self.preprocessing), labels_of(self.config, indices))
+
+
+def open_rendered(
+    config: FractalConfig,
+    *,
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device | str,
+    training: bool = False,
+    seed: int = 0,
+) -> Loader:
+    """Open a split of the built-in images without drawing it first.
+
+    Args:
+        config: the same one gives the same images as the stored set, pixel for pixel on a CPU.
+        preprocessing: how the model wants its images; another size than the config's is resized to.
+        device: where images are drawn and left.
+        training: shuffle, drop an incomplete last batch.
+
+    Raises:
+        ConfigError: the model does not want three channels.
+    """
+    if preprocessing.channels != 3:
+        raise ConfigError(f"the built-in images have 3 channels, the model wants {preprocessing.channels}")
+    count = config.count(split)
+    source = RenderedSource(
+        config, split, Order(count, batch_size, training, seed=seed), preprocessing, torch.device(device)
+    )
+    width = len(str(config.classes - 1))
+    names = tuple(f"fractal_{label:0{width}d}" for label in range(config.classes))
+    contents = Contents(
+        origin=f"fractals drawn on the fly ({split})",
+        num_images=count,
+        labelled=True,
+        num_classes=config.classes,
+        class_names=names,
+        image_shape=(3, *preprocessing.image_size),
+        batch_size=min(batch_size, count),
+    )
+    return Loader(source, contents)

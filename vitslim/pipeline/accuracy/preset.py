@@ -1,0 +1,115 @@
+"""Presets of the accuracy benchmark: the task, the budget, the students, read from a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from vitslim.bench.contest import Backend
+from vitslim.data import FractalConfig
+from vitslim.errors import ConfigError
+from vitslim.pipeline.suite.preset import PRESETS, Competitor, ModelEntry
+from vitslim.recipe import describe_faults, read_yaml, with_overrides
+from vitslim.runtime import Precision
+from vitslim.shapes import Config
+from vitslim.train import DistillConfig, WarmStartConfig
+
+Baseline = Literal["depth-drop", "lower-resolution", "smaller-sibling"]
+
+CONTROL = "dense-control"
+BATCH_ON_INFLUENCE = 64  # images on which depth-drop looks for the blocks that change least
+
+
+class Student(Competitor):
+    """A conversion with what it needs beside the common budget."""
+
+    warm_start: bool = False  # fit the new modules first: what no end-to-end gradient reaches, or shares weights
+
+
+class Task(Config):
+    """The built-in images, drawn while training; see ``FractalConfig``."""
+
+    classes: int = 400
+    image_size: int = 224
+    train_per_class: int = 4000
+    val_per_class: int = 10
+    seed: int = 0
+
+    def fractals(self) -> FractalConfig:
+        """The images themselves."""
+        return FractalConfig(**self.model_dump())
+
+
+class Speed(Config):
+    """Where the students' latencies are measured; as a group and settings of the suite."""
+
+    precisions: tuple[Precision, ...] = ("fp32",)
+    backends: tuple[Backend, ...] = ("torch",)
+    batches: tuple[PositiveInt, ...] = (1, 8)
+    rounds: int = Field(default=30, ge=5)
+    warmup: int = Field(default=3, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    threads: int = Field(default=1, ge=1)
+    energy: bool = False
+
+
+class AccuracyPreset(Config):
+    """All that the accuracy benchmark is told."""
+
+    device: str = "cpu"
+    model: ModelEntry  # the teacher's
+    sibling: ModelEntry | None = None  # the smaller dense model, trained from nothing as the teacher is
+    data: Task = Task()
+    batch_size: int = Field(default=256, ge=2)
+    teacher: DistillConfig  # how the teacher learns its labels, from nothing
+    budget: DistillConfig  # what every student and the control get
+    warm_start: WarmStartConfig = WarmStartConfig()
+    analyze_images: int = Field(default=256, ge=8)  # of the analysis, where an option says auto
+    students: dict[str, Student]
+    baselines: tuple[Baseline, ...] = ()
+    speed: Speed = Speed()
+
+    @model_validator(mode="after")
+    def _has_all_it_names(self) -> AccuracyPreset:
+        if "smaller-sibling" in self.baselines and self.sibling is None:
+            raise ValueError("baselines name smaller-sibling, and sibling is not given")
+        reserved = sorted({CONTROL, "teacher", *self.baselines} & {*self.students})
+        if reserved:
+            raise ValueError(f"students are called {', '.join(reserved)}, which are names of the control or baselines")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that is trained on the teacher's task, in order."""
+        return [CONTROL, *self.students, *self.baselines]
+
+
+def read_accuracy_preset(name: str, *, quick: bool = False, overrides: Iterable[str] = ()) -> AccuracyPreset:
+    """A preset by its name, or out of a YAML file of the same form.
+
+    Args:
+        quick: with the changes that the preset has for a quick run.
+        overrides: assignments such as ``teacher.steps=100``.
+
+    Raises:
+        ConfigError: no such preset, or a faulty one; all faults in one message.
+    """
+    if name in PRESETS:
+        text = (resources.files("vitslim") / "assets" / f"accuracy_{name}.yaml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
+    document = cast("dict[str, Any]", read_yaml(text, f"preset {name}"))
+    if not isinstance(document, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  a file may hold anything
+        raise ConfigError(f"preset {name}: wanted settings such as model and budget")
+    changes = cast("list[str]", document.pop("quick", None) or [])
+    merged = with_overrides(document, [*(changes if quick else []), *overrides])
+    try:
+        return AccuracyPreset(**merged)
+    except ValidationError as error:
+        raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, AccuracyPreset))}") from None
