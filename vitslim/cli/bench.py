@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -14,6 +14,9 @@ from vitslim.errors import CheckFailedError, MissingDependencyError, VitslimErro
 
 BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
 _MODELS = "models"
+
+if TYPE_CHECKING:
+    from vitslim.bench.suite import SuiteReport
 
 OutFolder = Annotated[Path, typer.Option("--out", help="folder; name it again to go on", show_default=False)]
 MinutesOption = Annotated[
@@ -99,12 +102,18 @@ def suite(
     quick: QuickOption = False,
     minutes: MinutesOption = None,
     again: Annotated[bool, typer.Option("--again", help="measure once more what failed")] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", help="suite.json of before: its ratios must still hold", show_default=False),
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="relative change of a ratio that is let pass")] = 0.1,
     json: options.JsonOption = False,
 ) -> None:
     """Models, sizes, batches, backends, methods and baselines, piece by piece; stopped, it goes on where it was."""
-    from vitslim.pipeline.suite import run_suite
-    from vitslim.report.suite import render_overview, write_suite
+    from vitslim.pipeline.suite import changed_ratios, read_suite, run_suite
+    from vitslim.report.suite import write_suite
 
+    earlier = None if compare is None else read_suite(compare)
     command = _command("suite", preset, quick)
     with Screen() as screen:
         found = run_suite(
@@ -113,9 +122,16 @@ def suite(
     page, *_ = write_suite(found, out)
     if json:
         print_json(found.model_dump(mode="json"))
-        return
-    if not found.pieces:
-        raise CheckFailedError("no piece was measured in that time; give more --minutes")
+    else:
+        _show_suite(found, page)
+    changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
+    if changes:
+        raise CheckFailedError("; ".join(change.sentence for change in changes))
+
+
+def _show_suite(found: SuiteReport, page: Path) -> None:
+    from vitslim.report.suite import render_overview
+
     print_table("pieces", ("piece", "status", "seconds", "reason"), [_piece_row(piece) for piece in found.pieces])
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")

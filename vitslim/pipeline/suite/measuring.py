@@ -36,7 +36,7 @@ def measure_piece(piece: Piece, preset: Preset, digest: str) -> PieceResult:
     began = time.perf_counter()
     try:
         with torch_threads(preset.threads):
-            found = _kernels(piece, preset) if piece.kind == "kernels" else _models(piece, preset)
+            found: dict[str, Any] = _kernels(piece, preset) if piece.kind == "kernels" else _models(piece, preset)
     except Exception as error:  # a piece that fails must not end the suite
         status: Status = "out of memory" if is_out_of_memory(error) else "failed"
         if isinstance(error, MissingDependencyError):

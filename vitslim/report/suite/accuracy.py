@@ -178,6 +178,8 @@ def _page(report: AccuracyReport, pictures: Sequence[Path], fault: str | None) -
         "header",
         paragraph("vitslim accuracy benchmark", class_="eyebrow"),
         element("h1", f"Preset {report.preset}"),
-        paragraph(accuracy_caption(report) if report.rows else "Nothing is trained yet.", class_="lead"),
+        paragraph(
+            accuracy_caption(report).replace("`", "") if report.rows else "Nothing is trained yet.", class_="lead"
+        ),
     )
     return compose(f"{report.preset} – vitslim accuracy benchmark", top, sections)

@@ -73,7 +73,7 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
         "header",
         paragraph("vitslim benchmark suite", class_="eyebrow"),
         element("h1", f"Preset {report.preset}"),
-        paragraph(caption(report), class_="lead"),
+        paragraph(caption(report).replace("`", ""), class_="lead"),
     )
     return compose(f"{report.preset} – vitslim benchmark suite", top, sections)
 

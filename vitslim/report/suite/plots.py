@@ -163,7 +163,7 @@ def marks(axes: Axes, xs: Sequence[Any], ys: Sequence[Any], kind: Kind) -> None:
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Names in a column right of the axes, each tied to its point, none over another."""
     low, high = axes.get_ylim()
-    ordered = sorted(points, key=lambda point: -point[1])
+    ordered = sorted(points, key=lambda point: (-point[1], -point[0]))
     heights = spread([(y - low) / (high - low) for _, y, _ in ordered], _NAME_GAP)
     for (x, y, name), height in zip(ordered, heights, strict=True):
         axes.annotate(
@@ -175,7 +175,14 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             color=INK,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "#b8c0c8", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#b8c0c8",
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
             zorder=2,
         )
 
@@ -210,4 +217,4 @@ def finish(axes: Axes, *, legend: bool) -> None:
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(length=0, which="both", labelsize=SMALL, labelcolor=MUTED)
     if legend:
-        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="lower right")
+        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="best")

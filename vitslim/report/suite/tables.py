@@ -168,6 +168,8 @@ def significant(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     if value >= 100:
         return f"{value:.0f}"
+    if value >= 1:
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
     return f"{value:.3g}"
 
 

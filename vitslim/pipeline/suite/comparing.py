@@ -1,0 +1,59 @@
+"""Whether the ratios of a new run are those of an earlier one: times differ between machines, ratios hardly."""
+
+from __future__ import annotations
+
+from vitslim.bench.suite import DENSE, SuiteReport, SuiteRow
+from vitslim.errors import CheckFailedError
+from vitslim.shapes import Result
+
+Key = tuple[str, int, str, str, int, str]
+
+
+class Change(Result):
+    """One speed ratio that is no longer what it was."""
+
+    what: str
+    before: float
+    after: float
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        word = "slower" if self.after < self.before else "faster"
+        return f"{self.what}: {self.before:.2f}x became {self.after:.2f}x ({word})"
+
+
+def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[Change]:
+    """The rows of both runs whose ratio against dense has moved.
+
+    Args:
+        tolerance: largest relative difference of the medians that is called the same. A row whose spreads over the
+            rounds (10th to 90th percentile) overlap is the same in any case.
+
+    Raises:
+        CheckFailedError: the runs have no row in common.
+    """
+    old, new = _ratios(before), _ratios(after)
+    common = [key for key in old if key in new]
+    if not common:
+        raise CheckFailedError("the two runs of the suite have no row in common; compare runs of one preset")
+    return [
+        Change(what=_words(key), before=old[key].speedup_vs_dense, after=new[key].speedup_vs_dense)
+        for key in common
+        if _has_moved(old[key], new[key], tolerance)
+    ]
+
+
+def _has_moved(old: SuiteRow, new: SuiteRow, tolerance: float) -> bool:
+    apart = new.speedup_p10 > old.speedup_p90 or new.speedup_p90 < old.speedup_p10
+    return apart and abs(new.speedup_vs_dense / old.speedup_vs_dense - 1) > tolerance
+
+
+def _ratios(report: SuiteReport) -> dict[Key, SuiteRow]:
+    rows = [row for row in report.rows if row.model != DENSE]
+    return {(row.base, row.size, row.precision, row.backend, row.batch, row.model): row for row in rows}
+
+
+def _words(key: Key) -> str:
+    base, size, precision, backend, batch, model = key
+    return f"{model} on {base}{f' {size} px' if size else ''}, {backend} {precision} b{batch}"
