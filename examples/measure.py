@@ -3,7 +3,7 @@
     python examples/measure.py bench    # CPU speed and cost at deployment size -> examples/results/cpu_*.json
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
     python examples/measure.py support  # which pairs of methods compose -> examples/results/support.json
-    python examples/measure.py collect FOLDER  # copy what `vitslim bench suite` or `accuracy` wrote -> examples/results/
+    python examples/measure.py collect FOLDER  # copy what `vitslim bench suite|accuracy` wrote -> examples/results/
     python examples/measure.py readme   # regenerate the tables of README.md from examples/results/
     python examples/measure.py check    # fail where README.md or a table is not what its JSON gives
 

@@ -69,7 +69,7 @@ class Preset(Config):
     warmup: int = Field(default=3, ge=1)
     seconds: float | None = Field(default=None, gt=0)  # of one batch size of one piece
     energy: bool = False
-    piece_seconds: float = Field(default=240, gt=0)  # what a piece is taken to need before one like it was measured
+    piece_seconds: float = Field(default=240.0, gt=0)  # what a piece is taken to need before one like it was measured
     models: dict[str, ModelEntry]
     competitors: dict[str, Competitor] = Field(default_factory=dict)
     groups: tuple[Group, ...] = Field(min_length=1)

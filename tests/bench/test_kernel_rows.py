@@ -1,0 +1,62 @@
+"""Kernels beside their dense twins, on tensors alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from vitslim.bench.kernels import KernelCase, time_kernels
+from vitslim.bench.roofline import Ceilings
+
+CEILINGS = Ceilings(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
+CPU = {"precision": "fp32", "batch": 2, "ceilings": CEILINGS, "device": torch.device("cpu"), "rounds": 5}
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    tokens: int
+    call: Any
+    dense: Any
+    bytes: int = 1000
+    flops: int = 4000
+
+
+def work(size: int) -> Any:
+    values = torch.randn(size, size)
+    return lambda: values @ values
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+
+def test_a_kernel_has_a_row_beside_its_dense_twin() -> None:
+    case = Case("sparse", 17, work(8), work(256))
+    assert isinstance(case, KernelCase)
+    ((row,), skipped) = time_kernels([case], **CPU)
+    assert skipped == []
+    assert (row.kernel, row.tokens, row.batch, row.rounds) == ("sparse", 17, 2, 5)
+    assert row.intensity == 4
+    assert row.tflops == pytest.approx(4000 / row.latency_ms_p50 / 1e9)
+    # 4 operations per byte at 10 GB/s
+    assert row.roofline_share == pytest.approx(row.tflops / 0.04)
+    assert row.speedup_vs_dense == pytest.approx(row.dense_ms_p50 / row.latency_ms_p50)
+    assert row.speedup_p10 <= row.speedup_p90
+
+
+def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> None:
+    cases = [Case("big", 4097, out_of_memory, work(8)), Case("small", 17, work(8), work(8))]
+    rows, (skip,) = time_kernels(cases, **CPU)
+    assert [row.kernel for row in rows] == ["small"]
+    assert (skip.kernel, skip.tokens, skip.out_of_memory) == ("big", 4097, True)
+    assert skip.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
+
+
+@pytest.mark.gpu
+def test_a_recorded_kernel_is_timed_per_call() -> None:
+    values = torch.randn(1024, 1024, device="cuda")
+    case = Case("same", 17, lambda: values @ values, lambda: values @ values)
+    ((row,), _) = time_kernels([case], **CPU | {"device": torch.device("cuda"), "rounds": 20})
+    assert row.latency_ms_p50 < 5

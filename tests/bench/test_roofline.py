@@ -1,0 +1,68 @@
+"""What a forward has to move, what a machine allows, where a time stands between them."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitslim.bench.ceilings import CeilingSizes, measure_ceilings
+from vitslim.bench.roofline import Ceilings, Traffic, count_traffic, model_flops, numbers_in, standing
+from vitslim.methods import convert
+
+CEILINGS = Ceilings(tflops=100.0, gbytes_s=1000.0, gemm_size=8192, copy_mib=1024.0)
+
+
+def test_the_traffic_of_a_vit_is_what_its_products_read_and_write(dense: nn.Module) -> None:
+    # 17 = 1 + 4 * 4 tokens of width 48, 4 blocks: qkv, projection, two layers of the MLP, attention as one operator.
+    n, d, blocks = 17, 48, 4
+    linear_weights = 12 * d * d + (3 + 1 + 4 + 1) * d
+    patch_weights, head_weights = 3 * 8 * 8 * d + d, 10 * d + 10
+    block = (n * d + n * 3 * d) + (4 * n * d) + (2 * n * d) + 2 * (n * d + n * 4 * d)
+    embedding, head = 3 * 32 * 32 + 16 * d, d + 10
+    found = count_traffic(dense)
+    assert found.weights == blocks * linear_weights + patch_weights + head_weights
+    assert found.per_image == blocks * block + embedding + head
+
+
+def test_weights_are_read_once_per_batch_and_images_each_time() -> None:
+    assert Traffic(weights=1000, per_image=10).gbytes(batch=3, width=2) == pytest.approx(2060e-9)
+
+
+def test_a_model_with_half_of_the_patches_moves_less_and_shared_weights_are_not_less_to_read(dense: nn.Module) -> None:
+    plain = count_traffic(dense)
+    assert count_traffic(convert(dense, "evo_vit")).per_image < plain.per_image
+    # A block that is walked twice is read twice.
+    assert count_traffic(convert(dense, "sret", rank=0)).weights == pytest.approx(plain.weights, rel=0.01)
+
+
+def test_the_kept_keys_of_a_sparse_attention_are_counted(dense: nn.Module) -> None:
+    sparse = count_traffic(convert(dense, "sparsifiner", granularity="query"))
+    assert sparse.per_image > count_traffic(dense).per_image
+
+
+def test_below_the_ridge_memory_limits_and_above_it_arithmetic() -> None:
+    # The ridge of these ceilings lies at 100 operations per byte.
+    streaming = standing(flops=1e9, gbytes=0.1, latency_ms=1.0, ceilings=CEILINGS)
+    assert streaming.intensity == pytest.approx(10)
+    assert streaming.attainable_tflops == pytest.approx(10)
+    assert (streaming.tflops, streaming.gbytes_s) == (pytest.approx(1), pytest.approx(100))
+    assert streaming.share == pytest.approx(0.1)
+    product = standing(flops=1e12, gbytes=1.0, latency_ms=20.0, ceilings=CEILINGS)
+    assert product.attainable_tflops == 100
+    assert product.share == pytest.approx(0.5)
+
+
+def test_a_time_at_the_ceiling_is_a_share_of_one() -> None:
+    assert standing(1e12, 10.0, 10.0, CEILINGS).share == pytest.approx(1)
+    assert model_flops(macs=3, batch=4) == 24
+
+
+def test_numbers_are_counted_in_nested_values() -> None:
+    assert numbers_in(([torch.zeros(2, 3)], {"mask": torch.zeros(4)}, 7, None)) == 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ceilings_are_measured(precision: str) -> None:
+    found = measure_ceilings("cpu", precision, CeilingSizes(gemm=64, copy_mib=1, rounds=2))
+    assert found.tflops > 0
+    assert found.gbytes_s > 0
+    assert (found.gemm_size, found.copy_mib) == (64, 1)

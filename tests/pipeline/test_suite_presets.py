@@ -1,0 +1,133 @@
+"""What the presets of the suite ask for, and how faulty ones are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from timm.models.vision_transformer import VisionTransformer
+
+from vitslim.bench.baselines import BASELINES
+from vitslim.errors import ConfigError
+from vitslim.methods import replay
+from vitslim.pipeline.accuracy import read_accuracy_preset
+from vitslim.pipeline.suite import read_preset
+from vitslim.trunk import Conversion
+
+TINY: dict[str, Any] = {
+    "models": {"tiny": {"name": "builtin"}},
+    "groups": [{"models": ["tiny"], "sizes": [32, 64], "batches": [1, 2], "backends": ["torch", "compiled"]}],
+}
+DEPTHS = {"deit_tiny": 12, "deit_small": 12, "deit_base": 12, "vit_large": 24}
+
+
+def written(tmp_path: Path, document: Any) -> str:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_shipped_preset_is_whole(name: str, quick: bool) -> None:
+    preset = read_preset(name, quick=quick)
+    pieces = preset.pieces(quick=quick)
+    assert pieces
+    assert len({piece.name for piece in pieces}) == len(pieces)
+    assert len(preset.pieces(quick=True)) < len(preset.pieces(quick=False))
+
+
+def test_the_gpu_preset_has_the_models_sizes_batches_and_baselines_of_the_issue() -> None:
+    pieces = read_preset("gpu").pieces(quick=False)
+    assert {piece.model for piece in pieces} >= set(DEPTHS)
+    assert {piece.image_size for piece in pieces} >= {224, 384, 512, 1024}
+    assert {batch for piece in pieces for batch in piece.batches} >= {1, 8, 32, 256}
+    assert {piece.backend for piece in pieces} >= {"compiled-graph", "ort", "tensorrt", "train"}
+    named = {name for piece in pieces for name in piece.competitors}
+    assert named >= {*BASELINES, "smaller-sibling"}
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_every_conversion_of_a_preset_is_one_that_works(name: str) -> None:
+    preset = read_preset(name)
+    wanted = {
+        (DEPTHS[piece.model], one)
+        for piece in preset.pieces(quick=False)
+        for one in piece.competitors
+        if one in preset.competitors
+    }
+    size: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
+    models = {depth: VisionTransformer(**size, depth=depth) for depth, _ in wanted}
+    for depth, one in sorted(wanted):
+        history = [
+            Conversion(entry["method"], {key: value for key, value in entry.items() if key != "method"})
+            for entry in preset.competitors[one].convert
+        ]
+        assert replay(models[depth], history) is not models[depth]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_shipped_accuracy_preset_is_whole(name: str, quick: bool) -> None:
+    preset = read_accuracy_preset(name, quick=quick)
+    assert preset.names[0] == "dense-control"
+    assert {"depth-drop", "lower-resolution", "smaller-sibling"} <= set(preset.names)
+    methods = {entry["method"] for student in preset.students.values() for entry in student.convert}
+    assert methods == {"skipat", "evo_vit", "sparsifiner", "sret"}
+    assert any(len(student.convert) == 2 for student in preset.students.values())
+
+
+def test_what_is_compiled_anew_for_every_batch_is_a_piece_of_its_own(tmp_path: Path) -> None:
+    pieces = read_preset(written(tmp_path, TINY)).pieces(quick=False)
+    assert [piece.name for piece in pieces] == [
+        "tiny-32-fp32-torch-b1+2",
+        "tiny-32-fp32-compiled-b1",
+        "tiny-32-fp32-compiled-b2",
+        "tiny-64-fp32-torch-b1+2",
+        "tiny-64-fp32-compiled-b1",
+        "tiny-64-fp32-compiled-b2",
+    ]
+
+
+def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
+    groups = [*TINY["groups"], {"models": ["tiny"], "sizes": [32], "quick": True}]
+    preset = read_preset(written(tmp_path, TINY | {"groups": groups, "quick": {"rounds": 6}}), quick=True)
+    assert preset.rounds == 6
+    assert [piece.name for piece in preset.pieces(quick=True)] == ["tiny-32-fp32-torch-b1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": [{"models": ["tinny"]}]}, "groups name tinny, which are neither models nor competitors"),
+        ({"groups": [{"models": ["tiny"], "competitors": ["evo"]}]}, "groups name evo"),
+        ({"competitors": {"a": {"convert": [{"method": "skipatt"}]}}}, "did you mean 'skipat'"),
+        ({"competitors": {"a": {"convert": [{"layers": [1]}]}}}, "names no method"),
+        ({"rounds": 2}, "rounds"),
+        ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
+        ({"sizes": [1]}, "sizes"),
+    ],
+)
+def test_a_faulty_preset_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_preset(written(tmp_path, TINY | change))
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    for read in (read_preset, read_accuracy_preset):
+        with pytest.raises(ConfigError, match="unknown preset 'gpus'; wanted cpu, gpu or a YAML file"):
+            read("gpus")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("baselines=[smaller-sibling]", "sibling is not given"),
+        ("students.teacher={convert: [{method: evo_vit}]}", "names of the control or baselines"),
+        ("budget.lr=-1", "budget.lr"),
+    ],
+)
+def test_a_faulty_accuracy_preset_is_refused(override: str, message: str) -> None:
+    overrides = [override] if "sibling" not in override else ["sibling=null", override]
+    with pytest.raises(ConfigError, match=message):
+        read_accuracy_preset("cpu", overrides=overrides)
