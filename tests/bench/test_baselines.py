@@ -24,6 +24,7 @@ from vitslim.bench.baselines import (
     with_torch_pruning,
 )
 from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.models import open_model
 
 
 def test_a_dropped_block_is_gone_and_the_others_are_the_same(dense: nn.Module) -> None:
@@ -35,8 +36,11 @@ def test_a_dropped_block_is_gone_and_the_others_are_the_same(dense: nn.Module) -
     assert count_macs(shallow) < 0.6 * count_macs(dense)
 
 
-def test_a_shallow_model_is_saved_and_loaded_like_any_other(dense: nn.Module, tmp_path) -> None:
-    shallow = drop_blocks(dense, [1])
+@pytest.mark.parametrize("opened", [{}, {"depth": 4}, None])
+def test_a_shallow_model_is_saved_and_loaded_like_any_other(dense: nn.Module, tmp_path, opened) -> None:
+    """Built by hand, by name, or by name with options of its own."""
+    model = dense if opened is None else open_model("builtin", pretrained=False, img_size=32, **opened)
+    shallow = drop_blocks(model, [1])
     loaded = checkpoint.load(checkpoint.save(shallow, tmp_path / "shallow"))
     images = images_for(dense)
     assert torch.equal(loaded(images), shallow(images))

@@ -83,6 +83,27 @@ def test_a_resumed_run_ends_with_the_very_same_weights(build: Build, open_loader
     assert steps == [2, 4, 6, 8]  # the step that was made twice stands once
 
 
+def test_a_paused_run_ends_with_the_very_same_weights(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
+    """Unlike the time limit a pause changes nothing of what is learned, and it comes at any step."""
+    settings = config(checkpoint_every=100, log_every=100)
+    whole, parts = build(), build()
+    train(whole, open_loader(), settings)
+    asked: list[None] = []
+
+    def after_three() -> bool:
+        asked.append(None)
+        return len(asked) % 3 == 0
+
+    steps: list[int] = []
+    for _ in range(3):
+        result = train(parts, open_loader(), settings, out_dir=tmp_path, resume=True, pause=after_three)
+        steps.append(result.steps)
+    assert steps == [3, 6, 8]
+    assert result.stopped == "finished"
+    assert same(weights(whole), weights(parts))
+    assert [line["event"] for line in lines(tmp_path)] == ["start", "resume", "resume", "train", "end"]
+
+
 def test_a_finished_run_is_not_made_again(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
     student, again = build(), build(seed=5)
     train(student, open_loader(), config(), out_dir=tmp_path)

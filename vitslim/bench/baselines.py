@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.models import preprocessing, token_layout, trace
+from vitslim.models import preprocessing, remember_depth_, token_layout, trace
 
 SHARE = 2 / 3
 """Of the dense model's work, roughly: that of Evo-ViT's paper setting, 3.03 of 4.60 GMAC."""
@@ -35,7 +35,7 @@ def drop_blocks(model: nn.Module, dropped: Sequence[int]) -> nn.Module:
     shallow = copy.deepcopy(model)
     kept = [block for index, block in enumerate(cast("list[nn.Module]", shallow.blocks)) if index not in set(dropped)]
     shallow.blocks = nn.Sequential(*kept)
-    return shallow
+    return remember_depth_(shallow)
 
 
 def blocks_to_drop(depth: int, share: float = SHARE, influences: Sequence[float] | None = None) -> list[int]:

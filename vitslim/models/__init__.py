@@ -2,7 +2,7 @@
 
 from vitslim.models.adapter import BlockAdapter, Context
 from vitslim.models.any_size import take_any_size_
-from vitslim.models.base import BaseModel, build_base, describe
+from vitslim.models.base import BaseModel, build_base, describe, remember_depth_
 from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.families import adapter_for, family_of
 from vitslim.models.layout import Preprocessing, TokenLayout, preprocessing, token_layout
@@ -30,6 +30,7 @@ __all__ = [
     "open_model",
     "preprocessing",
     "read_weights",
+    "remember_depth_",
     "resolve_name",
     "take_any_size_",
     "token_layout",

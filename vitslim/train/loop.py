@@ -328,7 +328,7 @@ class _Run:
             evaluations=[dict(evaluation) for evaluation in state.evaluations],
             corrupt=self.loader.corrupt.count,
         )
-        if window.last:  # a run that was finished before has written its end
+        if window.last and result.stopped != "paused":  # a run that was finished before has written its end
             self.journal.write("end", state.step, **result.model_dump(exclude={"settings", "evaluations"}))
         return result
 
