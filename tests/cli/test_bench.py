@@ -1,0 +1,109 @@
+"""bench suite, bench accuracy, and that `bench MODEL` stays what it was."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Command
+from vitslim.files import read_json, write_json
+
+PRESET: dict[str, Any] = {
+    "rounds": 5,
+    "warmup": 1,
+    "models": {
+        "tiny": {"name": "builtin", "options": {"depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}},
+    },
+    "competitors": {"evo-vit": {"convert": [{"method": "evo_vit"}]}},
+    "groups": [
+        {"models": ["tiny"], "sizes": [32], "competitors": ["evo-vit", "depth-drop"], "quick": True},
+        {"models": ["tiny"], "sizes": [64], "backends": ["tensorrt"]},
+    ],
+}
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(PRESET))
+    return path
+
+
+def test_models_are_measured_with_and_without_the_word(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--backend", "torch", "--batch", 1, "--rounds", 5, "--out", tmp_path / "b.json")
+    for before in ((), ("models",)):
+        outcome = vitslim("bench", *before, student, *words)
+        assert outcome.code == 0, outcome.err
+        assert {row["model"] for row in read_json(tmp_path / "b.json")["rows"]} == {"dense", "student"}
+    assert vitslim("bench", *words[:2], student, *words[2:]).code == 0  # options first
+
+
+def test_bench_alone_asks_for_a_model_and_its_help_names_the_other_verbs(vitslim: Command) -> None:
+    assert "Missing argument 'MODEL...'" in vitslim("bench").error
+    shown = vitslim("bench", "--help")
+    assert shown.code == 0
+    assert all(word in shown.out for word in ("models", "suite", "accuracy"))
+
+
+def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Path, vitslim: Command) -> None:
+    out = tmp_path / "out"
+    outcome = vitslim("bench", "suite", "--preset", preset, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "deit" not in outcome.out
+    assert "tiny 32 px, b1" in outcome.out
+    assert "`vitslim bench suite --preset own.yaml`" in outcome.out
+    assert f"wrote {out}/suite.html" in outcome.err
+    assert str(tmp_path) not in (out / "suite.json").read_text()
+    again = vitslim("bench", "suite", "--preset", preset, "--out", out, "--json")
+    assert again.document == read_json(out / "suite.json")
+    assert again.document["pieces"][0]["status"] == "measured"
+    assert {row["model"] for row in again.document["pieces"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
+    _ratios_are_compared(out, preset, tmp_path, vitslim)
+
+
+def _ratios_are_compared(out: Path, preset: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("bench", "suite", "--preset", preset, "--out", out, "--compare")
+    assert vitslim(*words, out / "suite.json").code == 0
+    document = read_json(out / "suite.json")
+    for row in document["pieces"][0]["rows"]:
+        if row["model"] == "evo-vit":
+            row |= {"speedup_vs_dense": 99.0, "speedup_p10": 98.0, "speedup_p90": 100.0}
+    write_json(tmp_path / "before.json", document)
+    changed = vitslim(*words, tmp_path / "before.json")
+    assert changed.code == 1
+    assert changed.error.startswith("evo-vit on tiny 32 px, torch fp32 b1: 99.00x became ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("suite",), "Missing option '--out'"),
+        (("suite", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'; wanted cpu, gpu or a YAML file"),
+        (("suite", "--out", "o", "--compare", "nowhere.json"), "nowhere.json does not exist"),
+        (("accuracy", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'"),
+        (("accuracy", "--out", "o", "--set", "budget.stepps=1"), "budget.stepps"),
+        (("accuracy", "--out", "o", "--minutes", "0"), "--minutes"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(
+    words: tuple[str, ...], message: str, vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = vitslim("bench", *words)
+    assert (outcome.code, message in outcome.error) == (2, True), outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Command) -> None:
+    settings = ("model.options={depth: 4, embed_dim: 48, num_heads: 3, patch_size: 8}", "batch_size=4")
+    words = [word for one in settings for word in ("--set", one)]
+    outcome = vitslim(
+        "bench", "accuracy", "--quick", "--out", tmp_path / "out", "--minutes", 0.05, *words, "--set", "teacher.steps=2"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "not done yet:" in outcome.err
+    assert "speed; run the same command again" in " ".join(outcome.err.split())
+    document = read_json(tmp_path / "out" / "accuracy.json")
+    assert document["left"][-1] == "speed"
+    assert document["command"].startswith("vitslim bench accuracy --preset cpu --quick --set model.options=")

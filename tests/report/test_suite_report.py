@@ -1,0 +1,328 @@
+"""The suite's tables, pictures and pages, from figures made up here."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
+from vitslim.bench.kernels import KernelRow, KernelSkip
+from vitslim.bench.result import Skipped
+from vitslim.bench.roofline import Ceilings
+from vitslim.bench.suite import Piece, PieceResult, SuiteReport, SuiteRow
+from vitslim.report.suite import (
+    accuracy_table,
+    readme_tables,
+    render_accuracy,
+    render_overview,
+    render_suite,
+    render_tables,
+    write_accuracy,
+    write_suite,
+)
+from vitslim.report.suite.plots import spread
+from vitslim.report.suite.tables import overview, piece_table, share_of_mac_ratio, significant
+
+PNG = b"\x89PNG\r\n\x1a\n"
+ENVIRONMENT: dict[str, Any] = {"cpu": "A CPU", "gpu": [{"name": "NVIDIA H100"}], "torch": "2.11.0"}
+
+
+def row(model: str, speedup: float, batch: int = 1, **changes: Any) -> SuiteRow:
+    plain: dict[str, Any] = {
+        "model": model,
+        "backend": "compiled-graph",
+        "precision": "bf16",
+        "batch": batch,
+        "image_size": (224, 224),
+        "latency_ms_p50": 2.0 / speedup,
+        "latency_ms_p90": 2.2 / speedup,
+        "latency_ms_p99": 3.0 / speedup,
+        "throughput_img_s": 500.0 * speedup * batch,
+        "speedup_vs_dense": speedup,
+        "speedup_p10": speedup - 0.05,
+        "speedup_p90": speedup + 0.05,
+        "params": 22_000_000,
+        "macs": 4_600_000_000 if model == "dense" else 3_000_000_000,
+        "peak_memory_mib": 100.0,
+        "rounds": 30,
+        "base": "deit_small",
+        "size": 224,
+        "kind": {"dense": "dense", "evo-vit": "method", "pair": "pair"}.get(model, "baseline"),
+        "tflops": 100.0 * speedup,
+        "gbytes_s": 900.0,
+        "intensity": 110.0,
+        "roofline_share": 0.2,
+    }
+    return SuiteRow(**{**plain, **changes})
+
+
+CEILINGS = Ceilings(tflops=700.0, gbytes_s=2900.0, gemm_size=8192, copy_mib=1024.0)
+GRAPH = Piece(
+    model="deit_small",
+    image_size=224,
+    precision="bf16",
+    backend="compiled-graph",
+    batches=(1, 8),
+    competitors=("evo-vit", "pair", "depth-drop", "tome"),
+)
+MEASURED = PieceResult(
+    piece=GRAPH,
+    digest="0",
+    status="measured",
+    seconds=60.0,
+    environment=ENVIRONMENT,
+    ceilings=CEILINGS,
+    rows=[
+        row("dense", 1.0),
+        row("evo-vit", 1.45, energy_mj_per_image=3.0, power_w=420.0, sm_clock_mhz=1755),
+        row("pair", 1.9),
+        row("depth-drop", 1.5),
+        row("dense", 1.0, 8),
+        row("evo-vit", 0.97, 8),
+    ],
+    skipped=[
+        Skipped(backend="compiled-graph", precision="bf16", reason="not installed", model="tome"),
+        Skipped(
+            backend="compiled-graph", precision="bf16", reason="no room", model="pair", batch=8, out_of_memory=True
+        ),
+    ],
+    notes=["no energy and clocks: none here"],
+)
+ABSENT = PieceResult(
+    piece=Piece(model="deit_small", image_size=224, precision="fp16", backend="tensorrt"),
+    digest="0",
+    status="unavailable",
+    reason="tensorrt needs tensorrt",
+    seconds=0.1,
+)
+KERNELS = PieceResult(
+    piece=Piece(kind="kernels", precision="bf16", batches=(32,), tokens=(197, 1025)),
+    digest="0",
+    status="measured",
+    seconds=5.0,
+    kernel_rows=[
+        KernelRow(
+            kernel="sparse tile",
+            tokens=1025,
+            batch=32,
+            precision="bf16",
+            latency_ms_p50=0.1,
+            latency_ms_p90=0.1,
+            dense_ms_p50=0.21,
+            speedup_vs_dense=2.1,
+            speedup_p10=2.0,
+            speedup_p90=2.2,
+            tflops=200.0,
+            gbytes_s=1000.0,
+            intensity=200.0,
+            roofline_share=0.35,
+            rounds=30,
+        )
+    ],
+    kernel_skips=[KernelSkip(kernel="sparse tile", tokens=197, batch=32, reason="too small", out_of_memory=False)],
+)
+REPORT = SuiteReport(
+    preset="gpu",
+    quick=False,
+    command="vitslim bench suite --preset gpu",
+    settings={"device": "cuda", "threads": 1, "rounds": 30},
+    environment=ENVIRONMENT,
+    pieces=[MEASURED, ABSENT, KERNELS],
+    left=["deit_base-512-bf16-compiled-graph-b32"],
+)
+EMPTY = REPORT.model_copy(update={"pieces": [], "environment": {}})
+
+
+def cells(text: str, first: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> None:
+    table = overview(REPORT, "compiled-graph", "bf16")
+    assert table is not None
+    text = table.markdown()
+    assert cells(text, "speed against dense") == ["deit_small 224 px, b1", "deit_small 224 px, b8"]
+    assert cells(text, "dense, ms per batch") == ["2.00", "2.00"]
+    assert cells(text, "evo-vit") == ["1.45x", "0.97x"]
+    assert cells(text, "pair") == ["1.90x", "no memory"]
+    assert cells(text, "depth-drop") == ["1.50x", "–"]
+    assert "tome" not in text
+
+
+def test_the_details_say_what_of_the_saved_work_became_speed_and_name_the_ceilings() -> None:
+    table = piece_table(MEASURED, 1)
+    line = dict(zip(table.cells[0], table.cells[2], strict=True))
+    assert line["competitor"] == "evo-vit"
+    # 1.45 * 3.0 / 4.6
+    assert line["of MAC ratio"] == "95 %"
+    assert (line["mJ/img"], line["W"], line["MHz"]) == ("3", "420", "1755")
+    assert line["of roofline"] == "20 %"
+    assert "700 TFLOP/s (matrix product of 8192), 2900 GB/s" in table.note
+    assert dict(zip(table.cells[0], table.cells[3], strict=True))["mJ/img"] == "–"
+
+
+def test_figures_that_nobody_has_get_no_column() -> None:
+    bare = MEASURED.model_copy(update={"rows": [row("dense", 1.0, tflops=None, roofline_share=None)]})
+    assert not {"mJ/img", "TFLOP/s", "of roofline"} & set(piece_table(bare, 1).cells[0])
+
+
+def test_a_full_saving_is_a_share_of_one() -> None:
+    dense = row("dense", 1.0)
+    assert share_of_mac_ratio(row("evo-vit", 4.6 / 3.0), dense) == pytest.approx(1)
+    assert share_of_mac_ratio(dense, dense) == 1
+
+
+def test_what_has_no_figure_is_listed_with_its_reason() -> None:
+    text = render_tables(REPORT)
+    for sentence in (
+        "* deit_small-224-fp16-tensorrt-b1: unavailable, tensorrt needs tensorrt",
+        "* deit_small-224-bf16-compiled-graph-b1+8, tome: not installed",
+        "* deit_small-224-bf16-compiled-graph-b1+8, pair, batch 8: no room",
+        "* kernels-bf16-b32, sparse tile, 197 tokens: too small",
+        "* no energy and clocks: none here",
+        "* not begun: deit_base-512-bf16-compiled-graph-b32",
+    ):
+        assert sentence in text.splitlines()
+    assert "kernels-bf16-b32: measured" not in text
+
+
+def test_kernels_stand_beside_their_share_of_the_roofline() -> None:
+    assert cells(render_tables(REPORT), "sparse tile") == ["2.10x (35 %)"]
+
+
+def test_the_readme_has_the_overviews_the_machine_and_what_is_left() -> None:
+    text = readme_tables(REPORT)
+    assert "NVIDIA H100; medians of up to 30 interleaved rounds" in text
+    assert "`vitslim bench suite --preset gpu`." in text
+    assert "Not measured yet: 1 pieces, deit_base-512-bf16-compiled-graph-b32." in text
+    assert "p99" not in text
+
+
+def test_a_terminal_gets_aligned_columns() -> None:
+    lines = render_overview(REPORT).splitlines()
+    header = next(line for line in lines if line.startswith("speed against dense"))
+    evo = next(line for line in lines if line.startswith("evo-vit"))
+    assert len(header) == len(evo)
+    assert "|" not in evo
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    assert "Nothing measured yet" in render_tables(EMPTY)
+    assert overview(EMPTY, "torch", "fp32") is None
+    page, tables = write_suite(EMPTY, tmp_path)
+    assert (page.name, tables.name) == ("suite.html", "tables.md")
+    assert "Not measured" in page.read_text()
+
+
+def test_the_page_stands_alone_and_has_its_pictures_in_it(tmp_path: Path) -> None:
+    page, tables, *pictures = write_suite(REPORT, tmp_path)
+    assert [picture.name for picture in pictures] == ["roofline.png", "work_and_speed.png"]
+    assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 2
+    assert "http" not in html
+    assert not re.search(r"<script|<link", html)
+    assert tables.read_text() == render_tables(REPORT) + "\n"
+    assert render_suite(REPORT, pictures) == html
+
+
+def test_without_matplotlib_the_page_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page, _ = write_suite(REPORT, tmp_path)
+    assert "pip install &#x27;vitslim[report]&#x27;" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([0.9, 0.5, 0.1], [0.9, 0.5, 0.1]),
+        ([0.5, 0.5, 0.5], [0.5, 0.4, 0.3]),
+        ([0.1, 0.05, 0.0], [0.2, 0.1, 0.0]),
+        ([], []),
+    ],
+)
+def test_names_are_moved_apart_and_stay_on_the_picture(places: list[float], expected: list[float]) -> None:
+    assert spread(places, 0.1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.5, "1234"), (99.96, "100.0"), (7.0, "7.00"), (0.01234, "0.0123")])
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def trained(model: str, top1: float, **changes: Any) -> AccuracyRow:
+    plain: dict[str, Any] = {
+        "model": model,
+        "kind": "method",
+        "top1": top1,
+        "agreement": 0.95,
+        "images": 10_000,
+        "params": 22_000_000,
+        "macs": 3_000_000_000,
+        "steps": 500,
+        "trained_images_per_second": 3000.0,
+        "speed": [row(model, 1.45)],
+    }
+    return AccuracyRow(**{**plain, **changes})
+
+
+ACCURACY = AccuracyReport(
+    preset="gpu",
+    quick=False,
+    command="vitslim bench accuracy --preset gpu",
+    settings={
+        "device": "cuda",
+        "batch_size": 256,
+        "model": {"name": "deit_small"},
+        "data": {"classes": 400, "image_size": 224},
+        "teacher": {"steps": 4000},
+        "budget": {"steps": 500},
+    },
+    environment=ENVIRONMENT,
+    drawn_images_per_second=60_000.0,
+    rows=[
+        trained("teacher", 0.905, kind="dense", agreement=None, speed=[row("dense", 1.0)]),
+        trained("dense-control", 0.92, kind="dense", speed=[row("dense", 1.0)]),
+        trained("evo-vit", 0.914),
+        trained("not-timed", 0.9, speed=[]),
+    ],
+    left=[],
+    notes=["The same budget for all."],
+)
+
+
+def test_the_accuracy_table_compares_with_the_control() -> None:
+    text = render_accuracy(ACCURACY)
+    # 1.96 * sqrt(0.914 * 0.086 / 10000)
+    assert cells(text, "evo-vit")[:4] == ["91.40 %", "0.55", "-0.60", "95.00 %"]
+    assert cells(text, "evo-vit")[-1] == "1.45x, 1.38 ms"
+    assert cells(text, "teacher")[3] == "–"
+    assert cells(text, "not-timed")[-1] == "–"
+    assert "400 classes of fractal images at 224 px" in text
+    assert "60000 images/s drawn" in text
+    assert "* The same budget for all." in text
+
+
+def test_a_run_that_is_not_done_says_what_is_left() -> None:
+    assert "Not done yet: evo-vit, speed." in render_accuracy(
+        ACCURACY.model_copy(update={"left": ["evo-vit", "speed"]})
+    )
+    none = ACCURACY.model_copy(update={"rows": []})
+    assert render_accuracy(none) == "Not measured yet; the command is `vitslim bench accuracy --preset gpu`."
+
+
+def test_the_accuracy_page_has_the_front_in_it(tmp_path: Path) -> None:
+    page, tables, picture = write_accuracy(ACCURACY, tmp_path)
+    assert picture.read_bytes().startswith(PNG)
+    assert page.read_text().count("data:image/png;base64,") == 1
+    assert tables.read_text() == render_accuracy(ACCURACY) + "\n"
+    untimed = ACCURACY.model_copy(update={"rows": [trained("teacher", 0.5, speed=[])]})
+    assert [path.name for path in write_accuracy(untimed, tmp_path / "other")] == ["accuracy.html", "tables.md"]
+    assert accuracy_table(untimed).cells[1][3] == "–"

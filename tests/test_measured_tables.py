@@ -1,0 +1,70 @@
+"""That no figure of the README is typed: its tables are what the committed JSON gives."""
+
+import pytest
+
+from tests.test_examples import opened
+from vitslim.errors import ConfigError
+
+measure = opened("measure")
+
+
+def test_every_committed_table_is_what_its_json_gives() -> None:
+    measure.check()
+
+
+def test_a_typed_figure_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = measure.README.read_text()
+    assert "| evo-vit |" in text
+    changed = tmp_path / "README.md"
+    changed.write_text(text.replace("| evo-vit |", "| evo-vit, twice as good |"))
+    monkeypatch.setattr(measure, "README", changed)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "tables", dict)
+    with pytest.raises(SystemExit, match=r"README\.md: a table is not what examples/results/ gives; run `make readme`"):
+        measure.check()
+    measure.readme()
+    assert changed.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["suite_gpu", "accuracy_gpu"])
+def test_without_json_a_table_names_the_command(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    text = measure.rendered(measure.README.read_text())
+    between = text.split(f"<!-- begin {name} -->\n")[1].split(f"\n<!-- end {name} -->")[0]
+    assert between.startswith("Not measured yet; the command is `vitslim bench ")
+
+
+def test_a_lost_marker_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="begin suite_gpu"):
+        measure.rendered(measure.README.read_text().replace("<!-- begin suite_gpu -->", ""))
+
+
+def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.report.test_suite_report import ACCURACY, REPORT
+    from vitslim.files import write_json
+    from vitslim.report.suite import render_tables, write_suite
+
+    results = tmp_path / "results"
+    monkeypatch.setattr(measure, "RESULTS", results)
+    for name, report in (("suite", REPORT), ("accuracy", ACCURACY)):
+        write_json(tmp_path / name / f"{name}.json", report.model_dump(mode="json"))
+    write_suite(REPORT, tmp_path / "suite")
+    for name in ("suite", "accuracy"):
+        measure.collect(str(tmp_path / name))
+    assert (results / "suite_gpu.md").read_text() == render_tables(REPORT) + "\n"
+    assert {path.name for path in results.iterdir()} == {
+        *("suite_gpu.json", "suite_gpu.md", "suite_gpu_roofline.png", "suite_gpu_work_and_speed.png"),
+        *("accuracy_gpu.json", "accuracy_gpu.md"),
+    }
+    text = measure.rendered(measure.README.read_text())
+    assert "| evo-vit | 1.45x | 0.97x |" in text
+    assert "1.45x, 1.38 ms" in text
+
+
+def test_a_quick_run_is_not_collected(tmp_path) -> None:
+    from tests.report.test_suite_report import REPORT
+    from vitslim.files import write_json
+
+    write_json(tmp_path / "suite.json", REPORT.model_copy(update={"quick": True}).model_dump(mode="json"))
+    with pytest.raises(SystemExit, match="quick run, whose figures mean little"):
+        measure.collect(str(tmp_path))
