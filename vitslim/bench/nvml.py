@@ -102,5 +102,8 @@ def open_nvml(device: torch.device) -> Nvml:
     if device.type != "cuda":
         raise MissingDependencyError("energy and clocks are read from NVIDIA GPUs alone")
     properties: Any = torch.cuda.get_device_properties(device)
-    numbers = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+    try:
+        numbers = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+    except AttributeError:
+        raise MissingDependencyError("energy and clocks: this torch does not tell the GPU's PCI address") from None
     return Nvml("{:04x}:{:02x}:{:02x}.0".format(*numbers))

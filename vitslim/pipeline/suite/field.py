@@ -52,6 +52,12 @@ def open_runners(piece: Piece, preset: Preset) -> Runners:
     return found
 
 
+def open_competitor(name: str, piece: Piece, preset: Preset) -> nn.Module:
+    """One competitor of a piece, dense among them, just as ``open_runners`` builds it."""
+    dense = open_dense(piece.model, piece.image_size, preset)
+    return dense if name == DENSE else _competitor(name, dense, piece, preset)
+
+
 def open_dense(name: str, image_size: int, preset: Preset) -> nn.Module:
     """A model of the preset with random weights, the same at every call."""
     entry = preset.models[name]

@@ -22,8 +22,9 @@ from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.roofline import Ceilings, Traffic, model_flops, standing
 from vitslim.bench.suite import DENSE, Piece, PieceResult, Status, SuiteRow
 from vitslim.errors import MissingDependencyError
+from vitslim.pipeline.suite.compiling import compile_ahead
 from vitslim.pipeline.suite.field import kind_of, open_runners
-from vitslim.pipeline.suite.preset import Preset
+from vitslim.pipeline.suite.preset import SPLIT_BY_BATCH, Preset
 from vitslim.runtime.runner import DTYPES
 
 Measure = Callable[[Piece, Preset, str], PieceResult]
@@ -77,6 +78,8 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
     device = _device(preset)
     _require_backend(piece, device)
     meter, notes = _meter(device, preset)
+    if device.type == "cuda" and piece.backend in SPLIT_BY_BATCH:
+        compile_ahead(piece, preset)
     runners = open_runners(piece, preset)
     ceilings = measure_ceilings(device, piece.precision)
     contest = Contest(

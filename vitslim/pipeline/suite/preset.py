@@ -19,7 +19,7 @@ from vitslim.runtime import Precision
 from vitslim.shapes import Config
 
 PRESETS = ("cpu", "gpu")
-_SPLIT_BY_BATCH = ("compiled", "compiled-graph")  # each batch size is compiled anew, which takes longer than the timing
+SPLIT_BY_BATCH = ("compiled", "compiled-graph")  # each batch size is compiled anew, which takes longer than the timing
 
 
 class ModelEntry(Config):
@@ -147,5 +147,5 @@ def _pieces(group: Group) -> list[Piece]:
         for model in group.models
         for precision in group.precisions
         for backend in group.backends
-        for batches in ([(one,) for one in group.batches] if backend in _SPLIT_BY_BATCH else [group.batches])
+        for batches in ([(one,) for one in group.batches] if backend in SPLIT_BY_BATCH else [group.batches])
     ]

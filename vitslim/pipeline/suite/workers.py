@@ -63,7 +63,8 @@ class Worker:
             return
         self._connection, theirs = self._context.Pipe()
         arguments = (theirs, self._preset.model_dump(mode="json"), self._measure)
-        self._process = self._context.Process(target=serve, args=arguments, daemon=True)
+        # No daemon: those may have no children, and compilations have.
+        self._process = self._context.Process(target=serve, args=arguments)
         self._process.start()
         theirs.close()
 

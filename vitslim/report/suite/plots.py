@@ -9,6 +9,7 @@ from typing import Any
 from vitslim.analysis.canvas import GRID, INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import DENSE, Kind, PieceResult, SuiteReport, SuiteRow
+from vitslim.report.suite.tables import significant
 
 # Blue, orange and the rest are told apart with any colour vision; the shape says the same.
 COLOUR: dict[Kind, str] = {"dense": INK, "method": "#00538a", "pair": "#c2410c", "baseline": "#7b8794"}
@@ -53,7 +54,7 @@ def _roofline(pieces: Sequence[PieceResult]) -> Figure:
         style = ("-", "--", ":")[number % 3]
         heights = [min(ceilings.tflops, at * ceilings.gbytes_s / 1e3) for at in (left, ridge, right)]
         axes.plot([left, ridge, right], heights, style, color=MUTED, linewidth=1.4, zorder=1)
-        words = f"{precision}: {ceilings.tflops:.3g} TFLOP/s, {ceilings.gbytes_s:.3g} GB/s"
+        words = f"{precision}: {significant(ceilings.tflops)} TFLOP/s, {significant(ceilings.gbytes_s)} GB/s"
         axes.annotate(
             words, (right, heights[-1]), (0, 5), textcoords="offset points", ha="right", fontsize=SMALL, color=MUTED
         )

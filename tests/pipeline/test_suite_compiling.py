@@ -1,0 +1,64 @@
+"""Compiling the competitors of a piece side by side."""
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitslim.bench.suite import Piece
+from vitslim.pipeline.suite import Preset
+from vitslim.pipeline.suite.compiling import _begin, compile_ahead
+
+PRESET = Preset.model_validate(
+    {
+        "models": {"tiny": {"name": "builtin", "options": {"depth": 2, "embed_dim": 48, "num_heads": 3}}},
+        "competitors": {"evo-vit": {"convert": [{"method": "evo_vit", "stages": [1]}]}},
+        "groups": [{"models": ["tiny"]}],
+    }
+)
+
+
+def piece(*competitors: str) -> Piece:
+    return Piece(model="tiny", image_size=32, backend="compiled", batches=(2,), competitors=competitors)
+
+
+def test_one_core_compiles_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitslim.pipeline.suite.compiling._usable_cores", lambda: 3)
+    monkeypatch.setattr("vitslim.pipeline.suite.compiling.ProcessPoolExecutor", None)
+    assert compile_ahead(piece("evo-vit"), PRESET) == []
+
+
+def test_a_compiling_process_leaves_cores_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "99")
+    _begin()
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+
+
+def compile_then_look(found: Any) -> None:
+    """What a worker of the suite does with a compiled piece, up to the timing."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    from vitslim.pipeline.suite.field import open_competitor
+    from vitslim.runtime import TorchRunner
+
+    asked = piece("tome")
+    failed = compile_ahead(asked, PRESET, workers=2)
+    with TorchRunner(open_competitor("dense", asked, PRESET), compiled=True) as runner:
+        runner.run(torch.randn(2, 3, 32, 32))
+    found.put((failed, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]))
+
+
+@pytest.mark.slow
+def test_what_was_compiled_ahead_is_found_and_what_failed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    found: Any = context.Queue()
+    process = context.Process(target=compile_then_look, args=(found,))
+    process.start()
+    assert found.get(timeout=300) == (["tome"], 1, 0)
+    process.join()
