@@ -51,7 +51,8 @@ def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Pa
     outcome = vitslim("bench", "suite", "--preset", preset, "--out", out)
     assert outcome.code == 0, outcome.err
     assert "deit" not in outcome.out
-    assert "tiny 32 px, b1" in outcome.out
+    assert "tiny, torch fp32:" in outcome.out
+    assert "32 px, b1" in outcome.out
     assert "`vitslim bench suite --preset own.yaml`" in outcome.out
     assert f"wrote {out}/suite.html" in outcome.err
     assert str(tmp_path) not in (out / "suite.json").read_text()

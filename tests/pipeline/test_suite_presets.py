@@ -106,6 +106,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"rounds": 2}, "rounds"),
         ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
         ({"sizes": [1]}, "sizes"),
+        ({"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]}, "no group measures"),
     ],
 )
 def test_a_faulty_preset_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

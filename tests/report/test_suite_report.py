@@ -10,7 +10,7 @@ from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.kernels import KernelRow, KernelSkip
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import Ceilings
-from vitslim.bench.suite import Piece, PieceResult, SuiteReport, SuiteRow
+from vitslim.bench.suite import Aim, Piece, PieceResult, SuiteReport, SuiteRow
 from vitslim.report.suite import (
     accuracy_table,
     readme_tables,
@@ -22,7 +22,7 @@ from vitslim.report.suite import (
     write_suite,
 )
 from vitslim.report.suite.plots import spread
-from vitslim.report.suite.tables import overview, piece_table, share_of_mac_ratio, significant
+from vitslim.report.suite.tables import aims_table, overview, overviews, piece_table, share_of_mac_ratio, significant
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ENVIRONMENT: dict[str, Any] = {"cpu": "A CPU", "gpu": [{"name": "NVIDIA H100"}], "torch": "2.11.0"}
@@ -140,15 +140,47 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> None:
-    table = overview(REPORT, "compiled-graph", "bf16")
+    table = overview(REPORT, "deit_small", "compiled-graph", "bf16")
     assert table is not None
     text = table.markdown()
-    assert cells(text, "speed against dense") == ["deit_small 224 px, b1", "deit_small 224 px, b8"]
+    assert cells(text, "speed against dense") == ["224 px, b1", "224 px, b8"]
     assert cells(text, "dense, ms per batch") == ["2.00", "2.00"]
     assert cells(text, "evo-vit") == ["1.45x", "0.97x"]
     assert cells(text, "pair") == ["1.90x", "no memory"]
     assert cells(text, "depth-drop") == ["1.50x", "–"]
     assert "tome" not in text
+
+
+def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> None:
+    def piece(model: str, size: int, batch: int) -> PieceResult:
+        own = GRAPH.model_copy(update={"model": model, "image_size": size, "batches": (batch,)})
+        rows = [row(name, 1.0, batch, base=model, size=size) for name in ("dense", "evo-vit")]
+        return MEASURED.model_copy(update={"piece": own, "rows": rows, "skipped": []})
+
+    pieces = [piece("b", 512, 8), piece("a", 224, 256), piece("b", 224, 256), piece("b", 224, 1)]
+    first, second = overviews(REPORT.model_copy(update={"pieces": pieces}))
+    assert (first.title, second.title) == ("b, compiled-graph bf16", "a, compiled-graph bf16")
+    assert first.cells[0][1:] == ["224 px, b1", "224 px, b256", "512 px, b8"]
+
+
+@pytest.mark.parametrize(
+    ("aim", "line"),
+    [
+        ({"competitors": ("evo-vit", "pair"), "at_least": 1.8}, ["1.80x", "1.90x", "pair", "yes"]),
+        ({"competitors": ("evo-vit",), "at_least": 1.5}, ["1.50x", "1.45x", "evo-vit", "no"]),
+        ({"competitors": ("evo-vit",), "batch": 256, "at_least": 1.0}, ["1.00x", "not measured", "–", "–"]),
+        ({"kernel": "tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "2.10x", "sparse tile", "yes"]),
+        ({"kernel": "tile", "tokens": 4097, "at_least": 3.0}, ["3.00x", "not measured", "–", "–"]),
+    ],
+)
+def test_aims_say_whether_they_are_met(aim: dict[str, Any], line: list[str]) -> None:
+    setting = {"what": "an aim", "precision": "bf16"}
+    if "kernel" not in aim:
+        setting |= {"model": "deit_small", "image_size": 224}
+    report = REPORT.model_copy(update={"aims": [Aim(**setting, **aim)]})
+    assert cells(render_tables(report), "an aim") == line
+    assert "an aim" in render_suite(report, [])
+    assert aims_table(REPORT) is None
 
 
 def test_the_details_say_what_of_the_saved_work_became_speed_and_name_the_ceilings() -> None:
@@ -210,7 +242,7 @@ def test_a_terminal_gets_aligned_columns() -> None:
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert "Nothing measured yet" in render_tables(EMPTY)
-    assert overview(EMPTY, "torch", "fp32") is None
+    assert overview(EMPTY, "deit_small", "torch", "fp32") is None
     page, tables = write_suite(EMPTY, tmp_path)
     assert (page.name, tables.name) == ("suite.html", "tables.md")
     assert "Not measured" in page.read_text()

@@ -47,6 +47,26 @@ class Piece(Config):
         return "-".join([re.sub(r"[^\w.]+", "_", self.model), *size, self.precision, self.backend, batches])
 
 
+class Aim(Config):
+    """A speed against dense that shall be reached: by the best of some competitors in one setting, or by a kernel."""
+
+    what: str  # in words
+    at_least: float = Field(gt=0)
+    precision: Precision
+    model: str = "-"
+    image_size: int = 0
+    backend: Backend = "compiled-graph"
+    batch: PositiveInt = 1
+    competitors: tuple[str, ...] = ()
+    kernel: str = ""  # part of the kernel's name
+    tokens: int = 0  # of the kernel
+
+    @property
+    def setting(self) -> tuple[str, int, str, str, int]:
+        """Where the competitors' rows stand."""
+        return self.model, self.image_size, self.backend, self.precision, self.batch
+
+
 class SuiteRow(BenchRow):
     """A row of a piece: ``model`` is the competitor, ``base`` the model it competes with at ``size`` pixels.
 
@@ -89,6 +109,7 @@ class SuiteReport(Result):
     environment: dict[str, Any]  # of the last piece; versions and hardware are the same in all
     pieces: list[PieceResult]
     left: list[str]  # names of the pieces that are not measured yet
+    aims: list[Aim] = Field(default_factory=list[Aim])
 
     @property
     def rows(self) -> list[SuiteRow]:

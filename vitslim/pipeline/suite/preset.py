@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
 from vitslim.bench.contest import Backend
-from vitslim.bench.suite import SMALLER, Piece
+from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError
 from vitslim.methods import method_named
 from vitslim.recipe import describe_faults, read_yaml
@@ -73,6 +73,7 @@ class Preset(Config):
     models: dict[str, ModelEntry]
     competitors: dict[str, Competitor] = Field(default_factory=dict)
     groups: tuple[Group, ...] = Field(min_length=1)
+    aims: tuple[Aim, ...] = ()
 
     @model_validator(mode="after")
     def _knows_all_names(self) -> Preset:
@@ -82,6 +83,14 @@ class Preset(Config):
             unknown += sorted({*group.competitors} - rivals)
             if unknown:
                 raise ValueError(f"groups name {', '.join(unknown)}, which are neither models nor competitors here")
+        measured = {
+            (piece.model, piece.image_size, piece.backend, piece.precision, batch): piece.competitors
+            for piece in self.pieces(quick=False)
+            for batch in piece.batches
+        }
+        for aim in self.aims:
+            if not aim.kernel and not {*aim.competitors} & {*measured.get(aim.setting, ())}:
+                raise ValueError(f"aim {aim.what!r}: no group measures {aim.competitors} in {aim.setting}")
         return self
 
     def settings(self) -> dict[str, Any]:

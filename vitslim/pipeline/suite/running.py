@@ -197,6 +197,7 @@ def _report(
         environment=known[-1] if known else {},
         pieces=found,
         left=[piece.name for piece in pieces if folder.result(piece) is None],
+        aims=list(settings.aims),
     )
 
 

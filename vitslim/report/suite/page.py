@@ -14,7 +14,7 @@ from vitslim.report.markup import table as html_table
 from vitslim.report.page import compose
 from vitslim.report.sections.absent import absent
 from vitslim.report.suite.plots import write_suite_plots
-from vitslim.report.suite.tables import Table, caption, kernel_tables, not_measured, overviews, piece_table
+from vitslim.report.suite.tables import Table, aims_table, caption, kernel_tables, not_measured, overviews, piece_table
 
 _PICTURES = {
     "roofline.png": "Where every measured model stands between arithmetic and memory",
@@ -41,7 +41,7 @@ def write_suite(report: SuiteReport, folder: str | Path) -> list[Path]:
 def render_tables(report: SuiteReport) -> str:
     """All tables as GitHub markdown."""
     details = [piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
-    tables = [*overviews(report), *kernel_tables(report), *details]
+    tables = [*_summary(report), *details]
     missing = [f"* {sentence}" for sentence in not_measured(report)]
     pieces = [caption(report), *(table.markdown() for table in tables)]
     return "\n\n".join([*pieces, *(["Not measured:\n\n" + "\n".join(missing)] if missing else [])])
@@ -49,12 +49,12 @@ def render_tables(report: SuiteReport) -> str:
 
 def render_overview(report: SuiteReport) -> str:
     """The overviews for a terminal."""
-    return "\n\n".join([*(table.text() for table in [*overviews(report), *kernel_tables(report)]), caption(report)])
+    return "\n\n".join([*(table.text() for table in _summary(report)), caption(report)])
 
 
 def readme_tables(report: SuiteReport) -> str:
     """The overviews alone, for the README."""
-    tables = [table.markdown() for table in [*overviews(report), *kernel_tables(report)]]
+    tables = [table.markdown() for table in _summary(report)]
     left = [f"Not measured yet: {len(report.left)} pieces, {', '.join(report.left)}."] if report.left else []
     return "\n\n".join([*tables, caption(report), *left])
 
@@ -64,6 +64,7 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
     details = [piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
     sections = [
         ("overview", "Overview", "Speed against dense", _tables(overviews(report), "vitslim bench suite …")),
+        ("aims", "Aims", "What was aimed at", _aims(report)),
         ("pictures", "Pictures", "Roofline, work and speed", _pictures(pictures, fault)),
         ("kernels", "Kernels", "Kernels alone", _tables(kernel_tables(report), "vitslim bench suite --preset gpu …")),
         ("details", "All figures", "All figures", _tables(details, "vitslim bench suite …")),
@@ -78,10 +79,20 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
     return compose(f"{report.preset} – vitslim benchmark suite", top, sections)
 
 
+def _summary(report: SuiteReport) -> list[Table]:
+    aims = aims_table(report)
+    return [*([aims] if aims else []), *overviews(report), *kernel_tables(report)]
+
+
 def _tables(tables: Sequence[Table], command: str) -> Markup:
     if not tables:
         return absent("Not measured", command)
     return join([table_markup(one) for one in tables])
+
+
+def _aims(report: SuiteReport) -> Markup:
+    aims = aims_table(report)
+    return paragraph("This preset has no aims.") if aims is None else table_markup(aims)
 
 
 def table_markup(one: Table) -> Markup:

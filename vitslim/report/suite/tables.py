@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitslim.bench.suite import DENSE, PieceResult, SuiteReport, SuiteRow
+from vitslim.bench.suite import DENSE, Aim, PieceResult, SuiteReport, SuiteRow
 
 Cells = list[list[str]]
 
@@ -40,23 +40,33 @@ class Table:
         return "\n".join([f"{self.title}:", *lines, *([self.note] if self.note else [])])
 
 
-def overview(report: SuiteReport, backend: str, precision: str) -> Table | None:
-    """Speed against dense, a row per competitor and a column per setting, in one backend and precision."""
-    pieces = [piece for piece in report.pieces if (piece.piece.backend, piece.piece.precision) == (backend, precision)]
-    columns = [(piece, batch) for piece in pieces for batch in piece.piece.batches if piece.piece.kind == "models"]
+def overview(report: SuiteReport, base: str, backend: str, precision: str) -> Table | None:
+    """Speed against dense of one model in one backend and precision: a row per competitor, a column per setting."""
+    wanted = (base, backend, precision)
+    pieces = [piece for piece in report.pieces if _kind(piece) == wanted]
+    columns = [(piece, batch) for piece in pieces for batch in piece.piece.batches]
+    columns.sort(key=lambda column: (column[0].piece.image_size, column[1]))
     names = _competitors(pieces)
-    if not columns or not names:
+    if not names:
         return None
     header = ["speed against dense", *(_setting_words(piece, batch) for piece, batch in columns)]
     lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
     dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
-    return Table(f"{backend}, {precision}", [header, dense, *lines])
+    return Table(f"{base}, {backend} {precision}", [header, dense, *lines])
 
 
 def overviews(report: SuiteReport) -> list[Table]:
-    """An overview per backend and precision, in the preset's order; training steps are among them."""
-    kinds = dict.fromkeys((piece.piece.backend, piece.piece.precision) for piece in report.pieces)
+    """An overview per model, backend and precision, in the preset's order; training steps are among them."""
+    kinds = dict.fromkeys(_kind(piece) for piece in report.pieces if piece.piece.kind == "models")
     return [table for kind in kinds if (table := overview(report, *kind)) is not None]
+
+
+def aims_table(report: SuiteReport) -> Table | None:
+    """The preset's aims with what was measured, met or not."""
+    if not report.aims:
+        return None
+    lines = [[aim.what, f"{aim.at_least:.2f}x", *_reached(report, aim)] for aim in report.aims]
+    return Table("Aims", [["aim", "at least", "measured", "by", "met"], *lines])
 
 
 def piece_table(piece: PieceResult, batch: int) -> Table:
@@ -199,6 +209,28 @@ def _dense_cell(piece: PieceResult, batch: int) -> str:
     return "no memory" if piece.status == "out of memory" else "–"
 
 
+def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
+    """The best figure that counts for an aim, who reached it, and whether that is enough."""
+    found = {
+        row.model: row.speedup_vs_dense
+        for row in report.rows
+        if (row.base, row.size, row.backend, row.precision, row.batch) == aim.setting and row.model in aim.competitors
+    }
+    found |= {
+        row.kernel: row.speedup_vs_dense
+        for row in report.kernel_rows
+        if aim.kernel and aim.kernel in row.kernel and (row.tokens, row.precision) == (aim.tokens, aim.precision)
+    }
+    if not found:
+        return "not measured", "–", "–"
+    best = max(found, key=lambda name: found[name])
+    return f"{found[best]:.2f}x", best, "yes" if found[best] >= aim.at_least else "no"
+
+
+def _kind(piece: PieceResult) -> tuple[str, str, str]:
+    return piece.piece.model, piece.piece.backend, piece.piece.precision
+
+
 def _words(piece: PieceResult) -> str:
     own = piece.piece
     size = f" {own.image_size} px" if own.image_size else ""
@@ -206,9 +238,8 @@ def _words(piece: PieceResult) -> str:
 
 
 def _setting_words(piece: PieceResult, batch: int) -> str:
-    own = piece.piece
-    size = f" {own.image_size} px" if own.image_size else ""
-    return f"{own.model}{size}, b{batch}"
+    size = f"{piece.piece.image_size} px, " if piece.piece.image_size else ""
+    return f"{size}b{batch}"
 
 
 def _ceiling_note(piece: PieceResult) -> str:
