@@ -1,6 +1,7 @@
 """The suite over its folder: pieces, resuming, what goes wrong, time that is over."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,31 @@ def test_a_crash_is_a_record_and_the_next_piece_gets_a_new_process(tmp_path: Pat
     report = run_suite(tmp_path / "out", preset=WHOLE, measure=crash_in_training)
     assert [piece.status for piece in report.pieces] == ["measured", "crashed", "measured", "measured"]
     assert report.pieces[1].reason == "its process ended with exit code 9"
+
+
+def leave_a_child(piece: Piece, preset: Preset, digest: str) -> PieceResult:
+    """Stands for a compilation whose processes outlive the one that started them."""
+    if piece.backend == "train":
+        child = subprocess.Popen(["sleep", "60"])
+        Path(os.environ["CHILD_FILE"]).write_text(str(child.pid))
+        os._exit(9)
+    return PieceResult(piece=piece, digest=digest, status="measured", seconds=0.1)
+
+
+def test_what_a_lost_worker_started_is_ended_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHILD_FILE", str(tmp_path / "child"))
+    preset = WHOLE.model_copy(update={"groups": WHOLE.groups[1:2]})
+    run_suite(tmp_path / "out", preset=preset, measure=leave_a_child)
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+
+    def is_over() -> bool:
+        # Gone, or dead and not yet collected by whoever adopts orphans here.
+        return not state.exists() or state.read_text().split()[2] == "Z"
+
+    deadline = time.monotonic() + 10
+    while not is_over() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert is_over()
 
 
 def test_a_piece_that_outlasts_the_time_is_stopped(tmp_path: Path) -> None:

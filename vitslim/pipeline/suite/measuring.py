@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -49,8 +48,9 @@ def measure_piece(piece: Piece, preset: Preset, digest: str) -> PieceResult:
 
 def serve(connection: Any, preset: dict[str, Any], measure: Measure = measure_piece) -> None:
     """Measure the pieces that come in through a connection until it closes: the body of a worker process."""
-    # The parent ends a worker; what libraries print must not mix with the command's own output.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A group of its own: the parent ends a worker with all that it started, and Ctrl-C reaches the parent alone.
+    os.setsid()
+    # What libraries print must not mix with the command's own output.
     os.dup2(2, 1)
     settings = Preset.model_validate(preset)
     while True:

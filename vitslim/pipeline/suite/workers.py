@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from types import TracebackType
 from typing import Any
@@ -36,8 +38,7 @@ class Worker:
         try:
             self._connection.send((piece.model_dump(mode="json"), digest))
             if not self._connection.poll(seconds):
-                self._process.kill()
-                self._stop()
+                self._stop(at_once=True)
                 return self._lost(piece, digest, began, "too long", f"not done after {seconds:.0f} s")
             result = PieceResult.model_validate(self._connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -68,19 +69,30 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def _stop(self) -> None:
+    def _stop(self, *, at_once: bool = False) -> None:
         if self._process is None:
             return
         # The child ends when its end of the connection does; one that is busy is not waited for.
         self._connection.close()
-        self._process.join(_GRACE_SECONDS)
-        self._process.kill()
+        if not at_once:
+            self._process.join(_GRACE_SECONDS)
+        if self._process.exitcode != 0:
+            end_group(self._process.pid)
+            self._process.kill()
         self._process.join()
         self._process = self._connection = None
 
     def _lost(self, piece: Piece, digest: str, began: float, status: Status, reason: str) -> PieceResult:
         seconds = time.perf_counter() - began
         return PieceResult(piece=piece, digest=digest, status=status, reason=reason, seconds=seconds)
+
+
+def end_group(leader: int) -> None:
+    """End what a worker started and left behind, compilers say: they would hold on to the GPU's memory."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # nobody is left
 
 
 class SameProcess:
