@@ -264,6 +264,17 @@ def test_pieces_are_taken_to_last_as_long_as_those_of_their_backend(tmp_path: Pa
     assert second.names == ["tiny-40-fp32-torch-b1"]
 
 
+def test_a_piece_that_was_stopped_is_measured_when_there_is_more_time(tmp_path: Path) -> None:
+    preset = WHOLE.model_copy(update={"groups": WHOLE.groups[:1]})
+    stopped = run(tmp_path / "out", Measured(status="too long"), preset=preset, minutes=0.5)  # after 30 s
+    assert stopped.left == NAMES[:1]
+    same, more = Measured(), Measured()
+    run(tmp_path / "out", same, preset=preset, minutes=0.55)
+    assert same.names == []
+    assert run(tmp_path / "out", more, preset=preset, minutes=0.7).left == []
+    assert more.names == NAMES[:1]
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +329,7 @@ def test_a_piece_that_outlasts_the_time_is_stopped(tmp_path: Path) -> None:
     report = run_suite(tmp_path / "out", preset=preset, measure=sleep_in_training, minutes=0.05)
     assert time.perf_counter() - began < 40
     assert report.pieces[0].status == "too long"
+    assert report.left == NAMES[1:3]
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

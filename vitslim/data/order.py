@@ -1,5 +1,6 @@
 """Which images make up which batch of which pass."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,20 @@ class Order:
         return list(indices[:whole].split(size))
 
     def __len__(self) -> int:
-        return len(self.batches(0))
+        if self.training and self.repeats > 1:
+            return len(self.batches(0))
+        # Asked for at every step of a training; shuffling millions of images for it would take longer than the step.
+        count = self._share()
+        size = min(self.batch_size, max(1, count))
+        # A process without images has one batch of none.
+        return max(1, count // size if self.training else math.ceil(count / size))
+
+    def _share(self) -> int:
+        """How many images of a pass fall to this process."""
+        last = self.images
+        if self.training:
+            last = min(last, max(1, self.images // self.world) * self.world)
+        return len(range(self.rank, last, self.world))
 
     def _indices(self, epoch: int) -> Int[Tensor, " n"]:
         if not self.training:

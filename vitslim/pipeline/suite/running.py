@@ -24,6 +24,7 @@ from vitslim.progress import Progress, ProgressCallback, silent
 PIECES_FOLDER = "pieces"
 _MEASURING_LIBRARIES = ("triton", "tensorrt", "tensorrt-rtx", "torch-pruning", "tome")
 _HARDWARE = ("cpu", "gpu", "cuda")
+_MORE_TIME = 1.2  # times what a piece had that was stopped
 
 
 def run_suite(
@@ -58,7 +59,7 @@ def run_suite(
     folder.claim()
     sitting = _Sitting(minutes)
     report = _report(folder, pieces, settings, name, quick, command)
-    missing = [piece for piece in pieces if not folder.has(piece, again=again)]
+    missing = [piece for piece in pieces if folder.wants(piece, sitting.seconds_left(), again=again)]
     done = len(pieces) - len(missing)
     progress(Progress("suite", done, len(pieces), "pieces"))
     with (Worker if isolate else SameProcess)(settings, measure) as worker:
@@ -119,16 +120,18 @@ class Folder:
             self._known[result.piece.name] = result
         (self.path / PIECES_FOLDER).mkdir(parents=True, exist_ok=True)
 
-    def has(self, piece: Piece, *, again: bool = False) -> bool:
-        """Whether a piece was measured with just these settings, versions and hardware."""
-        known = self._known.get(piece.name)
-        if known is None or known.digest != self.digest(piece):
-            return False
-        return known.status == "measured" or not again
-
     def result(self, piece: Piece) -> PieceResult | None:
-        """What a piece gave, if it still holds."""
-        return self._known[piece.name] if self.has(piece) else None
+        """What a piece gave with just these settings, versions and hardware."""
+        known = self._known.get(piece.name)
+        return known if known is not None and known.digest == self.digest(piece) else None
+
+    def wants(self, piece: Piece, seconds: float | None, *, again: bool = False) -> bool:
+        """Whether a piece is to be measured; one that was stopped is, when there is clearly more time than it had."""
+        known = self.result(piece)
+        if known is None or known.status == "measured":
+            return known is None
+        has_more_time = seconds is None or seconds > _MORE_TIME * known.seconds
+        return again or (known.status == "too long" and has_more_time)
 
     def write(self, result: PieceResult) -> None:
         """Keep what a piece gave."""
@@ -196,7 +199,7 @@ def _report(
         settings={**settings.settings(), "baseline": DENSE},
         environment=known[-1] if known else {},
         pieces=found,
-        left=[piece.name for piece in pieces if folder.result(piece) is None],
+        left=[piece.name for piece in pieces if (one := folder.result(piece)) is None or one.status == "too long"],
         aims=list(settings.aims),
     )
 
