@@ -52,7 +52,7 @@ class Order:
 
     def _indices(self, epoch: int) -> Int[Tensor, " n"]:
         if not self.training:
-            return torch.arange(self.rank, self.images, self.world)
+            return torch.arange(min(self.rank, self.images), self.images, self.world)
         seed = derive_seed(self.seed, epoch)
         if self.repeats > 1:
             sampler = RepeatAugSampler(
