@@ -237,6 +237,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_quick_run_does_not_replace_a_whole_one(tmp_path: Path) -> None:
+    run(tmp_path / "out", Measured())
+    with pytest.raises(ConfigError, match="holds the run of preset own; name another folder"):
+        run(tmp_path / "out", Measured(), quick=True)
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 

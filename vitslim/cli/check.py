@@ -195,12 +195,12 @@ def verify(
 def report(
     folder: FolderArgument,
 ) -> None:
-    """Render report.html of an output folder again."""
-    from vitslim.report import write_report
+    """Render the page of an output folder again: report.html, or that of a benchmark suite."""
+    from vitslim.pipeline.rendering import render_again
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    say(f"wrote {write_report(folder)}")
+    say(f"wrote {render_again(folder)}")
 
 
 def _parity_row(check: dict[str, Any]) -> tuple[str, ...]:

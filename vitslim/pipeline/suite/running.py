@@ -56,7 +56,7 @@ def run_suite(
     name = "own" if isinstance(preset, Preset) else Path(preset).stem
     pieces = settings.pieces(quick=quick)
     folder = Folder(Path(out), settings, environment())
-    folder.claim()
+    folder.claim(name, quick=quick)
     sitting = _Sitting(minutes)
     report = _report(folder, pieces, settings, name, quick, command)
     missing = [piece for piece in pieces if folder.wants(piece, sitting.seconds_left(), again=again)]
@@ -102,16 +102,17 @@ class Folder:
         self._versions = _versions(machine)
         self._known: dict[str, PieceResult] = {}
 
-    def claim(self) -> None:
+    def claim(self, preset: str, *, quick: bool) -> None:
         """Read what an earlier call left.
 
         Raises:
-            ConfigError: the folder holds something else.
+            ConfigError: the folder holds something else, the run of another preset among it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output {self.path} is a file; name a folder")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / PIECES_FOLDER).is_dir():
             raise ConfigError(f"output folder {self.path} holds files that no suite wrote; name another folder")
+        self._refuse_another_run(preset, quick)
         for file in sorted((self.path / PIECES_FOLDER).glob("*.json")):
             try:
                 result = PieceResult.model_validate(read_json(file))
@@ -119,6 +120,17 @@ class Folder:
                 continue  # of another version of vitslim, or cut off by hand: measured again
             self._known[result.piece.name] = result
         (self.path / PIECES_FOLDER).mkdir(parents=True, exist_ok=True)
+
+    def _refuse_another_run(self, preset: str, quick: bool) -> None:
+        # Its pieces have the same names and would be replaced one by one.
+        if not (self.path / SUITE_FILE).is_file():
+            return
+        earlier = read_json(self.path / SUITE_FILE)
+        if (earlier.get("preset"), earlier.get("quick")) != (preset, quick):
+            kind = "quick " if earlier.get("quick") else ""
+            raise ConfigError(
+                f"output folder {self.path} holds the {kind}run of preset {earlier.get('preset')}; name another folder"
+            )
 
     def result(self, piece: Piece) -> PieceResult | None:
         """What a piece gave with just these settings, versions and hardware."""

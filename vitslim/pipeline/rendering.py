@@ -1,0 +1,41 @@
+"""Rendering the page of a folder again, whatever wrote the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
+from vitslim.bench.suite import SUITE_FILE
+from vitslim.errors import CheckpointError
+from vitslim.files import read_json
+from vitslim.pipeline.suite.running import read_suite
+from vitslim.report import write_report
+from vitslim.report.suite import write_accuracy, write_suite
+
+
+def render_again(folder: Path) -> Path:
+    """Write the page of a run, of a benchmark suite, or of an accuracy benchmark.
+
+    Raises:
+        CheckpointError: the folder holds none of them, or one of its files cannot be read.
+    """
+    if (folder / SUITE_FILE).is_file():
+        return write_suite(read_suite(folder), folder)[0]
+    if (folder / ACCURACY_FILE).is_file():
+        return write_accuracy(read_accuracy(folder), folder)[0]
+    return write_report(folder)
+
+
+def read_accuracy(folder: Path) -> AccuracyReport:
+    """The accuracy.json of a folder.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    path = folder / ACCURACY_FILE
+    try:
+        return AccuracyReport.model_validate(read_json(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is no report of the accuracy benchmark ({error.error_count()} faults)") from None
