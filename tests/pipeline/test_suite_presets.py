@@ -56,7 +56,7 @@ def test_every_conversion_of_a_preset_is_one_that_works(name: str) -> None:
         for one in piece.competitors
         if one in preset.competitors
     }
-    size: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
+    size: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "num_classes": 4}
     models = {depth: VisionTransformer(**size, depth=depth) for depth, _ in wanted}
     for depth, one in sorted(wanted):
         history = [

@@ -42,6 +42,7 @@ def measure_piece(piece: Piece, preset: Preset, digest: str) -> PieceResult:
         if isinstance(error, MissingDependencyError):
             status = "unavailable"
         found = {"status": status, "reason": first_line(error)}
+    free_memory()
     known = environment() | {"torch_threads": preset.threads}
     return PieceResult(piece=piece, digest=digest, seconds=time.perf_counter() - began, environment=known, **found)
 
@@ -60,7 +61,6 @@ def serve(connection: Any, preset: dict[str, Any], measure: Measure = measure_pi
             return
         result = measure(Piece.model_validate(piece), settings, digest)
         connection.send(result.model_dump(mode="json"))
-        free_memory()
 
 
 def free_memory() -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from vitslim.bench.suite import Piece, PieceResult, Status
-from vitslim.pipeline.suite.measuring import Measure, free_memory, measure_piece, serve
+from vitslim.pipeline.suite.measuring import Measure, measure_piece, serve
 from vitslim.pipeline.suite.preset import Preset
 
 _GRACE_SECONDS = 5.0
@@ -104,9 +104,7 @@ class SameProcess:
 
     def run(self, piece: Piece, digest: str, seconds: float | None = None) -> PieceResult:
         """Measure a piece; it cannot be stopped, so ``seconds`` is not looked at."""
-        result = self._measure(piece, self._preset, digest)
-        free_memory()
-        return result
+        return self._measure(piece, self._preset, digest)
 
     def __enter__(self) -> SameProcess:
         return self
