@@ -157,20 +157,18 @@ def support_table(document: dict) -> str:
     return "\n".join([*table, "", *(f"* {note}" for note in notes), "", f"{asked}`{document['command']}`."])
 
 
-ON_CPU = "Not measured yet; the command is `make bench`. The table of the demo above has DeiT-S at 224 px."
+ON_CPU = [f"cpu_{name}_{size}" for name, size, _, _ in SETTINGS]
 SECTIONS = {
     "demo": demo_table,
     "support": support_table,
-    "cpu_deit_small_224": cpu_table,
-    "cpu_deit_small_384": cpu_table,
+    **dict.fromkeys(ON_CPU, cpu_table),
     "suite_gpu": suite_table,
     "accuracy_gpu": accuracy_table,
 }
 NOT_MEASURED = {
     "demo": "Not measured yet; the command is `make demo`.",
     "support": "Not tried yet; the command is `python examples/measure.py support`.",
-    "cpu_deit_small_224": ON_CPU,
-    "cpu_deit_small_384": ON_CPU,
+    **dict.fromkeys(ON_CPU, "Not measured yet; the command is `make bench`."),
     "suite_gpu": "Not measured yet; the command is `vitslim bench suite --preset gpu --out out/suite-gpu`.",
     "accuracy_gpu": "Not measured yet; the command is `vitslim bench accuracy --preset gpu --out out/accuracy-gpu`.",
 }
