@@ -54,6 +54,15 @@ def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> N
     assert skip.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
 
 
+def test_the_cases_of_the_suite_are_such_cases() -> None:
+    cases = pytest.importorskip("vitslim.kernels.triton.cases", reason="no kernels to time yet")
+    found = cases.kernel_cases("cpu", torch.float32, 17, 1)
+    assert all(isinstance(case, KernelCase) for case in found)
+    rows, skipped = time_kernels(found, **CPU | {"batch": 1})
+    assert [row.kernel for row in rows] == [case.name for case in found]
+    assert skipped == []
+
+
 @pytest.mark.gpu
 def test_a_recorded_kernel_is_timed_per_call() -> None:
     values = torch.randn(1024, 1024, device="cuda")

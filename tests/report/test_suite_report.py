@@ -169,8 +169,9 @@ def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> 
         ({"competitors": ("evo-vit", "pair"), "at_least": 1.8}, ["1.80x", "1.90x", "pair", "yes"]),
         ({"competitors": ("evo-vit",), "at_least": 1.5}, ["1.50x", "1.45x", "evo-vit", "no"]),
         ({"competitors": ("evo-vit",), "batch": 256, "at_least": 1.0}, ["1.00x", "not measured", "–", "–"]),
-        ({"kernel": "tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "2.10x", "sparse tile", "yes"]),
-        ({"kernel": "tile", "tokens": 4097, "at_least": 3.0}, ["3.00x", "not measured", "–", "–"]),
+        ({"kernel": "sparse tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "2.10x", "sparse tile", "yes"]),
+        ({"kernel": "tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "not measured", "–", "–"]),
+        ({"kernel": "sparse tile", "tokens": 4097, "at_least": 3.0}, ["3.00x", "not measured", "–", "–"]),
     ],
 )
 def test_aims_say_whether_they_are_met(aim: dict[str, Any], line: list[str]) -> None:

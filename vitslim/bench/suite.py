@@ -58,7 +58,7 @@ class Aim(Config):
     backend: Backend = "compiled-graph"
     batch: PositiveInt = 1
     competitors: tuple[str, ...] = ()
-    kernel: str = ""  # part of the kernel's name
+    kernel: str = ""  # its name, instead of competitors
     tokens: int = 0  # of the kernel
 
     @property

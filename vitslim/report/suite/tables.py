@@ -219,7 +219,7 @@ def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
     found |= {
         row.kernel: row.speedup_vs_dense
         for row in report.kernel_rows
-        if aim.kernel and aim.kernel in row.kernel and (row.tokens, row.precision) == (aim.tokens, aim.precision)
+        if (row.kernel, row.tokens, row.precision) == (aim.kernel, aim.tokens, aim.precision)
     }
     if not found:
         return "not measured", "–", "–"
