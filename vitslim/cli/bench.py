@@ -62,7 +62,7 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", help="JSON file", show_default=False)] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Measure the given models; the word `models` may be left out."""
+    """Measure the given models; the word `models` may be left out. A folder called suite is ./suite."""
     from vitslim import pipeline
     from vitslim.bench import caption, skipped_lines, text_table
     from vitslim.files import write_json

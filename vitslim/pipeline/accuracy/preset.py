@@ -38,6 +38,13 @@ class Task(Config):
     train_per_class: int = 4000
     val_per_class: int = 10
     seed: int = 0
+    # How hard the task is.
+    jitter: float = FractalConfig.jitter
+    rotation: float = FractalConfig.rotation
+    smallest: float = FractalConfig.smallest
+    shift: float = FractalConfig.shift
+    noise: float = FractalConfig.noise
+    negatives: float = FractalConfig.negatives
 
     def fractals(self) -> FractalConfig:
         """The images themselves."""
