@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and benchmarks run on one thread: two threads on a small shared machine give noise, not speed.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv demo test check format bench bench-check bench-ratios suite readme clean
+.PHONY: venv demo test check format bench bench-check suite tables-check readme clean
 
 venv: $(STAMP)
 
@@ -24,7 +24,7 @@ demo: venv
 	$(BIN)/vitslim demo --out demo-out --overwrite
 
 # Two runs of the tests: shape checks on for all, then off for those that compile.
-test: check bench-check
+test: check tables-check
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not compiled"
 	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m compiled
 
@@ -42,7 +42,7 @@ bench: venv
 	$(BIN)/python examples/measure.py bench
 
 # Every table that is committed is what its JSON gives.
-bench-check: venv
+tables-check: venv
 	$(BIN)/python examples/measure.py check
 
 # All pieces of a preset, or what is left of them: make suite PRESET=gpu
@@ -51,7 +51,8 @@ suite: venv
 	$(BIN)/vitslim bench suite --preset $(PRESET) --out out/suite-$(PRESET)
 
 # A quick CPU suite against the committed ratios; times differ between machines, ratios hardly.
-bench-ratios: venv
+bench-check: venv
+	rm -rf out/suite-quick
 	$(BIN)/vitslim bench suite --preset cpu --quick --out out/suite-quick --compare examples/results/suite_cpu.json
 
 readme: venv
