@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and benchmarks run on one thread: two threads on a small shared machine give noise, not speed.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: venv demo test check format bench bench-check suite tables-check readme clean
+.PHONY: venv demo test check format bench bench-check tables-check readme clean
 
 venv: $(STAMP)
 
@@ -38,17 +38,15 @@ format: venv
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# The CPU tables, some ten minutes on a machine that does nothing else.
 bench: venv
-	$(BIN)/python examples/measure.py bench
+	$(BIN)/vitslim bench suite --preset cpu --out out/suite-cpu
+	$(BIN)/python examples/measure.py collect out/suite-cpu
+	$(BIN)/python examples/measure.py readme
 
 # Every table that is committed is what its JSON gives.
 tables-check: venv
 	$(BIN)/python examples/measure.py check
-
-# All pieces of a preset, or what is left of them: make suite PRESET=gpu
-PRESET ?= cpu
-suite: venv
-	$(BIN)/vitslim bench suite --preset $(PRESET) --out out/suite-$(PRESET)
 
 # A quick CPU suite against the committed ratios; times differ between machines, ratios hardly.
 bench-check: venv

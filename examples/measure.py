@@ -1,6 +1,5 @@
 """Make the figures of the README, and put them into it.
 
-    python examples/measure.py bench    # CPU speed and cost at deployment size -> examples/results/cpu_*.json
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
     python examples/measure.py support  # which pairs of methods compose -> examples/results/support.json
     python examples/measure.py collect FOLDER  # copy what `vitslim bench suite|accuracy` wrote -> examples/results/
@@ -15,10 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
-import vitslim
-from vitslim.bench import BenchReport, caption, markdown_summary, markdown_table, replace_between_markers
+from vitslim.bench import replace_between_markers
 from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
 from vitslim.bench.suite import SUITE_FILE, SuiteReport
 from vitslim.files import read_json, write_json, write_text
@@ -28,41 +24,6 @@ from vitslim.report.suite import readme_tables, render_accuracy, render_tables
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "examples" / "results"
 README = ROOT / "README.md"
-COMMAND = "python examples/measure.py bench"
-
-STUDENTS: dict[str, list[tuple[str, dict]]] = {
-    "skipat": [("skipat", {})],
-    "skipat-narrow": [("skipat", {"expansion": 0.5})],
-    "skipat-identity": [("skipat", {"identity": True})],
-    "evo-vit": [("evo_vit", {})],
-    "sret": [("sret", {})],
-    "sparsifiner-query": [("sparsifiner", {})],
-    "sparsifiner-image": [("sparsifiner", {"granularity": "image"})],
-    "skipat-narrow-evo-vit": [("skipat", {"expansion": 0.5, "layers": [1, 2, 3]}), ("evo_vit", {})],
-    "skipat-identity-evo-vit": [("skipat", {"identity": True, "layers": [5, 6, 9, 10]}), ("evo_vit", {})],
-    "sparsifiner-image-evo-vit": [("sparsifiner", {"granularity": "image"}), ("evo_vit", {})],
-}
-# Model, image size in pixels, batch sizes, backends: what people deploy on a CPU, and where attention weighs more.
-SETTINGS = (
-    ("deit_small", 224, (1, 8), ("torch", "ort")),
-    ("deit_small", 384, (1,), ("torch", "ort")),
-    ("deit_small", 512, (1,), ("torch", "ort")),
-)
-
-
-def bench() -> None:
-    for name, size, batches, backends in SETTINGS:
-        torch.manual_seed(0)
-        dense = vitslim.open_model(name, pretrained=False, img_size=size)
-        models = {"dense": dense}
-        for student, conversions in STUDENTS.items():
-            model = dense
-            for method, options in conversions:
-                model = vitslim.convert(model, method, **options)
-            models[student] = model
-        report = vitslim.benchmark(models, against=dense, batches=batches, backends=backends, threads=1, rounds=25)
-        write_json(RESULTS / f"cpu_{name}_{size}.json", {"command": COMMAND, **report.model_dump(mode="json")})
-        print(markdown_table(report.rows, report.baseline))
 
 
 def demo() -> None:
@@ -124,13 +85,6 @@ def tables() -> dict[Path, str]:
     return {path.with_suffix(".md"): text + "\n" for path, text in found.items()}
 
 
-def cpu_table(document: dict) -> str:
-    document = dict(document)
-    command = document.pop("command")
-    report = BenchReport(**document)
-    return f"{markdown_summary(report.rows, report.baseline)}\n\n{caption(report, command)}"
-
-
 def suite_table(document: dict) -> str:
     report = SuiteReport(**document)
     more = f"All figures: `examples/results/suite_{report.preset}.md`."
@@ -157,24 +111,23 @@ def support_table(document: dict) -> str:
     return "\n".join([*table, "", *(f"* {note}" for note in notes), "", f"{asked}`{document['command']}`."])
 
 
-ON_CPU = [f"cpu_{name}_{size}" for name, size, _, _ in SETTINGS]
 SECTIONS = {
     "demo": demo_table,
     "support": support_table,
-    **dict.fromkeys(ON_CPU, cpu_table),
+    "suite_cpu": suite_table,
     "suite_gpu": suite_table,
     "accuracy_gpu": accuracy_table,
 }
 NOT_MEASURED = {
     "demo": "Not measured yet; the command is `make demo`.",
     "support": "Not tried yet; the command is `python examples/measure.py support`.",
-    **dict.fromkeys(ON_CPU, "Not measured yet; the command is `make bench`."),
+    "suite_cpu": "Not measured yet; the command is `make bench`.",
     "suite_gpu": "Not measured yet; the command is `vitslim bench suite --preset gpu --out out/suite-gpu`.",
     "accuracy_gpu": "Not measured yet; the command is `vitslim bench accuracy --preset gpu --out out/accuracy-gpu`.",
 }
 
 if __name__ == "__main__":
-    verbs = {"bench": bench, "demo": demo, "support": support, "collect": collect, "readme": readme, "check": check}
+    verbs = {"demo": demo, "support": support, "collect": collect, "readme": readme, "check": check}
     verb, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
     if verb not in verbs or len(arguments) != (verb == "collect"):
         sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)} [FOLDER]; given {json.dumps(sys.argv[1:])}")

@@ -6,7 +6,6 @@ from vitslim.bench import (
     BenchRow,
     Skipped,
     caption,
-    markdown_summary,
     markdown_table,
     replace_between_markers,
     skipped_lines,
@@ -63,17 +62,6 @@ def test_the_share_of_the_mac_ratio_is_shown_beside_a_baseline():
     # Half of the operations could be 2x; 1.25x is 62 % of that (62.5, to even).
     assert lines[3].endswith("| 2.299 | 62 % |")
     assert text_table([ROWS[0], half], "dense").splitlines()[1].endswith("100 %")
-
-
-def test_the_summary_has_a_line_per_model_and_a_dash_where_nothing_ran():
-    half = ROWS[1].model_copy(update={"macs": ROWS[0].macs // 2})
-    single = ROWS[0].model_copy(update={"batch": 1, "precision": "bf16", "latency_ms_p50": 20.0})
-    assert markdown_summary([ROWS[0], half, single], "dense") == snapshot("""\
-| model | params M | GMAC | ort b8 | ort bf16 b1 |
-| --- | ---: | ---: | ---: | ---: |
-| dense | 22.05 | 4.599 | 123 ms | 20.0 ms |
-| skipat | 22.05 | 2.299 | 1.25x (62 %) | – |\
-""")
 
 
 def test_no_rows_are_a_header():

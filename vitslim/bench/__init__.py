@@ -6,7 +6,6 @@ from vitslim.bench.environment import environment
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
 from vitslim.bench.tables import (
     caption,
-    markdown_summary,
     markdown_table,
     replace_between_markers,
     skipped_lines,
@@ -23,7 +22,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "environment",
-    "markdown_summary",
     "markdown_table",
     "replace_between_markers",
     "skipped_lines",

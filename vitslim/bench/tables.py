@@ -47,30 +47,6 @@ def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
     )
 
 
-def markdown_summary(rows: Sequence[BenchRow], baseline: str) -> str:
-    """A GitHub table with one line per model: cost, then speed-up and share of the MAC ratio in every setting.
-
-    The baseline's own cells hold its median latency in milliseconds. A setting that did not run is a dash.
-
-    Args:
-        rows: of one image size.
-        baseline: name of the dense model.
-    """
-    settings = list(dict.fromkeys((row.backend, row.precision, row.batch) for row in rows))
-    found = {(row.model, row.backend, row.precision, row.batch): row for row in rows}
-    dense = next(row.macs for row in rows if row.model == baseline)
-    titles = [
-        " ".join((backend, *(() if kind == "fp32" else (kind,)), f"b{batch}")) for backend, kind, batch in settings
-    ]
-    lines = [["model", "params M", "GMAC", *titles], ["---", *["---:"] * (2 + len(settings))]]
-    for model in dict.fromkeys(row.model for row in rows):
-        own = [found.get((model, *setting)) for setting in settings]
-        known = next(row for row in own if row is not None)
-        cells = ["–" if row is None else _speed(row, dense, model == baseline) for row in own]
-        lines.append([model, f"{known.params / 1e6:.2f}", f"{known.macs / 1e9:.3f}", *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def caption(report: BenchReport, command: str | None = None) -> str:
     """One sentence that says on what, how, against what the rows were measured."""
     environment, settings = report.environment, report.settings
@@ -118,12 +94,6 @@ def _cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
     if dense is not None:
         columns.append(("of MAC ratio", lambda row: _share(row, dense)))
     return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
-
-
-def _speed(row: BenchRow, dense_macs: int, is_baseline: bool) -> str:
-    if is_baseline:
-        return f"{_significant(row.latency_ms_p50)} ms"
-    return f"{row.speedup_vs_dense:.2f}x ({_share(row, dense_macs)})"
 
 
 def _share(row: BenchRow, dense_macs: int) -> str:

@@ -49,7 +49,7 @@ def overview(report: SuiteReport, base: str, backend: str, precision: str) -> Ta
     names = _competitors(pieces)
     if not names:
         return None
-    header = ["speed against dense", *(_setting_words(piece, batch) for piece, batch in columns)]
+    header = ["speed against dense (of the MAC ratio)", *(_setting_words(piece, batch) for piece, batch in columns)]
     lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
     dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
     return Table(f"{base}, {backend} {precision}", [header, dense, *lines])
@@ -196,7 +196,9 @@ def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
 def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
     for row in piece.rows:
         if (row.model, row.batch) == (name, batch):
-            return f"{row.speedup_vs_dense:.2f}x"
+            dense = next((one for one in piece.rows if (one.model, one.batch) == (DENSE, batch)), None)
+            share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense):.0f} %)"
+            return f"{row.speedup_vs_dense:.2f}x{share}"
     if any(skip.out_of_memory and skip.model in (None, name) and skip.batch in (None, batch) for skip in piece.skipped):
         return "no memory"
     return "–"
