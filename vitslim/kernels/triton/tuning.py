@@ -1,0 +1,147 @@
+"""Block sizes of the kernels: a table of measured ones, and a rule where the table has no row.
+
+``blocks.json`` beside this file maps ``kernel/sm/dtype/head width/tokens`` to block sizes. ``tune`` measures on the GPU
+at hand and rewrites it. Rows are looked up with the padded width and the next power of two of the tokens.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitslim.errors import CheckpointError
+from vitslim.files import read_json, write_json
+
+TABLE = Path(__file__).with_name("blocks.json")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one kernel is cut.
+
+    Args:
+        queries: queries of a program, 16 or more, a power of two.
+        keys: keys of a visit, 32 or more, a power of two.
+        warps: groups of 32 threads of a program.
+        stages: depth of the software pipeline; each stage holds one block of keys and values in shared memory.
+        listed: make lists of the blocks that somebody sees, and visit only these; for the bit-masked kernels.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    listed: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """For the launch. Fused multiply-add is said outright, since Triton 3.10 changes its default."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+def blocks_for(kernel: str, tensor: Tensor, tokens: int) -> Blocks:
+    """The blocks for a kernel on the device, type and head width (last axis) of ``tensor``."""
+    capability = _capability(tensor.device)
+    dtype, width, bucket = str(tensor.dtype).removeprefix("torch."), tensor.shape[-1], _power_of_two(tokens)
+    return _looked_up(kernel, capability, dtype, max(16, _power_of_two(width)), bucket)
+
+
+def row_name(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> str:
+    """The key of a row of the table; width and tokens are rounded up to powers of two."""
+    return f"{kernel}/sm_{capability}/{dtype}/{max(16, _power_of_two(width))}/{_power_of_two(tokens)}"
+
+
+def read_table(path: Path = TABLE) -> dict[str, Blocks]:
+    """The measured rows.
+
+    Raises:
+        CheckpointError: the table is not of this version's form.
+    """
+    try:
+        return {name: Blocks(**row) for name, row in read_json(path)["rows"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no table of blocks ({error}); write it again with tune()") from None
+
+
+def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
+    """Blocks that fit the shared memory of every architecture; reckoned, not measured.
+
+    Args:
+        width: padded width of a head.
+    """
+    wide = width * (2 if dtype == "float32" else 1) > 64
+    backward = kernel.endswith("backward")
+    queries = 32 if backward and wide else 64
+    # Lists cost a pass over the bits, and on short rows no block of 64 x 64 is ever empty.
+    listed = kernel.startswith("bit") and tokens > 1024
+    return Blocks(queries, keys=32 if wide else 64, warps=4, stages=2 if wide or backward else 3, listed=listed)
+
+
+def tune(
+    problems: Iterable[tuple[str, int, str, int, int, Callable[[Blocks], Any]]],
+    measure: Callable[[Callable[[], Any]], float],
+    candidates: Iterable[Blocks] | None = None,
+    path: Path = TABLE,
+) -> dict[str, Blocks]:
+    """Measure candidates for each problem, write the fastest into the table, and return the new rows.
+
+    A candidate that does not compile or fit is passed over; rows of other problems stay.
+
+    Args:
+        problems: (kernel, capability, dtype, width, tokens) and the call with given blocks.
+        measure: milliseconds of a call; ``triton.testing.do_bench`` fits.
+        candidates: blocks to try; ``usual_candidates()`` by default.
+    """
+    tried = list(candidates or usual_candidates())
+    found: dict[str, Blocks] = {}
+    for kernel, capability, dtype, width, tokens, call in problems:
+        times = {blocks: _time_of(call, blocks, measure) for blocks in tried}
+        best = min(times, key=times.__getitem__)
+        if times[best] < float("inf"):
+            found[row_name(kernel, capability, dtype, width, tokens)] = best
+    rows = read_table(path) | found if path.exists() else found
+    write_json(path, {"rows": {name: asdict(rows[name]) for name in sorted(rows)}})
+    _looked_up.cache_clear()
+    return found
+
+
+def usual_candidates() -> list[Blocks]:
+    """Blocks that are worth a try on some GPU."""
+    return [
+        Blocks(queries, keys, warps, stages, listed)
+        for queries in (32, 64, 128)
+        for keys in (32, 64, 128)
+        for warps in (4, 8)
+        for stages in (1, 2, 3, 4)
+        for listed in (False, True)
+    ]
+
+
+def _time_of(call: Callable[[Blocks], Any], blocks: Blocks, measure: Callable[[Callable[[], Any]], float]) -> float:
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    try:
+        return measure(lambda: call(blocks))
+    except (CompilationError, OutOfResources, PTXASError):
+        return float("inf")
+
+
+@cache
+def _looked_up(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> Blocks:
+    row = read_table().get(row_name(kernel, capability, dtype, width, tokens))
+    return row or rule(kernel, dtype, width, tokens)
+
+
+def _capability(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0  # Triton's interpreter
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()
