@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import TYPES, dot_precision, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.masking import live_blocks_kernel, words_of
+from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
+from vitslim.kernels.triton.pieces import dot, live_blocks_kernel, sees
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -76,7 +75,6 @@ def bit_attention_kernel(
     own = tl.load(
         query + row[:, None] * query_row + e[None, :], mask=(row < tokens)[:, None] & (e < WIDTH)[None, :], other=0.0
     )
-    bit = (1 << (j % 32))[None, :]
     # In powers of two, which the hardware has.
     factor = scale * LOG2_E
     most = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -97,12 +95,9 @@ def bit_attention_kernel(
         keys = tl.load(
             key + column[None, :] * key_row + e[:, None], mask=inside[None, :] & (e < WIDTH)[:, None], other=0.0
         )
-        scores = tl.dot(own, keys, input_precision=PRECISION) * factor
-        word = words_of(bits, row, block * (BLOCK_K // 32), tokens, words, tile, prefix)[:, None]
-        for part in tl.static_range(1, BLOCK_K // 32):
-            next_word = words_of(bits, row, block * (BLOCK_K // 32) + part, tokens, words, tile, prefix)
-            word = tl.where((j // 32 == part)[None, :], next_word[:, None], word)
-        scores = tl.where(((word & bit) != 0) & inside[None, :], scores, float("-inf"))
+        scores = dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
+        seen = sees(bits, row, block, tokens, words, tile, prefix, BLOCK_K, KEYS_FIRST=False)
+        scores = tl.where(seen, scores, float("-inf"))
         new_most = tl.maximum(most, tl.max(scores, axis=1))
         # Where nothing was seen so far, -inf - -inf would be no number.
         finite = tl.where(new_most == float("-inf"), 0.0, new_most)
@@ -114,7 +109,7 @@ def bit_attention_kernel(
             mask=inside[:, None] & (f < VALUE_WIDTH)[None, :],
             other=0.0,
         )
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision=PRECISION)
+        mixed = dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
         most = new_most
     # A query that sees nothing gets zeros, and its sum of exponentials is nothing: lse = -inf.
     total = tl.where(total == 0.0, 1.0, total)

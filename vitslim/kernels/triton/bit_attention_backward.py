@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitslim.kernels.triton.bit_attention import LOG2_E, live_blocks
 from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.masking import words_of
+from vitslim.kernels.triton.pieces import dot, sees
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
 
@@ -114,8 +114,8 @@ def query_gradient_kernel(
     )
     level = tl.load(lse + plane * tokens + row, mask=here, other=0.0) * LOG2_E
     product = tl.load(products + plane * tokens + row, mask=here, other=0.0)
-    bit = (1 << (j % 32))[None, :]
     factor = scale * LOG2_E
+    nothing = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     total = tl.zeros([BLOCK_Q, BLOCK_E], tl.float32)
     if LISTED:
         live = tl.load(counts + tl.program_id(0))
@@ -137,17 +137,13 @@ def query_gradient_kernel(
             mask=inside[None, :] & (f < VALUE_WIDTH)[:, None],
             other=0.0,
         )
-        word = words_of(bits, row, block * (BLOCK_K // 32), tokens, words, tile, prefix)[:, None]
-        for part in tl.static_range(1, BLOCK_K // 32):
-            next_word = words_of(bits, row, block * (BLOCK_K // 32) + part, tokens, words, tile, prefix)
-            word = tl.where((j // 32 == part)[None, :], next_word[:, None], word)
-        seen = ((word & bit) != 0) & inside[None, :]
-        scores = tl.dot(own, tl.trans(keys), input_precision=PRECISION) * factor
+        seen = sees(bits, row, block, tokens, words, tile, prefix, BLOCK_K, KEYS_FIRST=False)
+        scores = dot(own, tl.trans(keys), nothing, PRECISION) * factor
         # The row of a query that sees nothing has lse = -inf, but nothing seen.
         weights = tl.exp2(tl.where(seen, scores - level[:, None], float("-inf")))
-        grad_weights = tl.dot(own_grad, values, input_precision=PRECISION)
+        grad_weights = dot(own_grad, values, nothing, PRECISION)
         grad_scores = weights * (grad_weights - product[:, None])
-        total = tl.dot(grad_scores.to(keys.dtype), keys, total, input_precision=PRECISION)
+        total = dot(grad_scores.to(keys.dtype), keys, total, PRECISION)
     tl.store(
         grad_query + row[:, None] * grad_query_row + e[None, :],
         (total * scale).to(grad_query.dtype.element_ty),
@@ -223,8 +219,8 @@ def key_gradient_kernel(
     value_cells = inside[:, None] & (f < VALUE_WIDTH)[None, :]
     keys = tl.load(key + column[:, None] * key_row + e[None, :], mask=key_cells, other=0.0)
     values = tl.load(value + column[:, None] * value_row + f[None, :], mask=value_cells, other=0.0)
-    bit = (1 << (j % 32))[:, None]
     factor = scale * LOG2_E
+    nothing = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     of_keys = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     of_values = tl.zeros([BLOCK_K, BLOCK_F], tl.float32)
     if LISTED:
@@ -247,17 +243,13 @@ def key_gradient_kernel(
         )
         level = tl.load(lse + plane * tokens + row, mask=here, other=0.0) * LOG2_E
         product = tl.load(products + plane * tokens + row, mask=here, other=0.0)
-        word = words_of(bits, row, key_block * (BLOCK_K // 32), tokens, words, tile, prefix)[None, :]
-        for part in tl.static_range(1, BLOCK_K // 32):
-            next_word = words_of(bits, row, key_block * (BLOCK_K // 32) + part, tokens, words, tile, prefix)
-            word = tl.where((j // 32 == part)[:, None], next_word[None, :], word)
-        seen = ((word & bit) != 0) & here[None, :]
-        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * factor
+        seen = sees(bits, row, key_block, tokens, words, tile, prefix, BLOCK_K, KEYS_FIRST=True)
+        scores = dot(keys, tl.trans(queries), nothing, PRECISION) * factor
         weights = tl.exp2(tl.where(seen, scores - level[None, :], float("-inf")))
-        of_values = tl.dot(weights.to(grads.dtype), grads, of_values, input_precision=PRECISION)
-        grad_weights = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+        of_values = dot(weights.to(grads.dtype), grads, of_values, PRECISION)
+        grad_weights = dot(values, tl.trans(grads), nothing, PRECISION)
         grad_scores = weights * (grad_weights - product[None, :])
-        of_keys = tl.dot(grad_scores.to(queries.dtype), queries, of_keys, input_precision=PRECISION)
+        of_keys = dot(grad_scores.to(queries.dtype), queries, of_keys, PRECISION)
     tl.store(
         grad_key + column[:, None] * grad_key_row + e[None, :],
         (of_keys * scale).to(grad_key.dtype.element_ty),

@@ -10,7 +10,7 @@ n is rarely a power of two, and often just above one (1025 = 1 + 32 * 32), so a 
 of two in n, and what is left, rounded up.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -268,11 +268,8 @@ def _launch(
 ) -> None:
     groups, count, _ = chosen.shape
     directions, tokens = basis.shape[-2:]
-    main = max(32, 1 << (tokens.bit_length() - 1))
-    rest = max(32, triton.next_power_of_2(tokens - main)) if tokens > main else 32
-    block_r = 16 if scores is None else 1
-    to_bits = chosen.dtype == torch.int32
-    key_choice_kernel[(groups * triton.cdiv(count, block_r),)](
+    sizes, options = key_choice_sizes(tokens, directions, given=scores is not None)
+    key_choice_kernel[(groups * triton.cdiv(count, sizes["BLOCK_R"]),)](
         rows,
         basis,
         basis if scores is None else scores,
@@ -287,13 +284,22 @@ def _launch(
         prefix,
         GIVEN=scores is not None,
         STRONGEST=top < directions,
-        TO_BITS=to_bits,
-        BLOCK_R=block_r,
-        BLOCK_M=16,
-        ALL_M=triton.next_power_of_2(directions),
-        MAIN=main,
-        REST=rest,
-        num_warps=4 if block_r * main <= 4096 else 8,
-        num_stages=1,
-        enable_fp_fusion=True,
+        TO_BITS=chosen.dtype == torch.int32,
+        **sizes,
+        **options,
     )
+
+
+def key_choice_sizes(tokens: int, directions: int, *, given: bool) -> tuple[dict[str, int], dict[str, Any]]:
+    """The block sizes of ``key_choice_kernel`` and its launch options, with scores given or computed."""
+    main = max(32, 1 << (tokens.bit_length() - 1))
+    sizes = {
+        # A matrix product takes 16 rows or more; without one a row of its own is soonest done.
+        "BLOCK_R": 1 if given else 16,
+        "BLOCK_M": 16,
+        "ALL_M": triton.next_power_of_2(directions),
+        "MAIN": main,
+        "REST": max(32, triton.next_power_of_2(max(1, tokens - main))),
+    }
+    warps = 4 if sizes["BLOCK_R"] * main <= 4096 else 8
+    return sizes, {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}

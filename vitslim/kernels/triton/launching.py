@@ -7,9 +7,6 @@ import torch
 import triton
 from torch import Tensor
 
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-"""How Triton calls the element types."""
-
 
 def rows_of(tensor: Tensor) -> Tensor:
     """The tensor with its last axis dense in memory; the heads of a joined projection are as they are."""
@@ -27,9 +24,17 @@ def padded(width: int) -> int:
 
 
 def dot_precision(tensor: Tensor) -> str:
-    """How tensor cores multiply float32: in one pass of 10 bits if torch may, else in three, near float32's own."""
-    allowed = tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed or tensor.dtype != torch.float32 else "tf32x3"
+    """How blocks are multiplied; sums are always in float32.
+
+    float32 goes through tensor cores in one pass of 10 bits if torch may do so (``set_float32_matmul_precision``), else in
+    three passes, near float32's own precision. Triton's interpreter would multiply the bits of bfloat16 as integers: there
+    the operands are widened first.
+    """
+    if tensor.dtype == torch.bfloat16 and not tensor.is_cuda:
+        return "widened"
+    if tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return "tf32x3"
+    return "tf32"
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitslim.kernels.triton.bit_attention import LN_2, LOG2_E
 from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
+from vitslim.kernels.triton.pieces import dot
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
 
@@ -87,7 +88,7 @@ def tile_attention_kernel(
         keys = tl.load(
             key + column[None, :] * key_row + e[:, None], mask=inside[None, :] & (e < WIDTH)[:, None], other=0.0
         )
-        scores = tl.dot(own, keys, input_precision=PRECISION) * factor
+        scores = dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
         scores = tl.where(inside[None, :], scores, float("-inf"))
         new_most = tl.maximum(most, tl.max(scores, axis=1))
         weights = tl.exp2(scores - new_most[:, None])
@@ -98,7 +99,7 @@ def tile_attention_kernel(
             mask=inside[:, None] & (f < VALUE_WIDTH)[None, :],
             other=0.0,
         )
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * shrink[:, None], input_precision=PRECISION)
+        mixed = dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
         most = new_most
     tl.store(
         out + row[:, None] * out_row + f[None, :],

@@ -1,4 +1,4 @@
-"""What the kernels of bit-masked attention share: which keys a block of queries sees, and which blocks see none."""
+"""What the attention kernels share: products, which keys a block of queries sees, which blocks see none."""
 
 from typing import no_type_check
 
@@ -8,11 +8,36 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
+def dot(first, second, total, PRECISION: tl.constexpr):
+    """``total`` plus the matrix product; see ``launching.dot_precision``."""
+    if PRECISION == "widened":
+        return tl.dot(first.to(tl.float32), second.to(tl.float32), total)
+    return tl.dot(first, second, total, input_precision=PRECISION)
+
+
+@triton.jit
+@no_type_check
 def words_of(bits, row, word, tokens, words, tile, prefix):
     """One word of 32 keys for each query; a prefix query sees every key, a row behind the last one none."""
     inside = (row >= prefix) & (row < tl.where(word < words, tokens, prefix))
     own = tl.load(bits + (row - prefix) // tile * words + word, mask=inside, other=0)
     return tl.where(row < prefix, -1, own)
+
+
+@triton.jit
+@no_type_check
+def sees(bits, row, block, tokens, words, tile, prefix, BLOCK_K: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """Which query (row) sees which key (column) of a key block; transposed where the keys come first."""
+    j = tl.arange(0, BLOCK_K)
+    # A thread holds few rows and many columns: one load a row for 32 columns, and no exchange between threads.
+    axis: tl.constexpr = 0 if KEYS_FIRST else 1
+    word = tl.expand_dims(words_of(bits, row, block * (BLOCK_K // 32), tokens, words, tile, prefix), axis)
+    for part in tl.static_range(1, BLOCK_K // 32):
+        later = words_of(bits, row, block * (BLOCK_K // 32) + part, tokens, words, tile, prefix)
+        word = tl.where(tl.expand_dims(j // 32 == part, 1 - axis), tl.expand_dims(later, axis), word)
+    # Prefix queries see all bits, also those behind the last token.
+    bit = tl.where(block * BLOCK_K + j < tokens, 1 << (j % 32), 0)
+    return (word & tl.expand_dims(bit, 1 - axis)) != 0
 
 
 @triton.jit
