@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
+from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
 from vitslim.kernels.triton.pieces import dot, live_blocks_kernel, sees
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
@@ -139,7 +139,9 @@ def attend(
     lse = query.new_empty(images, heads, tokens, dtype=torch.float32)
     with on_device_of(query):
         lists, counts = live_blocks(bits, tokens, tile, prefix, blocks, of_queries=True)
-        bit_attention_kernel[(images * heads * triton.cdiv(tokens, blocks.queries),)](
+        launch(
+            bit_attention_kernel,
+            images * heads * triton.cdiv(tokens, blocks.queries),
             query,
             key,
             value,
@@ -181,7 +183,9 @@ def live_blocks(
     mine, others = (mine, others) if of_queries else (others, mine)
     lists = bits.new_empty(images * heads * mine, others)
     counts = bits.new_empty(images * heads * mine)
-    live_blocks_kernel[(images * heads * mine,)](
+    launch(
+        live_blocks_kernel,
+        images * heads * mine,
         bits,
         lists,
         counts,
@@ -194,6 +198,5 @@ def live_blocks(
         BLOCK_K=blocks.keys,
         OF_QUERIES=of_queries,
         num_warps=1,
-        enable_fp_fusion=True,
     )
     return lists, counts

@@ -1,7 +1,7 @@
 """The gradient of bit-masked attention, from the saved log-sum-exp of each row.
 
-Source: Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2; two kernels instead of one, so that nothing is added
-to memory that another program adds to, and two runs give the same bits.
+Source: Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2; two kernels instead of one, so that no two programs
+add to the same memory, and two runs give the same bits.
 
     P  = exp(scale Q Kᵀ - lse) where seen      D = rowsum(dO ∘ O)
     dV = Pᵀ dO      dS = P ∘ (dO Vᵀ - D)       dQ = scale dS K      dK = scale dSᵀ Q
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.bit_attention import LOG2_E, live_blocks
-from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
+from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
 from vitslim.kernels.triton.pieces import dot, sees
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
@@ -95,7 +95,7 @@ def query_gradient_kernel(
     LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dQ of one block of queries, over the key blocks that they see."""
+    """Gives dQ of one block of queries, over the key blocks that they see."""
     query_blocks, key_blocks = tl.cdiv(tokens, BLOCK_Q), tl.cdiv(tokens, BLOCK_K)
     plane = (tl.program_id(0) // query_blocks).to(tl.int64)
     image, head = plane // heads, plane % heads
@@ -199,7 +199,7 @@ def key_gradient_kernel(
     LISTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dK and dV of one block of keys, over the query blocks that see any of it; scores stand transposed here."""
+    """Gives dK and dV of one block of keys, over the query blocks that see any of it; scores stand transposed here."""
     query_blocks, key_blocks = tl.cdiv(tokens, BLOCK_Q), tl.cdiv(tokens, BLOCK_K)
     plane = (tl.program_id(0) // key_blocks).to(tl.int64)
     image, head = plane // heads, plane % heads
@@ -299,7 +299,9 @@ def gradients(
     numbers = (heads, tokens, bits.shape[3], tile, bits.shape[2], prefix, scale)
     parts = (grad, query, key, value)
     with on_device_of(query):
-        row_products_kernel[(query_programs,)](
+        launch(
+            row_products_kernel,
+            query_programs,
             grad,
             out,
             products,
@@ -309,14 +311,25 @@ def gradients(
             VALUE_WIDTH=value.shape[3],
             BLOCK_F=padded(value.shape[3]),
             BLOCK_Q=blocks.queries,
-            enable_fp_fusion=True,
         )
         seen = live_blocks(bits, tokens, tile, prefix, blocks, of_queries=True)
-        query_gradient_kernel[(query_programs,)](
-            *parts, bits, *seen, lse, products, grad_query, *strides_of(*parts, grad_query), *numbers, **sizes
+        launch(
+            query_gradient_kernel,
+            query_programs,
+            *parts,
+            bits,
+            *seen,
+            lse,
+            products,
+            grad_query,
+            *strides_of(*parts, grad_query),
+            *numbers,
+            **sizes,
         )
         seeing = live_blocks(bits, tokens, tile, prefix, blocks, of_queries=False)
-        key_gradient_kernel[(key_programs,)](
+        launch(
+            key_gradient_kernel,
+            key_programs,
             *parts,
             bits,
             *seeing,

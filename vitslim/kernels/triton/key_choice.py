@@ -2,12 +2,12 @@
 
 The scores of a row stay in registers. Its k-th largest is found without a sort, by bisection on the bits of the floats,
 which for floats that are not negative stand in the same order. Equals go to the lower index, exactly as in
-``vitslim::kept_keys``. The sums run in another order than torch's, in float32 on tensor cores in three passes: keys whose
-scores differ by less than a few units of float32's rounding may change places with one another; scores that are sums of
-few bits, hence exact, never do.
+``vitslim::kept_keys``. The sums run in another order than torch's, in float32 on tensor cores in three passes: keys
+whose scores differ by less than a few units of float32's rounding may change places with one another; scores that are
+sums of few bits, hence exact, never do. Rows too long for registers beside a product get their scores from torch.
 
-n is rarely a power of two, and often just above one (1025 = 1 + 32 * 32), so a row is held in two pieces: the largest power
-of two in n, and what is left, rounded up.
+n is rarely a power of two, and often just above one (1025 = 1 + 32 * 32), so a row is held in two pieces: the largest
+power of two in n, and what is left, rounded up.
 """
 
 from typing import Any, no_type_check
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.launching import on_device_of
+from vitslim.kernels.triton.launching import launch, on_device_of
 
 # Above this a block of 16 rows, the fewest that tensor cores take, does not fit into registers.
 FUSED_TOKENS = 640
@@ -105,7 +105,7 @@ def scores_of(basis, coefficients, row, least, column, tokens, rows, directions,
 @triton.jit
 @no_type_check
 def ranks_of(scores, column, prefix, tokens):
-    """Integers in the order of the scores; the prefix above all (as infinity), what lies behind the tokens below all."""
+    """Integers in the order of the scores; the prefix above all (infinity), what lies behind the tokens below all."""
     ranks = tl.maximum(scores.to(tl.int32, bitcast=True), 0)
     ranks = tl.where((column < prefix)[None, :], 0x7F800000, ranks)
     return tl.where((column < tokens)[None, :], ranks, -1)
@@ -146,7 +146,7 @@ def key_choice_kernel(
     """The keys of some rows (one per tile and head) that share a basis: ``width`` words of bits, or indices."""
     blocks = tl.cdiv(rows, BLOCK_R)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    row = tl.program_id(0) % blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    row = (tl.program_id(0) % blocks * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     here = row < rows
     first, last = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
     # Rows count from the first of this image.
@@ -155,7 +155,7 @@ def key_choice_kernel(
     basis += image * basis_image
     chosen += image * rows * width
     if GIVEN:
-        line = scores + row.to(tl.int64)[:, None] * tokens
+        line = scores + row[:, None] * tokens
         main = tl.load(line + first[None, :], mask=here[:, None] & (first < tokens)[None, :], other=0.0)
         rest = tl.load(line + last[None, :], mask=here[:, None] & (last < tokens)[None, :], other=0.0)
     else:
@@ -177,7 +177,7 @@ def key_choice_kernel(
     place_rest = tl.cumsum(equal_rest, axis=1) + tl.sum(equal, axis=1)[:, None]
     main_kept = (main > level[:, None]) | ((equal != 0) & (place <= free[:, None]))
     rest_kept = (rest > level[:, None]) | ((equal_rest != 0) & (place_rest <= free[:, None]))
-    line = chosen + row.to(tl.int64)[:, None] * width
+    line = chosen + row[:, None] * width
     if TO_BITS:
         word, word_rest = tl.arange(0, MAIN // 32), MAIN // 32 + tl.arange(0, REST // 32)
         tl.store(line + word[None, :], packed(main_kept), mask=here[:, None] & (word < width)[None, :])
@@ -248,7 +248,10 @@ def _choose_by_parts(chosen: Tensor, rows: Tensor, basis: Tensor, keys: int, pre
 def _strongest_sums(coefficients: Tensor, tile: int, tiles: int, top: int) -> Tensor:
     images, heads, patches, directions = coefficients.shape
     summed = coefficients.new_empty(images, heads, tiles, directions, dtype=torch.float32)
-    strongest_sum_kernel[(images * heads * tiles,)](
+    block_m = triton.next_power_of_2(directions)
+    launch(
+        strongest_sum_kernel,
+        images * heads * tiles,
         coefficients,
         summed,
         patches,
@@ -256,9 +259,8 @@ def _strongest_sums(coefficients: Tensor, tile: int, tiles: int, top: int) -> Te
         tile,
         tiles,
         min(top, directions),
-        BLOCK_P=min(16, triton.next_power_of_2(tile)),
-        BLOCK_M=triton.next_power_of_2(directions),
-        enable_fp_fusion=True,
+        BLOCK_P=max(1, min(16, triton.next_power_of_2(tile), 4096 // block_m)),
+        BLOCK_M=block_m,
     )
     return summed
 
@@ -269,7 +271,9 @@ def _launch(
     groups, count, _ = chosen.shape
     directions, tokens = basis.shape[-2:]
     sizes, options = key_choice_sizes(tokens, directions, given=scores is not None)
-    key_choice_kernel[(groups * triton.cdiv(count, sizes["BLOCK_R"]),)](
+    launch(
+        key_choice_kernel,
+        groups * triton.cdiv(count, sizes["BLOCK_R"]),
         rows,
         basis,
         basis if scores is None else scores,
@@ -301,5 +305,5 @@ def key_choice_sizes(tokens: int, directions: int, *, given: bool) -> tuple[dict
         "MAIN": main,
         "REST": max(32, triton.next_power_of_2(max(1, tokens - main))),
     }
-    warps = 4 if sizes["BLOCK_R"] * main <= 4096 else 8
-    return sizes, {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    warps = 4 if sizes["BLOCK_R"] * main <= 4096 else 8 if sizes["BLOCK_R"] * main <= 8192 else 16
+    return sizes, {"num_warps": warps, "num_stages": 1}

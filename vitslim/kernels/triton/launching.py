@@ -26,15 +26,23 @@ def padded(width: int) -> int:
 def dot_precision(tensor: Tensor) -> str:
     """How blocks are multiplied; sums are always in float32.
 
-    float32 goes through tensor cores in one pass of 10 bits if torch may do so (``set_float32_matmul_precision``), else in
-    three passes, near float32's own precision. Triton's interpreter would multiply the bits of bfloat16 as integers: there
-    the operands are widened first.
+    float32 goes through tensor cores in one pass of 10 bits if torch may do so (``set_float32_matmul_precision``), else
+    in three passes, near float32's own precision. Triton's interpreter would multiply the bits of bfloat16 as integers:
+    there the operands are widened first.
     """
     if tensor.dtype == torch.bfloat16 and not tensor.is_cuda:
         return "widened"
     if tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "tf32x3"
     return "tf32"
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Run so many programs of a kernel.
+
+    Fused multiply-add is said outright: Triton 3.10 changes its default, and 3.9 warns of that.
+    """
+    kernel[(programs,)](*arguments, enable_fp_fusion=True, **constants)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from vitslim.kernels.triton.bit_attention_backward import (
     row_products_kernel,
 )
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.key_choice import key_choice_sizes, key_choice_kernel, strongest_sum_kernel
+from vitslim.kernels.triton.key_choice import key_choice_kernel, key_choice_sizes, strongest_sum_kernel
 from vitslim.kernels.triton.launching import padded
 from vitslim.kernels.triton.pieces import live_blocks_kernel
 from vitslim.kernels.triton.tile_attention import tile_attention_kernel
@@ -20,7 +20,13 @@ from vitslim.kernels.triton.tuning import Blocks, rule
 
 _NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # DeiT and ViT have heads of 64; 128 is the widest, 48 one that is padded; float32 takes the most shared memory.
-_USUAL = (("float16", 64, 577), ("bfloat16", 64, 4097), ("float16", 48, 197), ("bfloat16", 128, 1025), ("float32", 64, 197))
+_USUAL = (
+    ("float16", 64, 577),
+    ("bfloat16", 64, 4097),
+    ("float16", 48, 197),
+    ("bfloat16", 128, 1025),
+    ("float32", 64, 197),
+)
 _WHOLE = ("bits", "lists", "counts")
 
 
@@ -55,7 +61,9 @@ def _form(kernel: Any, what: str, dtype: str, width: int, blocks: Blocks) -> Ker
     }
     names: list[str] = kernel.arg_names
     types = {name: _type_of(name, _NAMES[dtype]) for name in names if name not in constants}
-    aligned = [name for name, kind in types.items() if kind.startswith("*") or name.endswith(("_image", "_head", "_row"))]
+    aligned = [
+        name for name, kind in types.items() if kind.startswith("*") or name.endswith(("_image", "_head", "_row"))
+    ]
     return KernelForm(
         f"{kernel.__name__} {what}",
         kernel,
@@ -76,12 +84,12 @@ def _type_of(name: str, dtype: str) -> str:
 
 
 def _live_forms() -> Iterator[KernelForm]:
-    pointers = dict.fromkeys(_WHOLE, "*i32")
     numbers = dict.fromkeys(("tokens", "words", "tile", "tiles", "prefix"), "i32")
+    types: dict[str, str] = dict.fromkeys(_WHOLE, "*i32") | numbers
     for of_queries in (True, False):
         constants = {"BLOCK_Q": 64, "BLOCK_K": 64, "OF_QUERIES": of_queries}
         what = "of queries" if of_queries else "of keys"
-        yield KernelForm(f"live_blocks_kernel {what}", live_blocks_kernel, pointers | numbers, constants, _WHOLE, 1)
+        yield KernelForm(f"live_blocks_kernel {what}", live_blocks_kernel, types, constants, _WHOLE, 1)
 
 
 def _choice_forms() -> Iterator[KernelForm]:
@@ -115,6 +123,6 @@ def _choice_forms() -> Iterator[KernelForm]:
             f"strongest_sum_kernel directions {directions}",
             strongest_sum_kernel,
             {"coefficients": "*fp32", "summed": "*fp32"} | counts,
-            {"BLOCK_P": 16, "BLOCK_M": triton.next_power_of_2(directions)},
+            {"BLOCK_P": 16 if directions == 32 else 4, "BLOCK_M": triton.next_power_of_2(directions)},
             ("coefficients", "summed"),
         )

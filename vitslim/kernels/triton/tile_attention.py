@@ -1,8 +1,8 @@
 """Flash attention in which the queries of a tile share the indices of their keys.
 
 A program owns queries of one tile. Rows of K and V are gathered by index straight into the blocks that tensor cores
-multiply, so a tile costs what dense attention over as many keys would, and no mask is needed. Prefix queries, which read
-every key, have programs of their own, the first ones of each head: they run longest.
+multiply, so a tile costs what dense attention over as many keys would, and no mask is needed. Prefix queries, which
+read every key, have programs of their own, the first ones of each head: they run longest.
 """
 
 from typing import no_type_check
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.bit_attention import LN_2, LOG2_E
-from vitslim.kernels.triton.launching import dot_precision, on_device_of, padded, rows_of, strides_of
+from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
 from vitslim.kernels.triton.pieces import dot
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
@@ -129,7 +129,9 @@ def attend(
     block_q = min(blocks.queries, padded(tile))
     programs = triton.cdiv(prefix, block_q) + kept.shape[2] * triton.cdiv(tile, block_q)
     with on_device_of(query):
-        tile_attention_kernel[(images * heads * programs,)](
+        launch(
+            tile_attention_kernel,
+            images * heads * programs,
             query,
             key,
             value,

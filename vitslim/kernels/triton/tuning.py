@@ -38,8 +38,8 @@ class Blocks:
     listed: bool = False
 
     def options(self) -> dict[str, Any]:
-        """For the launch. Fused multiply-add is said outright, since Triton 3.10 changes its default."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        """What the launch takes besides the constants."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def blocks_for(kernel: str, tensor: Tensor, tokens: int) -> Blocks:
@@ -72,12 +72,13 @@ def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
     Args:
         width: padded width of a head.
     """
-    wide = width * (2 if dtype == "float32" else 1) > 64
-    backward = kernel.endswith("backward")
-    queries = 32 if backward and wide else 64
+    row_bytes = width * (4 if dtype == "float32" else 2)
+    wide, backward = row_bytes > 128, kernel.endswith("backward")
+    queries = 32 if row_bytes > 256 or (wide and backward) else 64
     # Lists cost a pass over the bits, and on short rows no block of 64 x 64 is ever empty.
     listed = kernel.startswith("bit") and tokens > 1024
-    return Blocks(queries, keys=32 if wide else 64, warps=4, stages=2 if wide or backward else 3, listed=listed)
+    stages = 1 if row_bytes > 256 else 2 if wide or backward else 3
+    return Blocks(queries, keys=32 if wide else 64, warps=4, stages=stages, listed=listed)
 
 
 def tune(
