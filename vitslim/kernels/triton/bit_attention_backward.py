@@ -1,7 +1,7 @@
 """The gradient of bit-masked attention, from the saved log-sum-exp of each row.
 
-Source: Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2; two kernels instead of one, so that no two programs
-add to the same memory, and two runs give the same bits.
+Source: Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2; two kernels instead of one, so that no two
+programs add to the same memory, and two runs give the same bits.
 
     P  = exp(scale Q Kᵀ - lse) where seen      D = rowsum(dO ∘ O)
     dV = Pᵀ dO      dS = P ∘ (dO Vᵀ - D)       dQ = scale dS K      dK = scale dSᵀ Q

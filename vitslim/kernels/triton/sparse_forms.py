@@ -84,8 +84,8 @@ def _type_of(name: str, dtype: str) -> str:
 
 
 def _live_forms() -> Iterator[KernelForm]:
-    numbers = dict.fromkeys(("tokens", "words", "tile", "tiles", "prefix"), "i32")
-    types: dict[str, str] = dict.fromkeys(_WHOLE, "*i32") | numbers
+    numbers = ("tokens", "words", "tile", "tiles", "prefix")
+    types = {name: _type_of(name, "") for name in (*_WHOLE, *numbers)}
     for of_queries in (True, False):
         constants = {"BLOCK_Q": 64, "BLOCK_K": 64, "OF_QUERIES": of_queries}
         what = "of queries" if of_queries else "of keys"

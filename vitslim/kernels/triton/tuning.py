@@ -54,12 +54,13 @@ def row_name(kernel: str, capability: int, dtype: str, width: int, tokens: int) 
     return f"{kernel}/sm_{capability}/{dtype}/{max(16, _power_of_two(width))}/{_power_of_two(tokens)}"
 
 
-def read_table(path: Path = TABLE) -> dict[str, Blocks]:
-    """The measured rows.
+def read_table(path: Path | None = None) -> dict[str, Blocks]:
+    """The measured rows; those shipped with vitslim by default.
 
     Raises:
         CheckpointError: the table is not of this version's form.
     """
+    path = path or TABLE
     try:
         return {name: Blocks(**row) for name, row in read_json(path)["rows"].items()}
     except (KeyError, TypeError, AttributeError) as error:
@@ -85,7 +86,7 @@ def tune(
     problems: Iterable[tuple[str, int, str, int, int, Callable[[Blocks], Any]]],
     measure: Callable[[Callable[[], Any]], float],
     candidates: Iterable[Blocks] | None = None,
-    path: Path = TABLE,
+    path: Path | None = None,
 ) -> dict[str, Blocks]:
     """Measure candidates for each problem, write the fastest into the table, and return the new rows.
 
@@ -96,6 +97,7 @@ def tune(
         measure: milliseconds of a call; ``triton.testing.do_bench`` fits.
         candidates: blocks to try; ``usual_candidates()`` by default.
     """
+    path = path or TABLE
     tried = list(candidates or usual_candidates())
     found: dict[str, Blocks] = {}
     for kernel, capability, dtype, width, tokens, call in problems:
