@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, without a GPU; in processes of their own, where Triton interprets not."""
+"""Every kernel compiles for every architecture without a GPU, in processes of their own, where nothing interprets."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 
 from vitslim.errors import ConfigError
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 from vitslim.kernels.triton import compiling
 
 # One form of each kernel, or all forms.

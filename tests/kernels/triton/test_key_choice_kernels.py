@@ -74,9 +74,7 @@ def test_equal_scores_go_to_the_lower_index(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_is_no_number_still_gives_as_many_keys_as_asked_for(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_number_still_gives_as_many_keys_as_asked_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_choice, "FUSED_TOKENS", 0)
     basis = torch.rand(3, 37, generator=torch.Generator().manual_seed(1)).to(device)
     basis[0, 5], basis[1, 7], basis[2, 9] = float("nan"), float("inf"), -1.0
