@@ -57,25 +57,32 @@ def kernel_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, ba
     Raises:
         ConfigError: the patches are no square.
     """
-    side = math.isqrt(tokens - _PREFIX)
-    if side**2 != tokens - _PREFIX or side == 0:
-        raise ConfigError(f"{tokens} tokens are no class token and a square of patches; choose from {TOKENS}")
-    return _Problem(torch.device(device), dtype, side, batch).cases()
+    return Problem(torch.device(device), dtype, tokens, batch).cases()
 
 
-class _Problem:
-    """Operands, predictor and the calls on them."""
+class Problem:
+    """Operands, predictor and the calls on them.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, side: int, batch: int) -> None:
-        self.tokens, self.batch = _PREFIX + side**2, batch
+    Args:
+        width: of a head.
+    """
+
+    PREFIX = _PREFIX
+    TILE = _TILE
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, tokens: int, batch: int, width: int = _WIDTH) -> None:
+        side = math.isqrt(max(0, tokens - _PREFIX))
+        if side == 0 or side**2 != tokens - _PREFIX:
+            raise ConfigError(f"{tokens} tokens are no class token and a square of patches; choose from {TOKENS}")
+        self.tokens, self.batch, self.width, self.scale = tokens, batch, width, width**-0.5
         self.keys = max(_PREFIX + 1, math.ceil(_KEEP_RATE * self.tokens))
         # As they lie behind a joined projection.
-        drawn = torch.randn(batch, self.tokens, 3, _HEADS, _WIDTH, generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(batch, self.tokens, 3, _HEADS, self.width, generator=torch.Generator().manual_seed(0))
         joined = drawn.to(device, dtype).permute(2, 0, 3, 1, 4)
         self.query, self.key, self.value = joined.unbind(0)
         self.grid = (side, side)
         self.directions = max(_TOP, self.tokens // _REDUCTION)
-        predictor = ConnectivityPredictor(_WIDTH, _WIDTH**-0.5, _PREFIX, self.grid, self.directions)
+        predictor = ConnectivityPredictor(self.width, self.scale, _PREFIX, self.grid, self.directions)
         predictor.start_at_regions_(drawn[:1, :, 0].transpose(1, 2), drawn[:1, :, 1].transpose(1, 2))
         self.predictor = predictor.to(device, dtype).requires_grad_(False)
 
@@ -107,12 +114,10 @@ class _Problem:
         return kept_keys(*self.guess(), top=_TOP, keys=self.keys, tile=tile, prefix=_PREFIX)
 
     def by_bits(self, bits: Tensor) -> Tensor:
-        scale = _WIDTH**-0.5
-        return bit_attention(self.query, self.key, self.value, bits, tile=1, prefix=_PREFIX, scale=scale)
+        return bit_attention(self.query, self.key, self.value, bits, tile=1, prefix=_PREFIX, scale=self.scale)
 
     def by_keys(self, kept: Tensor, tile: int) -> Tensor:
-        scale = _WIDTH**-0.5
-        return sparse_attention(self.query, self.key, self.value, kept, tile=tile, prefix=_PREFIX, scale=scale)
+        return sparse_attention(self.query, self.key, self.value, kept, tile=tile, prefix=_PREFIX, scale=self.scale)
 
     def dense(self) -> Tensor:
         return F.scaled_dot_product_attention(self.query, self.key, self.value)
@@ -125,7 +130,7 @@ class _Problem:
 
     def flops(self, name: str, tile: int) -> int:
         tiles = tile_count(self.tokens - _PREFIX, tile)
-        rows = (self.batch, _HEADS, self.tokens, _WIDTH)
+        rows = (self.batch, _HEADS, self.tokens, self.width)
         kept = (self.batch, _HEADS, tiles, self.keys)
         macs = sparse_attention_macs(rows, rows, rows, kept, None, tile, _PREFIX, 1.0)
         if not name.endswith("given"):

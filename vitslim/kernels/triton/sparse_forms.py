@@ -1,20 +1,19 @@
 """The forms in which the kernels of sparse attention are compiled ahead of time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import triton
 
 from vitslim.kernels.triton.bit_attention import bit_attention_kernel
-from vitslim.kernels.triton.bit_attention_backward import (
-    key_gradient_kernel,
-    query_gradient_kernel,
-    row_products_kernel,
-)
+from vitslim.kernels.triton.bit_attention_backward import query_gradient_kernel, row_products_kernel
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.key_choice import key_choice_kernel, key_choice_sizes, strongest_sum_kernel
+from vitslim.kernels.triton.key_choice import key_choice_kernel, key_choice_sizes
+from vitslim.kernels.triton.key_gradient import key_gradient_kernel
 from vitslim.kernels.triton.launching import padded
 from vitslim.kernels.triton.pieces import live_blocks_kernel
+from vitslim.kernels.triton.strongest import strongest_sum_kernel
 from vitslim.kernels.triton.tile_attention import tile_attention_kernel
 from vitslim.kernels.triton.tuning import Blocks, rule
 
@@ -44,8 +43,11 @@ def _attention_forms() -> Iterator[KernelForm]:
     for family, members in kernels.items():
         for dtype, width, tokens in (*_USUAL, ("float32", 128, 577)):
             blocks = rule(family, dtype, padded(width), tokens)
+            # One class token, and keys of every query: the usual case.
+            ones = () if dtype == "float32" else ("prefix",) if family == "tile_attention" else ("prefix", "tile")
             for kernel in members:
-                yield _form(kernel, f"{dtype} width {width} tokens {tokens}", dtype, width, blocks)
+                form = _form(kernel, f"{dtype} width {width} tokens {tokens}", dtype, width, blocks)
+                yield _with_ones(form, ones)
 
 
 def _form(kernel: Any, what: str, dtype: str, width: int, blocks: Blocks) -> KernelForm:
@@ -75,6 +77,13 @@ def _form(kernel: Any, what: str, dtype: str, width: int, blocks: Blocks) -> Ker
     )
 
 
+def _with_ones(form: KernelForm, names: tuple[str, ...]) -> KernelForm:
+    """The form with some numbers known to be 1, which is how a launch specialises them."""
+    types = {name: kind for name, kind in form.types.items() if name not in names}
+    ones = {name: 1 for name in names if name in form.types}
+    return replace(form, types=types, constants={**form.constants, **ones})
+
+
 def _type_of(name: str, dtype: str) -> str:
     if name in _WHOLE:
         return "*i32"
@@ -89,7 +98,8 @@ def _live_forms() -> Iterator[KernelForm]:
     for of_queries in (True, False):
         constants = {"BLOCK_Q": 64, "BLOCK_K": 64, "OF_QUERIES": of_queries}
         what = "of queries" if of_queries else "of keys"
-        yield KernelForm(f"live_blocks_kernel {what}", live_blocks_kernel, types, constants, _WHOLE, 1)
+        form = KernelForm(f"live_blocks_kernel {what}", live_blocks_kernel, types, constants, _WHOLE, 1)
+        yield from (form, _with_ones(replace(form, name=f"{form.name}, one by one"), ("prefix", "tile")))
 
 
 def _choice_forms() -> Iterator[KernelForm]:
@@ -108,7 +118,7 @@ def _choice_forms() -> Iterator[KernelForm]:
         constants = {"GIVEN": given, "STRONGEST": not given, "TO_BITS": to_bits, **sizes}
         what = f"tokens {tokens} {'scores given' if given else 'fused'} to {'bits' if to_bits else 'indices'}"
         all_types = types | {"chosen": "*i32" if to_bits else "*i64"} | dict.fromkeys(numbers, "i32")
-        yield KernelForm(
+        form = KernelForm(
             f"key_choice_kernel {what}",
             key_choice_kernel,
             all_types,
@@ -117,6 +127,7 @@ def _choice_forms() -> Iterator[KernelForm]:
             options["num_warps"],
             options["num_stages"],
         )
+        yield form if given else _with_ones(form, ("prefix",))
     counts = dict.fromkeys(("patches", "directions", "tile", "tiles", "top"), "i32")
     for directions in (32, 682):
         yield KernelForm(

@@ -1,11 +1,10 @@
 """Block sizes of the kernels: a table of measured ones, and a rule where the table has no row.
 
-``blocks.json`` beside this file maps ``kernel/sm/dtype/head width/tokens`` to block sizes. ``tune`` measures on the GPU
-at hand and rewrites it. Rows are looked up with the padded width and the next power of two of the tokens.
+``blocks.json`` beside this file maps ``kernel/sm/dtype/head width/tokens`` to block sizes; ``autotuning`` measures on
+the GPU at hand and rewrites it. Rows are looked up with the padded width and the next power of two of the tokens.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import CheckpointError
-from vitslim.files import read_json, write_json
+from vitslim.files import read_json
 
 TABLE = Path(__file__).with_name("blocks.json")
 
@@ -44,9 +43,9 @@ class Blocks:
 
 def blocks_for(kernel: str, tensor: Tensor, tokens: int) -> Blocks:
     """The blocks for a kernel on the device, type and head width (last axis) of ``tensor``."""
-    capability = _capability(tensor.device)
+    capability = capability_of(tensor.device)
     dtype, width, bucket = str(tensor.dtype).removeprefix("torch."), tensor.shape[-1], _power_of_two(tokens)
-    return _looked_up(kernel, capability, dtype, max(16, _power_of_two(width)), bucket)
+    return looked_up(kernel, capability, dtype, max(16, _power_of_two(width)), bucket)
 
 
 def row_name(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> str:
@@ -64,7 +63,7 @@ def read_table(path: Path | None = None) -> dict[str, Blocks]:
     try:
         return {name: Blocks(**row) for name, row in read_json(path)["rows"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no table of blocks ({error}); write it again with tune()") from None
+        raise CheckpointError(f"{path} is no table of blocks ({error}); write it again with autotune()") from None
 
 
 def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
@@ -82,64 +81,15 @@ def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
     return Blocks(queries, keys=32 if wide else 64, warps=4, stages=stages, listed=listed)
 
 
-def tune(
-    problems: Iterable[tuple[str, int, str, int, int, Callable[[Blocks], Any]]],
-    measure: Callable[[Callable[[], Any]], float],
-    candidates: Iterable[Blocks] | None = None,
-    path: Path | None = None,
-) -> dict[str, Blocks]:
-    """Measure candidates for each problem, write the fastest into the table, and return the new rows.
-
-    A candidate that does not compile or fit is passed over; rows of other problems stay.
-
-    Args:
-        problems: (kernel, capability, dtype, width, tokens) and the call with given blocks.
-        measure: milliseconds of a call; ``triton.testing.do_bench`` fits.
-        candidates: blocks to try; ``usual_candidates()`` by default.
-    """
-    path = path or TABLE
-    tried = list(candidates or usual_candidates())
-    found: dict[str, Blocks] = {}
-    for kernel, capability, dtype, width, tokens, call in problems:
-        times = {blocks: _time_of(call, blocks, measure) for blocks in tried}
-        best = min(times, key=times.__getitem__)
-        if times[best] < float("inf"):
-            found[row_name(kernel, capability, dtype, width, tokens)] = best
-    rows = read_table(path) | found if path.exists() else found
-    write_json(path, {"rows": {name: asdict(rows[name]) for name in sorted(rows)}})
-    _looked_up.cache_clear()
-    return found
-
-
-def usual_candidates() -> list[Blocks]:
-    """Blocks that are worth a try on some GPU."""
-    return [
-        Blocks(queries, keys, warps, stages, listed)
-        for queries in (32, 64, 128)
-        for keys in (32, 64, 128)
-        for warps in (4, 8)
-        for stages in (1, 2, 3, 4)
-        for listed in (False, True)
-    ]
-
-
-def _time_of(call: Callable[[Blocks], Any], blocks: Blocks, measure: Callable[[Callable[[], Any]], float]) -> float:
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    try:
-        return measure(lambda: call(blocks))
-    except (CompilationError, OutOfResources, PTXASError):
-        return float("inf")
-
-
 @cache
-def _looked_up(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> Blocks:
+def looked_up(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> Blocks:
+    """The row of the table, or the rule's blocks."""
     row = read_table().get(row_name(kernel, capability, dtype, width, tokens))
     return row or rule(kernel, dtype, width, tokens)
 
 
-def _capability(device: torch.device) -> int:
+def capability_of(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0; 0 on a CPU."""
     if device.type != "cuda":
         return 0  # Triton's interpreter
     major, minor = torch.cuda.get_device_capability(device)
