@@ -20,6 +20,11 @@ if SHAPE_CHECKS:
 
 torch.set_num_threads(1)
 
+if not torch.cuda.is_available():
+    # Before anything imports Triton: without a GPU its kernels run in Triton's interpreter. What compiles them does so
+    # in a process of its own.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The first example pays for lazy imports, and a shared machine has slow moments: no deadline. The same examples every
 # time, and no folder of found ones.
 settings.register_profile("vitslim", deadline=None, derandomize=True, database=None, max_examples=15)

@@ -1,5 +1,6 @@
 """Pure algorithms: tensors in, tensors out; no knowledge of models."""
 
+from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.cost import op_macs
 from vitslim.kernels.low_rank import low_rank_factors
 from vitslim.kernels.onnx_form import onnx_forms
@@ -8,7 +9,9 @@ from vitslim.kernels.sparse_attention import compacted_attention, kept_keys, spa
 from vitslim.kernels.torch_form import torch_forms
 
 __all__ = [
+    "bit_attention",
     "compacted_attention",
+    "kept_bits",
     "kept_keys",
     "low_rank_factors",
     "onnx_forms",

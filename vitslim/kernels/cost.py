@@ -33,4 +33,4 @@ def kept_keys_macs(coefficients: Shape, basis: Shape, top: int, keys: int, tile:
 def op_macs() -> Mapping[Any, Callable[..., int]]:
     """The cost of each custom op, as a function of the op's own arguments with shapes in place of tensors."""
     ops = torch.ops.vitslim
-    return {ops.sparse_attention: sparse_attention_macs, ops.kept_keys: kept_keys_macs}
+    return {ops.sparse_attention: sparse_attention_macs, ops.kept_keys: kept_keys_macs, ops.kept_bits: kept_keys_macs}

@@ -38,8 +38,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
+from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.connectivity import ConnectivityPredictor
-from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
+from vitslim.kernels.sparse_attention import kept_keys, serves_attention, sparse_attention
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, Method
 from vitslim.methods.layers import parse_layers
@@ -170,9 +171,14 @@ class SparseMixing(DenseMixing):
         attention_input = bound.attention_input(tokens)
         query, key, value = bound.queries_keys_values(attention_input, stream.context)
         bias = bound.attention_bias(stream.context, count)
-        tile = self.rule.queries(count - layout.prefix)
-        kept = self.choose(query, key, stream, keys=keys, tile=tile)
-        mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=layout.prefix, scale=bound.scale, bias=bias)
+        tile, prefix, scale = self.rule.queries(count - layout.prefix), layout.prefix, bound.scale
+        if tile == 1 and bias is None and serves_attention(query, value):
+            # A key set for each query takes a sixteenth of the memory as bits.
+            bits = self.choose_bits(query, key, stream, keys=keys)
+            mixed = bit_attention(query, key, value, bits, tile=tile, prefix=prefix, scale=scale)
+        else:
+            kept = self.choose(query, key, stream, keys=keys, tile=tile)
+            mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=prefix, scale=scale, bias=bias)
         if stream.wants_class_attention:
             row = bound.adapter.class_row(query, key, bias, bound.scale)
             stream = replace(stream, class_attention=row)
@@ -189,6 +195,22 @@ class SparseMixing(DenseMixing):
         tile: int,
     ) -> Int[Tensor, "b h t k"]:
         """Token indices of the kept keys of each tile."""
+        coefficients, basis = self._guess(query, key, stream)
+        always = self.rule.always(stream.layout)
+        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=always)
+
+    def choose_bits(
+        self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream, *, keys: int
+    ) -> Int[Tensor, "b h p w"]:
+        """The kept keys of each patch query as bits, see ``vitslim.kernels.bit_attention``."""
+        coefficients, basis = self._guess(query, key, stream)
+        always = self.rule.always(stream.layout)
+        return kept_bits(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=1, prefix=always)
+
+    def _guess(
+        self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream
+    ) -> tuple[Float[Tensor, "b h p m"], Float[Tensor, "*b m n"]]:
+        """Coefficients and basis, whose product ranks the keys."""
         down, basis = self.predictor.matrices(stream.layout.grid)
         size = basis.abs()
         basis = torch.where(size > self.rule.basis_threshold, size, 0.0)
@@ -198,9 +220,7 @@ class SparseMixing(DenseMixing):
             without = key.shape[2] - places.shape[1]
             down = F.pad(columns_at(down, places), (0, without))
             basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
-        coefficients = self.predictor(query[:, :, stream.layout.prefix :], key, down)
-        always = self.rule.always(stream.layout)
-        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=always)
+        return self.predictor(query[:, :, stream.layout.prefix :], key, down), basis
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor:
         """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+
+from vitslim.errors import CheckpointError, MissingDependencyError
+
+pytest.importorskip("triton")
+from vitslim.kernels.triton import tuning
+from vitslim.kernels.triton.autotuning import Tunable, autotune, tunables, tune
+from vitslim.kernels.triton.tuning import Blocks
+
+SLOW, FAST, BROKEN = Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 3), Blocks(128, 128, 8, 4)
+COST = {SLOW: 2.0, FAST: 1.0}
+
+
+def tunable(kernel: str, *candidates: Blocks, capability: int = 90, tokens: int = 577) -> Tunable:
+    return Tunable(tuning.row_name(kernel, capability, "float16", 48, tokens), call, candidates)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "blocks.json"
+    path.write_text('{"rows": {}}')
+    monkeypatch.setattr(tuning, "TABLE", path)
+    tuning.looked_up.cache_clear()
+    yield path
+    tuning.looked_up.cache_clear()
+
+
+def call(blocks: Blocks) -> float:
+    if blocks is BROKEN:
+        from triton.runtime.errors import OutOfResources
+
+        raise OutOfResources(300_000, 232_448, "shared memory")
+    return COST[blocks]
+
+
+def measured(run) -> float:
+    return run()
+
+
+def test_the_fastest_blocks_are_kept_and_those_that_do_not_fit_passed_over(table) -> None:
+    found = tune([tunable("tile_attention", SLOW, FAST, BROKEN)], measured, table)
+    assert found == {"tile_attention/sm_90/float16/64/1024": FAST}
+    assert tuning.read_table(table) == found
+
+
+def test_other_rows_stay(table) -> None:
+    first = tune([tunable("tile_attention", SLOW)], measured, table)
+    second = tune([tunable("bit_attention", FAST)], measured, table)
+    assert tuning.read_table(table) == first | second
+
+
+def test_where_nothing_fits_there_is_no_row(table) -> None:
+    assert tune([tunable("bit_attention", BROKEN)], measured, table) == {}
+
+
+def test_a_measured_row_is_taken_before_the_rule(table) -> None:
+    # Capability 0 stands for Triton's interpreter.
+    tune([tunable("bit_attention", FAST, capability=0, tokens=37)], measured, table)
+    query = torch.zeros(1, 1, 37, 48, dtype=torch.float16)
+    assert tuning.blocks_for("bit_attention", query, 37) == FAST
+    assert tuning.blocks_for("bit_attention", query, 64) == FAST
+    assert tuning.blocks_for("bit_attention", query, 65) == tuning.rule("bit_attention", "float16", 64, 128)
+
+
+def test_the_tunable_kernels_run_with_any_of_their_candidates(table) -> None:
+    for problem in tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 16, 26, 1):
+        assert problem.row.split("/")[2:] == ["float32", "16", "32"]
+        problem.call(problem.candidates[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_nothing_is_tuned() -> None:
+    with pytest.raises(MissingDependencyError, match="needs an NVIDIA GPU; torch sees none"):
+        autotune()
+
+
+def test_a_broken_table_is_refused(table) -> None:
+    table.write_text(json.dumps({"rows": {"bit_attention/sm_90/float16/64/1024": {"queries": 64}}}))
+    with pytest.raises(CheckpointError, match=r"is no table of blocks .* write it again with autotune\(\)"):
+        tuning.read_table()
+
+
+def test_the_shipped_table_can_be_read() -> None:
+    assert all(row.queries >= 16 for row in tuning.read_table(tuning.TABLE).values())

@@ -1,0 +1,130 @@
+"""Compiling the Triton kernels ahead of time, for GPUs that need not be there.
+
+A module of this package that holds kernels has a function ``forms()``, which gives the forms of its kernels that are
+worth compiling: types of the arguments, values of the constants. The modules are found by that function, so there is
+no list to keep.
+
+Kernels are written as ``@triton.jit`` over ``@no_type_check``: the run-time shape checks of the tests would wrap the
+function, and Triton reads its source.
+"""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import CheckFailedError, ConfigError
+
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities (8.0 is 80) that every kernel compiles for: A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50."""
+
+SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Shared memory that one block of threads may have. Source: CUDA C++ Programming Guide, technical specifications."""
+
+
+@dataclass(frozen=True)
+class KernelForm:
+    """One kernel with its types and constants fixed, ready to compile.
+
+    Args:
+        name: the kernel and what is special about this form, such as ``bit_attention fp16 width 64``.
+        kernel: what ``triton.jit`` made.
+        types: Triton's type of each argument that is no constant, by name: ``*fp16``, ``i32``, ``fp32``.
+        constants: the value of each constexpr argument, by name.
+        aligned: arguments that are multiples of 16 (pointers: in bytes), which is what lets loads become wide.
+        warps: groups of 32 threads.
+        stages: depth of the software pipeline.
+    """
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: tuple[str, ...] = ()
+    warps: int = 4
+    stages: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """What the assembler says of a kernel; ``cubin`` is the machine code."""
+
+    form: str
+    capability: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    cubin: bytes = field(repr=False)
+
+
+def forms() -> list[KernelForm]:
+    """The forms of all kernels of this package."""
+    return [form for module in kernel_modules() for form in module.forms()]
+
+
+def kernel_modules() -> Iterator[Any]:
+    """The modules of this package that have ``forms()``."""
+    package = __name__.rpartition(".")[0]
+    for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        module = importlib.import_module(f"{package}.{found.name}")
+        if module.__name__ != __name__ and hasattr(module, "forms"):
+            yield module
+
+
+def compile_form(form: KernelForm, capability: int) -> CompiledKernel:
+    """Compile one kernel for one architecture; neither a GPU nor a driver is needed.
+
+    Raises:
+        ConfigError: Triton is interpreting, or the form does not name every argument of its kernel once.
+        CheckFailedError: the kernel wants more shared memory than the architecture has.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = _argument_names(form)
+    types = {name: form.types.get(name, "constexpr") for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned}
+    source = ASTSource(form.kernel, types, dict(form.constants), attributes)
+    # Fused multiply-add is said outright: Triton 3.10 changes its default, and 3.9 warns of that.
+    options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True, **form.options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    shared, most = compiled.metadata.shared, SHARED_BYTES.get(capability)
+    if most is not None and shared > most:
+        raise CheckFailedError(
+            f"{form.name} wants {shared} bytes of shared memory, sm_{capability} has {most}; choose smaller blocks or "
+            "fewer stages"
+        )
+    registers, spilled = _resources(compiled.asm["cubin"])
+    return CompiledKernel(form.name, capability, registers, spilled, shared, compiled.asm["cubin"])
+
+
+def _argument_names(form: KernelForm) -> list[str]:
+    names = getattr(form.kernel, "arg_names", None)
+    if names is None or not hasattr(form.kernel, "cache_key"):
+        raise ConfigError("Triton is interpreting its kernels; unset TRITON_INTERPRET before Python starts")
+    given = [*form.types, *form.constants]
+    if sorted(given) != sorted(names) or not set(form.aligned) <= set(form.types):
+        raise ConfigError(f"{form.name} gives {sorted(given)}; wanted each of {sorted(names)} once")
+    return list(names)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of its stack, which is where registers are spilled to."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (re.search(rf"\b{what}:(\d+)", text) for what in ("REG", "STACK"))
+    if registers is None or stack is None:
+        raise CheckFailedError(f"cuobjdump does not tell the registers of a kernel, but: {text.strip()[:200]}")
+    return int(registers[1]), int(stack[1])
