@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitslim.kernels.tokens import inverse, ranked, take, take_pairs, take_shared
+from vitslim.kernels.token_selection import ranked
+from vitslim.kernels.tokens import inverse, take, take_pairs, take_shared
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 33), st.integers(0, 3))
 

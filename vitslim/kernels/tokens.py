@@ -1,26 +1,12 @@
-"""Sorting the tokens of each image, without scatter and without shapes that depend on the data.
+"""Taking tokens of each image by their places, without scatter and without shapes that depend on the data.
 
 *places* (b, m) name for each image which of n tokens stand at m places, by index. A permutation of all tokens is
 undone by its ``inverse``.
 """
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
-
-
-def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
-    """The scores in falling order, and the places of all tokens then: the prefix first, the patches by score.
-
-    Equal scores go to the lower index, so that every runtime chooses alike. Exports as one TopK.
-    """
-    if torch.onnx.is_in_onnx_export():
-        # ONNX's TopK keeps the order of equals by definition, torch's does not; torch's stable sort has no ONNX form.
-        falling, patches = scores.topk(scores.shape[1], dim=1)
-    else:
-        falling, patches = scores.sort(dim=1, descending=True, stable=True)
-    front = torch.arange(prefix, device=scores.device).expand(scores.shape[0], -1)
-    return falling, torch.cat([front, patches + prefix], dim=1)
 
 
 def take(tokens: Shaped[Tensor, "b n *d"], places: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m *d"]:

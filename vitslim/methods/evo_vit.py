@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.tokens import ranked
+from vitslim.kernels.token_selection import ranked
 from vitslim.methods.base import Evidence, Method
 from vitslim.methods.layers import parse_layers
 from vitslim.models import TokenLayout

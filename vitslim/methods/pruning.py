@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.tokens import ranked
+from vitslim.kernels.token_selection import ranked
 from vitslim.models import TokenLayout
 from vitslim.trunk import BoundBlock, Plan, SortedTokens, Step, Stream, TokenRule
 

@@ -26,6 +26,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
+from vitslim.kernels.serving import kernels_serve
+from vitslim.kernels.skip_function import channel_attention, channel_scale, depthwise_gelu
 from vitslim.methods.base import Evidence, Method, recommended_layers
 from vitslim.methods.layers import parse_layers
 from vitslim.models import DenseTrace
@@ -92,22 +94,29 @@ class SkipFunction(nn.Module):
         # Efficient channel attention (Wang et al. 2020, arXiv 1910.03151): one kernel of three over the channels.
         self.channel_attention = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, patches: Float[Tensor, "b p d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p d"]:
-        """Φ(Z) for patch tokens that lie on ``grid`` row by row."""
-        predicted = self.reduce(self.hidden(patches, grid))
-        predicted = predicted * self.channel_scale(predicted)
-        return patches + predicted if self.residual else predicted
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count], front: Float[Tensor, "b f d"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """Φ(Z), or [front ; Φ(Z)], for patch tokens that lie on ``grid`` row by row.
 
-    def hidden(self, patches: Float[Tensor, "b p d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p hidden"]:
+        Args:
+            tokens: the last ones are the patches; what stands before them is left out.
+            grid: rows and columns of patches.
+            front: what shall stand before Φ(Z), such as the prefix rows.
+        """
+        reduced = self.reduce(self.hidden(tokens, grid))
+        residual = tokens[:, tokens.shape[1] - reduced.shape[1] :] if self.residual else None
+        front = reduced[:, :0] if front is None else front
+        return channel_attention(front, reduced, self.channel_attention.weight, residual)
+
+    def hidden(self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p hidden"]:
         """What the last linear map reads."""
-        hidden = F.gelu(self.expand(patches))
-        image = hidden.transpose(1, 2).unflatten(2, grid)
-        return F.gelu(self.depthwise(image)).flatten(2).transpose(1, 2)
+        expanded = F.gelu(self.expand(tokens))
+        return depthwise_gelu(expanded, self.depthwise.weight, cast(Tensor, self.depthwise.bias), grid)
 
     def channel_scale(self, predicted: Float[Tensor, "b p d"]) -> Float[Tensor, "b 1 d"]:
         """Efficient channel attention: one factor 0..1 per channel."""
-        # s = σ(Conv1d(mean over tokens))
-        return self.channel_attention(predicted.mean(dim=1, keepdim=True)).sigmoid()
+        return channel_scale(predicted, self.channel_attention.weight)
 
     @torch.no_grad()
     def start_at_identity_(self) -> None:
@@ -174,10 +183,11 @@ class Reuse(Mixing):
         if self.phi is None and self.prefix_map is None:
             return source
         # ẑ_l = [ z_prefix(source) ; Φ_l(ẑ_{l-1}) ],  with our map  ẑ_l = [ P_l z_prefix(ẑ_{l-1}) ; Φ_l(ẑ_{l-1}) ]
-        front, patches = source[:, :prefix], source[:, prefix:]
-        front = front if self.prefix_map is None else self.prefix_map(front)
-        patches = patches if self.phi is None else self.phi(patches, grid)
-        return torch.cat([front, patches], dim=1)
+        front = source[:, :prefix] if self.prefix_map is None else self.prefix_map(source[:, :prefix])
+        if self.phi is None:
+            return torch.cat([front, source[:, prefix:]], dim=1)
+        # The kernels leave the prefix rows out themselves; a matrix product would copy a slice of every image first.
+        return self.phi(source if kernels_serve(source) else source[:, prefix:], grid, front)
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
         source, target = dense.z[step - 1].detach(), dense.z[step].detach()

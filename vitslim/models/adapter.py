@@ -15,6 +15,8 @@ from jaxtyping import Float
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 
+from vitslim.kernels.token_selection import class_row
+
 Context = Mapping[str, Any]
 """Keyword arguments that timm hands to a block: ``rope``, ``attn_mask``, ``is_causal``, ``shared_rel_pos_bias``."""
 
@@ -163,11 +165,7 @@ class BlockAdapter:
         else:
             row = query[:, :, self.prefix :].mean(dim=2, keepdim=True)
             bias_row = None if bias is None else self._mean_patch_row(bias)
-        # A^[CLS] = softmax(q_cls Kᵀ e^-½ + bias)
-        scores = (row * scale) @ key.transpose(-2, -1)
-        if bias_row is not None:
-            scores = scores + bias_row
-        return scores.float().softmax(dim=-1).squeeze(2).to(query.dtype)
+        return class_row(row, key, bias_row, scale)
 
     def _mean_patch_row(self, bias: Tensor) -> Tensor:
         # A mask over keys alone has a single row, which serves all queries.

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.tokens import inverse, take, take_pairs, take_shared
+from vitslim.kernels.token_selection import put_back, taken_apart
+from vitslim.kernels.tokens import take, take_pairs, take_shared
 from vitslim.models import Context
 
 _PAIRS = ("attn_mask", "shared_rel_pos_bias")
@@ -45,8 +46,8 @@ class SortedTokens:
         self, tokens: Float[Tensor, "b m d"], z: Float[Tensor, "b m d"] | None
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"] | None, SortedTokens]:
         """All tokens take part again, in this order; ẑ follows where it is given."""
-        z = None if z is None else self._z_in_order(z)
-        return self._in_order(tokens), z, replace(self, waiting=None, waiting_z=None, shares=None)
+        z = None if z is None else _together(*self._z_parts(z))
+        return _together(*self._parts(tokens)), z, replace(self, waiting=None, waiting_z=None, shares=None)
 
     def select(
         self,
@@ -63,18 +64,16 @@ class SortedTokens:
             active: how many take part, the prefix included; fewer than there are.
             shares: if given, a representative takes part too.
         """
-        tokens, z, joined = self.join(tokens, z)
         order = places if self.order is None else take(self.order, places)
-        tokens = take(tokens, places)
-        state = replace(joined, order=order, waiting=tokens[:, active:], shares=shares)
-        tokens = state._represented(tokens[:, :active], tokens[:, active:])
+        tokens, waiting = taken_apart(*self._parts(tokens), places, active)
+        state = replace(self, order=order, waiting=waiting, waiting_z=None, shares=shares)
         if z is not None:
-            z, state = state._part_z_in_order(take(z, places))
-        return tokens, z, state
+            z, state = state._with_z(*taken_apart(*self._z_parts(z), places, active))
+        return state._represented(tokens, waiting), z, state
 
     def restore(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """All n tokens in their natural order, from the active ones."""
-        return self._in_natural_order(self._in_order(tokens))
+        return self._in_natural_order(*self._parts(tokens))
 
     def whole_z(self, z: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """ẑ of all n tokens in their natural order, from that of the active ones.
@@ -82,11 +81,15 @@ class SortedTokens:
         Raises:
             ConfigError: ẑ of the waiting tokens is not known.
         """
-        return self._in_natural_order(self._z_in_order(z))
+        return self._in_natural_order(*self._z_parts(z))
 
     def part_z(self, whole: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b m d"], SortedTokens]:
         """ẑ of the active tokens, from that of all n in their natural order, and the state that knows the rest."""
-        return self._part_z_in_order(whole if self.order is None else take(whole, self.order))
+        if self.order is None:
+            return whole, self
+        if self.waiting is None:
+            return take(whole, self.order), self
+        return self._with_z(*taken_apart(whole, None, self.order, whole.shape[1] - self.waiting.shape[1]))
 
     def select_context(self, context: Context) -> Context:
         """The block's keyword arguments (rotary angles, masks) for the active tokens.
@@ -125,32 +128,24 @@ class SortedTokens:
         rows = int(picked.shape[2] > 1)
         return F.pad(picked, (0, 1, 0, rows), value=True if picked.dtype == torch.bool else 0.0)
 
-    def _in_order(self, tokens: Tensor) -> Tensor:
+    def _parts(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The active tokens and the waiting ones, in this order."""
         if self.waiting is None or self.shares is None:
-            return self._joined(tokens, self.waiting)
+            return tokens, self.waiting
         # x_j ← x_j + (what r gained in all branches while x_j waited)
         gained = tokens[:, -1:] - _mean(self.waiting, self.shares)
-        return self._joined(tokens, self.waiting + gained)
+        return tokens[:, :-1], self.waiting + gained
 
-    def _z_in_order(self, z: Tensor) -> Tensor:
+    def _z_parts(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.waiting is not None and self.waiting_z is None:
             raise ConfigError("a step reuses the attention output of tokens that took no part in the step before")
-        return self._joined(z, self.waiting_z)
+        return z if self.waiting is None or self.shares is None else z[:, :-1], self.waiting_z
 
-    def _part_z_in_order(self, z: Tensor) -> tuple[Tensor, SortedTokens]:
-        if self.waiting is None:
-            return z, self
-        active = z.shape[1] - self.waiting.shape[1]
-        waiting_z = z[:, active:]
-        return self._represented(z[:, :active], waiting_z), replace(self, waiting_z=waiting_z)
+    def _with_z(self, z: Tensor, waiting_z: Tensor) -> tuple[Tensor, SortedTokens]:
+        return self._represented(z, waiting_z), replace(self, waiting_z=waiting_z)
 
-    def _in_natural_order(self, rows: Tensor) -> Tensor:
-        return rows if self.order is None else take(rows, inverse(self.order))
-
-    def _joined(self, active: Tensor, waiting: Tensor | None) -> Tensor:
-        if waiting is None:
-            return active
-        return torch.cat([active if self.shares is None else active[:, :-1], waiting], dim=1)
+    def _in_natural_order(self, active: Tensor, waiting: Tensor | None) -> Tensor:
+        return _together(active, waiting) if self.order is None else put_back(active, waiting, self.order)
 
     def _represented(self, active: Tensor, waiting: Tensor) -> Tensor:
         return active if self.shares is None else torch.cat([active, _mean(waiting, self.shares)], dim=1)
@@ -176,6 +171,10 @@ class SortedTokens:
         places = self._active(order).unsqueeze(1)
         seen = places.unsqueeze(3) >= places.unsqueeze(2)
         return seen if self.shares is None else F.pad(seen, (0, 1, 0, 1), value=True)
+
+
+def _together(active: Tensor, waiting: Tensor | None) -> Tensor:
+    return active if waiting is None else torch.cat([active, waiting], dim=1)
 
 
 def _mean(rows: Tensor, shares: Tensor) -> Tensor:

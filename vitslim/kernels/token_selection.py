@@ -1,0 +1,235 @@
+"""Choosing tokens: by which score, in which order, and where their rows go.
+
+Each function has a plain form in torch's operators, which files and CPUs get, and a torch custom op with a Triton
+kernel for NVIDIA GPUs (``vitslim.kernels.triton.token_selection``, which has the arithmetic). The op on a CPU is the
+plain form.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitslim.kernels.serving import kernels_serve
+from vitslim.kernels.tokens import inverse, take
+
+MOST_SCORES = 4096
+"""The Triton kernel compares every score with every other; above this torch sorts."""
+
+
+def class_row(
+    query: Float[Tensor, "b h 1 e"], key: Float[Tensor, "b h n e"], bias: Tensor | None, scale: float
+) -> Float[Tensor, "b h n"]:
+    """One query's row of the attention, per head; the softmax in float32, the row in the query's type.
+
+    Args:
+        bias: added to the scores, broadcastable to (b, h, 1, n).
+        scale: factor of the scores.
+    """
+    if bias is None and query.dtype == key.dtype and kernels_serve(key):
+        return torch.ops.vitslim.class_row(query, key, scale)
+    return plain_class_row(query, key, bias, scale)
+
+
+def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
+    """The scores in falling order, and the places of all tokens then: the prefix first, the patches by score.
+
+    Equal scores go to the lower index, so that every runtime chooses alike. Exports as one TopK.
+    """
+    if scores.shape[1] <= MOST_SCORES and kernels_serve(scores):
+        return torch.ops.vitslim.ranked(scores, prefix)
+    return plain_ranked(scores, prefix)
+
+
+def taken_apart(
+    first: Float[Tensor, "b f d"], second: Float[Tensor, "b s d"] | None, places: Int[Tensor, "b n"], ahead: int
+) -> tuple[Float[Tensor, "b a d"], Float[Tensor, "b w d"]]:
+    """The tokens (first, second) in another order, cut in two.
+
+    Args:
+        second: what stands behind ``first``, if anything does.
+        places: for each of all n = f + s tokens of the new order, where it stood.
+        ahead: a, how many of them come into the first part.
+    """
+    # Compiled without gradients this is better left to Inductor: as plain operators the move is part of the kernel
+    # that adds the residual before it and normalises the rows behind it, and costs no pass of its own. With gradients
+    # the op's own backward is a move again, where index_select's would add rows by atomics.
+    fuses_better = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    if not fuses_better and _moves_by_kernel(first, second):
+        return torch.ops.vitslim.taken_apart(first, _rest(first, second), places, ahead)
+    return plain_taken_apart(first, second, places, ahead)
+
+
+def put_back(
+    first: Float[Tensor, "b f d"], second: Float[Tensor, "b s d"] | None, order: Int[Tensor, "b n"]
+) -> Float[Tensor, "b n d"]:
+    """The tokens (first, second) where they belong: row i to place ``order[i]``; the opposite of ``taken_apart``.
+
+    Args:
+        order: a permutation for each image.
+    """
+    if _moves_by_kernel(first, second):
+        return torch.ops.vitslim.put_back(first, _rest(first, second), order, order.shape[1])[0]
+    return take(_joined(first, second), inverse(order))
+
+
+def plain_class_row(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """``vitslim::class_row`` in torch's own operators."""
+    # A^[CLS] = softmax(q_cls Kᵀ e^-½ + bias)
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    return scores.float().softmax(dim=-1).squeeze(2).to(query.dtype)
+
+
+def plain_ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::ranked`` in torch's own operators."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX's TopK keeps the order of equals by definition, torch's does not; torch's stable sort has no ONNX form.
+        falling, patches = scores.topk(scores.shape[1], dim=1)
+    else:
+        falling, patches = scores.sort(dim=1, descending=True, stable=True)
+    front = torch.arange(prefix, device=scores.device).expand(scores.shape[0], -1)
+    return falling, torch.cat([front, patches + prefix], dim=1)
+
+
+def plain_taken_apart(first: Tensor, second: Tensor | None, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::taken_apart`` in torch's own operators."""
+    rows = take(_joined(first, second), places)
+    return rows[:, :ahead], rows[:, ahead:]
+
+
+def plain_put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::put_back`` in torch's own operators: ``taken_apart`` undone, ``ahead`` rows in the first part."""
+    return plain_taken_apart(first, second, inverse(places), ahead)
+
+
+def _joined(first: Tensor, second: Tensor | None) -> Tensor:
+    return first if second is None else torch.cat([first, second], dim=1)
+
+
+def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
+    return kernels_serve(first) and (second is None or second.dtype == first.dtype)
+
+
+def _rest(first: Tensor, second: Tensor | None) -> Tensor:
+    return first[:, :0] if second is None else second
+
+
+@torch.library.custom_op("vitslim::class_row", mutates_args=())
+def _class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    return plain_class_row(query, key, None, scale)
+
+
+@_class_row.register_kernel("cuda")
+def _class_row_cuda(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    from vitslim.kernels.triton import token_selection
+
+    return token_selection.class_row(query, key, scale)
+
+
+@_class_row.register_fake
+def _class_row_shape(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    return query.new_empty(key.shape[:3])
+
+
+def _remember_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, ctx.scale = inputs
+    ctx.save_for_backward(query, key, output)
+
+
+def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, row = ctx.saved_tensors
+    # dS = A ∘ (dA - (A · dA) 1);  dq = dS K e^-½;  dK = dSᵀ q e^-½
+    weighted = row.float() * grad.float()
+    slopes = weighted - row.float() * weighted.sum(dim=-1, keepdim=True)
+    slopes = (slopes * ctx.scale).to(key.dtype).unsqueeze(2)
+    return slopes @ key, slopes.transpose(2, 3) * query, None
+
+
+_class_row.register_autograd(_row_gradient, setup_context=_remember_row)
+
+
+@torch.library.custom_op("vitslim::ranked", mutates_args=())
+def _ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    return plain_ranked(scores, prefix)
+
+
+@_ranked.register_kernel("cuda")
+def _ranked_cuda(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    from vitslim.kernels.triton import token_selection
+
+    return token_selection.ranked(scores, prefix)
+
+
+@_ranked.register_fake
+def _ranked_shape(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    images, patches = scores.shape
+    return scores.new_empty(images, patches), scores.new_empty(images, prefix + patches, dtype=torch.int64)
+
+
+def _remember_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.prefix = inputs[1]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _ranked_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    (places,) = ctx.saved_tensors
+    return torch.empty_like(grad).scatter(1, places[:, ctx.prefix :] - ctx.prefix, grad), None
+
+
+_ranked.register_autograd(_ranked_gradient, setup_context=_remember_places)
+
+
+@torch.library.custom_op("vitslim::taken_apart", mutates_args=())
+def _taken_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    ahead_part, rest = plain_taken_apart(first, second, places, ahead)
+    return ahead_part.clone(), rest.clone()
+
+
+@torch.library.custom_op("vitslim::put_back", mutates_args=())
+def _put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    ahead_part, rest = plain_put_back(first, second, places, ahead)
+    return ahead_part.clone(), rest.clone()
+
+
+@_taken_apart.register_kernel("cuda")
+def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    from vitslim.kernels.triton import token_selection
+
+    return token_selection.moved(first, second, places, ahead, scatter=False)
+
+
+@_put_back.register_kernel("cuda")
+def _put_back_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    from vitslim.kernels.triton import token_selection
+
+    return token_selection.moved(first, second, places, ahead, scatter=True)
+
+
+@_taken_apart.register_fake
+@_put_back.register_fake
+def _moved_shape(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    images, count = places.shape
+    width = first.shape[2]
+    return first.new_empty(images, ahead, width), first.new_empty(images, count - ahead, width)
+
+
+def _remember_move(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    first, _, places, _ = inputs
+    ctx.ahead = first.shape[1]
+    ctx.save_for_backward(places)
+
+
+def _put_back_gradients(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.vitslim.put_back(first, second, *ctx.saved_tensors, ctx.ahead), None, None
+
+
+def _take_gradients_apart(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.vitslim.taken_apart(first, second, *ctx.saved_tensors, ctx.ahead), None, None
+
+
+_taken_apart.register_autograd(_put_back_gradients, setup_context=_remember_move)
+_put_back.register_autograd(_take_gradients_apart, setup_context=_remember_move)

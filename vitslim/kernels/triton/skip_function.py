@@ -1,0 +1,297 @@
+"""Triton kernels of the middle of SkipAt's Φ: depthwise convolution, bias and GELU in token layout.
+
+Tokens lie as (b, n, c): a prefix that is left out, then the patches row by row, channels innermost. A convolution over
+the patch grid needs no permute there: a tap is another row of the same matrix.
+
+Where the first GELU belongs. Φ is Linear d→ed, GELU, convolution, GELU, Linear ed→d. The arithmetic for DeiT-S on an
+H100 (3.35 TB/s, 128 lanes x 132 SMs x 1.76 GHz = 29.7 T lane operations/s, bf16), batch 256, 224 px, e = 2: the hidden
+tensor has 256 · 196 · 768 = 38.5 M entries, 77 MB.
+
+* In the epilogue of the first matrix product it would be free, but cuBLAS has the tanh form alone, not the exact erf
+  that pretrained models have. A product of our own with that epilogue has to come within 46 µs of cuBLAS's 49 µs (at
+  600 TFLOP/s); ``torch.compile(mode="max-autotune")`` tries just that with its templates and keeps what is faster.
+* A pass of its own reads and writes 2 · 77 MB: 46 µs.
+* Recomputed where the convolution loads: 15 loads per entry (below) times about 25 operations for erf are 38.5 M · 375
+  / 29.7 T = 490 µs.
+
+So it stays torch's ``gelu`` behind torch's ``linear``. The second GELU is computed once per entry in the convolution's
+epilogue, which saves the 46 µs that it would cost as a pass.
+
+The convolution reads 77 MB and writes 77 MB, 46 µs at least. A program holds two rows of outputs, so that each loaded
+entry serves both: (k + 1) k / 2 = 15 loads per output in place of 25 for k = 5, and 25 multiply-adds, 15 conversions
+and the erf, about 65 lane operations or 85 µs. Hence it is bound by arithmetic, not by memory; the permutes that it
+saves (two passes) and torch's separate bias and GELU would be another 140 µs of memory traffic. Programs walk down the
+grid when there are enough of them to fill the GPU, so that the rows that overlap are still in the L1 cache.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitslim.kernels.triton.channel_attention import rows_of
+
+_PROGRAMS = 1024  # about eight for each of 132 SMs; with fewer images the work is cut finer instead
+
+
+@triton.jit
+@no_type_check
+def _two_rows(
+    image,
+    weight,
+    y,
+    x,
+    channel,
+    rows,
+    columns,
+    channels,
+    token_stride,
+    KERNEL: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The convolution at rows y and y + 1 of one image; what lies outside the grid is zero."""
+    reach: tl.constexpr = KERNEL // 2
+    taps: tl.constexpr = KERNEL * KERNEL
+    inside = channel < channels
+    upper = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
+    lower = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
+    for down in tl.static_range(KERNEL + 1):
+        row = y + down - reach
+        # A row outside the grid has no columns.
+        width = tl.where((row >= 0) & (row < rows), columns, 0)
+        for right in tl.static_range(KERNEL):
+            column = x + right - reach
+            seen = (column >= 0) & (column < width)
+            place = image + (row * columns + column)[:, None] * token_stride + channel[None, :]
+            part = tl.load(place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            if down < KERNEL:
+                tap = down * KERNEL + right
+                tap = taps - 1 - tap if FLIPPED else tap
+                upper += part * tl.load(weight + channel * taps + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+            if down > 0:
+                tap = (down - 1) * KERNEL + right
+                tap = taps - 1 - tap if FLIPPED else tap
+                lower += part * tl.load(weight + channel * taps + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return upper, lower
+
+
+@triton.jit
+@no_type_check
+def _finish(summed, bias, upstream, out, place, channel, channels, mask, FORM: tl.constexpr):
+    """Write one row of outputs: the GELU, its derivative times what comes from above, or the sums as they are."""
+    if FORM != "spread":
+        summed += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
+        # GELU(u) = u Φ(u) with the normal distribution Φ(u) = ½ (1 + erf(u / √2))
+        below = 0.5 * (1.0 + tl.erf(summed * 0.7071067811865476))
+        if FORM == "activate":
+            summed = summed * below
+        else:
+            # GELU'(u) = Φ(u) + u φ(u),  φ(u) = exp(-u²/2) / √(2π)
+            slope = below + summed * 0.3989422804014327 * tl.exp(-0.5 * summed * summed)
+            summed = slope * tl.load(upstream + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + place, summed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+@no_type_check
+def depthwise_kernel(
+    tokens,
+    weight,
+    bias,
+    upstream,
+    out,
+    rows,
+    columns,
+    channels,
+    tokens_batch_stride,
+    token_stride,
+    out_batch_stride,
+    segments,
+    strips_per_segment,
+    KERNEL: tl.constexpr,
+    FORM: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One image, some columns, some channels, ``strips_per_segment`` times two rows.
+
+    ``FORM`` says what is written. ``activate``: GELU of the convolution. ``pull_back``: ``upstream`` times the GELU's
+    derivative there. ``spread``: the convolution with the kernel turned by 180°, without bias and GELU, which is the
+    gradient of the convolution's input.
+    """
+    program = tl.program_id(0)
+    across = tl.cdiv(columns, BLOCK_X)
+    x = (program % across) * BLOCK_X + tl.arange(0, BLOCK_X)
+    segment = (program // across) % segments
+    picture = (program // across // segments).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = tokens + picture * tokens_batch_stride
+    for strip in range(strips_per_segment):
+        y = 2 * (segment * strips_per_segment + strip)
+        upper, lower = _two_rows(
+            image,
+            weight,
+            y,
+            x,
+            channel,
+            rows,
+            columns,
+            channels,
+            token_stride,
+            KERNEL,
+            FORM == "spread",
+            BLOCK_X,
+            BLOCK_C,
+        )
+        place = picture * out_batch_stride + (y * columns + x)[:, None] * channels + channel[None, :]
+        mask = (x < tl.where(y < rows, columns, 0))[:, None] & (channel < channels)[None, :]
+        _finish(upper, bias, upstream, out, place, channel, channels, mask, FORM)
+        mask = (x < tl.where(y + 1 < rows, columns, 0))[:, None] & (channel < channels)[None, :]
+        _finish(lower, bias, upstream, out, place + columns * channels, channel, channels, mask, FORM)
+
+
+@triton.jit
+@no_type_check
+def tap_gradient_kernel(
+    tokens,
+    upstream,
+    weight_parts,
+    bias_parts,
+    images,
+    rows,
+    columns,
+    channels,
+    tokens_batch_stride,
+    token_stride,
+    places_per_program,
+    KERNEL: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradient of kernel and bias over some places of the batch, for some channels.
+
+    All taps are held at once, [taps, channels]; a step of the loop adds one place. The sums over programs are torch's,
+    in a fixed order, so that training is repeatable.
+    """
+    reach: tl.constexpr = KERNEL // 2
+    taps: tl.constexpr = KERNEL * KERNEL
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = channel < channels
+    tap = tl.arange(0, TAPS)
+    down, right = tap // KERNEL - reach, tap % KERNEL - reach
+    by_tap = tl.zeros([TAPS, BLOCK_C], tl.float32)
+    by_channel = tl.zeros([BLOCK_C], tl.float32)
+    patches = rows * columns
+    first = tl.program_id(0) * places_per_program
+    last = tl.minimum(first + places_per_program, images * patches)
+    for place in range(first, last):
+        picture, patch = (place // patches).to(tl.int64), place % patches
+        row, column = patch // columns + down, patch % columns + right
+        seen = (tap < taps) & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        read = tokens + picture * tokens_batch_stride + (row * columns + column)[:, None] * token_stride
+        part = tl.load(read + channel[None, :], mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        above = upstream + (picture * patches + patch) * channels
+        gained = tl.load(above + channel, mask=inside, other=0.0).to(tl.float32)
+        by_tap += part * gained[None, :]
+        by_channel += gained
+    sums = weight_parts + (tl.program_id(0) * channels + channel)[None, :] * taps + tap[:, None]
+    tl.store(sums, by_tap, mask=(tap < taps)[:, None] & inside[None, :])
+    tl.store(bias_parts + tl.program_id(0) * channels + channel, by_channel, mask=inside)
+
+
+def depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
+    """``vitslim::depthwise_gelu``, see ``vitslim.kernels.skip_function``."""
+    out = tokens.new_empty(tokens.shape[0], rows * columns, tokens.shape[2])
+    _convolve(_patches(tokens, rows * columns), weight, bias, None, out, (rows, columns), "activate")
+    return out
+
+
+def depthwise_gelu_backward(
+    grad: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``vitslim::depthwise_gelu_backward``: the gradients of tokens, kernel and bias.
+
+    The convolution is computed again rather than kept: 85 µs of arithmetic at most, for a tensor as large as the
+    hidden one in every skipped block.
+    """
+    patches, grad = _patches(tokens, rows * columns), grad.contiguous()
+    # What enters the convolution from above: dL/du = dL/dy · GELU'(u)
+    upstream = torch.empty_like(grad)
+    _convolve(patches, weight, bias, grad, upstream, (rows, columns), "pull_back")
+    grad_tokens = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    prefix = tokens.shape[1] - rows * columns
+    grad_tokens[:, :prefix] = 0.0
+    _convolve(upstream, weight, bias, None, grad_tokens[:, prefix:], (rows, columns), "spread")
+    return grad_tokens, *_tap_gradients(patches, upstream, weight, bias, (rows, columns))
+
+
+def _convolve(
+    patches: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    upstream: Tensor | None,
+    out: Tensor,
+    grid: tuple[int, int],
+    form: str,
+) -> None:
+    images, _, channels = patches.shape
+    rows, columns = grid
+    block_x, block_c = (8 if columns <= 8 else 16), min(64, max(16, triton.next_power_of_2(channels)))
+    across, deep = triton.cdiv(columns, block_x), triton.cdiv(channels, block_c)
+    strips = triton.cdiv(rows, 2)
+    segments = min(strips, triton.cdiv(_PROGRAMS, images * across * deep))
+    depthwise_kernel[images * segments * across, deep](
+        patches,
+        weight.contiguous(),
+        bias,
+        out if upstream is None else upstream,
+        out,
+        rows,
+        columns,
+        channels,
+        patches.stride(0),
+        patches.stride(1),
+        out.stride(0),
+        segments,
+        triton.cdiv(strips, segments),
+        KERNEL=weight.shape[-1],
+        FORM=form,
+        BLOCK_X=block_x,
+        BLOCK_C=block_c,
+    )
+
+
+def _tap_gradients(
+    patches: Tensor, upstream: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    images, count, channels = patches.shape
+    taps = weight.shape[-1] ** 2
+    block_c = 64 if taps <= 32 else 32
+    deep = triton.cdiv(channels, block_c)
+    programs = min(images * count, max(1, _PROGRAMS // deep))
+    weight_parts = weight.new_empty(programs, channels, taps, dtype=torch.float32)
+    bias_parts = weight.new_empty(programs, channels, dtype=torch.float32)
+    tap_gradient_kernel[programs, deep](
+        patches,
+        upstream,
+        weight_parts,
+        bias_parts,
+        images,
+        *grid,
+        channels,
+        patches.stride(0),
+        patches.stride(1),
+        triton.cdiv(images * count, programs),
+        KERNEL=weight.shape[-1],
+        TAPS=triton.next_power_of_2(taps),
+        BLOCK_C=block_c,
+    )
+    return weight_parts.sum(dim=0).view_as(weight).to(weight.dtype), bias_parts.sum(dim=0).to(bias.dtype)
+
+
+def _patches(tokens: Tensor, count: int) -> Tensor:
+    return rows_of(tokens)[:, tokens.shape[1] - count :]
