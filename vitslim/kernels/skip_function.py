@@ -70,7 +70,7 @@ def plain_channel_attention(
     front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``vitslim::channel_attention`` in torch's own operators: what is written, and the mean over tokens in float32."""
-    mean = reduced.float().mean(dim=1)
+    mean = reduced.mean(dim=1, dtype=_summed_in(reduced))
     scaled = reduced * _scale(mean, kernel).to(reduced.dtype).unsqueeze(1)
     return torch.cat([front, scaled if residual is None else residual + scaled], dim=1), mean
 
@@ -82,6 +82,10 @@ def _image(tokens: Float[Tensor, "b n c"], rows: int, columns: int) -> Float[Ten
 
 def _convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+
+def _summed_in(tokens: Tensor) -> torch.dtype:
+    return torch.promote_types(tokens.dtype, torch.float32)
 
 
 def _scale(mean: Float[Tensor, "b d"], kernel: Float[Tensor, "1 1 3"]) -> Float[Tensor, "b d"]:
@@ -170,13 +174,13 @@ def _channel_attention_shape(
     front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     images, patches, width = reduced.shape
-    mean = reduced.new_empty(images, width, dtype=torch.float32)
+    mean = reduced.new_empty(images, width, dtype=_summed_in(reduced))
     return reduced.new_empty(images, front.shape[1] + patches, width), mean
 
 
 @torch.library.custom_op("vitslim::token_sums", mutates_args=())
 def _token_sums(first: Tensor, second: Tensor) -> Tensor:
-    return (first.float() * second.float()).sum(dim=1)
+    return (first.to(_summed_in(first)) * second).sum(dim=1)
 
 
 @_token_sums.register_kernel("cuda")
@@ -188,7 +192,7 @@ def _token_sums_cuda(first: Tensor, second: Tensor) -> Tensor:
 
 @_token_sums.register_fake
 def _token_sums_shape(first: Tensor, second: Tensor) -> Tensor:
-    return first.new_empty(first.shape[0], first.shape[2], dtype=torch.float32)
+    return first.new_empty(first.shape[0], first.shape[2], dtype=_summed_in(first))
 
 
 def _remember_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -40,7 +40,7 @@ _PROGRAMS = 1024  # about eight for each of 132 SMs; with fewer images the work 
 @no_type_check
 def _two_rows(
     image,
-    weight,
+    taps,
     y,
     x,
     channel,
@@ -55,27 +55,29 @@ def _two_rows(
 ):
     """The convolution at rows y and y + 1 of one image; what lies outside the grid is zero."""
     reach: tl.constexpr = KERNEL // 2
-    taps: tl.constexpr = KERNEL * KERNEL
-    inside = channel < channels
+    last: tl.constexpr = KERNEL * KERNEL - 1
+    inside = (channel < channels)[None, :]
+    taps += channel
     upper = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
     lower = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
-    for down in tl.static_range(KERNEL + 1):
+    # The loop over rows stays a loop: written out, all its loads are moved to the front and spill.
+    for down in range(0, KERNEL + 1):
         row = y + down - reach
-        # A row outside the grid has no columns.
+        # A row outside the grid has no columns, a row outside the kernel no channels.
         width = tl.where((row >= 0) & (row < rows), columns, 0)
+        of_upper = channel < tl.where(down < KERNEL, channels, 0)
+        of_lower = channel < tl.where(down > 0, channels, 0)
         for right in tl.static_range(KERNEL):
             column = x + right - reach
             seen = (column >= 0) & (column < width)
             place = image + (row * columns + column)[:, None] * token_stride + channel[None, :]
-            part = tl.load(place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            if down < KERNEL:
-                tap = down * KERNEL + right
-                tap = taps - 1 - tap if FLIPPED else tap
-                upper += part * tl.load(weight + channel * taps + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-            if down > 0:
-                tap = (down - 1) * KERNEL + right
-                tap = taps - 1 - tap if FLIPPED else tap
-                lower += part * tl.load(weight + channel * taps + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+            part = tl.load(place, mask=seen[:, None] & inside, other=0.0).to(tl.float32)
+            above = down * KERNEL + right
+            below = above - KERNEL
+            if FLIPPED:
+                above, below = last - above, last - below
+            upper += part * tl.load(taps + above * channels, mask=of_upper, other=0.0).to(tl.float32)[None, :]
+            lower += part * tl.load(taps + below * channels, mask=of_lower, other=0.0).to(tl.float32)[None, :]
     return upper, lower
 
 
@@ -100,7 +102,7 @@ def _finish(summed, bias, upstream, out, place, channel, channels, mask, FORM: t
 @no_type_check
 def depthwise_kernel(
     tokens,
-    weight,
+    taps,
     bias,
     upstream,
     out,
@@ -134,7 +136,7 @@ def depthwise_kernel(
         y = 2 * (segment * strips_per_segment + strip)
         upper, lower = _two_rows(
             image,
-            weight,
+            taps,
             y,
             x,
             channel,
@@ -244,9 +246,10 @@ def _convolve(
     across, deep = triton.cdiv(columns, block_x), triton.cdiv(channels, block_c)
     strips = triton.cdiv(rows, 2)
     segments = min(strips, triton.cdiv(_PROGRAMS, images * across * deep))
+    taps = weight.flatten(1).t().contiguous()
     depthwise_kernel[images * segments * across, deep](
         patches,
-        weight.contiguous(),
+        taps,
         bias,
         out if upstream is None else upstream,
         out,
@@ -262,6 +265,8 @@ def _convolve(
         FORM=form,
         BLOCK_X=block_x,
         BLOCK_C=block_c,
+        # Weights go through shared memory into the shape of the tokens; within one warp that needs no barrier.
+        num_warps=1,
     )
 
 

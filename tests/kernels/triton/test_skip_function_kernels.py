@@ -1,0 +1,88 @@
+"""SkipAt's Triton kernels against float64: Triton's interpreter on a CPU, compiled on a GPU."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close
+from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
+
+pytest.importorskip("triton")
+from vitslim.kernels.triton import channel_attention, skip_function
+
+# (images, rows, columns, channels, kernel, prefix): an even and an odd grid, one higher than wide, one wider than a
+# block; channels that fill no vector; a kernel larger than the grid.
+SHAPES = [(2, 4, 4, 16, 5, 1), (1, 5, 3, 10, 3, 0), (2, 3, 17, 5, 5, 2), (1, 2, 2, 65, 7, 1), (1, 1, 9, 4, 1, 0)]
+
+
+def operands(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[list[Tensor], tuple[int, int]]:
+    images, rows, columns, channels, kernel, prefix = shape
+    tokens = drawn(images, prefix + rows * columns, channels, dtype=dtype, device=device)
+    weight = drawn(channels, 1, kernel, kernel, dtype=dtype, device=device, seed=1, scale=0.5)
+    return [tokens, weight, drawn(channels, dtype=dtype, device=device, seed=2)], (rows, columns)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_depthwise_gelu_forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    tensors, grid = operands(shape, dtype, device)
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    expected = plain_depthwise_gelu(*exact, *grid)
+    require_close(skip_function.depthwise_gelu(*tensors, *grid), expected)
+    grad = drawn(*expected.shape, dtype=dtype, device=device, seed=3)
+    slopes = skip_function.depthwise_gelu_backward(grad, *tensors, *grid)
+    # dL/du is rounded before it is spread over the inputs and summed over the tokens.
+    for found, wanted in zip(slopes, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        require_close(found, wanted, roundings=4.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_may_lie_apart_and_parameters_in_another_precision(device: str) -> None:
+    (tokens, weight, bias), grid = operands((2, 4, 4, 16, 5, 3), torch.bfloat16, device)
+    apart = drawn(2, 19, 40, dtype=torch.bfloat16, device=device)[:, :, 8:24].copy_(tokens)
+    assert not apart.is_contiguous()
+    wide = [weight.float() + 1e-4, bias.float() + 1e-4]
+    expected = plain_depthwise_gelu(tokens.double(), *(part.double() for part in wide), *grid)
+    require_close(skip_function.depthwise_gelu(apart, *wide, *grid), expected)
+    slopes = skip_function.depthwise_gelu_backward(expected.to(torch.bfloat16), apart, *wide, *grid)
+    assert [slope.dtype for slope in slopes] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("images", [1, 40])
+def test_few_images_are_cut_into_segments(images: int, device: str) -> None:
+    tensors, grid = operands((images, 7, 2, 4, 3, 1), torch.float32, device)
+    expected = plain_depthwise_gelu(*(tensor.double() for tensor in tensors), *grid)
+    require_close(skip_function.depthwise_gelu(*tensors, *grid), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("images", "patches", "width", "front", "residual"), [(2, 9, 12, 1, False), (1, 70, 130, 0, True), (3, 1, 1, 5, True)]
+)
+def test_channel_attention_is_written_behind_the_front(
+    images: int, patches: int, width: int, front: int, residual: bool, dtype: torch.dtype, device: str
+) -> None:
+    source = drawn(images, front + patches, width, dtype=dtype, device=device)
+    reduced = drawn(images, patches, width, dtype=dtype, device=device, seed=1)
+    kernel = drawn(1, 1, 3, dtype=dtype, device=device, seed=2, scale=3.0)
+    added = source[:, front:] if residual else None
+    exact = [None if part is None else part.double() for part in (source[:, :front], reduced, kernel, added)]
+    expected, mean = plain_channel_attention(*exact)
+    found, found_mean = channel_attention.channel_attention(source[:, :front], reduced, kernel, added)
+    require_close(found, expected)
+    assert torch.equal(found[:, :front], source[:, :front])
+    assert found_mean.dtype == torch.float32
+    torch.testing.assert_close(found_mean.double(), mean, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_are_summed_over_tokens_in_float32(dtype: torch.dtype, device: str) -> None:
+    first, second = (drawn(2, 201, 67, dtype=dtype, device=device, seed=seed)[:, 1:] for seed in (1, 2))
+    parts = channel_attention.token_sums(first, second)
+    assert parts.shape[1] > 1
+    assert parts.dtype == torch.float32
+    require_close(parts.sum(dim=1), (first.double() * second.double()).sum(dim=1))
