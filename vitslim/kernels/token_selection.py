@@ -80,7 +80,7 @@ def plain_class_row(query: Tensor, key: Tensor, bias: Tensor | None, scale: floa
     scores = (query * scale) @ key.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.float().softmax(dim=-1).squeeze(2).to(query.dtype)
+    return _wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
 
 
 def plain_ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,10 @@ def plain_taken_apart(first: Tensor, second: Tensor | None, places: Tensor, ahea
 def plain_put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """``vitslim::put_back`` in torch's own operators: ``taken_apart`` undone, ``ahead`` rows in the first part."""
     return plain_taken_apart(first, second, inverse(places), ahead)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _joined(first: Tensor, second: Tensor | None) -> Tensor:
@@ -142,8 +146,8 @@ def _remember_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, row = ctx.saved_tensors
     # dS = A ∘ (dA - (A · dA) 1);  dq = dS K e^-½;  dK = dSᵀ q e^-½
-    weighted = row.float() * grad.float()
-    slopes = weighted - row.float() * weighted.sum(dim=-1, keepdim=True)
+    weighted = _wide(row) * grad
+    slopes = weighted - row * weighted.sum(dim=-1, keepdim=True)
     slopes = (slopes * ctx.scale).to(key.dtype).unsqueeze(2)
     return slopes @ key, slopes.transpose(2, 3) * query, None
 

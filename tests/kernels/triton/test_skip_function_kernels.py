@@ -60,7 +60,8 @@ def test_few_images_are_cut_into_segments(images: int, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("images", "patches", "width", "front", "residual"), [(2, 9, 12, 1, False), (1, 70, 130, 0, True), (3, 1, 1, 5, True)]
+    ("images", "patches", "width", "front", "residual"),
+    [(2, 9, 12, 1, False), (1, 70, 130, 0, True), (3, 1, 1, 5, True)],
 )
 def test_channel_attention_is_written_behind_the_front(
     images: int, patches: int, width: int, front: int, residual: bool, dtype: torch.dtype, device: str

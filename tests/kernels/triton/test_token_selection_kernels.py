@@ -1,4 +1,4 @@
-"""The Triton kernels that choose tokens, against their plain forms: Triton's interpreter on a CPU, compiled on a GPU."""
+"""The Triton kernels that choose tokens, against their plain forms: interpreted on a CPU, compiled on a GPU."""
 
 import pytest
 import torch

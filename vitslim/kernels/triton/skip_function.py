@@ -61,7 +61,7 @@ def _two_rows(
     upper = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
     lower = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
     # The loop over rows stays a loop: written out, all its loads are moved to the front and spill.
-    for down in range(0, KERNEL + 1):
+    for down in range(KERNEL + 1):
         row = y + down - reach
         # A row outside the grid has no columns, a row outside the kernel no channels.
         width = tl.where((row >= 0) & (row < rows), columns, 0)
