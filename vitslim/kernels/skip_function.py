@@ -63,7 +63,8 @@ def channel_scale(reduced: Float[Tensor, "b p d"], kernel: Float[Tensor, "1 1 3"
 
 def plain_depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
     """``vitslim::depthwise_gelu`` in torch's own operators."""
-    return F.gelu(_convolved(_image(tokens, rows, columns), weight, bias)).flatten(2).transpose(1, 2)
+    # The GELU reads tokens: contiguous memory takes torch's CPU kernel a third of the time of a channels-last image.
+    return F.gelu(_tokens(_convolved(_image(tokens, rows, columns), weight, bias)))
 
 
 def plain_channel_attention(
@@ -76,8 +77,13 @@ def plain_channel_attention(
 
 
 def _image(tokens: Float[Tensor, "b n c"], rows: int, columns: int) -> Float[Tensor, "b c h w"]:
-    # A view in channels-last order, which the CPU's convolution reads and writes as it lies.
-    return tokens[:, tokens.shape[1] - rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+    # A view in channels-last order, which the CPU's convolution reads and writes as it lies. Written as transpose and
+    # unflatten, a single image would have strides that look like channels first, and be copied.
+    return tokens[:, tokens.shape[1] - rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+
+def _tokens(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p c"]:
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ def _depthwise_gelu_backward(
     spread, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         slope, image, weight, [channels], [1, 1], [reach] * 2, [1, 1], False, [0, 0], channels, [True] * 3
     )
-    grad_tokens = F.pad(spread.flatten(2).transpose(1, 2), (0, 0, prefix, 0))
+    grad_tokens = F.pad(_tokens(spread), (0, 0, prefix, 0))
     return grad_tokens.contiguous(), grad_weight.contiguous(), grad_bias
 
 
