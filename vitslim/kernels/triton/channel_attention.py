@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitslim.kernels.triton.compiling import KernelForm
+
 _PROGRAMS = 1024  # about eight for each of an H100's 132 SMs; with fewer images the tokens are cut instead
 
 
@@ -167,6 +169,26 @@ def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
         BLOCK_C=block_c,
     )
     return parts
+
+
+def forms() -> list[KernelForm]:
+    """Both kernels in both forms, as DeiT-S wants them."""
+    found: list[KernelForm] = []
+    for dtype, more in (("bf16", False), ("fp16", True), ("fp32", True)):
+        pointers = {"first": f"*{dtype}", "second": f"*{dtype}", "parts": "*fp32"}
+        strides = ("first_batch_stride", "second_batch_stride", "token_stride", "second_token_stride")
+        sizes = dict.fromkeys((*strides, "count", "channels", "tokens_per_program"), "i32")
+        constants = {"PRODUCT": more, "BLOCK_T": 16, "BLOCK_C": 64}
+        aligned = (*pointers, *strides, "channels")
+        found.append(KernelForm(f"token sums {dtype}", token_sum_kernel, pointers | sizes, constants, aligned))
+        pointers = dict.fromkeys(("front", "reduced", "residual", "kernel", "out"), f"*{dtype}") | {"parts": "*fp32"}
+        strides = ("front_batch_stride", "front_token_stride", "reduced_batch_stride")
+        strides += ("residual_batch_stride", "residual_token_stride")
+        sizes = dict.fromkeys((*strides, "front_count", "count", "channels", "segments"), "i32")
+        constants = {"RESIDUAL": more, "BLOCK_T": 32, "BLOCK_C": 128}
+        aligned = (*pointers, *strides, "channels")
+        found.append(KernelForm(f"join {dtype}", join_kernel, pointers | sizes, constants, aligned))
+    return found
 
 
 def rows_of(tokens: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.channel_attention import rows_of
+from vitslim.kernels.triton.compiling import KernelForm
 
 _PROGRAMS = 1024  # about eight for each of 132 SMs; with fewer images the work is cut finer instead
 
@@ -229,6 +230,33 @@ def depthwise_gelu_backward(
     grad_tokens[:, :prefix] = 0.0
     _convolve(upstream, weight, bias, None, grad_tokens[:, prefix:], (rows, columns), "spread")
     return grad_tokens, *_tap_gradients(patches, upstream, weight, bias, (rows, columns))
+
+
+def forms() -> list[KernelForm]:
+    """The kernels as DeiT-S wants them, and one with everything in float32."""
+    sizes = dict.fromkeys(("rows", "columns", "channels"), "i32")
+    strides = dict.fromkeys(("tokens_batch_stride", "token_stride"), "i32")
+    aligned = ("channels", "tokens_batch_stride", "token_stride")
+    convolution = sizes | strides | dict.fromkeys(("out_batch_stride", "segments", "strips_per_segment"), "i32")
+    found: list[KernelForm] = []
+    for form, kernel, dtype in (
+        ("activate", 5, "bf16"),
+        ("activate", 3, "fp16"),
+        ("activate", 5, "fp32"),
+        ("pull_back", 5, "bf16"),
+        ("spread", 5, "bf16"),
+    ):
+        pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
+        constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": 64}
+        name = f"depthwise {form} {kernel}x{kernel} {dtype}"
+        known = (*pointers, *aligned, "out_batch_stride")
+        found.append(KernelForm(name, depthwise_kernel, pointers | convolution, constants, known, warps=1))
+    for dtype in ("bf16", "fp32"):
+        pointers = {"tokens": f"*{dtype}", "upstream": f"*{dtype}", "weight_parts": "*fp32", "bias_parts": "*fp32"}
+        types = pointers | sizes | strides | {"images": "i32", "places_per_program": "i32"}
+        constants = {"KERNEL": 5, "TAPS": 32, "BLOCK_C": 64}
+        found.append(KernelForm(f"taps {dtype}", tap_gradient_kernel, types, constants, (*pointers, *aligned)))
+    return found
 
 
 def _convolve(
