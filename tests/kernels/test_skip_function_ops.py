@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.kernels.counting import Counting
 from vitslim.kernels import op_macs, skip_function
 from vitslim.kernels.skip_function import channel_attention, depthwise_gelu
 
@@ -81,13 +82,14 @@ def test_parts_of_several_precisions_are_left_to_torch() -> None:
 
 
 @pytest.mark.usefixtures("served")
-def test_large_kernels_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, weight, bias = noise(1, 9, 2), noise(2, 1, 9, 9, seed=1), noise(2, seed=2)
+@pytest.mark.parametrize(("side", "called"), [(7, {"depthwise_gelu"}), (9, set())])
+def test_large_kernels_are_left_to_torch(side: int, called: set[str]) -> None:
+    tokens, weight, bias = noise(1, 9, 2), noise(2, 1, side, side, seed=1), noise(2, seed=2)
     image = tokens.transpose(1, 2).unflatten(2, (3, 3))
-    expected = F.gelu(F.conv2d(image, weight, bias, padding=4, groups=2)).flatten(2).transpose(1, 2)
-    # The op would make a contiguous copy of its own; torch's result is a view.
-    assert not depthwise_gelu(tokens, weight, bias, (3, 3)).is_contiguous() or tokens.shape[2] == 1
-    torch.testing.assert_close(depthwise_gelu(tokens, weight, bias, (3, 3)), expected)
+    expected = F.gelu(F.conv2d(image, weight, bias, padding=side // 2, groups=2)).flatten(2).transpose(1, 2)
+    with Counting() as counting:
+        torch.testing.assert_close(depthwise_gelu(tokens, weight, bias, (3, 3)), expected)
+    assert counting.called == called
 
 
 def test_the_cost_of_the_convolution_is_one_product_per_tap() -> None:

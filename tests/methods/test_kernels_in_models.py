@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.kernels.counting import Counting
 from tests.variants import dense, images_for, lively_
 from vitslim.methods import convert
 from vitslim.trunk import trunk_of
@@ -39,19 +40,6 @@ def through_ops(patch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("vitslim.") and hasattr(module, "kernels_serve"):
             patch.setattr(module, "kernels_serve", lambda _: not torch.compiler.is_exporting())
-
-
-class Counting(torch.utils._python_dispatch.TorchDispatchMode):
-    """The names of vitslim's ops that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "vitslim":
-            self.called.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("form", FORMS)

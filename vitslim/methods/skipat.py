@@ -106,8 +106,9 @@ class SkipFunction(nn.Module):
         """
         reduced = self.reduce(self.hidden(tokens, grid))
         residual = tokens[:, tokens.shape[1] - reduced.shape[1] :] if self.residual else None
-        front = reduced[:, :0] if front is None else front
-        return channel_attention(front, reduced, self.channel_attention.weight, residual)
+        return channel_attention(
+            reduced[:, :0] if front is None else front, reduced, self.channel_attention.weight, residual
+        )
 
     def hidden(self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p hidden"]:
         """What the last linear map reads."""

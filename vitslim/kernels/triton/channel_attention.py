@@ -14,8 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-
-_PROGRAMS = 1024  # about eight for each of an H100's 132 SMs; with fewer images the tokens are cut instead
+from vitslim.kernels.triton.token_rows import PROGRAMS, on_device_of, options, rows_of
 
 
 @triton.jit
@@ -121,26 +120,28 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
     added = reduced if residual is None else rows_of(residual)
     block_t, block_c = 32, min(128, triton.next_power_of_2(channels))
     grid = (images, triton.cdiv(out.shape[1], block_t), triton.cdiv(channels, block_c))
-    join_kernel[grid](
-        front,
-        reduced,
-        added,
-        parts,
-        kernel.contiguous(),
-        out,
-        front.shape[1],
-        count,
-        channels,
-        parts.shape[1],
-        front.stride(0),
-        front.stride(1),
-        reduced.stride(0),
-        added.stride(0),
-        added.stride(1),
-        RESIDUAL=residual is not None,
-        BLOCK_T=block_t,
-        BLOCK_C=block_c,
-    )
+    with on_device_of(reduced):
+        join_kernel[grid](
+            front,
+            reduced,
+            added,
+            parts,
+            kernel.contiguous(),
+            out,
+            front.shape[1],
+            count,
+            channels,
+            parts.shape[1],
+            front.stride(0),
+            front.stride(1),
+            reduced.stride(0),
+            added.stride(0),
+            added.stride(1),
+            RESIDUAL=residual is not None,
+            BLOCK_T=block_t,
+            BLOCK_C=block_c,
+            **options(),
+        )
     return out, parts.sum(dim=1) / count
 
 
@@ -151,23 +152,25 @@ def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
     images, count, channels = first.shape
     block_t, block_c = 16, min(64, triton.next_power_of_2(channels))
     across = triton.cdiv(channels, block_c)
-    segments = min(triton.cdiv(count, 4 * block_t), max(1, _PROGRAMS // (images * across)))
+    segments = min(triton.cdiv(count, 4 * block_t), max(1, PROGRAMS // (images * across)))
     parts = first.new_empty(images, segments, channels, dtype=torch.float32)
-    token_sum_kernel[images, segments, across](
-        first,
-        other,
-        parts,
-        count,
-        channels,
-        first.stride(0),
-        other.stride(0),
-        first.stride(1),
-        other.stride(1),
-        triton.cdiv(count, segments),
-        PRODUCT=second is not None,
-        BLOCK_T=block_t,
-        BLOCK_C=block_c,
-    )
+    with on_device_of(first):
+        token_sum_kernel[images, segments, across](
+            first,
+            other,
+            parts,
+            count,
+            channels,
+            first.stride(0),
+            other.stride(0),
+            first.stride(1),
+            other.stride(1),
+            triton.cdiv(count, segments),
+            PRODUCT=second is not None,
+            BLOCK_T=block_t,
+            BLOCK_C=block_c,
+            **options(),
+        )
     return parts
 
 
@@ -189,8 +192,3 @@ def forms() -> list[KernelForm]:
         aligned = (*pointers, *strides, "channels")
         found.append(KernelForm(f"join {dtype}", join_kernel, pointers | sizes, constants, aligned))
     return found
-
-
-def rows_of(tokens: Tensor) -> Tensor:
-    """The same tokens with adjacent channels."""
-    return tokens if tokens.stride(2) == 1 else tokens.contiguous()

@@ -3,25 +3,25 @@
 Tokens lie as (b, n, c): a prefix that is left out, then the patches row by row, channels innermost. A convolution over
 the patch grid needs no permute there: a tap is another row of the same matrix.
 
-Where the first GELU belongs. Φ is Linear d→ed, GELU, convolution, GELU, Linear ed→d. The arithmetic for DeiT-S on an
-H100 (3.35 TB/s, 128 lanes x 132 SMs x 1.76 GHz = 29.7 T lane operations/s, bf16), batch 256, 224 px, e = 2: the hidden
-tensor has 256 · 196 · 768 = 38.5 M entries, 77 MB.
+Where the first GELU belongs. Φ is Linear d→ed, GELU, convolution, GELU, Linear ed→d. The arithmetic for DeiT-S, e = 2,
+batch 256, 224 px, bf16 on an H100 (3.35 TB/s, 132 SMs of 128 lanes at 1.76 GHz: 29.7 T lane operations/s): the hidden
+tensor has 256 · 196 · 768 = 38.5 M entries, 77 MB; the product before it takes 49 µs at 600 TFLOP/s.
 
-* In the epilogue of the first matrix product it would be free, but cuBLAS has the tanh form alone, not the exact erf
-  that pretrained models have. A product of our own with that epilogue has to come within 46 µs of cuBLAS's 49 µs (at
-  600 TFLOP/s); ``torch.compile(mode="max-autotune")`` tries just that with its templates and keeps what is faster.
+* In that product's epilogue it would be free, but cuBLAS has the tanh form alone, not the exact erf that pretrained
+  models have, and a product of our own must not be half as slow again. ``torch.compile(mode="max-autotune")`` tries
+  such products and keeps what is faster.
 * A pass of its own reads and writes 2 · 77 MB: 46 µs.
-* Recomputed where the convolution loads: 15 loads per entry (below) times about 25 operations for erf are 38.5 M · 375
-  / 29.7 T = 490 µs.
+* Recomputed where the convolution loads: 15 loads per entry (below) times about 25 operations of erf are 38.5 M · 375 /
+  29.7 T = 490 µs.
 
-So it stays torch's ``gelu`` behind torch's ``linear``. The second GELU is computed once per entry in the convolution's
-epilogue, which saves the 46 µs that it would cost as a pass.
+So it stays torch's ``gelu`` behind torch's ``linear``. The second GELU is computed once per entry, in the convolution's
+epilogue, and saves its pass of 46 µs.
 
-The convolution reads 77 MB and writes 77 MB, 46 µs at least. A program holds two rows of outputs, so that each loaded
-entry serves both: (k + 1) k / 2 = 15 loads per output in place of 25 for k = 5, and 25 multiply-adds, 15 conversions
-and the erf, about 65 lane operations or 85 µs. Hence it is bound by arithmetic, not by memory; the permutes that it
-saves (two passes) and torch's separate bias and GELU would be another 140 µs of memory traffic. Programs walk down the
-grid when there are enough of them to fill the GPU, so that the rows that overlap are still in the L1 cache.
+The convolution itself reads and writes 77 MB, 46 µs at least. A program holds two rows of outputs, so that each entry
+it loads serves both: (k + 1) k / 2 = 15 loads per output in place of 25 for k = 5. With 30 multiply-adds, 15
+conversions and the erf these are about 70 lane operations, 90 µs: it is bound by arithmetic, not by memory. Torch's
+permutes, bias and GELU beside the convolution would move another 300 MB, 90 µs. Programs walk down the grid when there
+are enough of them to fill the GPU, so that the rows that overlap are still in the L1 cache.
 """
 
 from typing import no_type_check
@@ -31,10 +31,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.channel_attention import rows_of
 from vitslim.kernels.triton.compiling import KernelForm
-
-_PROGRAMS = 1024  # about eight for each of 132 SMs; with fewer images the work is cut finer instead
+from vitslim.kernels.triton.tap_gradient import tap_gradients
+from vitslim.kernels.triton.token_rows import PROGRAMS, on_device_of, options, rows_of
 
 
 @triton.jit
@@ -157,55 +156,6 @@ def depthwise_kernel(
         _finish(lower, bias, upstream, out, place + columns * channels, channel, channels, mask, FORM)
 
 
-@triton.jit
-@no_type_check
-def tap_gradient_kernel(
-    tokens,
-    upstream,
-    weight_parts,
-    bias_parts,
-    images,
-    rows,
-    columns,
-    channels,
-    tokens_batch_stride,
-    token_stride,
-    places_per_program,
-    KERNEL: tl.constexpr,
-    TAPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The gradient of kernel and bias over some places of the batch, for some channels.
-
-    All taps are held at once, [taps, channels]; a step of the loop adds one place. The sums over programs are torch's,
-    in a fixed order, so that training is repeatable.
-    """
-    reach: tl.constexpr = KERNEL // 2
-    taps: tl.constexpr = KERNEL * KERNEL
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = channel < channels
-    tap = tl.arange(0, TAPS)
-    down, right = tap // KERNEL - reach, tap % KERNEL - reach
-    by_tap = tl.zeros([TAPS, BLOCK_C], tl.float32)
-    by_channel = tl.zeros([BLOCK_C], tl.float32)
-    patches = rows * columns
-    first = tl.program_id(0) * places_per_program
-    last = tl.minimum(first + places_per_program, images * patches)
-    for place in range(first, last):
-        picture, patch = (place // patches).to(tl.int64), place % patches
-        row, column = patch // columns + down, patch % columns + right
-        seen = (tap < taps) & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-        read = tokens + picture * tokens_batch_stride + (row * columns + column)[:, None] * token_stride
-        part = tl.load(read + channel[None, :], mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        above = upstream + (picture * patches + patch) * channels
-        gained = tl.load(above + channel, mask=inside, other=0.0).to(tl.float32)
-        by_tap += part * gained[None, :]
-        by_channel += gained
-    sums = weight_parts + (tl.program_id(0) * channels + channel)[None, :] * taps + tap[:, None]
-    tl.store(sums, by_tap, mask=(tap < taps)[:, None] & inside[None, :])
-    tl.store(bias_parts + tl.program_id(0) * channels + channel, by_channel, mask=inside)
-
-
 def depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
     """``vitslim::depthwise_gelu``, see ``vitslim.kernels.skip_function``."""
     out = tokens.new_empty(tokens.shape[0], rows * columns, tokens.shape[2])
@@ -229,15 +179,13 @@ def depthwise_gelu_backward(
     prefix = tokens.shape[1] - rows * columns
     grad_tokens[:, :prefix] = 0.0
     _convolve(upstream, weight, bias, None, grad_tokens[:, prefix:], (rows, columns), "spread")
-    return grad_tokens, *_tap_gradients(patches, upstream, weight, bias, (rows, columns))
+    return grad_tokens, *tap_gradients(patches, upstream, weight, bias, (rows, columns))
 
 
 def forms() -> list[KernelForm]:
     """The kernels as DeiT-S wants them, and one with everything in float32."""
-    sizes = dict.fromkeys(("rows", "columns", "channels"), "i32")
-    strides = dict.fromkeys(("tokens_batch_stride", "token_stride"), "i32")
-    aligned = ("channels", "tokens_batch_stride", "token_stride")
-    convolution = sizes | strides | dict.fromkeys(("out_batch_stride", "segments", "strips_per_segment"), "i32")
+    strides = ("channels", "tokens_batch_stride", "token_stride", "out_batch_stride")
+    sizes = dict.fromkeys((*strides, "rows", "columns", "segments", "strips_per_segment"), "i32")
     found: list[KernelForm] = []
     for form, kernel, dtype in (
         ("activate", 5, "bf16"),
@@ -249,13 +197,7 @@ def forms() -> list[KernelForm]:
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
         constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": 64}
         name = f"depthwise {form} {kernel}x{kernel} {dtype}"
-        known = (*pointers, *aligned, "out_batch_stride")
-        found.append(KernelForm(name, depthwise_kernel, pointers | convolution, constants, known, warps=1))
-    for dtype in ("bf16", "fp32"):
-        pointers = {"tokens": f"*{dtype}", "upstream": f"*{dtype}", "weight_parts": "*fp32", "bias_parts": "*fp32"}
-        types = pointers | sizes | strides | {"images": "i32", "places_per_program": "i32"}
-        constants = {"KERNEL": 5, "TAPS": 32, "BLOCK_C": 64}
-        found.append(KernelForm(f"taps {dtype}", tap_gradient_kernel, types, constants, (*pointers, *aligned)))
+        found.append(KernelForm(name, depthwise_kernel, {**pointers, **sizes}, constants, (*pointers, *strides), warps=1))
     return found
 
 
@@ -273,57 +215,30 @@ def _convolve(
     block_x, block_c = (8 if columns <= 8 else 16), min(64, max(16, triton.next_power_of_2(channels)))
     across, deep = triton.cdiv(columns, block_x), triton.cdiv(channels, block_c)
     strips = triton.cdiv(rows, 2)
-    segments = min(strips, triton.cdiv(_PROGRAMS, images * across * deep))
+    segments = min(strips, triton.cdiv(PROGRAMS, images * across * deep))
     taps = weight.flatten(1).t().contiguous()
-    depthwise_kernel[images * segments * across, deep](
-        patches,
-        taps,
-        bias,
-        out if upstream is None else upstream,
-        out,
-        rows,
-        columns,
-        channels,
-        patches.stride(0),
-        patches.stride(1),
-        out.stride(0),
-        segments,
-        triton.cdiv(strips, segments),
-        KERNEL=weight.shape[-1],
-        FORM=form,
-        BLOCK_X=block_x,
-        BLOCK_C=block_c,
-        # Weights go through shared memory into the shape of the tokens; within one warp that needs no barrier.
-        num_warps=1,
-    )
-
-
-def _tap_gradients(
-    patches: Tensor, upstream: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    images, count, channels = patches.shape
-    taps = weight.shape[-1] ** 2
-    block_c = 64 if taps <= 32 else 32
-    deep = triton.cdiv(channels, block_c)
-    programs = min(images * count, max(1, _PROGRAMS // deep))
-    weight_parts = weight.new_empty(programs, channels, taps, dtype=torch.float32)
-    bias_parts = weight.new_empty(programs, channels, dtype=torch.float32)
-    tap_gradient_kernel[programs, deep](
-        patches,
-        upstream,
-        weight_parts,
-        bias_parts,
-        images,
-        *grid,
-        channels,
-        patches.stride(0),
-        patches.stride(1),
-        triton.cdiv(images * count, programs),
-        KERNEL=weight.shape[-1],
-        TAPS=triton.next_power_of_2(taps),
-        BLOCK_C=block_c,
-    )
-    return weight_parts.sum(dim=0).view_as(weight).to(weight.dtype), bias_parts.sum(dim=0).to(bias.dtype)
+    with on_device_of(patches):
+        depthwise_kernel[images * segments * across, deep](
+            patches,
+            taps,
+            bias,
+            out if upstream is None else upstream,
+            out,
+            rows,
+            columns,
+            channels,
+            patches.stride(0),
+            patches.stride(1),
+            out.stride(0),
+            segments,
+            triton.cdiv(strips, segments),
+            KERNEL=weight.shape[-1],
+            FORM=form,
+            BLOCK_X=block_x,
+            BLOCK_C=block_c,
+            # Weights go through shared memory into the shape of the tokens; within one warp that needs no barrier.
+            **options(warps=1),
+        )
 
 
 def _patches(tokens: Tensor, count: int) -> Tensor:

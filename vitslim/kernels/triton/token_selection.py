@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
+from vitslim.kernels.triton.token_rows import on_device_of, options, rows_of
 
 
 @triton.jit
@@ -157,27 +158,29 @@ def move_kernel(
 def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """``vitslim::class_row``, see ``vitslim.kernels.token_selection``."""
     images, heads, tokens, width = key.shape
-    query, key = (part if part.stride(3) == 1 else part.contiguous() for part in (query, key))
+    query, key = (rows_of(part) for part in (query, key))
     scores = key.new_empty(images, heads, tokens, dtype=torch.float32)
     row = key.new_empty(images, heads, tokens)
     block_e = triton.next_power_of_2(width)
-    class_row_kernel[(images * heads,)](
-        query,
-        key,
-        scores,
-        row,
-        heads,
-        tokens,
-        width,
-        scale,
-        query.stride(0),
-        query.stride(1),
-        key.stride(0),
-        key.stride(1),
-        key.stride(2),
-        BLOCK_N=max(16, 4096 // block_e),
-        BLOCK_E=block_e,
-    )
+    with on_device_of(key):
+        class_row_kernel[(images * heads,)](
+            query,
+            key,
+            scores,
+            row,
+            heads,
+            tokens,
+            width,
+            scale,
+            query.stride(0),
+            query.stride(1),
+            key.stride(0),
+            key.stride(1),
+            key.stride(2),
+            BLOCK_N=max(16, 4096 // block_e),
+            BLOCK_E=block_e,
+            **options(),
+        )
     return row
 
 
@@ -188,38 +191,48 @@ def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     falling = torch.empty_like(scores)
     places = scores.new_empty(images, prefix + count, dtype=torch.int64)
     block_i, block_j = 32, 64
-    rank_kernel[images, triton.cdiv(count, block_i)](
-        scores, falling, places, count, prefix, BLOCK_I=block_i, BLOCK_J=block_j
-    )
+    with on_device_of(scores):
+        rank_kernel[images, triton.cdiv(count, block_i)](
+            scores,
+            falling,
+            places,
+            count,
+            prefix,
+            BLOCK_I=block_i,
+            BLOCK_J=block_j,
+            **options(),
+        )
     return falling, places
 
 
 def moved(first: Tensor, second: Tensor, places: Tensor, ahead: int, *, scatter: bool) -> tuple[Tensor, Tensor]:
     """``vitslim::taken_apart``, and with ``scatter`` ``vitslim::put_back``."""
-    first, second = (part if part.stride(2) == 1 else part.contiguous() for part in (first, second))
+    first, second = (rows_of(part) for part in (first, second))
     images, count = places.shape
     width = first.shape[2]
     first_out = first.new_empty(images, ahead, width)
     second_out = first.new_empty(images, count - ahead, width)
     block_n, block_d = 8, min(256, triton.next_power_of_2(width))
-    move_kernel[images, triton.cdiv(count, block_n), triton.cdiv(width, block_d)](
-        first,
-        second,
-        first_out,
-        second_out,
-        places.contiguous(),
-        count,
-        first.shape[1],
-        ahead,
-        width,
-        first.stride(0),
-        first.stride(1),
-        second.stride(0),
-        second.stride(1),
-        SCATTER=scatter,
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
-    )
+    with on_device_of(first):
+        move_kernel[images, triton.cdiv(count, block_n), triton.cdiv(width, block_d)](
+            first,
+            second,
+            first_out,
+            second_out,
+            places.contiguous(),
+            count,
+            first.shape[1],
+            ahead,
+            width,
+            first.stride(0),
+            first.stride(1),
+            second.stride(0),
+            second.stride(1),
+            SCATTER=scatter,
+            BLOCK_N=block_n,
+            BLOCK_D=block_d,
+            **options(),
+        )
     return first_out, second_out
 
 
