@@ -50,8 +50,8 @@ def channel_attention(
     alike = front.dtype == reduced.dtype and (residual is None or residual.dtype == reduced.dtype)
     if alike and kernels_serve(reduced):
         return torch.ops.vitslim.channel_attention(front, reduced, kernel, residual)[0]
-    scaled = reduced * channel_scale(reduced, kernel)
-    scaled = scaled if residual is None else residual + scaled
+    scale = channel_scale(reduced, kernel)
+    scaled = reduced * scale if residual is None else torch.addcmul(residual, reduced, scale)
     return torch.cat([front, scaled], dim=1) if front.shape[1] else scaled
 
 

@@ -197,7 +197,8 @@ def forms() -> list[KernelForm]:
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
         constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": 64}
         name = f"depthwise {form} {kernel}x{kernel} {dtype}"
-        found.append(KernelForm(name, depthwise_kernel, {**pointers, **sizes}, constants, (*pointers, *strides), warps=1))
+        types, aligned = {**pointers, **sizes}, (*pointers, *strides)
+        found.append(KernelForm(name, depthwise_kernel, types, constants, aligned, warps=1))
     return found
 
 
