@@ -52,13 +52,14 @@ def taken_apart(
         places: for each of all n = f + s tokens of the new order, where it stood.
         ahead: a, how many of them come into the first part.
     """
-    # Compiled without gradients this is better left to Inductor: as plain operators the move is part of the kernel
-    # that adds the residual before it and normalises the rows behind it, and costs no pass of its own. With gradients
-    # the op's own backward is a move again, where index_select's would add rows by atomics.
-    fuses_better = torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    if not fuses_better and _moves_by_kernel(first, second):
-        return torch.ops.vitslim.taken_apart(first, _rest(first, second), places, ahead)
-    return plain_taken_apart(first, second, places, ahead)
+    if not _moves_by_kernel(first, second):
+        return plain_taken_apart(first, second, places, ahead)
+    if second is None and torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        # Better left to Inductor: of two gathers it makes one kernel for the residual add before, the active rows and
+        # the norm behind, and one for the waiting rows. With gradients the op is better, whose backward is a move
+        # again, where that of a gather adds rows by atomics.
+        return take(first, places[:, :ahead]), take(first, places[:, ahead:])
+    return torch.ops.vitslim.taken_apart(first, _rest(first, second), places, ahead)
 
 
 def put_back(
