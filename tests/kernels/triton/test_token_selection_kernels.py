@@ -13,7 +13,10 @@ from vitslim.kernels.triton import token_selection
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("images", "heads", "tokens", "width"), [(2, 3, 17, 16), (1, 2, 130, 64), (1, 1, 5, 7)])
+@pytest.mark.parametrize(
+    ("images", "heads", "tokens", "width"),
+    [(2, 3, 17, 16), (1, 2, 130, 64), (1, 1, 5, 7), pytest.param(9, 6, 4097, 80, marks=pytest.mark.gpu)],
+)
 def test_class_row_of_keys_between_queries_and_values(
     images: int, heads: int, tokens: int, width: int, dtype: torch.dtype, device: str
 ) -> None:
@@ -32,7 +35,10 @@ def test_large_scores_do_not_overflow_the_class_row(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("images", "patches", "prefix"), [(2, 70, 1), (3, 33, 0), (1, 1, 40)])
+@pytest.mark.parametrize(
+    ("images", "patches", "prefix"),
+    [(2, 70, 1), (3, 33, 0), (1, 1, 40), pytest.param(5, 4096, 1, marks=pytest.mark.gpu)],
+)
 def test_ranking_is_the_stable_sort(images: int, patches: int, prefix: int, dtype: torch.dtype, device: str) -> None:
     # Few values, so that most have equals; both signs.
     scores = (2.0 * drawn(images, patches, dtype=torch.float32, device=device)).round().to(dtype)
@@ -56,7 +62,10 @@ def shuffled(images: int, count: int, device: str) -> Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("count", "ahead", "ahead_out", "width"), [(17, 17, 9, 12), (17, 9, 5, 260), (17, 5, 17, 1)])
+@pytest.mark.parametrize(
+    ("count", "ahead", "ahead_out", "width"),
+    [(17, 17, 9, 12), (17, 9, 5, 260), (17, 5, 17, 1), pytest.param(4097, 2049, 1025, 768, marks=pytest.mark.gpu)],
+)
 def test_moves_are_exact_and_undo_each_other(
     count: int, ahead: int, ahead_out: int, width: int, dtype: torch.dtype, device: str
 ) -> None:

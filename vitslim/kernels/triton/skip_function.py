@@ -32,8 +32,9 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
+from vitslim.kernels.triton.launching import on_device_of, rows_of
 from vitslim.kernels.triton.tap_gradient import tap_gradients
-from vitslim.kernels.triton.token_rows import PROGRAMS, on_device_of, options, rows_of
+from vitslim.kernels.triton.token_rows import PROGRAMS, options
 
 
 @triton.jit

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.token_rows import PROGRAMS, on_device_of, options
+from vitslim.kernels.triton.launching import on_device_of
+from vitslim.kernels.triton.token_rows import PROGRAMS, options
 
 
 @triton.jit

@@ -27,7 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.token_rows import on_device_of, options, rows_of
+from vitslim.kernels.triton.launching import on_device_of, rows_of
+from vitslim.kernels.triton.token_rows import options
 
 
 @triton.jit
