@@ -74,6 +74,7 @@ def join_kernel(
     parts,
     kernel,
     out,
+    means,
     front_count,
     count,
     channels,
@@ -95,9 +96,12 @@ def join_kernel(
     parts += picture * segments * channels
     # s_c = σ(w₀ m_{c-1} + w₁ m_c + w₂ m_{c+1}), m the mean over tokens
     drive = tl.load(kernel).to(tl.float32) * _mean_at(parts, channel - 1, channels, segments, count)
-    drive += tl.load(kernel + 1).to(tl.float32) * _mean_at(parts, channel, channels, segments, count)
+    mean = _mean_at(parts, channel, channels, segments, count)
+    drive += tl.load(kernel + 1).to(tl.float32) * mean
     drive += tl.load(kernel + 2).to(tl.float32) * _mean_at(parts, channel + 1, channels, segments, count)
     scale = 1.0 / (1.0 + tl.exp(-drive))
+    # The first program of an image also writes its means, which the gradient reads.
+    tl.store(means + picture * channels + channel, mean, mask=channel < tl.where(tl.program_id(1) == 0, channels, 0))
     patch = token - front_count
     is_patch = ((patch >= 0) & (patch < count))[:, None] & inside
     is_front = (token < front_count)[:, None] & inside
@@ -118,6 +122,7 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
     images, count, channels = reduced.shape
     parts = token_sums(reduced, None)
     out = reduced.new_empty(images, front.shape[1] + count, channels)
+    means = parts.new_empty(images, channels)
     added = reduced if residual is None else rows_of(residual)
     block_t, block_c = 32, min(128, triton.next_power_of_2(channels))
     grid = (images, triton.cdiv(out.shape[1], block_t), triton.cdiv(channels, block_c))
@@ -129,6 +134,7 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
             parts,
             kernel.contiguous(),
             out,
+            means,
             front.shape[1],
             count,
             channels,
@@ -143,7 +149,7 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
             BLOCK_C=block_c,
             **options(),
         )
-    return out, parts.sum(dim=1) / count
+    return out, means
 
 
 def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
@@ -185,7 +191,10 @@ def forms() -> list[KernelForm]:
         constants = {"PRODUCT": more, "BLOCK_T": 16, "BLOCK_C": 64}
         aligned = (*pointers, *strides, "channels")
         found.append(KernelForm(f"token sums {dtype}", token_sum_kernel, pointers | sizes, constants, aligned))
-        pointers = dict.fromkeys(("front", "reduced", "residual", "kernel", "out"), f"*{dtype}") | {"parts": "*fp32"}
+        pointers = dict.fromkeys(("front", "reduced", "residual", "kernel", "out"), f"*{dtype}") | {
+            "parts": "*fp32",
+            "means": "*fp32",
+        }
         strides = ("front_batch_stride", "front_token_stride", "reduced_batch_stride")
         strides += ("residual_batch_stride", "residual_token_stride")
         sizes = dict.fromkeys((*strides, "front_count", "count", "channels", "segments"), "i32")

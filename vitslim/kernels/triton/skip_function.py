@@ -188,16 +188,17 @@ def forms() -> list[KernelForm]:
     strides = ("channels", "tokens_batch_stride", "token_stride", "out_batch_stride")
     sizes = dict.fromkeys((*strides, "rows", "columns", "segments", "strips_per_segment"), "i32")
     found: list[KernelForm] = []
-    for form, kernel, dtype in (
-        ("activate", 5, "bf16"),
-        ("activate", 3, "fp16"),
-        ("activate", 5, "fp32"),
-        ("pull_back", 5, "bf16"),
-        ("spread", 5, "bf16"),
+    for form, kernel, dtype, block_c in (
+        ("activate", 5, "bf16", 64),
+        ("activate", 5, "bf16", 32),
+        ("activate", 3, "fp16", 64),
+        ("activate", 5, "fp32", 64),
+        ("pull_back", 5, "bf16", 64),
+        ("spread", 5, "bf16", 64),
     ):
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
-        constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": 64}
-        name = f"depthwise {form} {kernel}x{kernel} {dtype}"
+        constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": block_c}
+        name = f"depthwise {form} {kernel}x{kernel} {dtype}, {block_c} channels"
         types, aligned = {**pointers, **sizes}, (*pointers, *strides)
         found.append(KernelForm(name, depthwise_kernel, types, constants, aligned, warps=1))
     return found
@@ -214,9 +215,12 @@ def _convolve(
 ) -> None:
     images, _, channels = patches.shape
     rows, columns = grid
-    block_x, block_c = (8 if columns <= 8 else 16), min(64, max(16, triton.next_power_of_2(channels)))
-    across, deep = triton.cdiv(columns, block_x), triton.cdiv(channels, block_c)
-    strips = triton.cdiv(rows, 2)
+    block_x = 8 if columns <= 8 else 16
+    across, strips = triton.cdiv(columns, block_x), triton.cdiv(rows, 2)
+    # Half as many channels where programs are few: a single image leaves most of the GPU idle either way.
+    widest = 64 if images * across * strips * triton.cdiv(channels, 64) >= PROGRAMS // 4 else 32
+    block_c = min(widest, max(16, triton.next_power_of_2(channels)))
+    deep = triton.cdiv(channels, block_c)
     segments = min(strips, triton.cdiv(PROGRAMS, images * across * deep))
     taps = weight.flatten(1).t().contiguous()
     with on_device_of(patches):
