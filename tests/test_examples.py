@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = {path.stem: path for path in (Path(__file__).resolve().parent.parent / "examples").glob("*.py")}
 IMAGES = "fractals:train_per_class=1,val_per_class=1"
@@ -21,6 +22,11 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "convert_sret": (
         {"data": IMAGES, "steps": 1, "ranks": (0, "full"), "rounds": 5},
         ("rank full", "agrees with the dense model on 100.0%", "x the speed of dense"),
+    ),
+    # With a GPU it says what a selection costs, without one that nothing was measured.
+    "kernel_times": (
+        {"batch": 2, "width": 64},
+        ("a selection costs" if torch.cuda.is_available() else "ran once each",),
     ),
     "convert_sparsifiner": ({"data": IMAGES, "steps": 1}, ("one set per image", "of 65 keys", "Q")),
 }
