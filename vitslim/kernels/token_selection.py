@@ -119,7 +119,8 @@ def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
 
 
 def _rest(first: Tensor, second: Tensor | None) -> Tensor:
-    return first[:, :0] if second is None else second
+    # No view of ``first``, whose gradient would then be a sum with zeros.
+    return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 
 
 @torch.library.custom_op("vitslim::class_row", mutates_args=())
