@@ -63,7 +63,7 @@ def test_through_the_ops_numbers_and_gradients_are_the_same(monkeypatch: pytest.
     def results() -> list[Tensor]:
         tokens, weight, bias, *grid = convolution(2, grad=True)
         front, kernel = noise(2, 1, 4, seed=5, grad=True), noise(1, 1, 3, seed=6, grad=True)
-        hidden = depthwise_gelu(tokens, weight, bias, (grid[0], grid[1]))
+        hidden = depthwise_gelu(tokens, weight, bias, (grid[0], grid[1]), prefix=2)
         joined = channel_attention(front, hidden, kernel, tokens[:, 2:])
         loss = (joined * noise(*joined.shape, seed=7)).sum()
         return [joined, *torch.autograd.grad(loss, [tokens, weight, bias, front, kernel])]
@@ -104,7 +104,7 @@ def test_the_ops_are_one_graph_forward_and_backward() -> None:
     kernel = noise(1, 1, 3, seed=6, grad=True, dtype=torch.float32)
 
     def block(tokens: Tensor) -> Tensor:
-        hidden = depthwise_gelu(tokens, weight, bias, (2, 3))
+        hidden = depthwise_gelu(tokens, weight, bias, (2, 3), prefix=2)
         return channel_attention(tokens[:, :2], hidden, kernel, tokens[:, 2:])
 
     block(tokens).square().sum().backward()

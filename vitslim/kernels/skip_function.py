@@ -14,24 +14,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitslim.kernels.serving import kernels_serve
+from vitslim.shapes import Count
 
 LARGEST_KERNEL = 7
 """The Triton kernel writes every tap of a convolution out; larger ones are left to torch."""
 
 
 def depthwise_gelu(
-    tokens: Float[Tensor, "b n c"], weight: Float[Tensor, "c 1 k k"], bias: Float[Tensor, " c"], grid: tuple[int, int]
+    tokens: Float[Tensor, "b n c"],
+    weight: Float[Tensor, "c 1 k k"],
+    bias: Float[Tensor, " c"],
+    grid: tuple[Count, Count],
+    prefix: int = 0,
 ) -> Float[Tensor, "b p c"]:
     """GELU of a depthwise convolution over the patch grid, which zeros surround; the grid keeps its size.
 
     Args:
-        tokens: the last rows are the patches, row by row; what stands before them is left out.
+        tokens: the patches, row by row, behind ``prefix`` rows that are left out.
         weight: one odd square kernel per channel.
         grid: rows and columns of patches.
     """
     if kernels_serve(tokens) and weight.shape[-1] <= LARGEST_KERNEL:
         return torch.ops.vitslim.depthwise_gelu(tokens, weight, bias, *grid)
-    return plain_depthwise_gelu(tokens, weight, bias, *grid)
+    return plain_depthwise_gelu(tokens[:, prefix:] if prefix else tokens, weight, bias, *grid)
 
 
 def channel_attention(
@@ -61,10 +66,10 @@ def channel_scale(reduced: Float[Tensor, "b p d"], kernel: Float[Tensor, "1 1 3"
     return F.conv1d(reduced.mean(dim=1, keepdim=True), kernel, padding=1).sigmoid()
 
 
-def plain_depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
-    """``vitslim::depthwise_gelu`` in torch's own operators."""
+def plain_depthwise_gelu(patches: Tensor, weight: Tensor, bias: Tensor, rows: Count, columns: Count) -> Tensor:
+    """``vitslim::depthwise_gelu`` in torch's own operators, for patches alone."""
     # The GELU reads tokens: contiguous memory takes torch's CPU kernel a third of the time of a channels-last image.
-    return F.gelu(_tokens(_convolved(_image(tokens, rows, columns), weight, bias)))
+    return F.gelu(_tokens(_convolved(_image(patches, rows, columns), weight, bias)))
 
 
 def plain_channel_attention(
@@ -76,10 +81,10 @@ def plain_channel_attention(
     return torch.cat([front, scaled if residual is None else residual + scaled], dim=1), mean
 
 
-def _image(tokens: Float[Tensor, "b n c"], rows: int, columns: int) -> Float[Tensor, "b c h w"]:
+def _image(patches: Float[Tensor, "b p c"], rows: Count, columns: Count) -> Float[Tensor, "b c h w"]:
     # A view in channels-last order, which the CPU's convolution reads and writes as it lies. Written as transpose and
     # unflatten, a single image would have strides that look like channels first, and be copied.
-    return tokens[:, tokens.shape[1] - rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+    return patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
 
 def _tokens(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p c"]:
@@ -98,9 +103,13 @@ def _scale(mean: Float[Tensor, "b d"], kernel: Float[Tensor, "1 1 3"]) -> Float[
     return F.conv1d(mean.unsqueeze(1), kernel.to(mean.dtype), padding=1).sigmoid().squeeze(1)
 
 
+def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    return tokens[:, tokens.shape[1] - rows * columns :]
+
+
 @torch.library.custom_op("vitslim::depthwise_gelu", mutates_args=())
 def _depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
-    return plain_depthwise_gelu(tokens, weight, bias, rows, columns).contiguous()
+    return plain_depthwise_gelu(_patches(tokens, rows, columns), weight, bias, rows, columns).contiguous()
 
 
 @_depthwise_gelu.register_kernel("cuda")
@@ -120,7 +129,7 @@ def _depthwise_gelu_backward(
     grad: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     prefix, reach, channels = tokens.shape[1] - rows * columns, weight.shape[-1] // 2, weight.shape[0]
-    image, above = _image(tokens, rows, columns), _image(grad, rows, columns)
+    image, above = _image(_patches(tokens, rows, columns), rows, columns), _image(grad, rows, columns)
     # dL/du = dL/dy · GELU'(u) for u, the convolution
     slope = torch.ops.aten.gelu_backward(above, _convolved(image, weight, bias))
     spread, grad_weight, grad_bias = torch.ops.aten.convolution_backward(

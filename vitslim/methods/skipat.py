@@ -95,25 +95,31 @@ class SkipFunction(nn.Module):
         self.channel_attention = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count], front: Float[Tensor, "b f d"] | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: tuple[Count, Count],
+        *,
+        front: Float[Tensor, "b f d"] | None = None,
+        prefix: int = 0,
     ) -> Float[Tensor, "b m d"]:
         """Φ(Z), or [front ; Φ(Z)], for patch tokens that lie on ``grid`` row by row.
 
         Args:
-            tokens: the last ones are the patches; what stands before them is left out.
+            tokens: the patches, behind ``prefix`` rows that are left out.
             grid: rows and columns of patches.
             front: what shall stand before Φ(Z), such as the prefix rows.
         """
-        reduced = self.reduce(self.hidden(tokens, grid))
-        residual = tokens[:, tokens.shape[1] - reduced.shape[1] :] if self.residual else None
-        return channel_attention(
-            reduced[:, :0] if front is None else front, reduced, self.channel_attention.weight, residual
-        )
+        reduced = self.reduce(self.hidden(tokens, grid, prefix))
+        rows_before = reduced[:, :0] if front is None else front
+        residual = tokens[:, prefix:] if self.residual else None
+        return channel_attention(rows_before, reduced, self.channel_attention.weight, residual)
 
-    def hidden(self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count]) -> Float[Tensor, "b p hidden"]:
+    def hidden(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count], prefix: int = 0
+    ) -> Float[Tensor, "b p hidden"]:
         """What the last linear map reads."""
         expanded = F.gelu(self.expand(tokens))
-        return depthwise_gelu(expanded, self.depthwise.weight, cast(Tensor, self.depthwise.bias), grid)
+        return depthwise_gelu(expanded, self.depthwise.weight, cast(Tensor, self.depthwise.bias), grid, prefix)
 
     def channel_scale(self, predicted: Float[Tensor, "b p d"]) -> Float[Tensor, "b 1 d"]:
         """Efficient channel attention: one factor 0..1 per channel."""
@@ -187,8 +193,10 @@ class Reuse(Mixing):
         front = source[:, :prefix] if self.prefix_map is None else self.prefix_map(source[:, :prefix])
         if self.phi is None:
             return torch.cat([front, source[:, prefix:]], dim=1)
+        if not kernels_serve(source):
+            return self.phi(source[:, prefix:], grid, front=front)
         # The kernels leave the prefix rows out themselves; a matrix product would copy a slice of every image first.
-        return self.phi(source if kernels_serve(source) else source[:, prefix:], grid, front)
+        return self.phi(source, grid, front=front, prefix=prefix)
 
     def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
         source, target = dense.z[step - 1].detach(), dense.z[step].detach()
