@@ -190,7 +190,7 @@ def forms() -> list[KernelForm]:
         sizes = dict.fromkeys((*strides, "count", "channels", "tokens_per_program"), "i32")
         constants = {"PRODUCT": more, "BLOCK_T": 16, "BLOCK_C": 64}
         aligned = (*pointers, *strides, "channels")
-        found.append(KernelForm(f"token sums {dtype}", token_sum_kernel, pointers | sizes, constants, aligned))
+        found.append(KernelForm(f"token_sum_kernel {dtype}", token_sum_kernel, pointers | sizes, constants, aligned))
         pointers = dict.fromkeys(("front", "reduced", "residual", "kernel", "out"), f"*{dtype}") | {
             "parts": "*fp32",
             "means": "*fp32",
@@ -200,5 +200,5 @@ def forms() -> list[KernelForm]:
         sizes = dict.fromkeys((*strides, "front_count", "count", "channels", "segments"), "i32")
         constants = {"RESIDUAL": more, "BLOCK_T": 32, "BLOCK_C": 128}
         aligned = (*pointers, *strides, "channels")
-        found.append(KernelForm(f"join {dtype}", join_kernel, pointers | sizes, constants, aligned))
+        found.append(KernelForm(f"join_kernel {dtype}", join_kernel, pointers | sizes, constants, aligned))
     return found

@@ -198,7 +198,7 @@ def forms() -> list[KernelForm]:
     ):
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
         constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": block_c}
-        name = f"depthwise {form} {kernel}x{kernel} {dtype}, {block_c} channels"
+        name = f"depthwise_kernel {form} {kernel}x{kernel} {dtype}, {block_c} channels"
         types, aligned = {**pointers, **sizes}, (*pointers, *strides)
         found.append(KernelForm(name, depthwise_kernel, types, constants, aligned, warps=1))
     return found

@@ -100,5 +100,7 @@ def forms() -> list[KernelForm]:
         pointers = {"tokens": f"*{dtype}", "upstream": f"*{dtype}", "weight_parts": "*fp32", "bias_parts": "*fp32"}
         types = pointers | dict.fromkeys(sizes, "i32")
         constants = {"KERNEL": 5, "TAPS": 32, "BLOCK_C": 64}
-        found.append(KernelForm(f"taps {dtype}", tap_gradient_kernel, types, constants, (*pointers, *sizes[3:6])))
+        found.append(
+            KernelForm(f"tap_gradient_kernel {dtype}", tap_gradient_kernel, types, constants, (*pointers, *sizes[3:6]))
+        )
     return found

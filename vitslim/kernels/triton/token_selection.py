@@ -246,18 +246,18 @@ def forms() -> list[KernelForm]:
         sizes = dict.fromkeys((*strides, "heads", "tokens", "width"), "i32") | {"scale": "fp32"}
         aligned = (*pointers, *strides, "width")
         constants = {"BLOCK_N": 64, "BLOCK_E": 64}
-        found.append(KernelForm(f"class row {dtype}", class_row_kernel, pointers | sizes, constants, aligned))
+        found.append(KernelForm(f"class_row_kernel {dtype}", class_row_kernel, pointers | sizes, constants, aligned))
         pointers = dict.fromkeys(("first", "second", "first_out", "second_out"), f"*{dtype}") | {"places": "*i64"}
         strides = ("first_batch_stride", "first_token_stride", "second_batch_stride", "second_token_stride")
         sizes = dict.fromkeys((*strides, "count", "ahead", "ahead_out", "width"), "i32")
         aligned = (*pointers, *strides, "width")
         for scatter in (False, True):
             constants = {"SCATTER": scatter, "BLOCK_N": 8, "BLOCK_D": 256}
-            name = f"{'scatter' if scatter else 'gather'} {dtype}"
+            name = f"move_kernel {'scatter' if scatter else 'gather'} {dtype}"
             found.append(KernelForm(name, move_kernel, pointers | sizes, constants, aligned))
     pointers = {"scores": "*fp32", "falling": "*fp32", "places": "*i64"}
     constants = {"BLOCK_I": 32, "BLOCK_J": 64}
     found.append(
-        KernelForm("rank", rank_kernel, pointers | {"count": "i32", "prefix": "i32"}, constants, tuple(pointers))
+        KernelForm("rank_kernel", rank_kernel, pointers | {"count": "i32", "prefix": "i32"}, constants, tuple(pointers))
     )
     return found

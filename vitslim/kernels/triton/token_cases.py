@@ -1,0 +1,120 @@
+"""The kernels of SkipAt and Evo-ViT to time against torch's operators, and what a selection may cost."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitslim.errors import ConfigError
+from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
+from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
+from vitslim.kernels.triton.cases import TOKENS, KernelCase
+
+# DeiT-S: heads of 64, a class token; half of the patches stay.
+_HEADS, _WIDTH, _PREFIX, _KEEP = 6, 64, 1, 0.5
+_KERNEL = 5
+
+SELECTION = ("class row", "order", "take apart")
+"""The cases that make up a selection."""
+
+
+def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> list[KernelCase]:
+    """The parts of a selection, the way back and the parts of Φ, on DeiT-S's sizes; ``dense`` is torch's own form.
+
+    Calls are safe to capture into a CUDA graph once they have run. Both forms of the convolution's gradient compute the
+    convolution again.
+
+    Args:
+        tokens: one class token and a square of patches, such as those of ``TOKENS``.
+        batch: images.
+
+    Raises:
+        ConfigError: the patches are no square.
+    """
+    side, width = math.isqrt(tokens - _PREFIX), _HEADS * _WIDTH
+    if side**2 != tokens - _PREFIX or side == 0:
+        raise ConfigError(f"{tokens} tokens are no class token and a square of patches; choose from {TOKENS}")
+    drawn = partial(_drawn, torch.device(device), dtype)
+    rows, joined = drawn(batch, tokens, width), drawn(batch, tokens, 3, _HEADS, _WIDTH)
+    query, key = joined[:, :1, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2)
+    scores = drawn(batch, side**2).float()
+    places = plain_ranked(scores, _PREFIX)[1]
+    ahead = _PREFIX + int(_KEEP * side**2)
+    first, second = plain_taken_apart(rows, None, places, ahead)
+    nothing, ops, scale = rows[:, :0], torch.ops.vitslim, _WIDTH**-0.5
+    moved = 2 * _bytes(rows) + _bytes(places)
+
+    def case(
+        name: str, call: Callable[[], Tensor], plain: Callable[[], Tensor], moves: int, macs: int = 0
+    ) -> KernelCase:
+        return KernelCase(name, tokens, torch.no_grad()(call), plain, moves, 2 * macs)
+
+    found = [
+        case(
+            "class row",
+            lambda: ops.class_row(query, key, scale),
+            lambda: plain_class_row(query, key, None, scale),
+            _bytes(key),
+            key.numel(),
+        ),
+        case("order", lambda: ops.ranked(scores, 1)[1], lambda: plain_ranked(scores, 1)[1], 2 * _bytes(scores)),
+        case(
+            "take apart",
+            lambda: ops.taken_apart(rows, nothing, places, ahead)[0],
+            lambda: plain_taken_apart(rows, None, places, ahead)[0],
+            moved,
+        ),
+        case(
+            "put back",
+            lambda: ops.put_back(first, second, places, tokens)[0],
+            lambda: plain_put_back(first, second, places, tokens)[0],
+            moved,
+        ),
+    ]
+    for expansion in (2.0, 0.5):
+        hidden = drawn(batch, tokens, int(expansion * width))
+        weight, bias = drawn(hidden.shape[2], 1, _KERNEL, _KERNEL), drawn(hidden.shape[2])
+        given, grad = (hidden, weight, bias, side, side), drawn(batch, side**2, hidden.shape[2])
+        call, plain = partial(ops.depthwise_gelu, *given), partial(plain_depthwise_gelu, hidden[:, 1:], *given[1:])
+        macs = grad.numel() * _KERNEL**2
+        found.append(case(f"convolution, expansion {expansion:g}", call, plain, 2 * _bytes(grad), macs))
+        call, plain = partial(_gradient, grad, *given), partial(_plain_gradient, grad, *given)
+        found.append(case(f"its gradient, expansion {expansion:g}", call, plain, 3 * _bytes(grad), 3 * macs))
+    reduced, kernel = drawn(batch, side**2, width), drawn(1, 1, 3)
+    attention = (rows[:, :1], reduced, kernel, rows[:, 1:])
+    call, plain = (lambda: ops.channel_attention(*attention)[0]), (lambda: plain_channel_attention(*attention)[0])
+    return [*found, case("channel attention", call, plain, 3 * _bytes(rows))]
+
+
+def selection_mark(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> Callable[[], Tensor]:
+    """What a selection shall cost no more than: one LayerNorm pass, and one read and one write of the tokens."""
+    rows = _drawn(torch.device(device), dtype, batch, tokens, _HEADS * _WIDTH)
+
+    def passes() -> Tensor:
+        rows.clone()
+        return F.layer_norm(rows, rows.shape[2:])
+
+    return passes
+
+
+def _drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _gradient(grad: Tensor, *given: Tensor | int) -> Tensor:
+    return torch.ops.vitslim.depthwise_gelu_backward(grad, *given)[0]
+
+
+def _plain_gradient(grad: Tensor, *given: Tensor | int) -> Tensor:
+    tensors = [part.detach().requires_grad_() for part in given if isinstance(part, Tensor)]
+    sides = [part for part in given if isinstance(part, int)]
+    with torch.enable_grad():
+        activated = plain_depthwise_gelu(tensors[0][:, 1:], tensors[1], tensors[2], *sides)
+    return torch.autograd.grad(activated, tensors, grad)[0]
