@@ -36,7 +36,7 @@ def question(dtype: torch.dtype) -> bool:
 
 @pytest.fixture(autouse=True)
 def triton_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_has_triton", lambda: True)
+    monkeypatch.setattr(serving, "_HAS_TRITON", True)
 
 
 def test_kernels_serve_three_types_on_a_gpu() -> None:
@@ -46,7 +46,7 @@ def test_kernels_serve_three_types_on_a_gpu() -> None:
 
 
 def test_without_triton_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_has_triton", lambda: False)
+    monkeypatch.setattr(serving, "_HAS_TRITON", False)
     assert not question(torch.float32)
 
 
@@ -60,3 +60,14 @@ def test_files_get_torchs_own_operators() -> None:
         torch.onnx.export(Asking(), (images,), dynamo=True, verbose=False)
     assert len(ANSWERS) > 1
     assert not any(ANSWERS)
+
+
+@pytest.mark.compiled
+def test_the_question_can_be_compiled() -> None:
+    # Without a GPU the first part of the question settles it; here each part is asked.
+    def answered(images: Tensor) -> Tensor:
+        known = images.dtype in serving._DTYPES and serving._HAS_TRITON and not serving.traces_a_file()
+        return images + 1.0 if known else images
+
+    compiled = torch.compile(answered, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))
