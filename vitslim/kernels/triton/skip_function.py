@@ -169,7 +169,7 @@ def depthwise_gelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``vitslim::depthwise_gelu_backward``: the gradients of tokens, kernel and bias.
 
-    The convolution is computed again rather than kept: 85 µs of arithmetic at most, for a tensor as large as the
+    The convolution is computed again rather than kept: 90 µs of arithmetic at most, for a tensor as large as the
     hidden one in every skipped block.
     """
     patches, grad = _patches(tokens, rows * columns), grad.contiguous()
