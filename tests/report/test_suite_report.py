@@ -143,11 +143,11 @@ def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> Non
     table = overview(REPORT, "deit_small", "compiled-graph", "bf16")
     assert table is not None
     text = table.markdown()
-    assert cells(text, "speed against dense") == ["224 px, b1", "224 px, b8"]
+    assert cells(text, "speed against dense (of the MAC ratio)") == ["224 px, b1", "224 px, b8"]
     assert cells(text, "dense, ms per batch") == ["2.00", "2.00"]
-    assert cells(text, "evo-vit") == ["1.45x", "0.97x"]
-    assert cells(text, "pair") == ["1.90x", "no memory"]
-    assert cells(text, "depth-drop") == ["1.50x", "–"]
+    assert cells(text, "evo-vit") == ["1.45x (95 %)", "0.97x (63 %)"]
+    assert cells(text, "pair") == ["1.90x (124 %)", "no memory"]
+    assert cells(text, "depth-drop") == ["1.50x (98 %)", "–"]
     assert "tome" not in text
 
 

@@ -19,7 +19,8 @@ def test_every_granularity_is_called_with_and_without_its_choice() -> None:
         assert case.call().shape == case.dense().shape == (2, 6, 82, 64)
         assert not case.call().requires_grad
         assert case.bytes > 4 * case.dense().numel() * 4
-    chosen, given = cases[2], cases[3]
+    chosen, given, image = cases[2:]
+    assert image.flops < chosen.flops
     assert chosen.flops > given.flops
     torch.testing.assert_close(chosen.call(), given.call())
 

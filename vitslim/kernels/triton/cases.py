@@ -22,6 +22,7 @@ _HEADS, _WIDTH, _PREFIX = 6, 64, 1
 # Sparsifiner's defaults: a quarter of the keys, a sixth of the tokens as rows of the basis, 8 coefficients, 0.02.
 _KEEP_RATE, _REDUCTION, _TOP, _THRESHOLD = 0.25, 6, 8, 0.02
 _TILE = 64
+_IMAGE_ROWS = 32  # of the basis, at most, where all queries share one key set
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def kernel_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, ba
     Raises:
         ConfigError: the patches are no square.
     """
-    return Problem(torch.device(device), dtype, tokens, batch).cases()
+    given = (torch.device(device), dtype, tokens, batch)
+    return [*Problem(*given).cases(), Problem(*given, most_rows=_IMAGE_ROWS).image_case()]
 
 
 class Problem:
@@ -65,12 +67,21 @@ class Problem:
 
     Args:
         width: of a head.
+        most_rows: of the basis.
     """
 
     PREFIX = _PREFIX
     TILE = _TILE
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, tokens: int, batch: int, width: int = _WIDTH) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        tokens: int,
+        batch: int,
+        width: int = _WIDTH,
+        most_rows: int | None = None,
+    ) -> None:
         side = math.isqrt(max(0, tokens - _PREFIX))
         if side == 0 or side**2 != tokens - _PREFIX:
             raise ConfigError(f"{tokens} tokens are no class token and a square of patches; choose from {TOKENS}")
@@ -81,25 +92,25 @@ class Problem:
         joined = drawn.to(device, dtype).permute(2, 0, 3, 1, 4)
         self.query, self.key, self.value = joined.unbind(0)
         self.grid = (side, side)
-        self.directions = max(_TOP, self.tokens // _REDUCTION)
+        rows = max(_TOP, self.tokens // _REDUCTION)
+        self.directions = rows if most_rows is None else min(rows, most_rows)
         predictor = ConnectivityPredictor(self.width, self.scale, _PREFIX, self.grid, self.directions)
         predictor.start_at_regions_(drawn[:1, :, 0].transpose(1, 2), drawn[:1, :, 1].transpose(1, 2))
         self.predictor = predictor.to(device, dtype).requires_grad_(False)
 
     def cases(self) -> list[KernelCase]:
-        patches = self.tokens - _PREFIX
         bits, kept = self.bits(), self.kept(_TILE)
         calls = {
             "bit mask": (1, lambda: self.by_bits(self.bits())),
             "bit mask, bits given": (1, lambda: self.by_bits(bits)),
             f"tiles of {_TILE}": (_TILE, lambda: self.by_keys(self.kept(_TILE), _TILE)),
             f"tiles of {_TILE}, keys given": (_TILE, lambda: self.by_keys(kept, _TILE)),
-            "image": (patches, lambda: self.by_keys(self.kept(patches), patches)),
         }
-        return [
-            KernelCase(name, self.tokens, _without_gradient(call), self.dense, self.bytes(tile), self.flops(name, tile))
-            for name, (tile, call) in calls.items()
-        ]
+        return [self._case(name, tile, call) for name, (tile, call) in calls.items()]
+
+    def image_case(self) -> KernelCase:
+        patches = self.tokens - _PREFIX
+        return self._case("image", patches, lambda: self.by_keys(self.kept(patches), patches))
 
     def guess(self) -> tuple[Tensor, Tensor]:
         down, basis = self.predictor.matrices(self.grid)
@@ -127,6 +138,11 @@ class Problem:
         tile_bytes = -(-self.tokens // 32) * 4 if tile == 1 else 8 * self.keys
         chosen = self.batch * _HEADS * tiles * tile_bytes
         return 4 * self.query.numel() * self.query.element_size() + chosen
+
+    def _case(self, name: str, tile: int, call: Callable[[], Tensor]) -> KernelCase:
+        return KernelCase(
+            name, self.tokens, _without_gradient(call), self.dense, self.bytes(tile), self.flops(name, tile)
+        )
 
     def flops(self, name: str, tile: int) -> int:
         tiles = tile_count(self.tokens - _PREFIX, tile)

@@ -28,8 +28,6 @@ from vitslim.runtime.runner import DTYPES
 
 Measure = Callable[[Piece, Preset, str], PieceResult]
 
-KERNEL_CASES = "vitslim.kernels.triton.cases"
-
 
 def measure_piece(piece: Piece, preset: Preset, digest: str) -> PieceResult:
     """Measure a piece; whatever goes wrong becomes its status, never an exception."""
@@ -113,17 +111,18 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
 
 def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
     device = _device(preset)
-    if device.type != "cuda" or find_spec("triton") is None or not _has_kernel_cases():
+    if device.type != "cuda" or find_spec("triton") is None:
         raise MissingDependencyError("kernels are timed on an NVIDIA GPU with triton")
-    from importlib import import_module
+    from vitslim.kernels.triton.cases import kernel_cases
+    from vitslim.kernels.triton.token_cases import token_cases
 
-    cases_of: Any = import_module(KERNEL_CASES).kernel_cases
     ceilings = measure_ceilings(device, piece.precision)
     rows: list[Any] = []
     skipped: list[Any] = []
     for tokens in piece.tokens:
         for batch in piece.batches:
-            cases = cases_of(device, DTYPES[piece.precision], tokens, batch)
+            given = (device, DTYPES[piece.precision], tokens, batch)
+            cases = [*kernel_cases(*given), *token_cases(*given)]
             timed, missed = time_kernels(
                 cases, precision=piece.precision, batch=batch, ceilings=ceilings, device=device, rounds=preset.rounds
             )
@@ -134,13 +133,6 @@ def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
     reason = None if rows else skipped[0].reason if skipped else "there is no kernel for this setting"
     status: Status = "measured" if rows else "failed"
     return {"status": status, "reason": reason, "ceilings": ceilings, "kernel_rows": rows, "kernel_skips": skipped}
-
-
-def _has_kernel_cases() -> bool:
-    try:
-        return find_spec(KERNEL_CASES) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _device(preset: Preset) -> torch.device:
