@@ -57,7 +57,7 @@ def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: 
         *("accuracy_gpu.json", "accuracy_gpu.md"),
     }
     text = measure.rendered(measure.README.read_text())
-    assert "| evo-vit | 1.45x | 0.97x |" in text
+    assert "| evo-vit | 1.45x (95 %) | 0.97x (63 %) |" in text
     assert "1.45x, 1.38 ms" in text
 
 

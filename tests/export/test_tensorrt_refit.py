@@ -160,6 +160,18 @@ def test_an_engine_with_a_plugin_opens_for_its_refit(built, other, tmp_path, for
     assert plan_of(engine)["libraries"] == (["the library"] if form == "embedded" else [])
 
 
+def test_code_in_an_engine_that_tells_of_none_does_not_run_in_a_refit(built, other, tmp_path):
+    library = tmp_path / "libvitslim_plugins.so"
+    library.write_text("the library")
+    engine = built(library, refit=True, plugins="auto")
+    path = record_path(engine)
+    record = json.loads(path.read_text())
+    record["plugins"]["form"] = "ahead-of-time"
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckFailedError, match="cannot open the engine"):
+        refit_engine(engine, other, command=TWIN_COMMAND)
+
+
 def test_the_options_of_a_build_come_back_out_of_its_record(built):
     options = EngineOptions(batch=(1, 2, 4), plugins="off", refit=True, version_compatible=True)
     assert options_of(read_record(built(refit=True, version_compatible=True))) == options

@@ -64,6 +64,7 @@ def refit_engine(
             "onnx": str(write_source(source, Path(folder))),
             "given": str(engine),
             "engine": str(scratch),
+            "brings_code": record.brings_code,
             "plugins": {"form": "external", "library": str(plugin_library)} if record.plugins.needs_library else None,
         }
         answer = run_worker(

@@ -65,7 +65,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         "tensorrt": api.__version__,
         "profiles": profiles,
         **_network_facts(network),
-        "layers": _inspect(_open(api, logger, content), api) if request["has_gpu"] else None,
+        "layers": _inspect(_open(api, logger, content, code=True), api) if request["has_gpu"] else None,
     }
 
 
@@ -74,7 +74,8 @@ def refit(request: dict[str, Any]) -> dict[str, Any]:
     api: Any = import_module(request["module"])
     logger = _logger(api)
     _bring_plugins(api, request["plugins"])
-    engine = _open(api, logger, Path(request["given"]).read_bytes())
+    code: bool = request["brings_code"]
+    engine = _open(api, logger, Path(request["given"]).read_bytes(), code=code)
     if engine is None:
         raise Refused("builder", "TensorRT cannot open the engine")
     if not engine.refittable:
@@ -90,7 +91,7 @@ def refit(request: dict[str, Any]) -> dict[str, Any]:
         raise Refused("builder", "TensorRT did not take the weights")
     content = bytes(engine.serialize_with_config(_whole(api, engine)))
     # Opened again: the file is proven to load, and tells itself whether it can be refitted once more.
-    again = _open(api, logger, content)
+    again = _open(api, logger, content, code=code)
     if again is None:
         raise Refused("builder", "TensorRT cannot open the engine that it has written")
     Path(request["engine"]).write_bytes(content)
@@ -107,11 +108,10 @@ def _whole(api: Any, engine: Any) -> Any:
     return config
 
 
-def _open(api: Any, logger: Any, plan: bytes) -> Any:
-    """The engine, or ``None`` where TensorRT does not open it."""
+def _open(api: Any, logger: Any, plan: bytes, *, code: bool) -> Any:
+    """The engine, or ``None`` where TensorRT does not open it; ``code`` inside it, such as a plugin, may run or not."""
     runtime = api.Runtime(logger)
-    # It was built a moment ago or is the user's own: the code inside, a plugin or a lean runtime, may run.
-    runtime.engine_host_code_allowed = True
+    runtime.engine_host_code_allowed = code
     return runtime.deserialize_cuda_engine(plan)
 
 
