@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +13,9 @@ from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import Traffic, count_traffic
 from vitslim.bench.suite import DENSE, SMALLER, Kind, Piece
 from vitslim.errors import ConfigError
-from vitslim.methods import replay
+from vitslim.methods import convert
 from vitslim.models import open_model
 from vitslim.pipeline.suite.preset import Preset
-from vitslim.trunk import Conversion
 
 
 @dataclass
@@ -77,17 +75,14 @@ def kind_of(name: str, preset: Preset) -> Kind:
 
 def _competitor(name: str, dense: nn.Module, piece: Piece, preset: Preset) -> nn.Module:
     if name in preset.competitors:
-        # Its weights are random anyway: a start that is dear to compute is left out.
-        return replay(dense, list(_conversions(name, preset))).eval()
+        model = dense
+        for entry in preset.competitors[name].convert:
+            # With the method's own start: what is chosen, and numbers near zero, have their say in the time.
+            model = convert(model, str(entry["method"]), **{key: entry[key] for key in entry if key != "method"})
+        return model.eval()
     if name == SMALLER:
         smaller = preset.models[piece.model].smaller
         if smaller is None:
             raise ConfigError(f"{piece.model} has no smaller sibling in this preset")
         return open_dense(smaller, piece.image_size, preset)
     return BASELINES[name](dense).eval()
-
-
-def _conversions(name: str, preset: Preset) -> Iterator[Conversion]:
-    for entry in preset.competitors[name].convert:
-        options = {key: value for key, value in entry.items() if key != "method"}
-        yield Conversion(str(entry["method"]), options)
