@@ -1,11 +1,16 @@
 import getpass
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from vitslim.bench import environment
+from vitslim.bench.environment import _ASK_FOR_GPUS
 
 
 def test_it_names_hardware_load_and_versions():
@@ -25,3 +30,30 @@ def test_it_fits_json_and_does_not_say_whose_machine_it_is():
     assert f'"{getpass.getuser()}"' not in text
     assert "/root" not in text
     assert "/home" not in text
+
+
+def test_a_process_that_does_not_use_the_gpu_does_not_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(index: int) -> Any:
+        raise AssertionError("a CUDA context in this process")
+
+    def child(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[0] == sys.executable
+        return subprocess.CompletedProcess(command, 0, stdout='[["GPU A", 85899345920, 9, 0]]\n')
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
+    monkeypatch.setattr(subprocess, "run", child)
+    assert environment()["gpu"] == [{"name": "GPU A", "memory_gib": 80.0, "compute_capability": "9.0"}]
+
+
+def test_the_child_that_looks_at_the_gpus_answers_as_torch_does() -> None:
+    asked = subprocess.run([sys.executable, "-c", _ASK_FOR_GPUS], capture_output=True, text=True, check=True)
+    assert len(json.loads(asked.stdout)) == torch.cuda.device_count()
+
+
+@pytest.mark.gpu
+def test_a_new_process_stays_without_a_context() -> None:
+    code = "from vitslim.bench import environment; import torch; assert environment()['gpu']; "
+    code += "assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,8 @@ import torch
 
 from vitslim.bench.kernels import KernelCase, time_kernels
 from vitslim.bench.roofline import Ceilings
+from vitslim.kernels.triton.cases import kernel_cases
+from vitslim.kernels.triton.token_cases import token_cases
 
 CEILINGS = Ceilings(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
 CPU = {"precision": "fp32", "batch": 2, "ceilings": CEILINGS, "device": torch.device("cpu"), "rounds": 5}
@@ -54,9 +56,9 @@ def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> N
     assert skip.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
 
 
-def test_the_cases_of_the_suite_are_such_cases() -> None:
-    cases = pytest.importorskip("vitslim.kernels.triton.cases", reason="no kernels to time yet")
-    found = cases.kernel_cases("cpu", torch.float32, 17, 1)
+@pytest.mark.parametrize("cases", [kernel_cases, token_cases])
+def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
+    found = cases("cpu", torch.float32, 17, 1)
     assert all(isinstance(case, KernelCase) for case in found)
     rows, skipped = time_kernels(found, **CPU | {"batch": 1})
     assert [row.kernel for row in rows] == [case.name for case in found]

@@ -9,13 +9,28 @@ import torch
 from vitslim.bench import nvml
 from vitslim.errors import MissingDependencyError
 
+IDLE_W, LOAD_W = 100.0, 300.0
+STEP_SECONDS = 0.1
+
 
 class Driver:
-    """NVML as far as it is called: 3000 millijoule more at every look."""
+    """NVML as far as it is called, on a clock of its own.
+
+    The GPU takes a quarter of a second to draw ``LOAD_W``, and its counter moves every ``STEP_SECONDS`` alone.
+    """
 
     def __init__(self) -> None:
-        self.energy = 0
+        self.now, self.begun = 0.037, 0.037
         self.asked: list[bytes] = []
+
+    def call(self) -> None:
+        """One millisecond of work."""
+        self.now += 1e-3
+
+    def energy_mj(self) -> float:
+        shown = self.now // STEP_SECONDS * STEP_SECONDS
+        loaded = max(0.0, shown - self.begun - 0.25)
+        return 1e3 * (IDLE_W * (shown - loaded) + LOAD_W * loaded)
 
     def nvmlInit_v2(self) -> int:
         return 0
@@ -25,8 +40,7 @@ class Driver:
         return 0
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, value: Any) -> int:
-        self.energy += 3000
-        value._obj.value = self.energy
+        value._obj.value = round(self.energy_mj())
         return 0
 
     def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, value: Any) -> int:
@@ -38,17 +52,41 @@ class Driver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     found = Driver()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(nvml.time, "perf_counter", lambda: found.now)
     return found
 
 
-def test_energy_is_that_of_one_call(driver: Driver) -> None:
-    calls = []
-    power = nvml.Nvml("0000:3b:00.0").measure(lambda: calls.append(0), lambda: None, seconds=1e-4)
+def test_energy_is_that_of_one_call_under_load_whatever_the_counters_steps(driver: Driver) -> None:
+    power = nvml.Nvml("0000:3b:00.0").measure(driver.call, lambda: None)
     assert driver.asked == [b"0000:3b:00.0"]
-    # One look before the loop, one after it; the first call is not counted.
-    assert power.energy_mj == pytest.approx(3000 / (len(calls) - 1))
+    assert power.power_w == pytest.approx(LOAD_W, rel=0.02)
+    assert power.energy_mj == pytest.approx(LOAD_W, rel=0.02)  # of one millisecond
+    assert power.seconds >= 1
     assert (power.sm_clock_mhz, power.memory_clock_mhz) == (1980, 2619)
-    assert power.power_w == pytest.approx(3 / power.seconds)
+
+
+@pytest.mark.parametrize("milliseconds", [0.01, 400])
+def test_calls_of_any_length_are_counted(driver: Driver, milliseconds: float) -> None:
+    def call() -> None:
+        driver.now += milliseconds / 1e3
+
+    power = nvml.Nvml("0000:3b:00.0").measure(call, lambda: None)
+    assert power.energy_mj == pytest.approx(LOAD_W * milliseconds, rel=0.06)
+
+
+def test_clocks_are_read_before_the_gpu_is_waited_for(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    read = driver.nvmlDeviceGetClockInfo
+    opened = nvml.Nvml("0000:3b:00.0")
+    monkeypatch.setattr(driver, "nvmlDeviceGetClockInfo", lambda *given: seen.append("clock") or read(*given))
+    opened.measure(lambda: (seen.append("call"), driver.call()), lambda: seen.append("wait"))
+    assert seen[-4:] == ["call", "clock", "clock", "wait"]
+
+
+def test_a_counter_that_stands_still_ends_the_measurement(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "energy_mj", lambda: 7.0)
+    with pytest.raises(MissingDependencyError, match="stood still for 2 s"):
+        nvml.Nvml("0000:3b:00.0").measure(driver.call, lambda: None)
 
 
 def test_a_machine_without_the_driver_says_so() -> None:
@@ -59,6 +97,14 @@ def test_a_machine_without_the_driver_says_so() -> None:
 def test_a_gpu_without_an_energy_counter_says_so(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "nvmlDeviceGetTotalEnergyConsumption", lambda *_: 3)
     with pytest.raises(MissingDependencyError, match="nvmlDeviceGetTotalEnergyConsumption answered with NVML error 3"):
+        nvml.Nvml("0000:00:00.0")
+
+
+def test_a_gpu_without_clocks_says_so_before_anything_is_measured(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "nvmlDeviceGetClockInfo", lambda *_: 3)
+    with pytest.raises(MissingDependencyError, match="nvmlDeviceGetClockInfo answered with NVML error 3"):
         nvml.Nvml("0000:00:00.0")
 
 

@@ -56,6 +56,13 @@ def test_a_time_at_the_ceiling_is_a_share_of_one() -> None:
     assert model_flops(macs=3, batch=4) == 24
 
 
+def test_what_only_moves_data_has_its_share_of_the_bandwidth() -> None:
+    # 100 MB at 1000 GB/s take 0.1 ms.
+    copied = standing(flops=0.0, gbytes=0.1, latency_ms=0.4, ceilings=CEILINGS)
+    assert (copied.tflops, copied.intensity, copied.attainable_tflops) == (0, 0, 0)
+    assert copied.share == pytest.approx(0.25)
+
+
 def test_numbers_are_counted_in_nested_values() -> None:
     assert numbers_in(([torch.zeros(2, 3)], {"mask": torch.zeros(4)}, 7, None)) == 10
 

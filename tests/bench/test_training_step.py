@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from vitslim.bench import benchmark
-from vitslim.bench.contest import Cell, Contest, entrants, is_out_of_memory
+from vitslim.bench.contest import Cell, Contest, entrants
+from vitslim.bench.faults import is_out_of_memory
 from vitslim.bench.nvml import Power
 from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError

@@ -11,6 +11,7 @@ from vitslim.bench.accuracy import AccuracyReport
 from vitslim.errors import ConfigError
 from vitslim.files import read_json
 from vitslim.pipeline.accuracy import read_accuracy_preset, run_accuracy, running
+from vitslim.pipeline.accuracy.running import _drawing_speed
 from vitslim.pipeline.accuracy.training import digest_of
 from vitslim.trunk import is_converted, trunk_of
 
@@ -40,6 +41,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[AccuracyReport, Pat
     """A whole run. Shared between tests: never change its folder."""
     folder = tmp_path_factory.mktemp("accuracy") / "out"
     return run(folder), folder
+
+
+def test_the_drawing_of_one_batch_alone_is_not_timed() -> None:
+    def speed(per_class: int) -> float | None:
+        overrides = (*TINY, f"data.train_per_class={per_class}")
+        return _drawing_speed(read_accuracy_preset("cpu", quick=True, overrides=overrides), torch.device("cpu"))
+
+    assert speed(2) is None  # 4 classes of 2 are one batch of 8
+    several = speed(4)
+    assert several is not None
+    assert 0 < several < 1e6
 
 
 def test_everything_is_trained_and_measured(whole: tuple[AccuracyReport, Path]) -> None:

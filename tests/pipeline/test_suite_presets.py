@@ -89,6 +89,11 @@ def test_what_is_compiled_anew_for_every_batch_is_a_piece_of_its_own(tmp_path: P
     ]
 
 
+def test_engines_are_built_for_one_batch_size_each() -> None:
+    pieces = [piece for piece in read_preset("gpu").pieces(quick=False) if piece.backend in ("tensorrt", "rtx")]
+    assert {piece.batches for piece in pieces} == {(1,), (8,), (32,), (256,)}
+
+
 def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
     groups = [*TINY["groups"], {"models": ["tiny"], "sizes": [32], "quick": True}]
     preset = read_preset(written(tmp_path, TINY | {"groups": groups, "quick": {"rounds": 6}}), quick=True)

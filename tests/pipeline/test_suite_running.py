@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from vitslim.bench import baselines
+from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 from vitslim.files import read_json, write_json
+from vitslim.kernels.triton.token_cases import token_cases
 from vitslim.pipeline.suite import Preset, changed_ratios, read_suite, run_suite
-from vitslim.pipeline.suite.measuring import measure_piece
+from vitslim.pipeline.suite.measuring import _timed_kernels, measure_piece
 from vitslim.pipeline.suite.running import _Sitting
 
 SIZE: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
@@ -154,6 +156,20 @@ def test_running_out_of_memory_is_a_record_of_that_competitor(monkeypatch: pytes
     assert {row.model for row in piece.rows} == {"dense", "depth-drop"}
     (skip,) = piece.skipped
     assert (skip.model, skip.batch, skip.out_of_memory) == ("tome", 1, True)
+
+
+def test_kernels_whose_tensors_do_not_fit_leave_the_others_to_be_timed() -> None:
+    def too_large(*_: Any) -> list[Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    piece = Piece(kind="kernels", tokens=(17,))
+    ceilings = Ceilings(tflops=1.0, gbytes_s=1.0, gemm_size=64, copy_mib=1.0)
+    where = (17, 1, piece, WHOLE, ceilings, torch.device("cpu"))
+    rows, (skip,) = _timed_kernels(too_large, *where)
+    assert rows == []
+    assert (skip.kernel, skip.tokens, skip.out_of_memory) == ("too large", 17, True)
+    rows, skipped = _timed_kernels(token_cases, *where)
+    assert (len(rows), skipped) == (len(token_cases("cpu", torch.float32, 17, 1)), [])
 
 
 def test_a_piece_whose_dense_model_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

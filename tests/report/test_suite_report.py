@@ -343,6 +343,10 @@ def test_the_accuracy_table_compares_with_the_control() -> None:
     assert "* The same budget for all." in text
 
 
+def test_a_set_too_small_to_time_its_drawing_has_a_dash() -> None:
+    assert "; – images/s drawn" in render_accuracy(ACCURACY.model_copy(update={"drawn_images_per_second": None}))
+
+
 def test_a_run_that_is_not_done_says_what_is_left() -> None:
     assert "Not done yet: evo-vit, speed." in render_accuracy(
         ACCURACY.model_copy(update={"left": ["evo-vit", "speed"]})

@@ -36,7 +36,7 @@ class AccuracyReport(Result):
     command: str
     settings: dict[str, Any]
     environment: dict[str, Any]
-    drawn_images_per_second: float
+    drawn_images_per_second: float | None  # of a set of several batches
     rows: list[AccuracyRow]
     left: list[str]
     notes: list[str]

@@ -81,7 +81,7 @@ def benchmark(
         load_average_end=load_average(),
         rows=rows,
         skipped=skipped,
-        notes=[_NO_CPU_MEMORY] if config.device == "cpu" else [],
+        notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *contest.notes],
     )
 
 

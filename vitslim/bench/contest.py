@@ -1,10 +1,9 @@
 """One contest: every model in the same backend and precision, timed in the same rounds."""
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.cost import count_macs, count_parameters
+from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.nvml import Power
 from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.training_step import TrainingRunner
@@ -26,11 +26,11 @@ Backend = Literal["torch", "compiled", "compiled-graph", "ort", "ort-tensorrt", 
 Meter = Callable[[Callable[[], object]], Power]
 
 ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
+_ENGINES = ("tensorrt", "rtx")
 _IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
-_ON_STREAM = (*_IN_TORCH, "tensorrt", "rtx")
+_ON_STREAM = (*_IN_TORCH, *_ENGINES)
 
 _MIB = 2**20
-_FOLDERS = re.compile(r"(?:/[\w.+@-]+)+/")
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class OnnxExporter(Protocol):
 class EngineExporter(Protocol):
     """What builds a model into an engine: ``vitslim.pipeline.engines.export_engine``, handed in likewise."""
 
-    def __call__(self, model: nn.Module, path: Path, *, precision: Any, flavor: Any) -> object: ...
+    def __call__(self, model: nn.Module, path: Path, *, precision: Any, flavor: Any, batch: Any) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -113,32 +113,37 @@ class Contest:
     exporter: OnnxExporter | None
     engine_exporter: EngineExporter | None = None
     meter: Meter | None = None
+    notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
 
     def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
-        with ExitStack() as stack:
-            try:
-                runners = self._open_all(stack, cell, skipped)
-            except Exception as error:  # whatever a backend raises, the other backends go on
-                skipped.append(cell.skip(error))
-                return
-            for batch in batches:
-                yield from self._measure_batch(runners, cell, batch, skipped)
+        # An engine is tuned for one batch size: each size has engines of its own.
+        for sizes in [(batch,) for batch in batches] if cell.backend in _ENGINES else [batches]:
+            with ExitStack() as stack:
+                try:
+                    runners = self._open_all(stack, cell, sizes, skipped)
+                except Exception as error:  # whatever a backend raises, the others go on
+                    skipped.append(cell.skip(error, batch=_only(sizes)))
+                    continue
+                for batch in sizes:
+                    yield from self._measure_batch(runners, cell, batch, skipped)
 
-    def _open_all(self, stack: ExitStack, cell: Cell, skipped: list[Skipped]) -> dict[str, Runner]:
+    def _open_all(
+        self, stack: ExitStack, cell: Cell, sizes: Sequence[int], skipped: list[Skipped]
+    ) -> dict[str, Runner]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitslim-bench-")))
         # The baseline comes first: without it no other row means anything.
-        runners = {self.baseline: stack.enter_context(self._open(self.baseline, cell, folder))}
+        runners = {self.baseline: stack.enter_context(self._open(self.baseline, cell, sizes, folder))}
         for name in self.entrants:
             if name == self.baseline:
                 continue
             try:
-                runners[name] = stack.enter_context(self._open(name, cell, folder))
+                runners[name] = stack.enter_context(self._open(name, cell, sizes, folder))
             except Exception as error:
-                skipped.append(cell.skip(error, model=name))
+                skipped.append(cell.skip(error, model=name, batch=_only(sizes)))
         return runners
 
-    def _open(self, name: str, cell: Cell, folder: Path) -> Runner:
+    def _open(self, name: str, cell: Cell, sizes: Sequence[int], folder: Path) -> Runner:
         model = self.entrants[name].model
         if cell.backend in ON_GPU and self.device != "cuda":
             raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
@@ -147,8 +152,8 @@ class Contest:
         if cell.backend in _IN_TORCH:
             compiled = cell.backend != "torch"
             return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
-        if cell.backend in ("tensorrt", "rtx"):
-            return self._open_engine(name, cell, folder)
+        if cell.backend in _ENGINES:
+            return self._open_engine(name, cell, sizes[0], folder)
         if self.exporter is None:
             raise MissingDependencyError("no exporter was given; pass exporter=vitslim.export.export_onnx")
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
@@ -156,11 +161,13 @@ class Contest:
         provider = "tensorrt" if cell.backend == "ort-tensorrt" else self.device
         return OrtRunner(path, threads=self.threads, provider=provider, name=name)
 
-    def _open_engine(self, name: str, cell: Cell, folder: Path) -> Runner:
+    def _open_engine(self, name: str, cell: Cell, batch: int, folder: Path) -> Runner:
         if self.engine_exporter is None:
             raise MissingDependencyError("no exporter of engines was given; pass engine_exporter=export_engine")
         path = folder / f"{len(list(folder.iterdir()))}.engine"
-        self.engine_exporter(self.entrants[name].model, path, precision=cell.precision, flavor=cell.backend)
+        self.engine_exporter(
+            self.entrants[name].model, path, precision=cell.precision, flavor=cell.backend, batch=(batch,) * 3
+        )
         return TrtRunner(path, name=name)
 
     def _measure_batch(
@@ -177,24 +184,32 @@ class Contest:
                     skipped.append(cell.skip(error, batch=batch))
                     return []
                 skipped.append(cell.skip(error, model=name, batch=batch))
-        samples = interleaved_latencies_ms(
-            calls, rounds=self.rounds, warmup=self.warmup, seconds=self.seconds, clock=self._clock(cell)
-        )
+        try:
+            samples = interleaved_latencies_ms(
+                calls, rounds=self.rounds, warmup=0, seconds=self.seconds, clock=self._clock(cell)
+            )
+        except Exception as error:
+            skipped.append(cell.skip(error, batch=batch))
+            return []
         memory = {name: self._peak_memory_mib(name, cell, call) for name, call in calls.items()}
-        power = {name: None if self.meter is None else self.meter(call) for name, call in calls.items()}
+        power = {name: self._power(name, cell, call) for name, call in calls.items()}
         return [self._row(name, cell, batch, samples, memory[name], power[name]) for name in calls]
 
     def _ready(self, name: str, runner: Runner, cell: Cell, batch: int) -> "_Call":
-        """The call to be timed, made once."""
+        """The call to be timed, warmed up."""
         images = self.entrants[name].images(batch, runner.device)
-        plain = _Call(runner, images)
-        plain()
-        if cell.backend != "compiled-graph":
-            return plain
-        recorded = runner.capture(tuple(images.shape))
-        # Zeros, which it was recorded on, would draw less power than images do.
-        recorded.images.copy_(images)
-        return _Call(runner, images, recorded.replay)
+        call = _Call(runner, images)
+        call()
+        if cell.backend == "compiled-graph":
+            recorded = runner.capture(tuple(images.shape))
+            # Zeros, which it was recorded on, would draw less power than images do.
+            recorded.images.copy_(images)
+            call = _Call(runner, images, recorded.replay)
+        for _ in range(self.warmup):
+            call()
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # what fails, fails here
+        return call
 
     def _row(
         self,
@@ -245,11 +260,26 @@ class Contest:
         runner = call.runner
         kept = TrainingRunner.COPIES if cell.backend == "train" else 1
         weights = kept * self.entrants[name].params * runner.inputs[0].dtype.itemsize
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        runner.run(call.images)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before + weights) / _MIB
+        try:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            runner.run(call.images)
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - before + weights) / _MIB
+        except Exception as error:  # the latencies are good without it
+            self._note("peak memory", name, cell, call, error)
+            return None
+
+    def _power(self, name: str, cell: Cell, call: "_Call") -> Power | None:
+        try:
+            return None if self.meter is None else self.meter(call)
+        except Exception as error:
+            self._note("energy and clocks", name, cell, call, error)
+            return None
+
+    def _note(self, what: str, name: str, cell: Cell, call: "_Call", error: Exception) -> None:
+        where = f"{name}, {cell.backend} {cell.precision}, batch {len(call.images)}"
+        self.notes.append(f"no {what} of {where}: {first_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -262,12 +292,5 @@ class _Call:
         return self.runner.run(self.images) if self.replay is None else self.replay()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a backend ran out of memory; ONNX Runtime and TensorRT say it in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, without the folders of this machine: reports are published."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {_FOLDERS.sub('', lines[0])[:300] if lines else 'no message'}"
+def _only(sizes: Sequence[int]) -> int | None:
+    return sizes[0] if len(sizes) == 1 else None

@@ -1,7 +1,10 @@
 """On what a measurement was made, without saying whose machine it is."""
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,12 @@ import torch
 from vitslim.runtime.versions import library_versions
 
 _GIB = 2**30
+
+_ASK_FOR_GPUS = """
+import json, torch
+found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps([[gpu.name, gpu.total_memory, gpu.major, gpu.minor] for gpu in found]))
+"""
 
 
 def environment() -> dict[str, Any]:
@@ -23,7 +32,7 @@ def environment() -> dict[str, Any]:
         "load_average": load_average(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "gpu": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "gpu": _gpus(),
         **library_versions(),
     }
 
@@ -57,10 +66,21 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _gpu(index: int) -> dict[str, Any]:
-    properties: Any = torch.cuda.get_device_properties(index)
-    return {
-        "name": properties.name,
-        "memory_gib": round(properties.total_memory / _GIB, 1),
-        "compute_capability": f"{properties.major}.{properties.minor}",
-    }
+def _gpus() -> list[dict[str, Any]]:
+    if torch.cuda.device_count() == 0:
+        return []
+    return [
+        {"name": name, "memory_gib": round(memory / _GIB, 1), "compute_capability": f"{major}.{minor}"}
+        for name, memory, major, minor in _gpu_properties()
+    ]
+
+
+def _gpu_properties() -> list[Any]:
+    """Name, bytes and compute capability of every GPU."""
+    # torch opens CUDA to answer. A process that only starts others must not: its context would stay on the GPU.
+    if not torch.cuda.is_initialized():
+        asked = subprocess.run([sys.executable, "-c", _ASK_FOR_GPUS], capture_output=True, text=True, check=False)
+        if asked.returncode == 0:
+            return json.loads(asked.stdout.splitlines()[-1])
+    found: list[Any] = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [(gpu.name, gpu.total_memory, gpu.major, gpu.minor) for gpu in found]

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from vitslim.bench.clock import cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
-from vitslim.bench.contest import first_line, is_out_of_memory
+from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.roofline import Ceilings, standing
 from vitslim.runtime import Precision
 from vitslim.shapes import Result
@@ -66,6 +66,17 @@ class KernelSkip(Result):
     reason: str
     out_of_memory: bool
 
+    @classmethod
+    def of(cls, kernel: str, tokens: int, batch: int, error: Exception) -> KernelSkip:
+        """The record of a kernel, or of a list of them, that raised."""
+        return cls(
+            kernel=kernel,
+            tokens=tokens,
+            batch=batch,
+            reason=first_line(error),
+            out_of_memory=is_out_of_memory(error),
+        )
+
 
 def time_kernels(
     cases: Iterable[KernelCase],
@@ -83,15 +94,7 @@ def time_kernels(
         try:
             rows.append(_row(case, precision, batch, ceilings, device, rounds))
         except Exception as error:  # whatever a kernel raises, the other kernels go on
-            skipped.append(
-                KernelSkip(
-                    kernel=case.name,
-                    tokens=case.tokens,
-                    batch=batch,
-                    reason=first_line(error),
-                    out_of_memory=is_out_of_memory(error),
-                )
-            )
+            skipped.append(KernelSkip.of(case.name, case.tokens, batch, error))
     return rows, skipped
 
 

@@ -6,6 +6,7 @@ Source: NVML API reference, "Device Queries". No package is needed: the few func
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,11 @@ from vitslim.shapes import Result
 
 LIBRARY = "libnvidia-ml.so.1"
 _GRAPHICS, _SM, _MEMORY = 0, 1, 2  # nvmlClockType_t
-_MIN_SECONDS = 0.4  # the energy counter moves in steps of some tens of milliseconds
+_SETTLING_SECONDS = 0.3  # until power and clocks are those of the load
+_MIN_SECONDS = 1.0  # the energy counter moves in steps of some tens of milliseconds
+_STANDSTILL_SECONDS = 2.0  # without a step
+_QUEUED_SECONDS = 0.01  # what is queued at once: long beside a look at the counter, short beside its steps
+_MOST_QUEUED = 500
 
 
 class Power(Result):
@@ -27,7 +32,7 @@ class Power(Result):
     power_w: float  # mean
     sm_clock_mhz: int  # at the end of the loop
     memory_clock_mhz: int
-    seconds: float  # length of the loop
+    seconds: float  # between the two steps of the counter
 
 
 class Nvml:
@@ -38,7 +43,7 @@ class Nvml:
         library: the shared library's name or path.
 
     Raises:
-        MissingDependencyError: no driver library, or it does not know the GPU or its energy.
+        MissingDependencyError: no driver library, or it does not know the GPU, its energy or its clocks.
     """
 
     def __init__(self, bus_id: str, library: str = LIBRARY) -> None:
@@ -49,7 +54,10 @@ class Nvml:
         self._call("nvmlInit_v2")
         self._handle = ctypes.c_void_p()
         self._call("nvmlDeviceGetHandleByPciBusId_v2", bus_id.encode(), ctypes.byref(self._handle))
+        # What cannot be read is refused before anything is measured.
         self.energy_mj()
+        self.clock_mhz(_SM)
+        self.clock_mhz(_MEMORY)
 
     def energy_mj(self) -> int:
         """Millijoule since the driver was loaded."""
@@ -64,25 +72,53 @@ class Nvml:
         return value.value
 
     def measure(self, call: Callable[[], object], wait: Callable[[], object], seconds: float = _MIN_SECONDS) -> Power:
-        """Repeat a call for at least so many seconds and read the counters around it.
+        """Repeat a call for at least so many seconds between two steps of the energy counter.
 
         Args:
             wait: returns when the GPU has done what was asked for.
+
+        Raises:
+            MissingDependencyError: the counter stands still.
         """
         call()
         wait()
-        energy, began, calls = self.energy_mj(), time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            # Without a wait the queue would grow far beyond the loop's time.
-            for _ in range(4):
-                call()
-            wait()
-            calls += 4
-        sm, memory = self.clock_mhz(_SM), self.clock_mhz(_MEMORY)
-        used, spent = self.energy_mj() - energy, time.perf_counter() - began
+        asked = time.perf_counter()
+        call()
+        wait()
+        one = max(time.perf_counter() - asked, 1e-6)
+        at_once = min(max(1, math.ceil(_QUEUED_SECONDS / one)), _MOST_QUEUED)
+        first, began, _ = self._repeat(call, wait, at_once, _SETTLING_SECONDS)
+        last, ended, times = self._repeat(call, wait, at_once, seconds)
+        sm, memory = self.clock_mhz(_SM), self.clock_mhz(_MEMORY)  # while the GPU is at work
+        wait()
+        used, spent = last - first, ended - began
         return Power(
-            energy_mj=used / calls, power_w=used / 1e3 / spent, sm_clock_mhz=sm, memory_clock_mhz=memory, seconds=spent
+            energy_mj=used / (times * at_once),
+            power_w=used / 1e3 / spent,
+            sm_clock_mhz=sm,
+            memory_clock_mhz=memory,
+            seconds=spent,
         )
+
+    def _repeat(
+        self, call: Callable[[], object], wait: Callable[[], object], at_once: int, seconds: float
+    ) -> tuple[int, float, int]:
+        """Repeat a call for so many seconds, then until the counter moves; ends with ``at_once`` calls queued.
+
+        Returns:
+            The energy and the time at that step, and how often ``at_once`` calls were queued.
+        """
+        began, energy, times = time.perf_counter(), self.energy_mj(), 0
+        while True:
+            wait()
+            for _ in range(at_once):
+                call()
+            # Read while the GPU is at work: it must not idle meanwhile.
+            before, energy, now, times = energy, self.energy_mj(), time.perf_counter(), times + 1
+            if now - began >= seconds and energy != before:
+                return energy, now, times
+            if now - began > seconds + _STANDSTILL_SECONDS:
+                raise MissingDependencyError(f"energy: the GPU's counter stood still for {_STANDSTILL_SECONDS:g} s")
 
     def _call(self, name: str, *arguments: Any) -> None:
         try:

@@ -65,12 +65,14 @@ def standing(flops: float, gbytes: float, latency_ms: float, ceilings: Ceilings)
     intensity = flops / (gbytes * 1e9)
     # attainable = min(peak arithmetic, intensity × peak bandwidth)
     attainable = min(ceilings.tflops, intensity * ceilings.gbytes_s / 1e3)
+    # achieved / attainable, which is 0 / 0 for what only moves data
+    fastest = max(flops / (ceilings.tflops * 1e12), gbytes / ceilings.gbytes_s)
     return Standing(
         tflops=achieved,
         gbytes_s=gbytes / seconds,
         intensity=intensity,
         attainable_tflops=attainable,
-        share=achieved / attainable,
+        share=fastest / seconds,
     )
 
 

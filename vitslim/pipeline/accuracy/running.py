@@ -205,8 +205,11 @@ def _notes(preset: AccuracyPreset, speed: SuiteReport | None) -> list[str]:
     return notes
 
 
-def _drawing_speed(preset: AccuracyPreset, device: torch.device) -> float:
-    """Images per second that the drawing alone gives: far above the training's, or it starves it."""
+def _drawing_speed(preset: AccuracyPreset, device: torch.device) -> float | None:
+    """Images per second that the drawing alone gives: far above the training's, or it starves it.
+
+    ``None`` for a set of one batch, which is drawn before the clock starts.
+    """
     entry = preset.model
     with torch.device("meta"):
         model: nn.Module = open_model(
@@ -221,13 +224,13 @@ def _drawing_speed(preset: AccuracyPreset, device: torch.device) -> float:
         training=True,
     )
     batches = iter(loader)
-    images = len(next(batches))
+    next(batches)
     _wait(device)
     began, drawn = time.perf_counter(), 0
     for _, batch in zip(range(_DRAWN_BATCHES), batches, strict=False):
         drawn += len(batch)
     _wait(device)
-    return (drawn or images) / max(time.perf_counter() - began, 1e-9)
+    return drawn / (time.perf_counter() - began) if drawn else None
 
 
 def _wait(device: torch.device) -> None:

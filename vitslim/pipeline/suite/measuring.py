@@ -13,9 +13,10 @@ import torch
 
 from vitslim.bench.ceilings import measure_ceilings
 from vitslim.bench.clock import torch_threads
-from vitslim.bench.contest import ON_GPU, Cell, Contest, Meter, first_line, is_out_of_memory
+from vitslim.bench.contest import ON_GPU, Cell, Contest, Meter
 from vitslim.bench.environment import environment
-from vitslim.bench.kernels import time_kernels
+from vitslim.bench.faults import first_line, is_out_of_memory
+from vitslim.bench.kernels import KernelRow, KernelSkip, time_kernels
 from vitslim.bench.nvml import open_nvml
 from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.roofline import Ceilings, Traffic, model_flops, standing
@@ -23,7 +24,7 @@ from vitslim.bench.suite import DENSE, Piece, PieceResult, Status, SuiteRow
 from vitslim.errors import MissingDependencyError
 from vitslim.pipeline.suite.compiling import compile_ahead
 from vitslim.pipeline.suite.field import kind_of, open_runners
-from vitslim.pipeline.suite.preset import SPLIT_BY_BATCH, Preset
+from vitslim.pipeline.suite.preset import COMPILED, Preset
 from vitslim.runtime.runner import DTYPES
 
 Measure = Callable[[Piece, Preset, str], PieceResult]
@@ -76,7 +77,7 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
     device = _device(preset)
     _require_backend(piece, device)
     meter, notes = _meter(device, preset)
-    if device.type == "cuda" and piece.backend in SPLIT_BY_BATCH:
+    if device.type == "cuda" and piece.backend in COMPILED:
         compile_ahead(piece, preset)
     runners = open_runners(piece, preset)
     ceilings = measure_ceilings(device, piece.precision)
@@ -105,7 +106,7 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
         "ceilings": ceilings,
         "rows": rows,
         "skipped": skipped,
-        "notes": notes,
+        "notes": [*notes, *contest.notes],
     }
 
 
@@ -117,22 +118,37 @@ def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
     from vitslim.kernels.triton.token_cases import token_cases
 
     ceilings = measure_ceilings(device, piece.precision)
-    rows: list[Any] = []
-    skipped: list[Any] = []
+    rows: list[KernelRow] = []
+    skipped: list[KernelSkip] = []
     for tokens in piece.tokens:
         for batch in piece.batches:
-            given = (device, DTYPES[piece.precision], tokens, batch)
-            cases = [*kernel_cases(*given), *token_cases(*given)]
-            timed, missed = time_kernels(
-                cases, precision=piece.precision, batch=batch, ceilings=ceilings, device=device, rounds=preset.rounds
-            )
-            rows += timed
-            skipped += missed
-            del cases
-            free_memory()
+            for build in (kernel_cases, token_cases):
+                timed, missed = _timed_kernels(build, tokens, batch, piece, preset, ceilings, device)
+                rows += timed
+                skipped += missed
+                free_memory()
     reason = None if rows else skipped[0].reason if skipped else "there is no kernel for this setting"
     status: Status = "measured" if rows else "failed"
     return {"status": status, "reason": reason, "ceilings": ceilings, "kernel_rows": rows, "kernel_skips": skipped}
+
+
+def _timed_kernels(
+    build: Callable[..., list[Any]],
+    tokens: int,
+    batch: int,
+    piece: Piece,
+    preset: Preset,
+    ceilings: Ceilings,
+    device: torch.device,
+) -> tuple[list[KernelRow], list[KernelSkip]]:
+    """The kernels of one list at one size. Their tensors alone may not fit: the other sizes go on."""
+    try:
+        cases = build(device, DTYPES[piece.precision], tokens, batch)
+    except Exception as error:
+        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
+    return time_kernels(
+        cases, precision=piece.precision, batch=batch, ceilings=ceilings, device=device, rounds=preset.rounds
+    )
 
 
 def _device(preset: Preset) -> torch.device:

@@ -19,7 +19,9 @@ from vitslim.runtime import Precision
 from vitslim.shapes import Config
 
 PRESETS = ("cpu", "gpu")
-SPLIT_BY_BATCH = ("compiled", "compiled-graph")  # each batch size is compiled anew, which takes longer than the timing
+COMPILED = ("compiled", "compiled-graph")
+# Each batch size is compiled or built anew, which takes longer than the timing.
+SPLIT_BY_BATCH = (*COMPILED, "tensorrt", "rtx")
 
 
 class ModelEntry(Config):

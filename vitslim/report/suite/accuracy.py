@@ -62,6 +62,7 @@ def accuracy_caption(report: AccuracyReport) -> str:
     """On what task, with which budget, on which machine."""
     settings, environment = report.settings, report.environment
     data = settings["data"]
+    drawn = report.drawn_images_per_second
     trained = max((row.trained_images_per_second for row in report.rows), default=0)
     gpu = ", ".join(one["name"] for one in environment["gpu"]) if settings["device"] == "cuda" else ""
     parts = [
@@ -69,7 +70,7 @@ def accuracy_caption(report: AccuracyReport) -> str:
         f"teacher {settings['model']['name']} trained for {settings['teacher']['steps']} steps, every student for "
         f"{settings['budget']['steps']}, batch {settings['batch_size']}",
         f"± is half of the 95 % interval of {report.rows[0].images} held-out images",
-        f"{significant(report.drawn_images_per_second)} images/s drawn, at most {significant(trained)} trained on",
+        f"{'–' if drawn is None else significant(drawn)} images/s drawn, at most {significant(trained)} trained on",
         gpu or environment["cpu"],
         f"torch {environment['torch']}",
         *(["quick run: the figures mean little"] if report.quick else []),

@@ -1,0 +1,101 @@
+"""What goes wrong in a contest costs what it belongs to, never the rows that were measured before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitslim.bench import contest as contests
+from vitslim.bench.contest import Cell, Contest, entrants
+from vitslim.bench.nvml import Power
+from vitslim.bench.result import Skipped
+from vitslim.errors import ConfigError
+
+IN_TORCH = Cell("torch", "fp32")
+
+
+def contest(models: dict[str, nn.Module], **options: Any) -> Contest:
+    given: dict[str, Any] = {"threads": 1, "rounds": 5, "warmup": 2, "seconds": None, "device": "cpu", "exporter": None}
+    return Contest(entrants=entrants(models), baseline="dense", **given | options)
+
+
+def failing_at(call: int, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the n-th forward of ``model`` fail, counted from now."""
+    calls, whole = [0], model.forward_head
+
+    def forward_head(images: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(images)
+
+    monkeypatch.setattr(model, "forward_head", forward_head)
+
+
+def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module) -> None:
+    asked: list[Any] = []
+
+    def build(model: nn.Module, path: Path, **options: Any) -> None:
+        asked.append(options)
+        raise ConfigError("no builder here")
+
+    skipped: list[Skipped] = []
+    held = contest({"dense": dense}, device="cuda", engine_exporter=build)
+    assert list(held.measure(Cell("tensorrt", "fp16"), (1, 256), skipped)) == []
+    assert [options["batch"] for options in asked] == [(1, 1, 1), (256, 256, 256)]
+    assert {options["flavor"] for options in asked} == {"tensorrt"}
+    assert [(skip.model, skip.batch) for skip in skipped] == [(None, 1), (None, 256)]
+
+
+def test_a_model_that_fails_while_it_warms_up_loses_its_own_row_alone(
+    dense: nn.Module, shallow: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = contest({"dense": dense, "shallow": shallow})
+    failing_at(3, shallow, monkeypatch)  # after the first call, in the warm-up
+    skipped: list[Skipped] = []
+    rows = list(held.measure(IN_TORCH, (1, 2), skipped))
+    assert [(row.model, row.batch) for row in rows] == [("dense", 1), ("dense", 2), ("shallow", 2)]
+    assert [(skip.model, skip.batch, skip.out_of_memory) for skip in skipped] == [("shallow", 1, True)]
+
+
+def test_a_failure_while_the_clock_runs_costs_that_batch_size_alone(
+    dense: nn.Module, shallow: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = contest({"dense": dense, "shallow": shallow})
+    failing_at(12, shallow, monkeypatch)  # 1 + 2 + 5 calls of the first batch size, then the first timed of the second
+    skipped: list[Skipped] = []
+    rows = list(held.measure(IN_TORCH, (1, 2, 3), skipped))
+    assert [(row.model, row.batch) for row in rows] == [("dense", 1), ("shallow", 1), ("dense", 3), ("shallow", 3)]
+    assert [(skip.model, skip.batch) for skip in skipped] == [(None, 2)]
+
+
+def test_a_meter_that_fails_costs_the_energy_alone(dense: nn.Module, shallow: nn.Module) -> None:
+    power = Power(energy_mj=8.0, power_w=2.0, sm_clock_mhz=1980, memory_clock_mhz=2619, seconds=1.0)
+    metered: list[object] = []
+
+    def meter(call: object) -> Power:
+        metered.append(call)
+        if len(metered) == 1:
+            raise RuntimeError("the driver was reset")
+        return power
+
+    held = contest({"dense": dense, "shallow": shallow}, meter=meter)
+    rows = list(held.measure(IN_TORCH, (2,), []))
+    assert [(row.model, row.energy_mj_per_image) for row in rows] == [("dense", None), ("shallow", 4.0)]
+    assert held.notes == [
+        "no energy and clocks of dense, torch fp32, batch 2: RuntimeError: the driver was reset",
+    ]
+
+
+def test_peak_memory_that_cannot_be_read_costs_itself_alone(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", refuse)
+    held = contest({"dense": dense}, device="cuda")
+    with contests.TorchRunner(dense, name="dense") as runner:
+        call = contests._Call(runner, torch.zeros(1, 3, 32, 32))
+        assert held._peak_memory_mib("dense", IN_TORCH, call) is None
+    assert held.notes == ["no peak memory of dense, torch fp32, batch 1: OutOfMemoryError: CUDA out of memory"]
