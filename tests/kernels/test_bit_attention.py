@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.kernels.counting import Counting
 from tests.kernels.test_sparse_attention import CLOSE, OPERANDS, any_keys, operands
+from vitslim.errors import ConfigError
 from vitslim.kernels import bit_attention, kept_bits, kept_keys, op_macs, sparse_attention
 from vitslim.kernels.key_bits import bits_of_keys, packed_bits, unpacked_bits
 
@@ -62,6 +63,24 @@ def test_outputs_and_gradients_are_those_of_sparse_attention(tile: int, attentio
         results.append([mixed, *(part.grad for part in parts)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("tile", [1, 4])
+def test_indices_of_32_bits_are_not_taken_for_bits(tile: int) -> None:
+    gradients = []
+    for dtype in (torch.int64, torch.int32):
+        parts = [part.requires_grad_() for part in operands()]
+        mixed = by_tiles(*parts, any_keys(tile).to(dtype), tile=tile)
+        gradients.append(torch.autograd.grad(mixed.square().sum(), parts))
+    assert all(map(torch.equal, *gradients))
+
+
+def test_bits_of_another_tile_or_length_are_refused() -> None:
+    bits = bits_of_keys(any_keys(4), 17)
+    with pytest.raises(ConfigError, match=r"shape \(2, 3, 4, 1\) for tiles of 1 queries; wanted \(2, 3, 15, 1\)"):
+        bit_attention(*operands(), bits, tile=1, **OPERANDS)
+    with pytest.raises(ConfigError, match=r"wanted \(2, 3, 4, 1\)"):
+        bit_attention(*operands(), bits.repeat(1, 1, 1, 2), tile=4, **OPERANDS)
 
 
 def test_heads_are_merged_without_a_copy() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels.counting import Counting
+from vitslim.errors import ConfigError
 from vitslim.kernels import op_macs, skip_function
 from vitslim.kernels.skip_function import channel_attention, depthwise_gelu
 
@@ -90,6 +91,17 @@ def test_large_kernels_are_left_to_torch(side: int, called: set[str]) -> None:
     with Counting() as counting:
         torch.testing.assert_close(depthwise_gelu(tokens, weight, bias, (3, 3)), expected)
     assert counting.called == called
+
+
+@pytest.mark.parametrize("serves", [False, True])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_tokens_that_do_not_fill_the_grid_are_refused(
+    serves: bool, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skip_function, "kernels_serve", lambda _: serves)
+    tokens, weight, bias, *_ = convolution(1)
+    with pytest.raises(ConfigError, match=f"7 tokens for a grid of 2 x 3 .* wanted {prefix + 6}"):
+        depthwise_gelu(tokens, weight, bias, (2, 3), prefix)
 
 
 def test_the_cost_of_the_convolution_is_one_product_per_tap() -> None:

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vitslim.errors import ConfigError
 from vitslim.kernels.key_bits import BITS, bits_of_keys, unpacked_bits
-from vitslim.kernels.sparse_attention import attention_gradients, each_query, strongest_keys
+from vitslim.kernels.sparse_attention import attention_gradients, each_query, strongest_keys, tile_count
 
 
 def kept_bits(
@@ -52,7 +53,14 @@ def bit_attention(
     """Softmax attention of each patch query over the keys of its tile whose bit is set, of each prefix query over all.
 
     A query without any key gets zeros. Arguments as in ``sparse_attention``, which has no kernel for a bias.
+
+    Raises:
+        ConfigError: ``bits`` has not one row of ⌈n / 32⌉ words for each tile of each head.
     """
+    images, heads, tokens, _ = query.shape
+    wanted = (images, heads, tile_count(tokens - prefix, tile), tile_count(tokens, BITS))
+    if bits.shape != wanted:
+        raise ConfigError(f"bits of shape {tuple(bits.shape)} for tiles of {tile} queries; wanted {wanted}")
     query, key = query.to(value.dtype), key.to(value.dtype)
     return torch.ops.vitslim.bit_attention(query, key, value, bits, tile, prefix, scale)[0]
 
@@ -209,15 +217,22 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     ctx.save_for_backward(query, key, value, seen, *output)
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, seen, out, lse = ctx.saved_tensors
-    # A kernel's own indices are int64, bits int32.
-    bits = bits_of_keys(seen, key.shape[2]) if seen.dtype == torch.int64 else seen
+def _gradient_by_bits(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradient(ctx, grad, ctx.saved_tensors[3])
+
+
+def _gradient_by_keys(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    _, key, _, kept, _, _ = ctx.saved_tensors
+    return _gradient(ctx, grad, bits_of_keys(kept, key.shape[2]))
+
+
+def _gradient(ctx: Any, grad: Tensor, bits: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, _, out, lse = ctx.saved_tensors
     grads = torch.ops.vitslim.bit_attention_backward(
         grad, query, key, value, bits, out, lse, ctx.tile, ctx.prefix, ctx.scale
     )
     return (*grads, None, None, None, None)
 
 
-_bit_attention.register_autograd(_gradient, setup_context=_remember)
-_tile_attention.register_autograd(_gradient, setup_context=_remember)
+_bit_attention.register_autograd(_gradient_by_bits, setup_context=_remember)
+_tile_attention.register_autograd(_gradient_by_keys, setup_context=_remember)

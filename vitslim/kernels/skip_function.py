@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vitslim.errors import ConfigError
 from vitslim.kernels.serving import kernels_serve
 from vitslim.shapes import Count
 
@@ -33,7 +34,15 @@ def depthwise_gelu(
         tokens: the patches, row by row, behind ``prefix`` rows that are left out.
         weight: one odd square kernel per channel.
         grid: rows and columns of patches.
+
+    Raises:
+        ConfigError: ``tokens`` are not the prefix and as many patches as the grid has.
     """
+    if tokens.shape[1] != prefix + grid[0] * grid[1]:
+        raise ConfigError(
+            f"{tokens.shape[1]} tokens for a grid of {grid[0]} x {grid[1]} patches behind a prefix of {prefix}; "
+            f"wanted {prefix + grid[0] * grid[1]}"
+        )
     if kernels_serve(tokens) and weight.shape[-1] <= LARGEST_KERNEL:
         return torch.ops.vitslim.depthwise_gelu(tokens, weight, bias, *grid)
     return plain_depthwise_gelu(tokens[:, prefix:] if prefix else tokens, weight, bias, *grid)

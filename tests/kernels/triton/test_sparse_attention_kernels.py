@@ -144,6 +144,18 @@ def test_parts_of_a_joined_projection_are_read_where_they_lie(device: str) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_bits_outputs_and_sums_may_lie_in_any_order(device: str) -> None:
+    query, key, value, grad = operands(37, 16, torch.float32, device)
+    bits = packed_bits(random_mask(37, 1, 1, device))
+    expected = by_bits(query, key, value, grad, bits, 1, 1)
+    turned = bits.transpose(2, 3).contiguous().transpose(2, 3)
+    mixed, lse = bit_attention.attend(query, key, value, turned, 1, 1, SCALE)
+    out, sums = (part.transpose(-2, -1).contiguous().transpose(-2, -1) for part in (mixed, lse))
+    grads = bit_attention_backward.gradients(grad, query, key, value, turned, out, sums, 1, 1, SCALE)
+    assert all(map(torch.equal, [mixed, lse, *grads], expected))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_large_scores_do_not_overflow(device: str) -> None:
     query, key, value, grad = operands(33, 16, torch.float32, device)
     query, key = 30.0 * query, 30.0 * key

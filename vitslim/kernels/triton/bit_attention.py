@@ -134,7 +134,7 @@ def attend(
     """``vitslim::bit_attention``, see ``vitslim.kernels.bit_attention``."""
     images, heads, tokens, width = query.shape
     blocks = blocks or blocks_for("bit_attention", query, tokens)
-    query, key, value = (rows_of(part) for part in (query, key, value))
+    query, key, value, bits = (rows_of(part) for part in (query, key, value, bits.contiguous()))
     out = value.new_empty(images, tokens, heads, value.shape[3]).transpose(1, 2)
     lse = query.new_empty(images, heads, tokens, dtype=torch.float32)
     with on_device_of(query):

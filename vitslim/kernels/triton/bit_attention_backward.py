@@ -168,7 +168,8 @@ def gradients(
     """``vitslim::bit_attention_backward``, see ``vitslim.kernels.bit_attention``."""
     images, heads, tokens, width = query.shape
     blocks = blocks or blocks_for("bit_attention_backward", query, tokens)
-    grad, query, key, value = (rows_of(part) for part in (grad, query, key, value))
+    grad, query, key, value, out = (rows_of(part) for part in (grad, query, key, value, out))
+    bits, lse = bits.contiguous(), lse.contiguous()
     gradients = [part.new_empty(images, tokens, heads, part.shape[3]).transpose(1, 2) for part in (query, key, value)]
     grad_query, grad_key, grad_value = gradients
     products = torch.empty_like(lse)
