@@ -1,7 +1,5 @@
 """The ops behind which the kernels of sparse attention stand, in their readable forms."""
 
-import importlib
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,11 +9,9 @@ from torch import Tensor
 from tests.kernels.counting import Counting
 from tests.kernels.test_sparse_attention import CLOSE, OPERANDS, any_keys, operands
 from vitslim.errors import ConfigError
-from vitslim.kernels import bit_attention, kept_bits, kept_keys, op_macs, sparse_attention
+from vitslim.kernels import bit_attention, kept_bits, kept_keys, op_macs, serving, sparse_attention
 from vitslim.kernels.key_bits import bits_of_keys, packed_bits, unpacked_bits
 
-# The package's attribute of that name is the function.
-SPARSE_ATTENTION = importlib.import_module("vitslim.kernels.sparse_attention")
 TILES = [1, 4, 16]
 
 
@@ -110,7 +106,7 @@ def test_where_kernels_serve_sparse_attention_goes_through_their_ops(
     parts = operands(tokens=40)
     kept = any_keys(tile, tokens=40)
     expected = sparse_attention(*parts, kept, tile=tile, **OPERANDS)
-    monkeypatch.setattr(SPARSE_ATTENTION, "kernels_serve", lambda tensor: True)
+    monkeypatch.setattr(serving, "kernels_serve", lambda tensor: True)
     with Counting() as counting:
         found = sparse_attention(*parts, kept, tile=tile, **OPERANDS)
     assert counting.called == {op}
@@ -118,7 +114,7 @@ def test_where_kernels_serve_sparse_attention_goes_through_their_ops(
 
 
 def test_a_bias_and_wide_heads_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SPARSE_ATTENTION, "kernels_serve", lambda tensor: True)
+    monkeypatch.setattr(serving, "kernels_serve", lambda tensor: True)
     with Counting() as counting:
         sparse_attention(*operands(), any_keys(4), tile=4, bias=torch.zeros(17, 17), **OPERANDS)
         wide = torch.zeros(2, 3, 17, 129)
@@ -147,7 +143,7 @@ def test_torch_finds_the_ops_well_formed(tile: int) -> None:
 @pytest.mark.compiled
 @pytest.mark.parametrize("tile", TILES)
 def test_the_compiler_takes_forward_and_backward_whole(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SPARSE_ATTENTION, "kernels_serve", lambda tensor: True)
+    monkeypatch.setattr(serving, "kernels_serve", lambda tensor: True)
 
     def mixed(query: Tensor, key: Tensor, value: Tensor, coefficients: Tensor, basis: Tensor) -> Tensor:
         if tile == 1:

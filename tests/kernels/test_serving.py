@@ -1,5 +1,7 @@
 """When Triton's kernels take the place of torch's operators."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ class FakeOnGpu:
     """A tensor as the question sees it."""
 
     is_cuda = True
+    device = torch.device("cuda", 0)
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -35,8 +38,12 @@ def question(dtype: torch.dtype) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def triton_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def an_a100_with_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(serving, "_HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    serving._capability.cache_clear()
+    yield
+    serving._capability.cache_clear()
 
 
 def test_kernels_serve_three_types_on_a_gpu() -> None:
@@ -48,6 +55,15 @@ def test_kernels_serve_three_types_on_a_gpu() -> None:
 def test_without_triton_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_HAS_TRITON", False)
     assert not question(torch.float32)
+
+
+@pytest.mark.parametrize(("capability", "serves"), [((7, 5), False), ((8, 9), True), ((12, 0), True)])
+def test_gpus_before_ampere_are_left_to_torch(
+    capability: tuple[int, int], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    serving._capability.cache_clear()
+    assert question(torch.float16) is serves
 
 
 def test_files_get_torchs_own_operators() -> None:
@@ -64,10 +80,11 @@ def test_files_get_torchs_own_operators() -> None:
 
 @pytest.mark.compiled
 def test_the_question_can_be_compiled() -> None:
-    # Without a GPU the first part of the question settles it; here each part is asked.
+    # Without a GPU the first part of the question settles it; here the rest is asked as well.
     def answered(images: Tensor) -> Tensor:
-        known = images.dtype in serving._DTYPES and serving._HAS_TRITON and not serving.traces_a_file()
-        return images + 1.0 if known else images
+        return images + 1.0 if serving._serves(images.dtype, images.device.index) else images
 
+    assert not serving.kernels_serve(torch.zeros(2))
     compiled = torch.compile(answered, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))
+    assert torch.equal(compiled(torch.zeros(2, dtype=torch.float64)), torch.zeros(2, dtype=torch.float64))

@@ -1,22 +1,19 @@
 """Sparsifiner where kernels serve: other ops, the same numbers. The ops run in their readable form here."""
 
-import importlib
-
 import pytest
 import torch
 
 from tests.kernels.counting import Counting
 from tests.variants import dense, images_for
-from vitslim.methods import convert, sparsifiner
+from vitslim.kernels import serving
+from vitslim.methods import convert
 
-SPARSE_ATTENTION = importlib.import_module("vitslim.kernels.sparse_attention")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.fixture
 def kernels_serve(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(sparsifiner, "serves_attention", lambda query, value: True)
-    monkeypatch.setattr(SPARSE_ATTENTION, "kernels_serve", lambda tensor: True)
+    monkeypatch.setattr(serving, "kernels_serve", lambda tensor: True)
     return monkeypatch
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.key_bits import BITS, bits_of_keys, unpacked_bits
+from vitslim.kernels.serving import kernels_serve, serves_attention
 from vitslim.kernels.sparse_attention import attention_gradients, each_query, strongest_keys, tile_count
 
 
@@ -81,6 +82,8 @@ def _kept_bits_shape(coefficients: Tensor, basis: Tensor, top: int, keys: int, t
 
 @_kept_bits.register_kernel("cuda")
 def _kept_bits_on_gpu(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+    if not kernels_serve(coefficients) or not kernels_serve(basis):
+        return _strongest_bits(coefficients, basis, top, keys, tile, prefix)
     from vitslim.kernels.triton import key_choice
 
     return key_choice.kept_bits(coefficients, basis, top, keys, tile, prefix)
@@ -122,6 +125,8 @@ def _attention_shape(
 def _bit_attention_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, bits: Tensor, tile: int, prefix: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if not serves_attention(query, value):
+        return _masked_attention(query, key, value, bits, tile, prefix, scale)
     from vitslim.kernels.triton import bit_attention
 
     return bit_attention.attend(query, key, value, bits, tile, prefix, scale)
@@ -181,6 +186,8 @@ def _gradients_on_gpu(
     prefix: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if not serves_attention(query, value):
+        return _masked_gradients(grad, query, key, value, bits, out, lse, tile, prefix, scale)
     from vitslim.kernels.triton import bit_attention_backward
 
     return bit_attention_backward.gradients(grad, query, key, value, bits, out, lse, tile, prefix, scale)
@@ -206,6 +213,8 @@ def _tile_attention_shape(
 def _tile_attention_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, prefix: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if not serves_attention(query, value):
+        return _shared_attention(query, key, value, kept, tile, prefix, scale)
     from vitslim.kernels.triton import tile_attention
 
     return tile_attention.attend(query, key, value, kept, tile, prefix, scale)

@@ -1,5 +1,6 @@
 """Whether a Triton kernel takes the place of torch's own operators."""
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -7,18 +8,43 @@ from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+# Older ones have neither bfloat16 nor the tensor cores that the kernels are compiled for.
+_LEAST_CAPABILITY = (8, 0)
+
+# What the kernels of attention are compiled for; a wider head would spill.
+_WIDEST_HEAD = 128
+
 # A constant, since torch.compile traces the question and could not look for a package.
 _HAS_TRITON = find_spec("triton") is not None and torch.version.cuda is not None
 
 
 def kernels_serve(tensor: Tensor) -> bool:
-    """Whether the kernels run where this tensor lies: an NVIDIA GPU with Triton, and nobody traces a file.
+    """Whether the kernels run where this tensor lies: an NVIDIA GPU since Ampere with Triton, and no file is traced.
 
     A file (ONNX, ``.pt2``, AOTInductor) is opened by others, so it is written in standard operators.
     """
-    return tensor.is_cuda and tensor.dtype in _DTYPES and _HAS_TRITON and not traces_a_file()
+    return tensor.is_cuda and _serves(tensor.dtype, tensor.device.index)
+
+
+def serves_attention(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernels of ``vitslim.kernels.bit_attention`` take these; their heads are at most 128 wide."""
+    return kernels_serve(value) and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
 
 
 def traces_a_file() -> bool:
     """Whether torch.export or torch.onnx is at work."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def _serves(dtype: torch.dtype, device: int | None) -> bool:
+    return dtype in _DTYPES and _HAS_TRITON and not traces_a_file() and _is_recent(device)
+
+
+@torch.compiler.assume_constant_result
+def _is_recent(device: int | None) -> bool:
+    return _capability(device) >= _LEAST_CAPABILITY
+
+
+@cache
+def _capability(device: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

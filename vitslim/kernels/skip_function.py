@@ -43,7 +43,7 @@ def depthwise_gelu(
             f"{tokens.shape[1]} tokens for a grid of {grid[0]} x {grid[1]} patches behind a prefix of {prefix}; "
             f"wanted {prefix + grid[0] * grid[1]}"
         )
-    if kernels_serve(tokens) and weight.shape[-1] <= LARGEST_KERNEL:
+    if _convolves_by_kernel(tokens, weight):
         return torch.ops.vitslim.depthwise_gelu(tokens, weight, bias, *grid)
     return plain_depthwise_gelu(tokens[:, prefix:] if prefix else tokens, weight, bias, *grid)
 
@@ -61,8 +61,7 @@ def channel_attention(
         reduced: what the factors are found from and applied to.
         kernel: of the convolution over channels.
     """
-    alike = front.dtype == reduced.dtype and (residual is None or residual.dtype == reduced.dtype)
-    if alike and kernels_serve(reduced):
+    if _joins_by_kernel(front, reduced, residual):
         return torch.ops.vitslim.channel_attention(front, reduced, kernel, residual)[0]
     scale = channel_scale(reduced, kernel)
     scaled = reduced * scale if residual is None else torch.addcmul(residual, reduced, scale)
@@ -104,6 +103,15 @@ def _convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
+def _convolves_by_kernel(tokens: Tensor, weight: Tensor) -> bool:
+    return kernels_serve(tokens) and weight.shape[-1] <= LARGEST_KERNEL
+
+
+def _joins_by_kernel(front: Tensor, reduced: Tensor, residual: Tensor | None) -> bool:
+    alike = front.dtype == reduced.dtype and (residual is None or residual.dtype == reduced.dtype)
+    return alike and kernels_serve(reduced)
+
+
 def _summed_in(tokens: Tensor) -> torch.dtype:
     return torch.promote_types(tokens.dtype, torch.float32)
 
@@ -116,13 +124,17 @@ def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return tokens[:, tokens.shape[1] - rows * columns :]
 
 
-@torch.library.custom_op("vitslim::depthwise_gelu", mutates_args=())
-def _depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
+def _plain_convolution(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
     return plain_depthwise_gelu(_patches(tokens, rows, columns), weight, bias, rows, columns).contiguous()
+
+
+_depthwise_gelu = torch.library.custom_op("vitslim::depthwise_gelu", _plain_convolution, mutates_args=())
 
 
 @_depthwise_gelu.register_kernel("cuda")
 def _depthwise_gelu_cuda(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
+    if not _convolves_by_kernel(tokens, weight):
+        return _plain_convolution(tokens, weight, bias, rows, columns)
     from vitslim.kernels.triton import skip_function
 
     return skip_function.depthwise_gelu(tokens, weight, bias, rows, columns)
@@ -133,8 +145,7 @@ def _depthwise_gelu_shape(tokens: Tensor, weight: Tensor, bias: Tensor, rows: in
     return tokens.new_empty(tokens.shape[0], rows * columns, tokens.shape[2])
 
 
-@torch.library.custom_op("vitslim::depthwise_gelu_backward", mutates_args=())
-def _depthwise_gelu_backward(
+def _plain_convolution_backward(
     grad: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     prefix, reach, channels = tokens.shape[1] - rows * columns, weight.shape[-1] // 2, weight.shape[0]
@@ -148,10 +159,17 @@ def _depthwise_gelu_backward(
     return grad_tokens.contiguous(), grad_weight.contiguous(), grad_bias
 
 
+_depthwise_gelu_backward = torch.library.custom_op(
+    "vitslim::depthwise_gelu_backward", _plain_convolution_backward, mutates_args=()
+)
+
+
 @_depthwise_gelu_backward.register_kernel("cuda")
 def _depthwise_gelu_backward_cuda(
     grad: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if not _convolves_by_kernel(tokens, weight):
+        return _plain_convolution_backward(grad, tokens, weight, bias, rows, columns)
     from vitslim.kernels.triton import skip_function
 
     return skip_function.depthwise_gelu_backward(grad, tokens, weight, bias, rows, columns)
@@ -177,17 +195,15 @@ def _convolution_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _depthwise_gelu.register_autograd(_convolution_gradient, setup_context=_remember_convolution)
 
 
-@torch.library.custom_op("vitslim::channel_attention", mutates_args=())
-def _channel_attention(
-    front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return plain_channel_attention(front, reduced, kernel, residual)
+_channel_attention = torch.library.custom_op("vitslim::channel_attention", plain_channel_attention, mutates_args=())
 
 
 @_channel_attention.register_kernel("cuda")
 def _channel_attention_cuda(
     front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    if not _joins_by_kernel(front, reduced, residual):
+        return plain_channel_attention(front, reduced, kernel, residual)
     from vitslim.kernels.triton import channel_attention as kernels
 
     return kernels.channel_attention(front, reduced, kernel, residual)
@@ -202,13 +218,17 @@ def _channel_attention_shape(
     return reduced.new_empty(images, front.shape[1] + patches, width), mean
 
 
-@torch.library.custom_op("vitslim::token_sums", mutates_args=())
-def _token_sums(first: Tensor, second: Tensor) -> Tensor:
+def _plain_token_sums(first: Tensor, second: Tensor) -> Tensor:
     return (first.to(_summed_in(first)) * second).sum(dim=1)
+
+
+_token_sums = torch.library.custom_op("vitslim::token_sums", _plain_token_sums, mutates_args=())
 
 
 @_token_sums.register_kernel("cuda")
 def _token_sums_cuda(first: Tensor, second: Tensor) -> Tensor:
+    if not kernels_serve(first):
+        return _plain_token_sums(first, second)
     from vitslim.kernels.triton import channel_attention as kernels
 
     return kernels.token_sums(first, second).sum(dim=1)

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.key_bits import bits_of_keys
-from vitslim.kernels.serving import kernels_serve
+from vitslim.kernels.serving import kernels_serve, serves_attention
 
-# What the kernels are compiled for; a wider head would spill.
-_WIDEST_HEAD = 128
 # Fewer queries than tensor cores take at once are not worth a gather of their own.
 _FEWEST_ROWS = 16
 
@@ -65,11 +63,6 @@ def sparse_attention(
     if bias is None and serves_attention(query, value):
         return _by_kernel(query, key, value, kept, tile, prefix, scale)
     return torch.ops.vitslim.sparse_attention(query, key, value, kept, bias, tile, prefix, scale)
-
-
-def serves_attention(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernels of ``vitslim.kernels.bit_attention`` take these; their heads are at most 128 wide."""
-    return kernels_serve(value) and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
 
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, prefix: int, scale: float) -> Tensor:

@@ -27,7 +27,7 @@ def class_row(
         bias: added to the scores, broadcastable to (b, h, 1, n).
         scale: factor of the scores.
     """
-    if bias is None and query.dtype == key.dtype and kernels_serve(key):
+    if bias is None and _reads_by_kernel(query, key):
         return torch.ops.vitslim.class_row(query, key, scale)
     return plain_class_row(query, key, bias, scale)
 
@@ -37,7 +37,7 @@ def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b 
 
     Equal scores go to the lower index, so that every runtime chooses alike. Exports as one TopK.
     """
-    if scores.shape[1] <= MOST_SCORES and kernels_serve(scores):
+    if _ranks_by_kernel(scores):
         return torch.ops.vitslim.ranked(scores, prefix)
     return plain_ranked(scores, prefix)
 
@@ -114,6 +114,14 @@ def _joined(first: Tensor, second: Tensor | None) -> Tensor:
     return first if second is None else torch.cat([first, second], dim=1)
 
 
+def _reads_by_kernel(query: Tensor, key: Tensor) -> bool:
+    return query.dtype == key.dtype and kernels_serve(key)
+
+
+def _ranks_by_kernel(scores: Tensor) -> bool:
+    return scores.shape[1] <= MOST_SCORES and kernels_serve(scores)
+
+
 def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
     return kernels_serve(first) and (second is None or second.dtype == first.dtype)
 
@@ -123,13 +131,17 @@ def _rest(first: Tensor, second: Tensor | None) -> Tensor:
     return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 
 
-@torch.library.custom_op("vitslim::class_row", mutates_args=())
-def _class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def _plain_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return plain_class_row(query, key, None, scale)
+
+
+_class_row = torch.library.custom_op("vitslim::class_row", _plain_row, mutates_args=())
 
 
 @_class_row.register_kernel("cuda")
 def _class_row_cuda(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    if not _reads_by_kernel(query, key):
+        return _plain_row(query, key, scale)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.class_row(query, key, scale)
@@ -157,13 +169,13 @@ def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _class_row.register_autograd(_row_gradient, setup_context=_remember_row)
 
 
-@torch.library.custom_op("vitslim::ranked", mutates_args=())
-def _ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    return plain_ranked(scores, prefix)
+_ranked = torch.library.custom_op("vitslim::ranked", plain_ranked, mutates_args=())
 
 
 @_ranked.register_kernel("cuda")
 def _ranked_cuda(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    if not _ranks_by_kernel(scores):
+        return plain_ranked(scores, prefix)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.ranked(scores, prefix)
@@ -189,20 +201,24 @@ def _ranked_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor |
 _ranked.register_autograd(_ranked_gradient, setup_context=_remember_places)
 
 
-@torch.library.custom_op("vitslim::taken_apart", mutates_args=())
-def _taken_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+def _copied_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     ahead_part, rest = plain_taken_apart(first, second, places, ahead)
     return ahead_part.clone(), rest.clone()
 
 
-@torch.library.custom_op("vitslim::put_back", mutates_args=())
-def _put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+def _copied_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     ahead_part, rest = plain_put_back(first, second, places, ahead)
     return ahead_part.clone(), rest.clone()
 
 
+_taken_apart = torch.library.custom_op("vitslim::taken_apart", _copied_apart, mutates_args=())
+_put_back = torch.library.custom_op("vitslim::put_back", _copied_back, mutates_args=())
+
+
 @_taken_apart.register_kernel("cuda")
 def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    if not _moves_by_kernel(first, second):
+        return _copied_apart(first, second, places, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, places, ahead, scatter=False)
@@ -210,6 +226,8 @@ def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int)
 
 @_put_back.register_kernel("cuda")
 def _put_back_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    if not _moves_by_kernel(first, second):
+        return _copied_back(first, second, places, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, places, ahead, scatter=True)

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.connectivity import ConnectivityPredictor
-from vitslim.kernels.sparse_attention import kept_keys, serves_attention, sparse_attention
+from vitslim.kernels.serving import serves_attention
+from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, Method
 from vitslim.methods.layers import parse_layers

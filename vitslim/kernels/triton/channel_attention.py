@@ -62,7 +62,7 @@ def _mean_at(parts, channel, channels, segments, count):
     summed = tl.load(parts + channel, mask=inside, other=0.0)
     for segment in range(1, segments):
         summed += tl.load(parts + segment * channels + channel, mask=inside, other=0.0)
-    return summed / count
+    return summed / tl.maximum(count, 1)
 
 
 @triton.jit
@@ -159,7 +159,7 @@ def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
     images, count, channels = first.shape
     block_t, block_c = 16, min(64, triton.next_power_of_2(channels))
     across = triton.cdiv(channels, block_c)
-    segments = min(triton.cdiv(count, 4 * block_t), max(1, PROGRAMS // (images * across)))
+    segments = max(1, min(triton.cdiv(count, 4 * block_t), PROGRAMS // max(1, images * across)))
     parts = first.new_empty(images, segments, channels, dtype=torch.float32)
     with on_device_of(first):
         token_sum_kernel[images, segments, across](

@@ -168,8 +168,8 @@ def _chosen(
         if tile > 1 or not (fused or top >= directions):
             rows, top = strongest_sums(rows, tile, tiles, top), directions
         # A basis for each image: rows of one image have nothing to do with those of another.
-        groups = images if basis.ndim == 3 else 1
-        rows = rows.view(groups, -1, directions)
+        groups, together = (images, 1) if basis.ndim == 3 else (1, images)
+        rows = rows.view(groups, together * heads * tiles, directions)
         chosen = rows.new_empty(groups, rows.shape[1], width, dtype=dtype)
         if fused:
             _launch(chosen, rows, basis, None, top, keys, prefix)

@@ -221,7 +221,7 @@ def _convolve(
     widest = 64 if images * across * strips * triton.cdiv(channels, 64) >= PROGRAMS // 4 else 32
     block_c = min(widest, max(16, triton.next_power_of_2(channels)))
     deep = triton.cdiv(channels, block_c)
-    segments = min(strips, triton.cdiv(PROGRAMS, images * across * deep))
+    segments = max(1, min(strips, triton.cdiv(PROGRAMS, max(1, images * across * deep))))
     taps = weight.flatten(1).t().contiguous()
     with on_device_of(patches):
         depthwise_kernel[images * segments * across, deep](

@@ -69,7 +69,8 @@ def tap_gradients(
     taps = weight.shape[-1] ** 2
     block_c = 64 if taps <= 32 else 32
     deep = triton.cdiv(channels, block_c)
-    programs = min(images * count, max(1, PROGRAMS // deep))
+    # At least one, which writes zeros where there is no place.
+    programs = max(1, min(images * count, PROGRAMS // deep))
     weight_parts = weight.new_empty(programs, channels, taps, dtype=torch.float32)
     bias_parts = weight.new_empty(programs, channels, dtype=torch.float32)
     with on_device_of(patches):

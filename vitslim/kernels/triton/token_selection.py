@@ -193,7 +193,8 @@ def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     places = scores.new_empty(images, prefix + count, dtype=torch.int64)
     block_i, block_j = 32, 64
     with on_device_of(scores):
-        rank_kernel[images, triton.cdiv(count, block_i)](
+        # One program at least, for the prefix.
+        rank_kernel[images, max(1, triton.cdiv(count, block_i))](
             scores,
             falling,
             places,
