@@ -123,6 +123,16 @@ def test_shared_indices(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_tiles_without_keys_give_zeros(device: str) -> None:
+    query, key, value, _ = operands(40, 16, torch.float32, device)
+    kept = torch.empty(1, 2, 3, 0, dtype=torch.int64, device=device)
+    mixed, lse = tile_attention.attend(query, key, value, kept, 16, 1, SCALE)
+    assert torch.equal(mixed[:, :, 1:], torch.zeros_like(mixed[:, :, 1:]))
+    assert lse[:, :, 1:].eq(float("-inf")).all()
+    assert lse[:, :, :1].isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_all_keys_kept_is_dense_attention(device: str) -> None:
     query, key, value, _ = operands(45, 16, torch.float32, device)
     dense = torch.nn.functional.scaled_dot_product_attention(

@@ -59,10 +59,15 @@ def test_where_nothing_fits_there_is_no_row(table) -> None:
 def test_a_measured_row_is_taken_before_the_rule(table) -> None:
     # Capability 0 stands for Triton's interpreter.
     tune([tunable("bit_attention", FAST, capability=0, tokens=37)], measured, table)
-    query = torch.zeros(1, 1, 37, 48, dtype=torch.float16)
-    assert tuning.blocks_for("bit_attention", query, 37) == FAST
-    assert tuning.blocks_for("bit_attention", query, 64) == FAST
-    assert tuning.blocks_for("bit_attention", query, 65) == tuning.rule("bit_attention", "float16", 64, 128)
+    for tokens, expected in ((37, FAST), (64, FAST), (65, tuning.rule("bit_attention", "float16", 64, 128))):
+        query = torch.zeros(1, 1, tokens, 48, dtype=torch.float16)
+        assert tuning.blocks_for("bit_attention", query, query) == expected
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(16, 128), (128, 16)])
+def test_the_wider_of_queries_and_values_decides(width: int, value_width: int, table) -> None:
+    query, value = (torch.zeros(1, 1, 37, each) for each in (width, value_width))
+    assert tuning.blocks_for("tile_attention", query, value) == tuning.rule("tile_attention", "float32", 128, 64)
 
 
 def test_the_tunable_kernels_run_with_any_of_their_candidates(table) -> None:

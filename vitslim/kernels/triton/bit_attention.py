@@ -15,11 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.pieces import dot, live_blocks_kernel, sees
+from vitslim.kernels.triton.pieces import LOG2_E, dot, live_blocks_kernel, sees, softmax_end, softmax_step
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -98,27 +95,20 @@ def bit_attention_kernel(
         scores = dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
         seen = sees(bits, row, block, tokens, words, tile, prefix, BLOCK_K, KEYS_FIRST=False)
         scores = tl.where(seen, scores, float("-inf"))
-        new_most = tl.maximum(most, tl.max(scores, axis=1))
-        # Where nothing was seen so far, -inf - -inf would be no number.
-        finite = tl.where(new_most == float("-inf"), 0.0, new_most)
-        weights = tl.exp2(scores - finite[:, None])
-        shrink = tl.exp2(most - finite)
-        total = total * shrink + tl.sum(weights, axis=1)
+        weights, shrink, most, total = softmax_step(scores, most, total)
         values = tl.load(
             value + column[:, None] * value_row + f[None, :],
             mask=inside[:, None] & (f < VALUE_WIDTH)[None, :],
             other=0.0,
         )
         mixed = dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
-        most = new_most
-    # A query that sees nothing gets zeros, and its sum of exponentials is nothing: lse = -inf.
-    total = tl.where(total == 0.0, 1.0, total)
+    mixed, sums = softmax_end(mixed, most, total)
     tl.store(
         out + row[:, None] * out_row + f[None, :],
-        (mixed / total[:, None]).to(out.dtype.element_ty),
+        mixed.to(out.dtype.element_ty),
         mask=(row < tokens)[:, None] & (f < VALUE_WIDTH)[None, :],
     )
-    tl.store(lse + plane * tokens + row, (most + tl.log2(total)) * LN_2, mask=row < tokens)
+    tl.store(lse + plane * tokens + row, sums, mask=row < tokens)
 
 
 def attend(
@@ -133,7 +123,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """``vitslim::bit_attention``, see ``vitslim.kernels.bit_attention``."""
     images, heads, tokens, width = query.shape
-    blocks = blocks or blocks_for("bit_attention", query, tokens)
+    blocks = blocks or blocks_for("bit_attention", query, value)
     query, key, value, bits = (rows_of(part) for part in (query, key, value, bits.contiguous()))
     out = value.new_empty(images, tokens, heads, value.shape[3]).transpose(1, 2)
     lse = query.new_empty(images, heads, tokens, dtype=torch.float32)

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.bit_attention import LOG2_E, live_blocks
+from vitslim.kernels.triton.bit_attention import live_blocks
 from vitslim.kernels.triton.key_gradient import key_gradient_kernel
 from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.pieces import dot, sees
+from vitslim.kernels.triton.pieces import LOG2_E, dot, sees
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
 
@@ -167,7 +167,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``vitslim::bit_attention_backward``, see ``vitslim.kernels.bit_attention``."""
     images, heads, tokens, width = query.shape
-    blocks = blocks or blocks_for("bit_attention_backward", query, tokens)
+    blocks = blocks or blocks_for("bit_attention_backward", query, value)
     grad, query, key, value, out = (rows_of(part) for part in (grad, query, key, value, out))
     bits, lse = bits.contiguous(), lse.contiguous()
     gradients = [part.new_empty(images, tokens, heads, part.shape[3]).transpose(1, 2) for part in (query, key, value)]

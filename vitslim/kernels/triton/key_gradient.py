@@ -5,8 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vitslim.kernels.triton.bit_attention import LOG2_E
-from vitslim.kernels.triton.pieces import dot, sees
+from vitslim.kernels.triton.pieces import LOG2_E, dot, sees
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What every launch of an attention kernel needs: strides, padded widths, precision, the right device."""
+"""What every launch of a kernel needs: strides, padded widths, precision, the right device."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,13 +26,14 @@ def padded(width: int) -> int:
 def dot_precision(tensor: Tensor) -> str:
     """How blocks are multiplied; sums are always in float32.
 
-    float32 goes through tensor cores in one pass of 10 bits if torch may do so (``set_float32_matmul_precision``), else
+    float32 goes through tensor cores in one pass of 10 bits if torch may do so (``torch.backends.cuda.matmul``), else
     in three passes, near float32's own precision. Triton's interpreter would multiply the bits of bfloat16 as integers:
     there the operands are widened first.
     """
     if tensor.dtype == torch.bfloat16 and not tensor.is_cuda:
         return "widened"
-    if tensor.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+    # The older question, ``get_float32_matmul_precision``, raises where this one has been settled on its own.
+    if tensor.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32":
         return "tf32x3"
     return "tf32"
 

@@ -1,9 +1,12 @@
-"""What the attention kernels share: products, which keys a block of queries sees, which blocks see none."""
+"""What the attention kernels share: products, the running softmax, who sees which keys, which blocks see none."""
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -13,6 +16,27 @@ def dot(first, second, total, PRECISION: tl.constexpr):
     if PRECISION == "widened":
         return tl.dot(first.to(tl.float32), second.to(tl.float32), total)
     return tl.dot(first, second, total, input_precision=PRECISION)
+
+
+@triton.jit
+@no_type_check
+def softmax_step(scores, most, total):
+    """Weights of one more block of scores, in powers of two; what so far was summed shrinks by the second result."""
+    new_most = tl.maximum(most, tl.max(scores, axis=1))
+    # Where nothing was seen so far, -inf - -inf would be no number.
+    finite = tl.where(new_most == float("-inf"), 0.0, new_most)
+    weights = tl.exp2(scores - finite[:, None])
+    shrink = tl.exp2(most - finite)
+    return weights, shrink, new_most, total * shrink + tl.sum(weights, axis=1)
+
+
+@triton.jit
+@no_type_check
+def softmax_end(mixed, most, total):
+    """The mixed values of each row, and the logarithm of its sum of exponentials."""
+    # A query that sees nothing gets zeros, and its sum of exponentials is nothing: -inf.
+    total = tl.where(total == 0.0, 1.0, total)
+    return mixed / total[:, None], (most + tl.log2(total)) * LN_2
 
 
 @triton.jit

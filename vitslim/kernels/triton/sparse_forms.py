@@ -20,11 +20,11 @@ from vitslim.kernels.triton.tuning import Blocks, rule
 _NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # DeiT and ViT have heads of 64; 128 is the widest, 48 one that is padded; float32 takes the most shared memory.
 _USUAL = (
-    ("float16", 64, 577),
-    ("bfloat16", 64, 4097),
-    ("float16", 48, 197),
-    ("bfloat16", 128, 1025),
-    ("float32", 64, 197),
+    ("float16", 64, 64, 577),
+    ("bfloat16", 64, 64, 4097),
+    ("float16", 48, 48, 197),
+    ("bfloat16", 128, 128, 1025),
+    ("float32", 64, 64, 197),
 )
 _WHOLE = ("bits", "lists", "counts")
 
@@ -41,21 +41,29 @@ def _attention_forms() -> Iterator[KernelForm]:
         "tile_attention": (tile_attention_kernel,),
     }
     for family, members in kernels.items():
-        for dtype, width, tokens in (*_USUAL, ("float32", 128, 577)):
-            blocks = rule(family, dtype, padded(width), tokens)
+        # Float32 of the widest heads, and of values alone as wide.
+        for dtype, width, value_width, tokens in (*_USUAL, ("float32", 128, 128, 577), ("float32", 32, 128, 577)):
+            blocks = rule(family, dtype, padded(max(width, value_width)), tokens)
             # One class token, and keys of every query: the usual case.
             ones = () if dtype == "float32" else ("prefix",) if family == "tile_attention" else ("prefix", "tile")
             for kernel in members:
-                form = _form(kernel, f"{dtype} width {width} tokens {tokens}", dtype, width, blocks)
+                form = _form(
+                    kernel,
+                    f"{dtype} widths {width}, {value_width} tokens {tokens}",
+                    dtype,
+                    (width, value_width),
+                    blocks,
+                )
                 yield _with_ones(form, ones)
 
 
-def _form(kernel: Any, what: str, dtype: str, width: int, blocks: Blocks) -> KernelForm:
+def _form(kernel: Any, what: str, dtype: str, widths: tuple[int, int], blocks: Blocks) -> KernelForm:
+    width, value_width = widths
     constants = {
         "WIDTH": width,
-        "VALUE_WIDTH": width,
+        "VALUE_WIDTH": value_width,
         "BLOCK_E": padded(width),
-        "BLOCK_F": padded(width),
+        "BLOCK_F": padded(value_width),
         "BLOCK_Q": blocks.queries,
         "BLOCK_K": blocks.keys,
         "LISTED": blocks.listed,

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitslim.kernels.triton.bit_attention import LN_2, LOG2_E
 from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.pieces import dot
+from vitslim.kernels.triton.pieces import LOG2_E, dot, softmax_end, softmax_step
 from vitslim.kernels.triton.tuning import Blocks, blocks_for
 
 
@@ -90,23 +89,20 @@ def tile_attention_kernel(
         )
         scores = dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        new_most = tl.maximum(most, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_most[:, None])
-        shrink = tl.exp2(most - new_most)
-        total = total * shrink + tl.sum(weights, axis=1)
+        weights, shrink, most, total = softmax_step(scores, most, total)
         values = tl.load(
             value + column[:, None] * value_row + f[None, :],
             mask=inside[:, None] & (f < VALUE_WIDTH)[None, :],
             other=0.0,
         )
         mixed = dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
-        most = new_most
+    mixed, sums = softmax_end(mixed, most, total)
     tl.store(
         out + row[:, None] * out_row + f[None, :],
-        (mixed / total[:, None]).to(out.dtype.element_ty),
+        mixed.to(out.dtype.element_ty),
         mask=here[:, None] & (f < VALUE_WIDTH)[None, :],
     )
-    tl.store(lse + plane * tokens + row, (most + tl.log2(total)) * LN_2, mask=here)
+    tl.store(lse + plane * tokens + row, sums, mask=here)
 
 
 def attend(
@@ -121,7 +117,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """``vitslim::tile_attention``, see ``vitslim.kernels.bit_attention``."""
     images, heads, tokens, width = query.shape
-    blocks = blocks or blocks_for("tile_attention", query, tokens)
+    blocks = blocks or blocks_for("tile_attention", query, value)
     query, key, value, kept = (rows_of(part) for part in (query, key, value, kept.contiguous()))
     out = value.new_empty(images, tokens, heads, value.shape[3]).transpose(1, 2)
     lse = query.new_empty(images, heads, tokens, dtype=torch.float32)

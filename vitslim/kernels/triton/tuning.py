@@ -1,7 +1,8 @@
-"""Block sizes of the kernels: a table of measured ones, and a rule where the table has no row.
+"""Block sizes of the attention kernels: a table of measured ones, and a rule where the table has no row.
 
 ``blocks.json`` beside this file maps ``kernel/sm/dtype/head width/tokens`` to block sizes; ``autotuning`` measures on
-the GPU at hand and rewrites it. Rows are looked up with the padded width and the next power of two of the tokens.
+the GPU at hand and rewrites it. The table ships empty: until then everything goes by the rule. Rows are looked up with
+the padded width, of queries or values, and the next power of two of the tokens.
 """
 
 from dataclasses import dataclass
@@ -41,11 +42,11 @@ class Blocks:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-def blocks_for(kernel: str, tensor: Tensor, tokens: int) -> Blocks:
-    """The blocks for a kernel on the device, type and head width (last axis) of ``tensor``."""
-    capability = capability_of(tensor.device)
-    dtype, width, bucket = str(tensor.dtype).removeprefix("torch."), tensor.shape[-1], _power_of_two(tokens)
-    return looked_up(kernel, capability, dtype, max(16, _power_of_two(width)), bucket)
+def blocks_for(kernel: str, query: Tensor, value: Tensor) -> Blocks:
+    """The blocks for a kernel on queries (b, h, n, e) and values (b, h, n, f); the wider of the two decides."""
+    width, tokens = max(query.shape[3], value.shape[3]), query.shape[2]
+    dtype = str(query.dtype).removeprefix("torch.")
+    return looked_up(kernel, capability_of(query.device), dtype, max(16, _power_of_two(width)), _power_of_two(tokens))
 
 
 def row_name(kernel: str, capability: int, dtype: str, width: int, tokens: int) -> str:
@@ -70,7 +71,7 @@ def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
     """Blocks that fit the shared memory of every architecture; reckoned, not measured.
 
     Args:
-        width: padded width of a head.
+        width: padded width of a head, of queries or values, whichever is wider.
     """
     row_bytes = width * (4 if dtype == "float32" else 2)
     wide, backward = row_bytes > 128, kernel.endswith("backward")
