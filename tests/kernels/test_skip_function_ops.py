@@ -75,6 +75,17 @@ def test_through_the_ops_numbers_and_gradients_are_the_same(monkeypatch: pytest.
         torch.testing.assert_close(found, expected)
 
 
+def test_a_forward_under_autocast_has_its_gradient_outside() -> None:
+    tokens, weight, bias, *grid = convolution(1, grad=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.depthwise_gelu(tokens.to(torch.bfloat16), weight, bias, *grid)
+    assert out.dtype == torch.bfloat16
+    found = torch.autograd.grad(out.sum(), [tokens, weight, bias])
+    exact = ops.depthwise_gelu(tokens.double(), weight.double(), bias.double(), *grid)
+    for slope, expected in zip(found, torch.autograd.grad(exact.sum(), [tokens, weight, bias]), strict=True):
+        torch.testing.assert_close(slope, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
 @pytest.mark.usefixtures("served")
 def test_parts_of_several_precisions_are_left_to_torch() -> None:
     front, reduced, kernel, _ = attention(False)

@@ -117,7 +117,13 @@ def _summed_in(tokens: Tensor) -> torch.dtype:
 
 
 def _scale(mean: Float[Tensor, "b d"], kernel: Float[Tensor, "1 1 3"]) -> Float[Tensor, "b d"]:
-    return F.conv1d(mean.unsqueeze(1), kernel.to(mean.dtype), padding=1).sigmoid().squeeze(1)
+    # Three products, where cuDNN's convolution would round them to TF32.
+    return (_neighbours(mean) * kernel.to(mean.dtype)).sum(dim=2).sigmoid()
+
+
+def _neighbours(means: Float[Tensor, "b d"]) -> Float[Tensor, "b d 3"]:
+    """Of each channel the one before, itself and the one behind."""
+    return F.pad(means, (1, 1)).unfold(1, 3, 1)
 
 
 def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:
@@ -125,7 +131,10 @@ def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _plain_convolution(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
-    return plain_depthwise_gelu(_patches(tokens, rows, columns), weight, bias, rows, columns).contiguous()
+    # As in the kernels, the tokens' precision is that of the result, autocast or not.
+    weight, bias = weight.to(tokens.dtype), bias.to(tokens.dtype)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return plain_depthwise_gelu(_patches(tokens, rows, columns), weight, bias, rows, columns).contiguous()
 
 
 _depthwise_gelu = torch.library.custom_op("vitslim::depthwise_gelu", _plain_convolution, mutates_args=())
@@ -151,12 +160,14 @@ def _plain_convolution_backward(
     prefix, reach, channels = tokens.shape[1] - rows * columns, weight.shape[-1] // 2, weight.shape[0]
     image, above = _image(_patches(tokens, rows, columns), rows, columns), _image(grad, rows, columns)
     # dL/du = dL/dy · GELU'(u) for u, the convolution
-    slope = torch.ops.aten.gelu_backward(above, _convolved(image, weight, bias))
+    taps, shift = weight.to(tokens.dtype), bias.to(tokens.dtype)
+    with torch.autocast(tokens.device.type, enabled=False):
+        slope = torch.ops.aten.gelu_backward(above, _convolved(image, taps, shift))
     spread, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        slope, image, weight, [channels], [1, 1], [reach] * 2, [1, 1], False, [0, 0], channels, [True] * 3
+        slope, image, taps, [channels], [1, 1], [reach] * 2, [1, 1], False, [0, 0], channels, [True] * 3
     )
     grad_tokens = F.pad(_tokens(spread), (0, 0, prefix, 0))
-    return grad_tokens.contiguous(), grad_weight.contiguous(), grad_bias
+    return grad_tokens.contiguous(), grad_weight.to(weight.dtype).contiguous(), grad_bias.to(bias.dtype)
 
 
 _depthwise_gelu_backward = torch.library.custom_op(
@@ -254,10 +265,9 @@ def _attention_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tenso
     # ds = Σ_tokens dz · r;  s = σ(t):  dt = ds s (1 - s)
     drive = torch.ops.vitslim.token_sums(patches, reduced) * scale * (1.0 - scale)
     # t_c = w₀ m_{c-1} + w₁ m_c + w₂ m_{c+1}:  dw_j = Σ dt_c m_{c+j-1};  dm_c = w₀ dt_{c+1} + w₁ dt_c + w₂ dt_{c-1}
-    around = F.pad(mean, (1, 1)).unfold(1, 3, 1)
-    grad_kernel = (drive.unsqueeze(2) * around).sum(dim=(0, 1)).view_as(kernel).to(kernel.dtype)
-    grad_mean = F.conv1d(drive.unsqueeze(1), kernel.to(drive.dtype).flip(2), padding=1)
-    share = (grad_mean / reduced.shape[1]).to(reduced.dtype)
+    grad_kernel = (drive.unsqueeze(2) * _neighbours(mean)).sum(dim=(0, 1)).view_as(kernel).to(kernel.dtype)
+    grad_mean = (_neighbours(drive) * kernel.to(drive.dtype).flip(2)).sum(dim=2)
+    share = (grad_mean / reduced.shape[1]).to(reduced.dtype).unsqueeze(1)
     grad_reduced = torch.addcmul(share, patches, scale.unsqueeze(1).to(reduced.dtype))
     return grad[:, :front_rows], grad_reduced, grad_kernel, patches if ctx.has_residual else None
 

@@ -110,7 +110,8 @@ class SkipFunction(nn.Module):
             front: what shall stand before Φ(Z), such as the prefix rows.
         """
         reduced = self.reduce(self.hidden(tokens, grid, prefix))
-        rows_before = reduced[:, :0] if front is None else front
+        # No view of ``reduced``, whose gradient would then be a sum with zeros.
+        rows_before = reduced.new_empty(reduced.shape[0], 0, reduced.shape[2]) if front is None else front
         residual = tokens[:, prefix:] if self.residual else None
         return channel_attention(rows_before, reduced, self.channel_attention.weight, residual)
 

@@ -48,7 +48,6 @@ class KernelForm:
     aligned: tuple[str, ...] = ()
     warps: int = 4
     stages: int = 2
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def compile_form(form: KernelForm, capability: int) -> CompiledKernel:
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned}
     source = ASTSource(form.kernel, types, dict(form.constants), attributes)
     # Fused multiply-add is said outright: Triton 3.10 changes its default, and 3.9 warns of that.
-    options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True, **form.options}
+    options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     shared, most = compiled.metadata.shared, SHARED_BYTES.get(capability)
     if most is not None and shared > most:

@@ -4,7 +4,9 @@ The scores of a row stay in registers. Its k-th largest is found without a sort,
 which for floats that are not negative stand in the same order. Equals go to the lower index, exactly as in
 ``vitslim::kept_keys``. The sums run in another order than torch's, in float32 on tensor cores in three passes: keys
 whose scores differ by less than a few units of float32's rounding may change places with one another; scores that are
-sums of few bits, hence exact, never do. Rows too long for registers beside a product get their scores from torch.
+sums of few bits, hence exact, never do. Rows too long for registers beside a product get their scores from torch's
+matrix product, which rounds its operands to TF32 where torch may do so (``torch.backends.cuda.matmul``): keys whose
+scores differ by less than a thousandth may change places then.
 
 n is rarely a power of two, and often just above one (1025 = 1 + 32 * 32), so a row is held in two pieces: the largest
 power of two in n, and what is left, rounded up.
