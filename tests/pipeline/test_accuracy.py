@@ -1,5 +1,6 @@
 """The accuracy benchmark: everything trained at one budget, stopped and resumed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,17 @@ def test_a_run_that_is_stopped_at_every_step_ends_like_one_in_a_piece(
 def test_another_teacher_does_not_go_on_in_the_folder(whole: tuple[AccuracyReport, Path]) -> None:
     with pytest.raises(ConfigError, match="holds another teacher"):
         run(whole[1], "teacher.steps=4")
+
+
+def test_finished_students_are_replaced_only_when_asked(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"holds dense-control, skipat, .* of other settings.*add --again"):
+        run(folder, "budget.steps=1")
+    assert (folder / "skipat" / "result.json").is_file()
+    # No time is left: what is trained anew stays begun.
+    report = run(folder, "budget.steps=1", again=True, minutes=0.0)
+    assert [row.model for row in report.rows] == ["teacher"]
+    assert not (folder / "dense-control" / "result.json").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

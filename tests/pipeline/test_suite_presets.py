@@ -18,6 +18,8 @@ TINY: dict[str, Any] = {
     "models": {"tiny": {"name": "builtin"}},
     "groups": [{"models": ["tiny"], "sizes": [32, 64], "batches": [1, 2], "backends": ["torch", "compiled"]}],
 }
+EVO_VIT = "{convert: [{method: evo_vit}]}"
+RESERVED = ("teacher", "dense-control", "dense", "speed", "tome", "depth-drop")
 DEPTHS = {"deit_tiny": 12, "deit_small": 12, "deit_base": 12, "vit_large": 24}
 
 
@@ -129,7 +131,10 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     ("override", "message"),
     [
         ("baselines=[smaller-sibling]", "sibling is not given"),
-        ("students.teacher={convert: [{method: evo_vit}]}", "names of the control or baselines"),
+        *((f"students.{name}={EVO_VIT}", f"called {name}, which are names of") for name in RESERVED),
+        (f"students={{'..': {EVO_VIT}}}", "called '..'; wanted a small letter or digit"),
+        (f"students={{/tmp/student: {EVO_VIT}}}", "called '/tmp/student'; wanted"),
+        (f"students={{evo/vit: {EVO_VIT}}}", "called 'evo/vit'; wanted"),
         ("budget.lr=-1", "budget.lr"),
     ],
 )

@@ -144,6 +144,9 @@ def accuracy(
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="train anew what other settings trained in this folder")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
     ] = None,
@@ -160,6 +163,7 @@ def accuracy(
             preset=preset,
             quick=quick,
             minutes=minutes,
+            again=again,
             overrides=tuple(settings or ()),
             command=command,
             progress=screen,

@@ -24,7 +24,7 @@ from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
 from vitslim.models import open_model, preprocessing
-from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, AccuracyPreset
+from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, TEACHER, AccuracyPreset
 from vitslim.pipeline.suite.preset import ModelEntry
 from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
@@ -32,7 +32,6 @@ from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_st
 from vitslim.train.settings import resolve_precision
 from vitslim.train.start import start_from_scratch_
 
-TEACHER = "teacher"
 BEGUN_FILE = "begun.json"
 RESULT_FILE = "result.json"
 _KEPT = ("steps", "images", "seconds", "images_per_second", "precision", "losses")
