@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench import baselines
+from vitslim.bench import baselines, environment
 from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
@@ -226,6 +226,23 @@ def test_other_versions_are_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     run(tmp_path / "out", Measured())
     again = Measured()
     monkeypatch.setattr("vitslim.pipeline.suite.running._version", lambda name: "99")
+    run(tmp_path / "out", again)
+    assert again.names == NAMES
+
+
+def test_other_code_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "out", Measured())
+    again = Measured()
+    monkeypatch.setattr("vitslim.pipeline.suite.running.code_digest", lambda: "other")
+    run(tmp_path / "out", again)
+    assert again.names == NAMES
+
+
+def test_another_driver_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "out", Measured())
+    again = Measured()
+    machine = environment() | {"driver": "570.86.15"}
+    monkeypatch.setattr("vitslim.pipeline.suite.running.environment", lambda: machine)
     run(tmp_path / "out", again)
     assert again.names == NAMES
 

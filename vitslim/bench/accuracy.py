@@ -35,7 +35,7 @@ class AccuracyReport(Result):
     quick: bool
     command: str
     settings: dict[str, Any]
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # in which the last model was trained
     drawn_images_per_second: float | None  # of a set of several batches
     rows: list[AccuracyRow]
     left: list[str]

@@ -86,7 +86,7 @@ class PieceResult(Result):
     """What one piece gave, as it lies in ``pieces/``."""
 
     piece: Piece
-    digest: str  # of the piece, its settings, the versions and the hardware
+    digest: str  # of the piece, its settings, the versions, the code and the hardware
     status: Status
     reason: str | None = None
     seconds: float

@@ -26,6 +26,7 @@ from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
 _MARGIN_SECONDS = 5.0  # for the state to be written
+_DECISIVE = ("cpu", "gpu", "driver", "torch", "timm", "vitslim", "code")  # of the environment, for a training
 _DRAWN_BATCHES = 4  # on which the drawing of images is timed
 
 
@@ -69,16 +70,17 @@ def run_accuracy(
         speed = run_suite(
             root / SPEED_FOLDER, preset=_speed_preset(settings, root), minutes=left, isolate=isolate, progress=progress
         )
+    environments = _environments(trainer, settings)
     report = AccuracyReport(
         preset=Path(preset).stem,
         quick=quick,
         command=command,
         settings=settings.model_dump(mode="json"),
-        environment=environment(),
+        environment=[environment(), *environments.values()][-1],
         drawn_images_per_second=_drawing_speed(settings, device),
         rows=_rows(trainer, settings, speed),
         left=_left(trainer, settings, speed),
-        notes=_notes(settings, speed),
+        notes=[*_notes(settings, speed), *_differences(environments)],
     )
     write_json(root / ACCURACY_FILE, report.model_dump(mode="json"))
     return report
@@ -214,6 +216,25 @@ def _notes(preset: AccuracyPreset, speed: SuiteReport | None) -> list[str]:
         notes += dict.fromkeys(note for piece in speed.pieces for note in piece.notes)
         notes += [f"{piece.piece.name}: {piece.status}, {piece.reason}" for piece in speed.pieces if not piece.rows]
     return notes
+
+
+def _environments(trainer: Trainer, preset: AccuracyPreset) -> dict[str, dict[str, Any]]:
+    """Of every model that is trained, in order."""
+    found = {name: trainer.result(name) for name in [TEACHER, *preset.names]}
+    return {name: result["environment"] for name, result in found.items() if result and "environment" in result}
+
+
+def _differences(environments: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for every model that was not trained where, and with what, the last one was."""
+    last = [*environments.values()][-1:]
+    apart = {
+        name: [key for key in _DECISIVE if own.get(key) != other.get(key)]
+        for name, own in environments.items()
+        for other in last
+    }
+    return [
+        f"{name} was trained with other {', '.join(keys)} than the last model." for name, keys in apart.items() if keys
+    ]
 
 
 def _drawing_speed(preset: AccuracyPreset, device: torch.device) -> float | None:

@@ -17,7 +17,9 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.bench.baselines import at_lower_size, block_influences, blocks_to_drop, drop_blocks
+from vitslim.bench.code import code_digest
 from vitslim.bench.cost import count_macs, count_parameters
+from vitslim.bench.environment import environment
 from vitslim.bench.suite import SMALLER
 from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
@@ -141,6 +143,7 @@ class Trainer:
         result = {
             "digest": digest_of(self.preset, name),
             "name": name,
+            "environment": environment() | {"code": code_digest()},
             "metrics": found.model_dump(mode="json"),
             "params": count_parameters(model),
             "macs": count_macs(model),

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vitslim.bench.code import code_digest
 from vitslim.bench.environment import environment
 from vitslim.bench.suite import DENSE, SUITE_FILE, Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
@@ -23,7 +24,7 @@ from vitslim.progress import Progress, ProgressCallback, silent
 
 PIECES_FOLDER = "pieces"
 _MEASURING_LIBRARIES = ("triton", "tensorrt", "tensorrt-rtx", "torch-pruning", "tome")
-_HARDWARE = ("cpu", "gpu", "cuda")
+_HARDWARE = ("cpu", "gpu", "cuda", "driver")
 _MORE_TIME = 1.2  # times what a piece had that was stopped
 
 
@@ -42,7 +43,8 @@ def run_suite(
     """Measure what is left of a preset and write suite.json; called again it goes on where it was stopped.
 
     Args:
-        out: a new folder, or one of an earlier call. Pieces of other settings, versions or hardware are measured again.
+        out: a new folder, or one of an earlier call. Pieces of other settings, versions, code or
+            hardware are measured again.
         preset: ``cpu``, ``gpu``, a YAML file, or a preset itself.
         minutes: begin no piece that would end later than that, and stop one that does.
         again: measure the pieces that failed once more.
@@ -133,7 +135,7 @@ class Folder:
             )
 
     def result(self, piece: Piece) -> PieceResult | None:
-        """What a piece gave with just these settings, versions and hardware."""
+        """What a piece gave with just these settings, versions, code and hardware."""
         known = self._known.get(piece.name)
         return known if known is not None and known.digest == self.digest(piece) else None
 
@@ -220,7 +222,8 @@ def _versions(machine: dict[str, Any]) -> dict[str, Any]:
     changing = ("load_average", "torch_threads", "cores", "cores_usable", "memory_gib", "platform", *_HARDWARE)
     libraries = {name: value for name, value in machine.items() if name not in changing}
     libraries |= {name: _version(name) for name in _MEASURING_LIBRARIES}
-    return {"libraries": libraries, "hardware": {name: machine.get(name) for name in _HARDWARE}}
+    hardware = {name: machine.get(name) for name in _HARDWARE}
+    return {"libraries": libraries, "hardware": hardware, "code": code_digest()}
 
 
 def _version(name: str) -> str | None:
