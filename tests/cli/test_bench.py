@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Command
+from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.files import read_json, write_json
 
 PRESET: dict[str, Any] = {
@@ -61,6 +62,27 @@ def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Pa
     assert again.document["pieces"][0]["status"] == "measured"
     assert {row["model"] for row in again.document["pieces"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
     _ratios_are_compared(out, preset, tmp_path, vitslim)
+
+
+@pytest.mark.parametrize(
+    ("tries", "sentence"), [(1, "1 pieces are left; run the same command again"), (2, "needs a larger --minutes")]
+)
+def test_what_is_left_says_what_to_do(
+    tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = PieceResult(piece=Piece(), digest="0", status="too long", seconds=9.0, tries=tries)
+    report = SuiteReport(
+        preset="own",
+        quick=False,
+        command="vitslim bench suite",
+        settings={},
+        environment={},
+        pieces=[piece],
+        left=[piece.piece.name],
+    )
+    monkeypatch.setattr("vitslim.pipeline.suite.run_suite", lambda *_, **__: report)
+    outcome = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
+    assert sentence in " ".join(outcome.err.split())
 
 
 def _ratios_are_compared(out: Path, preset: Path, tmp_path: Path, vitslim: Command) -> None:

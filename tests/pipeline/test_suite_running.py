@@ -306,13 +306,15 @@ def test_pieces_are_taken_to_last_as_long_as_those_of_their_backend(tmp_path: Pa
     assert second.names == ["tiny-40-fp32-torch-b1"]
 
 
-def test_a_piece_that_was_stopped_is_measured_when_there_is_more_time(tmp_path: Path) -> None:
+def test_a_piece_that_was_stopped_is_tried_twice_and_then_when_there_is_more_time(tmp_path: Path) -> None:
     preset = WHOLE.model_copy(update={"groups": WHOLE.groups[:1]})
     stopped = run(tmp_path / "out", Measured(status="too long"), preset=preset, minutes=0.5)  # after 30 s
-    assert stopped.left == NAMES[:1]
-    same, more = Measured(), Measured()
-    run(tmp_path / "out", same, preset=preset, minutes=0.55)
-    assert same.names == []
+    assert (stopped.left, stopped.too_long) == (NAMES[:1], [])
+    second, third, more = Measured(status="too long"), Measured(), Measured()
+    stopped = run(tmp_path / "out", second, preset=preset, minutes=0.5)
+    assert (stopped.left, stopped.too_long, second.names) == (NAMES[:1], NAMES[:1], NAMES[:1])
+    run(tmp_path / "out", third, preset=preset, minutes=0.55)
+    assert third.names == []
     assert run(tmp_path / "out", more, preset=preset, minutes=0.7).left == []
     assert more.names == NAMES[:1]
 

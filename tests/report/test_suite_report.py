@@ -221,6 +221,14 @@ def test_what_has_no_figure_is_listed_with_its_reason() -> None:
     assert "kernels-bf16-b32: measured" not in text
 
 
+def test_a_piece_that_was_stopped_is_named_once() -> None:
+    stopped = ABSENT.model_copy(update={"status": "too long", "reason": "not done after 60 s"})
+    report = REPORT.model_copy(update={"pieces": [stopped], "left": [stopped.piece.name]})
+    text = render_tables(report)
+    assert "* deit_small-224-fp16-tensorrt-b1: too long, not done after 60 s" in text.splitlines()
+    assert "not begun" not in text
+
+
 def test_kernels_stand_beside_their_share_of_the_roofline() -> None:
     assert cells(render_tables(REPORT), "sparse tile") == ["2.10x (35 %)"]
 

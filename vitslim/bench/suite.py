@@ -20,6 +20,7 @@ Status = Literal["measured", "unavailable", "out of memory", "failed", "crashed"
 DENSE = "dense"
 SMALLER = "smaller-sibling"
 SUITE_FILE = "suite.json"
+TRIES = 2  # of a piece that is not done in time; what the first one compiled is there for the second
 
 
 class Piece(Config):
@@ -90,6 +91,7 @@ class PieceResult(Result):
     status: Status
     reason: str | None = None
     seconds: float
+    tries: int = 1  # in a row that were too long, this one counted
     environment: dict[str, Any] = Field(default_factory=dict)
     ceilings: Ceilings | None = None
     rows: list[SuiteRow] = Field(default_factory=list[SuiteRow])
@@ -110,6 +112,17 @@ class SuiteReport(Result):
     pieces: list[PieceResult]
     left: list[str]  # names of the pieces that are not measured yet
     aims: list[Aim] = Field(default_factory=list[Aim])
+
+    @property
+    def too_long(self) -> list[str]:
+        """Names of the pieces that are left and that another call with no more time would not measure either."""
+        return [one.piece.name for one in self.pieces if one.status == "too long" and one.tries >= TRIES]
+
+    @property
+    def not_begun(self) -> list[str]:
+        """Names of the pieces that are left and that were not tried."""
+        tried = {one.piece.name for one in self.pieces}
+        return [name for name in self.left if name not in tried]
 
     @property
     def rows(self) -> list[SuiteRow]:

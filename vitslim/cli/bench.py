@@ -136,7 +136,8 @@ def _show_suite(found: SuiteReport, page: Path) -> None:
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")
     if found.left:
-        say(f"{len(found.left)} pieces are left; run the same command again", style="yellow")
+        need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
+        say(f"{len(found.left)} pieces are left; {need}", style="yellow")
 
 
 def accuracy(

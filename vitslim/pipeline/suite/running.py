@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from vitslim.bench.code import code_digest
 from vitslim.bench.environment import environment
-from vitslim.bench.suite import DENSE, SUITE_FILE, Piece, PieceResult, SuiteReport
+from vitslim.bench.suite import DENSE, SUITE_FILE, TRIES, Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import read_json, write_json
 from vitslim.pipeline.suite.measuring import Measure, measure_piece
@@ -140,15 +140,18 @@ class Folder:
         return known if known is not None and known.digest == self.digest(piece) else None
 
     def wants(self, piece: Piece, seconds: float | None, *, again: bool = False) -> bool:
-        """Whether a piece is to be measured; one that was stopped is, when there is clearly more time than it had."""
+        """Whether a piece is to be measured; one that was stopped is, twice and when there is clearly more time."""
         known = self.result(piece)
         if known is None or known.status == "measured":
             return known is None
         has_more_time = seconds is None or seconds > _MORE_TIME * known.seconds
-        return again or (known.status == "too long" and has_more_time)
+        return again or (known.status == "too long" and (known.tries < TRIES or has_more_time))
 
     def write(self, result: PieceResult) -> None:
-        """Keep what a piece gave."""
+        """Keep what a piece gave, and how often it was stopped in a row."""
+        known = self.result(result.piece)
+        if result.status == "too long" and known is not None and known.status == "too long":
+            result = result.model_copy(update={"tries": known.tries + 1})
         write_json(self.path / PIECES_FOLDER / f"{result.piece.name}.json", result.model_dump(mode="json"))
         self._known[result.piece.name] = result
 
