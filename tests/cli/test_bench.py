@@ -118,6 +118,26 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("verb", ["suite", "accuracy"])
+def test_without_its_gpu_a_preset_is_refused_and_nothing_written(
+    verb: str, vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = vitslim("bench", verb, "--preset", "gpu", "--out", tmp_path / "out")
+    assert (outcome.code, "no usable GPU is there" in outcome.error) == (3, True), outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_of_what_is_not_here_ends_with_an_error(vitslim: Command, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(PRESET | {"groups": [{"models": ["tiny"], "backends": ["compiled-graph"]}]}))
+    outcome = vitslim("bench", "suite", "--preset", path, "--out", tmp_path / "out")
+    assert outcome.code == 3
+    assert outcome.error.startswith("nothing could be measured: ")
+    assert outcome.error.endswith("compiled-graph runs on a GPU, this preset measures the CPU")
+    assert read_json(tmp_path / "out" / "suite.json")["pieces"][0]["status"] == "unavailable"
+
+
 def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Command) -> None:
     settings = ("model.options={depth: 4, embed_dim: 48, num_heads: 3, patch_size: 8}", "batch_size=4")
     words = [word for one in settings for word in ("--set", one)]

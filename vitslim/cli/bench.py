@@ -124,6 +124,9 @@ def suite(
         print_json(found.model_dump(mode="json"))
     else:
         _show_suite(found, page)
+    if found.pieces and all(piece.status == "unavailable" for piece in found.pieces):
+        reasons = dict.fromkeys(str(piece.reason) for piece in found.pieces)
+        raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
     changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
     if changes:
         raise CheckFailedError("; ".join(change.sentence for change in changes))

@@ -20,6 +20,7 @@ from vitslim.files import read_json, write_json
 from vitslim.pipeline.suite.measuring import Measure, measure_piece
 from vitslim.pipeline.suite.preset import Preset, read_preset
 from vitslim.pipeline.suite.workers import SameProcess, Worker
+from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
 PIECES_FOLDER = "pieces"
@@ -53,8 +54,10 @@ def run_suite(
 
     Raises:
         ConfigError: a faulty preset, or the folder holds something else.
+        MissingDependencyError: the preset's device is absent.
     """
     settings = preset if isinstance(preset, Preset) else read_preset(preset, quick=quick)
+    device_named(settings.device)
     name = "own" if isinstance(preset, Preset) else Path(preset).stem
     pieces = settings.pieces(quick=quick)
     folder = Folder(Path(out), settings, environment())
