@@ -39,6 +39,14 @@ def test_a_shipped_preset_is_whole(name: str, quick: bool) -> None:
     assert len(preset.pieces(quick=True)) < len(preset.pieces(quick=False))
 
 
+def test_a_quick_cpu_run_watches_both_backends_and_a_pair() -> None:
+    preset = read_preset("cpu", quick=True)
+    pieces = preset.pieces(quick=True)
+    assert {piece.backend for piece in pieces} == {"torch", "ort"}
+    for piece in pieces:
+        assert any(len(preset.competitors[name].convert) > 1 for name in piece.competitors)
+
+
 def test_the_gpu_preset_has_the_models_sizes_batches_and_baselines_of_the_issue() -> None:
     pieces = read_preset("gpu").pieces(quick=False)
     assert {piece.model for piece in pieces} >= set(DEPTHS)

@@ -423,6 +423,22 @@ def test_a_ratio_that_moved_beyond_its_spread_is_named(whole: tuple[SuiteReport,
     assert change.sentence.endswith("became 90.00x (faster)")
 
 
+def test_a_ratio_that_vanished_is_named(whole: tuple[SuiteReport, Path]) -> None:
+    report = whole[0]
+    first = report.pieces[0]
+    rest = [row for row in first.rows if row.model != "evo-vit"]
+
+    def later(**changes: Any) -> SuiteReport:
+        return report.model_copy(update={"pieces": [first.model_copy(update=changes), *report.pieces[1:]]})
+
+    found = changed_ratios(report, later(rows=rest), 0.1)
+    assert [change.what for change in found] == [f"evo-vit on tiny 32 px, torch fp32 b{batch}" for batch in (1, 2)]
+    assert all(change.sentence.endswith("x is no longer measured") for change in found)
+    crashed = changed_ratios(report, later(rows=[], status="crashed"), 0.1)
+    assert len(crashed) == len([row for row in first.rows if row.model != "dense"])
+    assert changed_ratios(report, later(rows=[], status="too long"), 0.1) == []  # it is left for another call
+
+
 def test_runs_without_a_common_row_cannot_be_compared(whole: tuple[SuiteReport, Path]) -> None:
     empty = whole[0].model_copy(update={"pieces": []})
     with pytest.raises(CheckFailedError, match="no row in common"):
