@@ -355,6 +355,23 @@ def test_a_set_too_small_to_time_its_drawing_has_a_dash() -> None:
     assert "; – images/s drawn" in render_accuracy(ACCURACY.model_copy(update={"drawn_images_per_second": None}))
 
 
+@pytest.mark.parametrize(
+    ("aim", "line"),
+    [
+        ({"at_least": 1.4, "max_loss": 0.6}, ["1.40x", "0.6", "1.45x, -0.60", "evo-vit", "yes"]),
+        ({"at_least": 1.5, "max_loss": 0.6}, ["1.50x", "0.6", "1.45x, -0.60", "evo-vit", "no"]),
+        ({"at_least": 1.4, "max_loss": 0.5}, ["1.40x", "0.5", "none is as accurate", "–", "no"]),
+        ({"at_least": 1.4}, ["1.40x", "–", "1.90x, -1.50", "pair", "yes"]),
+        ({"at_least": 1.4, "batch": 8}, ["1.40x", "–", "not measured", "–", "–"]),
+    ],
+)
+def test_an_aim_of_both_counts_who_is_accurate_enough(aim: dict[str, Any], line: list[str]) -> None:
+    wanted = Aim(**{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim})
+    rows = [*ACCURACY.rows, trained("pair", 0.905, speed=[row("pair", 1.9)])]
+    report = ACCURACY.model_copy(update={"aims": [wanted], "rows": rows})
+    assert cells(render_accuracy(report), "an aim") == line
+
+
 def test_a_run_that_is_not_done_says_what_is_left() -> None:
     assert "Not done yet: evo-vit, speed." in render_accuracy(
         ACCURACY.model_copy(update={"left": ["evo-vit", "speed"]})

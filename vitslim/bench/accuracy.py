@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitslim.bench.suite import Kind, SuiteRow
+from pydantic import Field
+
+from vitslim.bench.suite import Aim, Kind, SuiteRow
 from vitslim.shapes import Result
 
 ACCURACY_FILE = "accuracy.json"
@@ -40,3 +42,4 @@ class AccuracyReport(Result):
     rows: list[AccuracyRow]
     left: list[str]
     notes: list[str]
+    aims: list[Aim] = Field(default_factory=list[Aim])

@@ -61,6 +61,7 @@ class Aim(Config):
     competitors: tuple[str, ...] = ()
     kernel: str = ""  # its name, instead of competitors
     tokens: int = 0  # of the kernel
+    max_loss: float | None = None  # points of top-1 below the dense control; where accuracy is measured too
 
     @property
     def setting(self) -> tuple[str, int, str, str, int]:

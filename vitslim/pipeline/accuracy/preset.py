@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.contest import Backend
-from vitslim.bench.suite import DENSE, SMALLER
+from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
 from vitslim.pipeline.suite.preset import PRESETS, Competitor, ModelEntry
@@ -86,6 +86,7 @@ class AccuracyPreset(Config):
     students: dict[str, Student]
     baselines: tuple[Baseline, ...] = ()
     speed: Speed = Speed()
+    aims: tuple[Aim, ...] = ()
 
     @model_validator(mode="after")
     def _has_all_it_names(self) -> AccuracyPreset:
@@ -97,6 +98,15 @@ class AccuracyPreset(Config):
                 f"students are called {', '.join(reserved)}, which are names of the teacher, the control, baselines or "
                 "the speed's folder; choose others"
             )
+        speed = self.speed
+        for aim in self.aims:
+            is_timed = (
+                aim.precision in speed.precisions and aim.backend in speed.backends and aim.batch in speed.batches
+            )
+            if not is_timed or not {*aim.competitors} <= {*self.names}:
+                raise ValueError(
+                    f"aim {aim.what!r}: its competitors or its setting are not those of students and speed"
+                )
         # Each becomes the name of a folder.
         faulty = [name for name in self.students if not _NAME.fullmatch(name)]
         if faulty:

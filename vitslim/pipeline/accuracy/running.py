@@ -80,6 +80,7 @@ def run_accuracy(
         drawn_images_per_second=_drawing_speed(settings, device),
         rows=_rows(trainer, settings, speed),
         left=_left(trainer, settings, speed),
+        aims=list(settings.aims),
         notes=[*_notes(settings, speed), *_differences(environments)],
     )
     write_json(root / ACCURACY_FILE, report.model_dump(mode="json"))
