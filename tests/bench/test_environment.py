@@ -1,4 +1,5 @@
 import getpass
+import importlib
 import json
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from vitslim.bench import environment
+from vitslim.bench.code import code_digest
 from vitslim.bench.environment import _ASK_FOR_GPUS
 
 
@@ -57,3 +59,34 @@ def test_a_new_process_stays_without_a_context() -> None:
     code = "from vitslim.bench import environment; import torch; assert environment()['gpu']; "
     code += "assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.129.03  Release Build  (dvs-builder@U16)",
+    ],
+)
+def test_the_driver_is_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "version").write_text(f"{line}\nGCC version:  gcc version 12.2.0\n")
+    module = importlib.import_module("vitslim.bench.environment")  # the room's name is the function's
+    monkeypatch.setattr(module, "_DRIVER", tmp_path / "version")
+    assert environment()["driver"] == "535.129.03"
+    monkeypatch.setattr(module, "_DRIVER", tmp_path / "absent")
+    assert environment()["driver"] is None
+
+
+def test_other_code_and_other_tuning_are_other_digests(tmp_path: Path):
+    for name in ("kernels/a.py", "kernels/triton/blocks.json", "report/page.py", "kernels/a.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    found = [code_digest(tmp_path)]
+    for name in ("report/page.py", "kernels/a.pyc"):
+        (tmp_path / name).write_text("2")
+        assert code_digest(tmp_path) == found[0]
+    for name in ("kernels/a.py", "kernels/triton/blocks.json"):
+        (tmp_path / name).write_text("2")
+        found.append(code_digest(tmp_path))
+    assert len(set(found)) == 3
+    assert code_digest() == code_digest()

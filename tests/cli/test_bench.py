@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Command
+from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.files import read_json, write_json
 
 PRESET: dict[str, Any] = {
@@ -63,6 +64,27 @@ def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Pa
     _ratios_are_compared(out, preset, tmp_path, vitslim)
 
 
+@pytest.mark.parametrize(
+    ("tries", "sentence"), [(1, "1 pieces are left; run the same command again"), (2, "needs a larger --minutes")]
+)
+def test_what_is_left_says_what_to_do(
+    tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = PieceResult(piece=Piece(), digest="0", status="too long", seconds=9.0, tries=tries)
+    report = SuiteReport(
+        preset="own",
+        quick=False,
+        command="vitslim bench suite",
+        settings={},
+        environment={},
+        pieces=[piece],
+        left=[piece.piece.name],
+    )
+    monkeypatch.setattr("vitslim.pipeline.suite.run_suite", lambda *_, **__: report)
+    outcome = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
+    assert sentence in " ".join(outcome.err.split())
+
+
 def _ratios_are_compared(out: Path, preset: Path, tmp_path: Path, vitslim: Command) -> None:
     words = ("bench", "suite", "--preset", preset, "--out", out, "--compare")
     assert vitslim(*words, out / "suite.json").code == 0
@@ -94,6 +116,26 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(
     outcome = vitslim("bench", *words)
     assert (outcome.code, message in outcome.error) == (2, True), outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["suite", "accuracy"])
+def test_without_its_gpu_a_preset_is_refused_and_nothing_written(
+    verb: str, vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = vitslim("bench", verb, "--preset", "gpu", "--out", tmp_path / "out")
+    assert (outcome.code, "no usable GPU is there" in outcome.error) == (3, True), outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_of_what_is_not_here_ends_with_an_error(vitslim: Command, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(PRESET | {"groups": [{"models": ["tiny"], "backends": ["compiled-graph"]}]}))
+    outcome = vitslim("bench", "suite", "--preset", path, "--out", tmp_path / "out")
+    assert outcome.code == 3
+    assert outcome.error.startswith("nothing could be measured: ")
+    assert outcome.error.endswith("compiled-graph runs on a GPU, this preset measures the CPU")
+    assert read_json(tmp_path / "out" / "suite.json")["pieces"][0]["status"] == "unavailable"
 
 
 def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Command) -> None:

@@ -1,5 +1,6 @@
 """The accuracy benchmark: everything trained at one budget, stopped and resumed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from vitslim import checkpoint
 from vitslim.bench.accuracy import AccuracyReport
 from vitslim.errors import ConfigError
-from vitslim.files import read_json
+from vitslim.files import read_json, write_json
 from vitslim.pipeline.accuracy import read_accuracy_preset, run_accuracy, running
 from vitslim.pipeline.accuracy.running import _drawing_speed
 from vitslim.pipeline.accuracy.training import digest_of
@@ -104,6 +105,21 @@ def test_a_second_call_trains_nothing_anew(whole: tuple[AccuracyReport, Path]) -
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
 
 
+def test_every_model_says_where_it_was_trained(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    own = read_json(folder / "smaller-sibling" / "result.json")["environment"]
+    assert whole[0].environment == own
+    assert own["code"]
+    assert not any("was trained with other" in note for note in whole[0].notes)
+    for path in folder.glob("*/result.json"):
+        found = read_json(path)
+        found["environment"] |= {"torch": "2.11.0"} if found["name"] == "skipat" else {"cpu": "another"}
+        write_json(path, found)
+    report = run(folder)
+    assert report.environment["cpu"] == "another"
+    assert report.notes[-1] == "skipat was trained with other cpu, torch than the last model."
+
+
 def test_a_run_that_is_stopped_at_every_step_ends_like_one_in_a_piece(
     whole: tuple[AccuracyReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +147,17 @@ def test_a_run_that_is_stopped_at_every_step_ends_like_one_in_a_piece(
 def test_another_teacher_does_not_go_on_in_the_folder(whole: tuple[AccuracyReport, Path]) -> None:
     with pytest.raises(ConfigError, match="holds another teacher"):
         run(whole[1], "teacher.steps=4")
+
+
+def test_finished_students_are_replaced_only_when_asked(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"holds dense-control, skipat, .* of other settings.*add --again"):
+        run(folder, "budget.steps=1")
+    assert (folder / "skipat" / "result.json").is_file()
+    # No time is left: what is trained anew stays begun.
+    report = run(folder, "budget.steps=1", again=True, minutes=0.0)
+    assert [row.model for row in report.rows] == ["teacher"]
+    assert not (folder / "dense-control" / "result.json").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Compiling the competitors of a piece side by side."""
 
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from vitslim.bench.suite import Piece
 from vitslim.pipeline.suite import Preset
-from vitslim.pipeline.suite.compiling import _begin, compile_ahead
+from vitslim.pipeline.suite.compiling import compile_ahead, compilers
 
 PRESET = Preset.model_validate(
     {
@@ -27,13 +26,20 @@ def piece(*competitors: str) -> Piece:
 def test_one_core_compiles_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitslim.pipeline.suite.compiling._usable_cores", lambda: 3)
     monkeypatch.setattr("vitslim.pipeline.suite.compiling.ProcessPoolExecutor", None)
-    assert compile_ahead(piece("evo-vit"), PRESET) == []
+    compile_ahead(piece("evo-vit"), PRESET)
 
 
-def test_a_compiling_process_leaves_cores_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def settings_here() -> tuple[int, bool]:
+    """Inductor's, as a compiling process has them."""
+    from torch._inductor import config
+
+    return config.compile_threads, config.autotune_local_cache
+
+
+def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "99")
-    _begin()
-    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+    with compilers(1) as pool:
+        assert pool.submit(settings_here).result(timeout=100) == (2, False)
 
 
 def compile_then_look(found: Any) -> None:
@@ -45,14 +51,14 @@ def compile_then_look(found: Any) -> None:
     from vitslim.runtime import TorchRunner
 
     asked = piece("tome")
-    failed = compile_ahead(asked, PRESET, workers=2)
+    compile_ahead(asked, PRESET, workers=2)
     with TorchRunner(open_competitor("dense", asked, PRESET), compiled=True) as runner:
         runner.run(torch.randn(2, 3, 32, 32))
-    found.put((failed, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]))
+    found.put((counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]))
 
 
 @pytest.mark.slow
-def test_what_was_compiled_ahead_is_found_and_what_failed_is_named(
+def test_what_was_compiled_ahead_is_found_and_what_failed_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -60,5 +66,5 @@ def test_what_was_compiled_ahead_is_found_and_what_failed_is_named(
     found: Any = context.Queue()
     process = context.Process(target=compile_then_look, args=(found,))
     process.start()
-    assert found.get(timeout=300) == (["tome"], 1, 0)
+    assert found.get(timeout=300) == (1, 0)
     process.join()

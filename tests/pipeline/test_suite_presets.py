@@ -12,12 +12,16 @@ from vitslim.errors import ConfigError
 from vitslim.methods import replay
 from vitslim.pipeline.accuracy import read_accuracy_preset
 from vitslim.pipeline.suite import read_preset
+from vitslim.pipeline.suite.preset import KERNELS
 from vitslim.trunk import Conversion
 
 TINY: dict[str, Any] = {
     "models": {"tiny": {"name": "builtin"}},
     "groups": [{"models": ["tiny"], "sizes": [32, 64], "batches": [1, 2], "backends": ["torch", "compiled"]}],
 }
+EVO_VIT = "{convert: [{method: evo_vit}]}"
+RESERVED = ("teacher", "dense-control", "dense", "speed", "tome", "depth-drop")
+KERNEL_AIM = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "bit mask", "tokens": 197}
 DEPTHS = {"deit_tiny": 12, "deit_small": 12, "deit_base": 12, "vit_large": 24}
 
 
@@ -35,6 +39,41 @@ def test_a_shipped_preset_is_whole(name: str, quick: bool) -> None:
     assert pieces
     assert len({piece.name for piece in pieces}) == len(pieces)
     assert len(preset.pieces(quick=True)) < len(preset.pieces(quick=False))
+
+
+def test_kernels_are_called_as_their_cases_are() -> None:
+    pytest.importorskip("triton")
+    import torch
+
+    from vitslim.kernels.triton.cases import kernel_cases
+    from vitslim.kernels.triton.token_cases import token_cases
+
+    given = (torch.device("cpu"), torch.float32, 17, 1)
+    assert {case.name for case in [*kernel_cases(*given), *token_cases(*given)]} == {*KERNELS}
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_papers_evo_vit_stands_for_itself(name: str) -> None:
+    aims = [aim for aim in read_preset(name).aims if aim.what.startswith("Evo-ViT")]
+    assert aims
+    assert all(aim.competitors == ("evo-vit",) for aim in aims)
+
+
+def test_the_gpu_preset_aims_at_large_images_a_selection_and_accuracy() -> None:
+    aims = read_preset("gpu").aims
+    paper = {aim.image_size for aim in aims if aim.competitors == ("skipat",)}
+    assert paper == {384, 512, 1024}
+    assert {aim.tokens for aim in aims if aim.kernel == "selection"} == {197, 577, 1025, 4097}
+    (both,) = read_accuracy_preset("gpu").aims
+    assert (both.at_least, both.max_loss) == (1.8, 0.5)
+
+
+def test_a_quick_cpu_run_watches_both_backends_and_a_pair() -> None:
+    preset = read_preset("cpu", quick=True)
+    pieces = preset.pieces(quick=True)
+    assert {piece.backend for piece in pieces} == {"torch", "ort"}
+    for piece in pieces:
+        assert any(len(preset.competitors[name].convert) > 1 for name in piece.competitors)
 
 
 def test_the_gpu_preset_has_the_models_sizes_batches_and_baselines_of_the_issue() -> None:
@@ -111,6 +150,9 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"rounds": 2}, "rounds"),
         ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
         ({"sizes": [1]}, "sizes"),
+        ({"aims": [KERNEL_AIM | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from bit mask"),
+        ({"aims": [KERNEL_AIM]}, "no group times kernels in fp32 at 197 tokens"),
+        ({"aims": [KERNEL_AIM | {"max_loss": 0.5}]}, "max_loss is of the accuracy benchmark"),
         ({"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]}, "no group measures"),
     ],
 )
@@ -129,7 +171,12 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     ("override", "message"),
     [
         ("baselines=[smaller-sibling]", "sibling is not given"),
-        ("students.teacher={convert: [{method: evo_vit}]}", "names of the control or baselines"),
+        *((f"students.{name}={EVO_VIT}", f"called {name}, which are names of") for name in RESERVED),
+        (f"students={{'..': {EVO_VIT}}}", "called '..'; wanted a small letter or digit"),
+        (f"students={{/tmp/student: {EVO_VIT}}}", "called '/tmp/student'; wanted"),
+        (f"students={{evo/vit: {EVO_VIT}}}", "called 'evo/vit'; wanted"),
+        ("aims=[{what: more, precision: fp32, backend: torch, competitors: [evo], at_least: 2}]", "aim 'more'"),
+        ("aims=[{what: more, precision: bf16, backend: torch, competitors: [sret], at_least: 2}]", "aim 'more'"),
         ("budget.lr=-1", "budget.lr"),
     ],
 )

@@ -1,8 +1,11 @@
 """The suite over its folder: pieces, resuming, what goes wrong, time that is over."""
 
 import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench import baselines
+from vitslim.bench import baselines, environment
 from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
@@ -227,6 +230,23 @@ def test_other_versions_are_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     assert again.names == NAMES
 
 
+def test_other_code_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "out", Measured())
+    again = Measured()
+    monkeypatch.setattr("vitslim.pipeline.suite.running.code_digest", lambda: "other")
+    run(tmp_path / "out", again)
+    assert again.names == NAMES
+
+
+def test_another_driver_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "out", Measured())
+    again = Measured()
+    machine = environment() | {"driver": "570.86.15"}
+    monkeypatch.setattr("vitslim.pipeline.suite.running.environment", lambda: machine)
+    run(tmp_path / "out", again)
+    assert again.names == NAMES
+
+
 def test_what_failed_is_kept_until_it_is_asked_for_again(tmp_path: Path) -> None:
     run(tmp_path / "out", Measured(status="failed"))
     quiet, again = Measured(), Measured()
@@ -286,13 +306,15 @@ def test_pieces_are_taken_to_last_as_long_as_those_of_their_backend(tmp_path: Pa
     assert second.names == ["tiny-40-fp32-torch-b1"]
 
 
-def test_a_piece_that_was_stopped_is_measured_when_there_is_more_time(tmp_path: Path) -> None:
+def test_a_piece_that_was_stopped_is_tried_twice_and_then_when_there_is_more_time(tmp_path: Path) -> None:
     preset = WHOLE.model_copy(update={"groups": WHOLE.groups[:1]})
     stopped = run(tmp_path / "out", Measured(status="too long"), preset=preset, minutes=0.5)  # after 30 s
-    assert stopped.left == NAMES[:1]
-    same, more = Measured(), Measured()
-    run(tmp_path / "out", same, preset=preset, minutes=0.55)
-    assert same.names == []
+    assert (stopped.left, stopped.too_long) == (NAMES[:1], [])
+    second, third, more = Measured(status="too long"), Measured(), Measured()
+    stopped = run(tmp_path / "out", second, preset=preset, minutes=0.5)
+    assert (stopped.left, stopped.too_long, second.names) == (NAMES[:1], NAMES[:1], NAMES[:1])
+    run(tmp_path / "out", third, preset=preset, minutes=0.55)
+    assert third.names == []
     assert run(tmp_path / "out", more, preset=preset, minutes=0.7).left == []
     assert more.names == NAMES[:1]
 
@@ -320,6 +342,22 @@ def test_a_crash_is_a_record_and_the_next_piece_gets_a_new_process(tmp_path: Pat
     assert report.pieces[1].reason == "its process ended with exit code 9"
 
 
+def is_over(process: int) -> bool:
+    """Gone, or dead and not yet collected by whoever adopts orphans here."""
+    state = Path(f"/proc/{process}/stat")
+    try:
+        return state.read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert happened()
+
+
 def leave_a_child(piece: Piece, preset: Preset, digest: str) -> PieceResult:
     """Stands for a compilation whose processes outlive the one that started them."""
     if piece.backend == "train":
@@ -333,16 +371,32 @@ def test_what_a_lost_worker_started_is_ended_with_it(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CHILD_FILE", str(tmp_path / "child"))
     preset = WHOLE.model_copy(update={"groups": WHOLE.groups[1:2]})
     run_suite(tmp_path / "out", preset=preset, measure=leave_a_child)
-    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    wait_until(lambda: is_over(int((tmp_path / "child").read_text())))
 
-    def is_over() -> bool:
-        # Gone, or dead and not yet collected by whoever adopts orphans here.
-        return not state.exists() or state.read_text().split()[2] == "Z"
 
-    deadline = time.monotonic() + 10
-    while not is_over() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert is_over()
+def tell_and_sleep(piece: Piece, preset: Preset, digest: str) -> PieceResult:
+    """Stands for a piece that takes long."""
+    child = subprocess.Popen(["sleep", "60"])
+    write_json(Path(os.environ["CHILD_FILE"]), [os.getpid(), child.pid])
+    time.sleep(60)
+    return PieceResult(piece=piece, digest=digest, status="measured", seconds=60.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_ends_with_the_suite_that_a_signal_ended(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "child"
+    monkeypatch.setenv("CHILD_FILE", str(told))
+    module = tell_and_sleep.__module__
+    call = f"own.run_suite({str(tmp_path / 'out')!r}, preset=own.WHOLE, measure=own.tell_and_sleep)"
+    text = f"import {module} as own; {call}"
+    with subprocess.Popen([sys.executable, "-c", text], cwd=Path(__file__).parents[2]) as suite:
+        wait_until(told.exists, seconds=90)
+        processes = read_json(told)
+        suite.send_signal(number)
+    assert suite.returncode == -number
+    wait_until(lambda: all(map(is_over, processes)))
 
 
 def test_a_piece_that_outlasts_the_time_is_stopped(tmp_path: Path) -> None:
@@ -367,6 +421,22 @@ def test_a_ratio_that_moved_beyond_its_spread_is_named(whole: tuple[SuiteReport,
     (change,) = changed_ratios(report, read_suite(tmp_path / "other.json"), 0.1)
     assert change.what == "evo-vit on tiny 32 px, torch fp32 b1"
     assert change.sentence.endswith("became 90.00x (faster)")
+
+
+def test_a_ratio_that_vanished_is_named(whole: tuple[SuiteReport, Path]) -> None:
+    report = whole[0]
+    first = report.pieces[0]
+    rest = [row for row in first.rows if row.model != "evo-vit"]
+
+    def later(**changes: Any) -> SuiteReport:
+        return report.model_copy(update={"pieces": [first.model_copy(update=changes), *report.pieces[1:]]})
+
+    found = changed_ratios(report, later(rows=rest), 0.1)
+    assert [change.what for change in found] == [f"evo-vit on tiny 32 px, torch fp32 b{batch}" for batch in (1, 2)]
+    assert all(change.sentence.endswith("x is no longer measured") for change in found)
+    crashed = changed_ratios(report, later(rows=[], status="crashed"), 0.1)
+    assert len(crashed) == len([row for row in first.rows if row.model != "dense"])
+    assert changed_ratios(report, later(rows=[], status="too long"), 0.1) == []  # it is left for another call
 
 
 def test_runs_without_a_common_row_cannot_be_compared(whole: tuple[SuiteReport, Path]) -> None:

@@ -221,6 +221,14 @@ def test_what_has_no_figure_is_listed_with_its_reason() -> None:
     assert "kernels-bf16-b32: measured" not in text
 
 
+def test_a_piece_that_was_stopped_is_named_once() -> None:
+    stopped = ABSENT.model_copy(update={"status": "too long", "reason": "not done after 60 s"})
+    report = REPORT.model_copy(update={"pieces": [stopped], "left": [stopped.piece.name]})
+    text = render_tables(report)
+    assert "* deit_small-224-fp16-tensorrt-b1: too long, not done after 60 s" in text.splitlines()
+    assert "not begun" not in text
+
+
 def test_kernels_stand_beside_their_share_of_the_roofline() -> None:
     assert cells(render_tables(REPORT), "sparse tile") == ["2.10x (35 %)"]
 
@@ -345,6 +353,23 @@ def test_the_accuracy_table_compares_with_the_control() -> None:
 
 def test_a_set_too_small_to_time_its_drawing_has_a_dash() -> None:
     assert "; – images/s drawn" in render_accuracy(ACCURACY.model_copy(update={"drawn_images_per_second": None}))
+
+
+@pytest.mark.parametrize(
+    ("aim", "line"),
+    [
+        ({"at_least": 1.4, "max_loss": 0.6}, ["1.40x", "0.6", "1.45x, -0.60", "evo-vit", "yes"]),
+        ({"at_least": 1.5, "max_loss": 0.6}, ["1.50x", "0.6", "1.45x, -0.60", "evo-vit", "no"]),
+        ({"at_least": 1.4, "max_loss": 0.5}, ["1.40x", "0.5", "none is as accurate", "–", "no"]),
+        ({"at_least": 1.4}, ["1.40x", "–", "1.90x, -1.50", "pair", "yes"]),
+        ({"at_least": 1.4, "batch": 8}, ["1.40x", "–", "not measured", "–", "–"]),
+    ],
+)
+def test_an_aim_of_both_counts_who_is_accurate_enough(aim: dict[str, Any], line: list[str]) -> None:
+    wanted = Aim(**{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim})
+    rows = [*ACCURACY.rows, trained("pair", 0.905, speed=[row("pair", 1.9)])]
+    report = ACCURACY.model_copy(update={"aims": [wanted], "rows": rows})
+    assert cells(render_accuracy(report), "an aim") == line
 
 
 def test_a_run_that_is_not_done_says_what_is_left() -> None:

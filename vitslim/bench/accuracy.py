@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitslim.bench.suite import Kind, SuiteRow
+from pydantic import Field
+
+from vitslim.bench.suite import Aim, Kind, SuiteRow
 from vitslim.shapes import Result
 
 ACCURACY_FILE = "accuracy.json"
@@ -35,8 +37,9 @@ class AccuracyReport(Result):
     quick: bool
     command: str
     settings: dict[str, Any]
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # in which the last model was trained
     drawn_images_per_second: float | None  # of a set of several batches
     rows: list[AccuracyRow]
     left: list[str]
     notes: list[str]
+    aims: list[Aim] = Field(default_factory=list[Aim])

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from vitslim.runtime.versions import library_versions
 
 _GIB = 2**30
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 _ASK_FOR_GPUS = """
 import json, torch
@@ -32,6 +34,7 @@ def environment() -> dict[str, Any]:
         "load_average": load_average(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "driver": _driver_version(),
         "gpu": _gpus(),
         **library_versions(),
     }
@@ -64,6 +67,15 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1)
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def _driver_version() -> str | None:
+    """NVIDIA's, from the line "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..."."""
+    try:
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text())
+    except OSError:
+        return None
+    return found and found[0]
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ Status = Literal["measured", "unavailable", "out of memory", "failed", "crashed"
 DENSE = "dense"
 SMALLER = "smaller-sibling"
 SUITE_FILE = "suite.json"
+TRIES = 2  # of a piece that is not done in time; what the first one compiled is there for the second
 
 
 class Piece(Config):
@@ -60,6 +61,7 @@ class Aim(Config):
     competitors: tuple[str, ...] = ()
     kernel: str = ""  # its name, instead of competitors
     tokens: int = 0  # of the kernel
+    max_loss: float | None = None  # points of top-1 below the dense control; where accuracy is measured too
 
     @property
     def setting(self) -> tuple[str, int, str, str, int]:
@@ -86,10 +88,11 @@ class PieceResult(Result):
     """What one piece gave, as it lies in ``pieces/``."""
 
     piece: Piece
-    digest: str  # of the piece, its settings, the versions and the hardware
+    digest: str  # of the piece, its settings, the versions, the code and the hardware
     status: Status
     reason: str | None = None
     seconds: float
+    tries: int = 1  # in a row that were too long, this one counted
     environment: dict[str, Any] = Field(default_factory=dict)
     ceilings: Ceilings | None = None
     rows: list[SuiteRow] = Field(default_factory=list[SuiteRow])
@@ -110,6 +113,17 @@ class SuiteReport(Result):
     pieces: list[PieceResult]
     left: list[str]  # names of the pieces that are not measured yet
     aims: list[Aim] = Field(default_factory=list[Aim])
+
+    @property
+    def too_long(self) -> list[str]:
+        """Names of the pieces that are left and that another call with no more time would not measure either."""
+        return [one.piece.name for one in self.pieces if one.status == "too long" and one.tries >= TRIES]
+
+    @property
+    def not_begun(self) -> list[str]:
+        """Names of the pieces that are left and that were not tried."""
+        tried = {one.piece.name for one in self.pieces}
+        return [name for name in self.left if name not in tried]
 
     @property
     def rows(self) -> list[SuiteRow]:

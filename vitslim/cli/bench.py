@@ -124,6 +124,9 @@ def suite(
         print_json(found.model_dump(mode="json"))
     else:
         _show_suite(found, page)
+    if found.pieces and all(piece.status == "unavailable" for piece in found.pieces):
+        reasons = dict.fromkeys(str(piece.reason) for piece in found.pieces)
+        raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
     changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
     if changes:
         raise CheckFailedError("; ".join(change.sentence for change in changes))
@@ -136,7 +139,8 @@ def _show_suite(found: SuiteReport, page: Path) -> None:
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")
     if found.left:
-        say(f"{len(found.left)} pieces are left; run the same command again", style="yellow")
+        need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
+        say(f"{len(found.left)} pieces are left; {need}", style="yellow")
 
 
 def accuracy(
@@ -144,6 +148,9 @@ def accuracy(
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="train anew what other settings trained in this folder")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
     ] = None,
@@ -160,6 +167,7 @@ def accuracy(
             preset=preset,
             quick=quick,
             minutes=minutes,
+            again=again,
             overrides=tuple(settings or ()),
             command=command,
             progress=screen,

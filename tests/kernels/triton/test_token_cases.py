@@ -16,6 +16,8 @@ def test_both_sides_of_a_case_compute_the_same(device: str) -> None:
     for case in cases:
         assert case.tokens == 17
         assert case.bytes > 0
+        if case.name == "selection":
+            continue  # beside its mark, which is no selection
         torch.testing.assert_close(case.call(), case.dense(), atol=1e-3, rtol=1e-3)
 
 
@@ -23,6 +25,15 @@ def test_a_convolution_counts_its_taps() -> None:
     convolution = next(case for case in token_cases("cpu", torch.float32, 17, 2) if case.name.startswith("convolution"))
     assert convolution.flops == 2 * 2 * 16 * 768 * 25
     assert convolution.bytes == 2 * 2 * 16 * 768 * 4
+
+
+def test_a_whole_selection_has_its_parts_work_and_stands_beside_its_mark() -> None:
+    cases = {case.name: case for case in token_cases("cpu", torch.float32, 17, 2)}
+    whole, parts = cases["selection"], [cases[name] for name in SELECTION]
+    assert whole.call().shape == (2, 1 + 8, 384)  # a class token and half of the patches
+    torch.testing.assert_close(whole.call()[:, 0], cases["take apart"].call()[:, 0])
+    assert (whole.bytes, whole.flops) == (sum(one.bytes for one in parts), sum(one.flops for one in parts))
+    assert whole.dense().shape == (2, 17, 384)
 
 
 def test_the_mark_passes_over_the_tokens() -> None:

@@ -18,11 +18,13 @@ _HEADS, _WIDTH, _PREFIX, _KEEP = 6, 64, 1, 0.5
 _KERNEL = 5
 
 SELECTION = ("class row", "order", "take apart")
-"""The cases that make up a selection."""
+"""The cases that make up a selection, in the order of their list."""
 
 
 def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> list[KernelCase]:
     """The parts of a selection, the way back and the parts of Φ, on DeiT-S's sizes; ``dense`` is torch's own form.
+
+    The whole selection's ``dense`` is what it shall cost no more than, see ``selection_mark``.
 
     Calls are safe to capture into a CUDA graph once they have run. Both forms of the convolution's gradient compute the
     convolution again.
@@ -74,6 +76,13 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
             moved,
         ),
     ]
+    mark = selection_mark(device, dtype, tokens, batch)
+
+    def selected() -> Tensor:
+        order = ops.ranked(ops.class_row(query, key, scale)[:, :, _PREFIX:].float().mean(1), _PREFIX)[1]
+        return ops.taken_apart(rows, nothing, order, ahead)[0]
+
+    found.append(case("selection", selected, mark, sum(one.bytes for one in found[: len(SELECTION)]), key.numel()))
     for expansion in (2.0, 0.5):
         hidden = drawn(batch, tokens, int(expansion * width))
         weight, bias = drawn(hidden.shape[2], 1, _KERNEL, _KERNEL), drawn(hidden.shape[2])

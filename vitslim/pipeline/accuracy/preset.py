@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from vitslim.bench.baselines import BASELINES
 from vitslim.bench.contest import Backend
+from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
 from vitslim.pipeline.suite.preset import PRESETS, Competitor, ModelEntry
@@ -21,6 +24,10 @@ from vitslim.train import DistillConfig, WarmStartConfig
 Baseline = Literal["depth-drop", "lower-resolution", "smaller-sibling"]
 
 CONTROL = "dense-control"
+TEACHER = "teacher"
+SPEED_FOLDER = "speed"
+_NAME = re.compile(r"[a-z0-9][\w.+-]*", re.ASCII)
+_RESERVED = {CONTROL, TEACHER, SPEED_FOLDER, DENSE, SMALLER, *BASELINES}
 BATCH_ON_INFLUENCE = 64  # images on which depth-drop looks for the blocks that change least
 
 
@@ -79,14 +86,34 @@ class AccuracyPreset(Config):
     students: dict[str, Student]
     baselines: tuple[Baseline, ...] = ()
     speed: Speed = Speed()
+    aims: tuple[Aim, ...] = ()
 
     @model_validator(mode="after")
     def _has_all_it_names(self) -> AccuracyPreset:
         if "smaller-sibling" in self.baselines and self.sibling is None:
             raise ValueError("baselines name smaller-sibling, and sibling is not given")
-        reserved = sorted({CONTROL, "teacher", *self.baselines} & {*self.students})
+        reserved = sorted(_RESERVED & {*self.students})
         if reserved:
-            raise ValueError(f"students are called {', '.join(reserved)}, which are names of the control or baselines")
+            raise ValueError(
+                f"students are called {', '.join(reserved)}, which are names of the teacher, the control, baselines or "
+                "the speed's folder; choose others"
+            )
+        speed = self.speed
+        for aim in self.aims:
+            is_timed = (
+                aim.precision in speed.precisions and aim.backend in speed.backends and aim.batch in speed.batches
+            )
+            if not is_timed or not {*aim.competitors} <= {*self.names}:
+                raise ValueError(
+                    f"aim {aim.what!r}: its competitors or its setting are not those of students and speed"
+                )
+        # Each becomes the name of a folder.
+        faulty = [name for name in self.students if not _NAME.fullmatch(name)]
+        if faulty:
+            raise ValueError(
+                f"students are called {', '.join(map(repr, faulty))}; wanted a small letter or digit, then letters, "
+                "digits, dots and + - _"
+            )
         return self
 
     @property

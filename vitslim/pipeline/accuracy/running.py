@@ -18,15 +18,15 @@ from vitslim.data import open_rendered
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
 from vitslim.models import open_model, preprocessing
-from vitslim.pipeline.accuracy.preset import CONTROL, AccuracyPreset, read_accuracy_preset
-from vitslim.pipeline.accuracy.training import BEGUN_FILE, TEACHER, PausedError, Trainer, digest_of
+from vitslim.pipeline.accuracy.preset import CONTROL, SPEED_FOLDER, TEACHER, AccuracyPreset, read_accuracy_preset
+from vitslim.pipeline.accuracy.training import BEGUN_FILE, PausedError, Trainer, digest_of
 from vitslim.pipeline.suite.preset import Competitor, Group, ModelEntry, Preset
 from vitslim.pipeline.suite.running import run_suite
 from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
-_SPEED_FOLDER = "speed"
 _MARGIN_SECONDS = 5.0  # for the state to be written
+_DECISIVE = ("cpu", "gpu", "driver", "torch", "timm", "vitslim", "code")  # of the environment, for a training
 _DRAWN_BATCHES = 4  # on which the drawing of images is timed
 
 
@@ -36,6 +36,7 @@ def run_accuracy(
     preset: str = "cpu",
     quick: bool = False,
     minutes: float | None = None,
+    again: bool = False,
     overrides: tuple[str, ...] = (),
     isolate: bool = True,
     command: str = "vitslim bench accuracy",
@@ -48,6 +49,7 @@ def run_accuracy(
     Args:
         out: a new folder, or that of an earlier call.
         preset: ``cpu``, ``gpu`` or a YAML file.
+        again: train the students anew that other settings trained in this folder; without it they are refused.
         overrides: assignments such as ``budget.steps=100``.
         isolate: speed is measured in a child process.
 
@@ -58,7 +60,7 @@ def run_accuracy(
     settings = read_accuracy_preset(preset, quick=quick, overrides=overrides)
     device = device_named(settings.device)
     root = Path(out)
-    _claim(root, settings)
+    _claim(root, settings, again=again)
     end = None if minutes is None else time.perf_counter() + 60 * minutes - _MARGIN_SECONDS
     trainer = Trainer(settings, root, lambda: end is not None and time.perf_counter() > end, progress)
     is_whole = _train_all(trainer, settings, progress)
@@ -66,36 +68,48 @@ def run_accuracy(
     left = None if end is None else (end - time.perf_counter()) / 60
     if is_whole and (left is None or left > 0):
         speed = run_suite(
-            root / _SPEED_FOLDER, preset=_speed_preset(settings, root), minutes=left, isolate=isolate, progress=progress
+            root / SPEED_FOLDER, preset=_speed_preset(settings, root), minutes=left, isolate=isolate, progress=progress
         )
+    environments = _environments(trainer, settings)
     report = AccuracyReport(
         preset=Path(preset).stem,
         quick=quick,
         command=command,
         settings=settings.model_dump(mode="json"),
-        environment=environment(),
+        environment=[environment(), *environments.values()][-1],
         drawn_images_per_second=_drawing_speed(settings, device),
         rows=_rows(trainer, settings, speed),
         left=_left(trainer, settings, speed),
-        notes=_notes(settings, speed),
+        aims=list(settings.aims),
+        notes=[*_notes(settings, speed), *_differences(environments)],
     )
     write_json(root / ACCURACY_FILE, report.model_dump(mode="json"))
     return report
 
 
-def _claim(root: Path, preset: AccuracyPreset) -> None:
+def _claim(root: Path, preset: AccuracyPreset, *, again: bool) -> None:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"output {root} is a file; name a folder")
     if not root.is_dir() or not any(root.iterdir()):
         return
-    begun = root / TEACHER / BEGUN_FILE
-    if not begun.is_file():
+    if not (root / TEACHER / BEGUN_FILE).is_file():
         raise ConfigError(f"output folder {root} holds files that no accuracy benchmark wrote; name another folder")
-    if read_json(begun) != {"digest": digest_of(preset, TEACHER)}:
+    others = [name for name in [TEACHER, *preset.names] if _is_of_other_settings(root / name, digest_of(preset, name))]
+    if TEACHER in others:
         raise ConfigError(
             f"output folder {root} holds another teacher (other --quick, --set or preset); name another folder, or "
             "remove this one to train anew"
         )
+    if others and not again:
+        raise ConfigError(
+            f"output folder {root} holds {', '.join(others)} of other settings (--set or preset); name another folder, "
+            "or add --again to train them anew"
+        )
+
+
+def _is_of_other_settings(folder: Path, digest: str) -> bool:
+    begun = folder / BEGUN_FILE
+    return begun.is_file() and read_json(begun) != {"digest": digest}
 
 
 def _train_all(trainer: Trainer, preset: AccuracyPreset, progress: ProgressCallback) -> bool:
@@ -203,6 +217,25 @@ def _notes(preset: AccuracyPreset, speed: SuiteReport | None) -> list[str]:
         notes += dict.fromkeys(note for piece in speed.pieces for note in piece.notes)
         notes += [f"{piece.piece.name}: {piece.status}, {piece.reason}" for piece in speed.pieces if not piece.rows]
     return notes
+
+
+def _environments(trainer: Trainer, preset: AccuracyPreset) -> dict[str, dict[str, Any]]:
+    """Of every model that is trained, in order."""
+    found = {name: trainer.result(name) for name in [TEACHER, *preset.names]}
+    return {name: result["environment"] for name, result in found.items() if result and "environment" in result}
+
+
+def _differences(environments: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for every model that was not trained where, and with what, the last one was."""
+    last = [*environments.values()][-1:]
+    apart = {
+        name: [key for key in _DECISIVE if own.get(key) != other.get(key)]
+        for name, own in environments.items()
+        for other in last
+    }
+    return [
+        f"{name} was trained with other {', '.join(keys)} than the last model." for name, keys in apart.items() if keys
+    ]
 
 
 def _drawing_speed(preset: AccuracyPreset, device: torch.device) -> float | None:

@@ -17,14 +17,16 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.bench.baselines import at_lower_size, block_influences, blocks_to_drop, drop_blocks
+from vitslim.bench.code import code_digest
 from vitslim.bench.cost import count_macs, count_parameters
+from vitslim.bench.environment import environment
 from vitslim.bench.suite import SMALLER
 from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
 from vitslim.models import open_model, preprocessing
-from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, AccuracyPreset
+from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, TEACHER, AccuracyPreset
 from vitslim.pipeline.suite.preset import ModelEntry
 from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
@@ -32,7 +34,6 @@ from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_st
 from vitslim.train.settings import resolve_precision
 from vitslim.train.start import start_from_scratch_
 
-TEACHER = "teacher"
 BEGUN_FILE = "begun.json"
 RESULT_FILE = "result.json"
 _KEPT = ("steps", "images", "seconds", "images_per_second", "precision", "losses")
@@ -142,6 +143,7 @@ class Trainer:
         result = {
             "digest": digest_of(self.preset, name),
             "name": name,
+            "environment": environment() | {"code": code_digest()},
             "metrics": found.model_dump(mode="json"),
             "params": count_parameters(model),
             "macs": count_macs(model),

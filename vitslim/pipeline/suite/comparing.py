@@ -10,21 +10,23 @@ Key = tuple[str, int, str, str, int, str]
 
 
 class Change(Result):
-    """One speed ratio that is no longer what it was."""
+    """One speed ratio that is no longer what it was, or no longer there."""
 
     what: str
     before: float
-    after: float
+    after: float | None
 
     @property
     def sentence(self) -> str:
         """For a person."""
+        if self.after is None:
+            return f"{self.what}: {self.before:.2f}x is no longer measured"
         word = "slower" if self.after < self.before else "faster"
         return f"{self.what}: {self.before:.2f}x became {self.after:.2f}x ({word})"
 
 
 def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[Change]:
-    """The rows of both runs whose ratio against dense has moved.
+    """The rows of both runs whose ratio against dense has moved, and those that the later run tried and has not.
 
     Args:
         tolerance: largest relative difference of the medians that is called the same. A row whose spreads over the
@@ -34,13 +36,18 @@ def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) ->
         CheckFailedError: the runs have no row in common.
     """
     old, new = _ratios(before), _ratios(after)
-    common = [key for key in old if key in new]
-    if not common:
+    tried = _tried(after)
+    common, lost = [key for key in old if key in new], [key for key in old if key not in new and key[:-1] in tried]
+    if not common and not lost:
         raise CheckFailedError("the two runs of the suite have no row in common; compare runs of one preset")
+    moved = [key for key in common if _has_moved(old[key], new[key], tolerance)]
     return [
-        Change(what=_words(key), before=old[key].speedup_vs_dense, after=new[key].speedup_vs_dense)
-        for key in common
-        if _has_moved(old[key], new[key], tolerance)
+        Change(
+            what=_words(key),
+            before=old[key].speedup_vs_dense,
+            after=new[key].speedup_vs_dense if key in new else None,
+        )
+        for key in [*moved, *lost]
     ]
 
 
@@ -52,6 +59,12 @@ def _has_moved(old: SuiteRow, new: SuiteRow, tolerance: float) -> bool:
 def _ratios(report: SuiteReport) -> dict[Key, SuiteRow]:
     rows = [row for row in report.rows if row.model != DENSE]
     return {(row.base, row.size, row.precision, row.backend, row.batch, row.model): row for row in rows}
+
+
+def _tried(report: SuiteReport) -> set[tuple[str, int, str, str, int]]:
+    """The settings of the pieces that came to an end, whatever end that was."""
+    ended = [result.piece for result in report.pieces if result.status != "too long"]
+    return {(one.model, one.image_size, one.precision, one.backend, batch) for one in ended for batch in one.batches}
 
 
 def _words(key: Key) -> str:

@@ -17,25 +17,26 @@ from vitslim.pipeline.suite.preset import Preset
 _CORES_PER_COMPILER = 2
 
 
-def compile_ahead(piece: Piece, preset: Preset, workers: int | None = None) -> list[str]:
+def compile_ahead(piece: Piece, preset: Preset, workers: int | None = None) -> None:
     """Fill the cache for every competitor of a compiled piece.
+
+    A competitor that does not compile is passed over: the measuring process meets the same fault and records it.
 
     Args:
         workers: processes; by default one for every two usable cores, and with one alone it is not worth while.
-
-    Returns:
-        The competitors that did not compile; the measuring process meets the same fault and records it.
     """
     names = [DENSE, *piece.competitors]
     count = min(len(names), workers or _usable_cores() // _CORES_PER_COMPILER)
     if count < 2:
-        return []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
-        plain = (piece.model_dump(mode="json"), preset.model_dump(mode="json"))
-        jobs = {name: pool.submit(_compile, *plain, name) for name in names}
-        wait(jobs.values())
-    return [name for name, job in jobs.items() if job.exception() is not None]
+        return
+    plain = (piece.model_dump(mode="json"), preset.model_dump(mode="json"))
+    with compilers(count) as pool:
+        wait([pool.submit(_compile, *plain, name) for name in names])
+
+
+def compilers(count: int) -> ProcessPoolExecutor:
+    """Processes to compile in, each on its share of the cores."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
 
 
 def _usable_cores() -> int:
@@ -43,8 +44,13 @@ def _usable_cores() -> int:
 
 
 def _begin() -> None:
-    # Before torch is imported: each of them would otherwise start compilers for all cores.
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(_CORES_PER_COMPILER)
+    # torch is imported by now and has read its environment.
+    from torch._inductor import config
+
+    # Each of them would otherwise start compilers for all cores.
+    config.compile_threads = _CORES_PER_COMPILER
+    # Which form of a kernel is fastest cannot be told while others use the GPU: the measuring process finds out.
+    config.autotune_local_cache = False
 
 
 def _compile(piece: dict[str, Any], preset: dict[str, Any], name: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -50,6 +53,7 @@ def serve(connection: Any, preset: dict[str, Any], measure: Measure = measure_pi
     """Measure the pieces that come in through a connection until it closes: the body of a worker process."""
     # A group of its own: the parent ends a worker with all that it started, and Ctrl-C reaches the parent alone.
     os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # What libraries print must not mix with the command's own output.
     os.dup2(2, 1)
     settings = Preset.model_validate(preset)
@@ -60,6 +64,14 @@ def serve(connection: Any, preset: dict[str, Any], measure: Measure = measure_pi
             return
         result = measure(Piece.model_validate(piece), settings, digest)
         connection.send(result.model_dump(mode="json"))
+
+
+def _end_with_parent() -> None:
+    """End this process and what it started when its parent is gone, which a signal may end without a word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "serve() is the body of a child process"
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
 
 
 def free_memory() -> None:

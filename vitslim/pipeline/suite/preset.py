@@ -23,6 +23,13 @@ COMPILED = ("compiled", "compiled-graph")
 # Each batch size is compiled or built anew, which takes longer than the timing.
 SPLIT_BY_BATCH = (*COMPILED, "tensorrt", "rtx")
 
+KERNELS = (
+    *("bit mask", "bit mask, bits given", "tiles of 64", "tiles of 64, keys given", "image"),
+    *("class row", "order", "take apart", "put back", "selection"),
+    *("convolution, expansion 2", "its gradient, expansion 2", "convolution, expansion 0.5"),
+    *("its gradient, expansion 0.5", "channel attention"),
+)  # that kernel pieces time, as the cases name them; those need triton to be asked
+
 
 class ModelEntry(Config):
     """A model of the suite."""
@@ -90,7 +97,15 @@ class Preset(Config):
             for piece in self.pieces(quick=False)
             for batch in piece.batches
         }
+        kernels = [piece for piece in self.pieces(quick=False) if piece.kind == "kernels"]
+        timed = {(piece.precision, tokens) for piece in kernels for tokens in piece.tokens}
         for aim in self.aims:
+            if aim.max_loss is not None:
+                raise ValueError(f"aim {aim.what!r}: max_loss is of the accuracy benchmark, the suite trains nothing")
+            if aim.kernel and aim.kernel not in KERNELS:
+                raise ValueError(f"aim {aim.what!r}: no kernel {aim.kernel!r}; choose from {', '.join(KERNELS)}")
+            if aim.kernel and (aim.precision, aim.tokens) not in timed:
+                raise ValueError(f"aim {aim.what!r}: no group times kernels in {aim.precision} at {aim.tokens} tokens")
             if not aim.kernel and not {*aim.competitors} & {*measured.get(aim.setting, ())}:
                 raise ValueError(f"aim {aim.what!r}: no group measures {aim.competitors} in {aim.setting}")
         return self

@@ -12,18 +12,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vitslim.bench.code import code_digest
 from vitslim.bench.environment import environment
-from vitslim.bench.suite import DENSE, SUITE_FILE, Piece, PieceResult, SuiteReport
+from vitslim.bench.suite import DENSE, SUITE_FILE, TRIES, Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import read_json, write_json
 from vitslim.pipeline.suite.measuring import Measure, measure_piece
 from vitslim.pipeline.suite.preset import Preset, read_preset
 from vitslim.pipeline.suite.workers import SameProcess, Worker
+from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
 PIECES_FOLDER = "pieces"
 _MEASURING_LIBRARIES = ("triton", "tensorrt", "tensorrt-rtx", "torch-pruning", "tome")
-_HARDWARE = ("cpu", "gpu", "cuda")
+_HARDWARE = ("cpu", "gpu", "cuda", "driver")
 _MORE_TIME = 1.2  # times what a piece had that was stopped
 
 
@@ -42,7 +44,8 @@ def run_suite(
     """Measure what is left of a preset and write suite.json; called again it goes on where it was stopped.
 
     Args:
-        out: a new folder, or one of an earlier call. Pieces of other settings, versions or hardware are measured again.
+        out: a new folder, or one of an earlier call. Pieces of other settings, versions, code or
+            hardware are measured again.
         preset: ``cpu``, ``gpu``, a YAML file, or a preset itself.
         minutes: begin no piece that would end later than that, and stop one that does.
         again: measure the pieces that failed once more.
@@ -51,8 +54,10 @@ def run_suite(
 
     Raises:
         ConfigError: a faulty preset, or the folder holds something else.
+        MissingDependencyError: the preset's device is absent.
     """
     settings = preset if isinstance(preset, Preset) else read_preset(preset, quick=quick)
+    device_named(settings.device)
     name = "own" if isinstance(preset, Preset) else Path(preset).stem
     pieces = settings.pieces(quick=quick)
     folder = Folder(Path(out), settings, environment())
@@ -133,20 +138,23 @@ class Folder:
             )
 
     def result(self, piece: Piece) -> PieceResult | None:
-        """What a piece gave with just these settings, versions and hardware."""
+        """What a piece gave with just these settings, versions, code and hardware."""
         known = self._known.get(piece.name)
         return known if known is not None and known.digest == self.digest(piece) else None
 
     def wants(self, piece: Piece, seconds: float | None, *, again: bool = False) -> bool:
-        """Whether a piece is to be measured; one that was stopped is, when there is clearly more time than it had."""
+        """Whether a piece is to be measured; one that was stopped is, twice and when there is clearly more time."""
         known = self.result(piece)
         if known is None or known.status == "measured":
             return known is None
         has_more_time = seconds is None or seconds > _MORE_TIME * known.seconds
-        return again or (known.status == "too long" and has_more_time)
+        return again or (known.status == "too long" and (known.tries < TRIES or has_more_time))
 
     def write(self, result: PieceResult) -> None:
-        """Keep what a piece gave."""
+        """Keep what a piece gave, and how often it was stopped in a row."""
+        known = self.result(result.piece)
+        if result.status == "too long" and known is not None and known.status == "too long":
+            result = result.model_copy(update={"tries": known.tries + 1})
         write_json(self.path / PIECES_FOLDER / f"{result.piece.name}.json", result.model_dump(mode="json"))
         self._known[result.piece.name] = result
 
@@ -220,7 +228,8 @@ def _versions(machine: dict[str, Any]) -> dict[str, Any]:
     changing = ("load_average", "torch_threads", "cores", "cores_usable", "memory_gib", "platform", *_HARDWARE)
     libraries = {name: value for name, value in machine.items() if name not in changing}
     libraries |= {name: _version(name) for name in _MEASURING_LIBRARIES}
-    return {"libraries": libraries, "hardware": {name: machine.get(name) for name in _HARDWARE}}
+    hardware = {name: machine.get(name) for name in _HARDWARE}
+    return {"libraries": libraries, "hardware": hardware, "code": code_digest()}
 
 
 def _version(name: str) -> str | None:

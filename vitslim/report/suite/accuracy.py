@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitslim.analysis.canvas import INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
-from vitslim.bench.suite import SuiteRow
+from vitslim.bench.suite import Aim, SuiteRow
 from vitslim.errors import MissingDependencyError
 from vitslim.files import write_text
 from vitslim.report.markup import Markup, element, figure, join, paragraph
@@ -45,7 +45,9 @@ def render_accuracy(report: AccuracyReport) -> str:
     if not report.rows:
         return f"Not measured yet; the command is `{report.command}`."
     notes = "\n".join(f"* {note}" for note in [*report.notes, *_left(report)])
-    return "\n\n".join([accuracy_table(report).markdown(), accuracy_caption(report), notes])
+    aims = accuracy_aims(report)
+    tables = [table.markdown() for table in (accuracy_table(report), aims) if table is not None]
+    return "\n\n".join([*tables, accuracy_caption(report), notes])
 
 
 def accuracy_table(report: AccuracyReport) -> Table:
@@ -56,6 +58,34 @@ def accuracy_table(report: AccuracyReport) -> Table:
     header += [f"{backend} {precision} b{batch}" for backend, precision, batch in settings]
     lines = [_line(row, control, settings) for row in report.rows]
     return Table("Accuracy and speed against dense", [header, *lines])
+
+
+def accuracy_aims(report: AccuracyReport) -> Table | None:
+    """The preset's aims with the fastest model that is accurate enough."""
+    if not report.aims:
+        return None
+    header = ["aim", "at least", "loss at most", "measured", "by", "met"]
+    lines = [
+        [aim.what, f"{aim.at_least:.2f}x", "–" if aim.max_loss is None else f"{aim.max_loss:g}", *_reached(report, aim)]
+        for aim in report.aims
+    ]
+    return Table("Aims", [header, *lines])
+
+
+def _reached(report: AccuracyReport, aim: Aim) -> tuple[str, str, str]:
+    control = next((row for row in report.rows if row.model == CONTROL), None)
+    setting = (aim.backend, aim.precision, aim.batch)
+    timed = [(row, own) for row in report.rows if row.model in aim.competitors and (own := _at(row, setting))]
+    if control is None or not timed:
+        return "not measured", "–", "–"
+    # Shares of whole images: a loss of just so many is no more than that.
+    loss = {row.model: 100 * (control.top1 - row.top1) - 1e-9 for row, _ in timed}
+    enough = [(row, own) for row, own in timed if aim.max_loss is None or loss[row.model] <= aim.max_loss]
+    if not enough:
+        return "none is as accurate", "–", "no"
+    row, own = max(enough, key=lambda pair: pair[1].speedup_vs_dense)
+    found = f"{own.speedup_vs_dense:.2f}x, {100 * (row.top1 - control.top1):+.2f}"
+    return found, row.model, "yes" if own.speedup_vs_dense >= aim.at_least else "no"
 
 
 def accuracy_caption(report: AccuracyReport) -> str:
@@ -167,7 +197,8 @@ def _panel(axes: Axes, report: AccuracyReport, setting: Setting, *, legend: bool
 
 def _page(report: AccuracyReport, pictures: Sequence[Path], fault: str | None) -> str:
     notes = element("ul", *(element("li", note) for note in [*report.notes, *_left(report)]), class_="note")
-    body: list[Markup] = [table_markup(accuracy_table(report))] if report.rows else []
+    tables = [accuracy_table(report), accuracy_aims(report)] if report.rows else []
+    body: list[Markup] = [table_markup(table) for table in tables if table is not None]
     drawn = [figure(_PICTURE, picture(path, _PICTURE)) for path in pictures]
     if fault is not None:
         drawn = [paragraph(f"Not drawn: {fault}", class_="absent")]

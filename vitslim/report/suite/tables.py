@@ -146,7 +146,7 @@ def not_measured(report: SuiteReport) -> list[str]:
             f"{piece.piece.name}, {skip.kernel}, {skip.tokens} tokens: {skip.reason}" for skip in piece.kernel_skips
         ]
     notes = dict.fromkeys(note for piece in report.pieces for note in piece.notes)
-    left = [f"not begun: {', '.join(report.left)}"] if report.left else []
+    left = [f"not begun: {', '.join(report.not_begun)}"] if report.not_begun else []
     return [*dict.fromkeys(sentences), *notes, *left]
 
 
