@@ -39,8 +39,9 @@ def require_sound(made: list[list]) -> None:
     for form, registers, spilled, shared, code in made:
         assert 0 < registers <= 255, form
         assert spilled <= MOST_SPILLED_BYTES, form
-        assert shared >= 0, form
-        assert code > 0, form
+        # What every architecture has for one program.
+        assert shared <= 99 * 1024, form
+        assert code > 1000, form
 
 
 def test_every_kernel_compiles_for_an_h100() -> None:

@@ -70,7 +70,7 @@ def test_the_wider_of_queries_and_values_decides(width: int, value_width: int, t
     assert tuning.blocks_for("tile_attention", query, value) == tuning.rule("tile_attention", "float32", 128, 64)
 
 
-def test_the_tunable_kernels_run_with_any_of_their_candidates(table) -> None:
+def test_the_tunable_kernels_run_with_a_candidate(table) -> None:
     for problem in tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 16, 26, 1):
         assert problem.row.split("/")[2:] == ["float32", "16", "32"]
         problem.call(problem.candidates[0])
@@ -88,5 +88,5 @@ def test_a_broken_table_is_refused(table) -> None:
         tuning.read_table()
 
 
-def test_the_shipped_table_can_be_read() -> None:
-    assert all(row.queries >= 16 for row in tuning.read_table(tuning.TABLE).values())
+def test_the_shipped_table_is_empty_until_a_gpu_has_measured_it() -> None:
+    assert tuning.read_table(tuning.TABLE) == {}
