@@ -1,6 +1,7 @@
 """Compiling the competitors of a piece side by side."""
 
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,20 @@ def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing(monk
 def compile_then_look(found: Any) -> None:
     """What a worker of the suite does with a compiled piece, up to the timing."""
     import torch
-    from torch._dynamo.utils import counters
 
     from vitslim.pipeline.suite.field import open_competitor
     from vitslim.runtime import TorchRunner
 
     asked = piece("tome")
     compile_ahead(asked, PRESET, workers=2)
+    ahead = compiled_kernels()
     with TorchRunner(open_competitor("dense", asked, PRESET), compiled=True) as runner:
         runner.run(torch.randn(2, 3, 32, 32))
-    found.put((counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]))
+    found.put((ahead, compiled_kernels()))
+
+
+def compiled_kernels() -> set[str]:
+    return {str(path) for path in Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.so")}
 
 
 @pytest.mark.slow
@@ -66,5 +71,8 @@ def test_what_was_compiled_ahead_is_found_and_what_failed_ends_nothing(
     found: Any = context.Queue()
     process = context.Process(target=compile_then_look, args=(found,))
     process.start()
-    assert found.get(timeout=300) == (1, 0)
+    ahead, in_all = found.get(timeout=300)
     process.join()
+    # On a CPU, where weights are frozen, Inductor keeps kernels but no graphs.
+    assert ahead
+    assert in_all == ahead

@@ -50,3 +50,18 @@ def test_the_compiled_runner_agrees_with_the_eager_one(model, images):
     with TorchRunner(model, compiled=True) as compiled, TorchRunner(model) as eager:
         assert compiled.backend == "compiled"
         torch.testing.assert_close(compiled.run(images), eager.run(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to pack weights for")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_on_a_cpu_every_matrix_is_packed_when_it_is_compiled_and_never_again(model, images):
+    with TorchRunner(model, compiled=True) as runner:
+        runner.run(images)
+        with torch.profiler.profile() as seen:
+            runner.run(images)
+    calls = {event.key: event.count for event in seen.key_averages()}
+    # qkv, proj, fc1, fc2 in each block, and the head.
+    assert calls["mkl::_mkl_linear"] == 4 * len(model.blocks) + 1
+    assert "aten::addmm" not in calls
+    assert sum(count for key, count in calls.items() if key.startswith("Torch-Compiled Region")) == 1
