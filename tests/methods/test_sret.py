@@ -1,6 +1,8 @@
 """The recursive conversion: options, exactness, grouping, many applications, refusals."""
 
 import copy
+import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 from tests.variants import ALL, BUILDERS, ONE_PER_ADAPTER, dense, images_for, lively_
@@ -18,6 +21,7 @@ from vitslim.errors import ConfigError
 from vitslim.export import export_onnx, verify
 from vitslim.methods import SretConfig, convert, merge_residuals, method_support, replay
 from vitslim.methods.grouping import alike_groups, runs, stepwise_picks
+from vitslim.methods.recursion import Recursive
 from vitslim.models import open_model
 from vitslim.trunk import plan_summary, trunk_of
 
@@ -192,6 +196,26 @@ def test_a_saved_model_loads_again(name: str, options: dict[str, Any], tmp_path:
     assert plan_summary(again) == plan_summary(model)
 
 
+def test_file_and_memory_shrink_with_the_parameters(tmp_path: Path) -> None:
+    stored: dict[str, int] = {}
+    resident: dict[str, int] = {}
+    models = {"dense": convert(dense("vit_plain"), "sret", groups=()), "sret": sret("vit_plain")}
+    for name, model in models.items():
+        save(model, tmp_path / name)
+        with safe_open(tmp_path / name / "model.safetensors", framework="pt") as file:
+            stored[name] = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+        # Of a model read back: every tensor's memory once.
+        parts = [*(again := load(tmp_path / name)).parameters(), *again.buffers()]
+        resident[name] = sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}.values())
+    saved = count_parameters(models["dense"]) - count_parameters(models["sret"])
+    assert saved > 0
+    assert stored["dense"] - stored["sret"] == saved
+    assert resident["dense"] - resident["sret"] == 4 * saved
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in models}
+    # The header names other tensors.
+    assert sizes["dense"] - sizes["sret"] == pytest.approx(4 * saved, abs=4096)
+
+
 def test_replaying_a_history_decomposes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = sret("vit_plain")
 
@@ -213,6 +237,30 @@ def test_the_exported_file_computes_the_same(name: str, options: dict[str, Any],
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
     export_onnx(model, tmp_path / "model.onnx")
     assert verify(model, tmp_path / "model.onnx", images_for(model, batch=3)).passed
+
+
+def test_a_file_has_two_products_and_a_sum_more_for_each_shared_map(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+
+    def nodes(model: nn.Module) -> Counter[tuple[str, str]]:
+        export_onnx(model, tmp_path / "model.onnx")
+        return Counter((node.domain, node.op_type) for node in onnx.load(tmp_path / "model.onnx").graph.node)
+
+    plain, recursive = nodes(dense("vit_plain")), nodes(sret("vit_plain"))
+    # Four maps in each of two blocks.
+    assert recursive - plain == {("", "MatMul"): 16, ("", "Add"): 8}
+    assert plain - recursive == {}
+
+
+def test_a_step_knows_whether_the_next_one_reads_its_matrices() -> None:
+    def walked_again(**options: object) -> list[bool]:
+        weights = [step.weights for step in trunk_of(sret("vit_plain", **options)).steps]
+        return [one.own.mlp.fc1.walked_again for one in weights if isinstance(one, Recursive) and one.own is not None]
+
+    assert walked_again(groups=((0, 1), (2, 3))) == [True, False, True, False]
+    assert walked_again(groups=((0, 1, 2),)) == [True, True, False]
+    assert walked_again(groups=((0, 2), (1, 3))) == [False] * 4
+    assert walked_again(groups=((1, 2),), recursions=2) == [True, True]
 
 
 def evidence(table: list[list[float | None]], as_file: bool = False) -> object:

@@ -3,6 +3,7 @@
 from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.cost import op_macs
 from vitslim.kernels.low_rank import low_rank_factors
+from vitslim.kernels.low_rank_linear import low_rank_linear
 from vitslim.kernels.onnx_form import onnx_forms
 from vitslim.kernels.skip_function import channel_attention, depthwise_gelu
 from vitslim.kernels.sliced import seeded_permutation, sliced_attention, sliced_mask
@@ -19,6 +20,7 @@ __all__ = [
     "kept_bits",
     "kept_keys",
     "low_rank_factors",
+    "low_rank_linear",
     "onnx_forms",
     "op_macs",
     "put_back",

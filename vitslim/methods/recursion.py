@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.kernels import low_rank_factors
+from vitslim.kernels import low_rank_factors, low_rank_linear
 from vitslim.models import DenseTrace
 from vitslim.models.sret_parts import NonLinearProjection
 from vitslim.trunk import BoundBlock, DroppedPart, Weights
@@ -32,17 +32,19 @@ class SharedLinear(nn.Module):
         shared: holds W'.
         bias: this map's own, or none.
         rank: r, columns of B and rows of A; 0 leaves W' alone.
+        walked_again: whether the next step reads W' too.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, shared: nn.Linear, bias: Tensor | None, rank: int) -> None:
+    def __init__(self, shared: nn.Linear, bias: Tensor | None, rank: int, *, walked_again: bool = False) -> None:
         super().__init__()
         # In a tuple, so that it is not registered twice; the trunk owns it. The module is held rather than its tensor:
         # whatever puts another tensor there (a move to a device, a loaded state, functional_call) is seen here too.
         self._shared: tuple[nn.Linear] = (shared,)
         self.in_features, self.out_features = shared.in_features, shared.out_features
         self.rank = min(rank, shared.in_features, shared.out_features)
+        self.walked_again = walked_again
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
         )
@@ -57,10 +59,10 @@ class SharedLinear(nn.Module):
         return shared if self.rank == 0 else shared + self.up @ self.down
 
     def forward(self, tokens: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        mapped = F.linear(tokens, self._shared[0].weight, self.bias)
+        shared = self._shared[0].weight
         if self.rank == 0:
-            return mapped
-        return mapped + F.linear(F.linear(tokens, self.down), self.up)
+            return F.linear(tokens, shared, self.bias)
+        return low_rank_linear(tokens, shared, self.up, self.down, self.bias, walked_again=self.walked_again)
 
     @torch.no_grad()
     def imitate_(self, weight: Float[Tensor, "o i"]) -> None:
@@ -110,11 +112,18 @@ def linear_maps(block: nn.Module) -> dict[str, nn.Linear]:
     return {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def view_of(block: nn.Module, shared: SharedBlock, rank: int) -> nn.Module:
-    """A copy of a dense block whose linear maps read the shared matrices; residuals are not set yet."""
-    # deepcopy takes what its memo already holds instead of copying it.
+def view_of(block: nn.Module, shared: SharedBlock, rank: int, *, walked_again: bool = False) -> nn.Module:
+    """A copy of a dense block whose linear maps read the shared matrices; residuals are not set yet.
+
+    Args:
+        walked_again: whether the next step reads the shared matrices too.
+    """
     matrices = linear_maps(shared)
-    memo = {id(own): SharedLinear(matrices[path], own.bias, rank) for path, own in linear_maps(block).items()}
+    # deepcopy takes what its memo already holds instead of copying it.
+    memo = {
+        id(own): SharedLinear(matrices[path], own.bias, rank, walked_again=walked_again)
+        for path, own in linear_maps(block).items()
+    }
     return copy.deepcopy(block, memo)
 
 

@@ -297,7 +297,7 @@ def _applications(member: int, group: _Group, plan: Plan, config: SretConfig) ->
         if group.shared is not None or config.lrc or config.nll:
             weights = Recursive(
                 _name(group.members, turn, config),
-                _view(plan.blocks[member], group.shared, plan, config) if turn == 0 else None,
+                _view(member, group, plan, config) if turn == 0 else None,
                 lender=lender,
                 coefficients=_coefficients(plan, repeated=turn > 0) if config.lrc else None,
                 nll=_projection(plan, config) if config.nll else None,
@@ -307,10 +307,12 @@ def _applications(member: int, group: _Group, plan: Plan, config: SretConfig) ->
     return tuple(made)
 
 
-def _view(block: nn.Module, shared: SharedBlock | None, plan: Plan, config: SretConfig) -> nn.Module | None:
-    if shared is None:
+def _view(member: int, group: _Group, plan: Plan, config: SretConfig) -> nn.Module | None:
+    if group.shared is None:
         return None
-    view = view_of(block, shared, cast(int, config.rank))
+    block = plan.blocks[member]
+    walked_again = config.recursions > 1 or member + 1 in group.members
+    view = view_of(block, group.shared, cast(int, config.rank), walked_again=walked_again)
     if plan.device.type != "meta" and not plan.weights_follow:
         for path, linear in linear_maps(block).items():
             cast(SharedLinear, view.get_submodule(path)).imitate_(linear.weight)
