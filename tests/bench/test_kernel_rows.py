@@ -9,6 +9,7 @@ import torch
 from vitslim.bench.kernels import KernelCase, time_kernels
 from vitslim.bench.roofline import Ceilings
 from vitslim.kernels.triton.cases import kernel_cases
+from vitslim.kernels.triton.linear_cases import linear_cases
 from vitslim.kernels.triton.token_cases import token_cases
 
 CEILINGS = Ceilings(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
@@ -56,7 +57,7 @@ def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> N
     assert skip.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
 
 
-@pytest.mark.parametrize("cases", [kernel_cases, token_cases])
+@pytest.mark.parametrize("cases", [kernel_cases, token_cases, linear_cases])
 def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
     found = cases("cpu", torch.float32, 17, 1)
     assert all(isinstance(case, KernelCase) for case in found)

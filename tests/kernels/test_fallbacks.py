@@ -40,6 +40,10 @@ def moved() -> tuple[Any, ...]:
     return drawn(2, 4, 3), drawn(2, 5, 3), drawn(2, 9).argsort(dim=1), 7
 
 
+def shared_map() -> tuple[Any, ...]:
+    return drawn(2, 3, 6), drawn(5, 6), drawn(5, 2), drawn(2, 6), None, True
+
+
 CALLS = {
     "bit_attention._kept_bits_on_gpu": (ops.kept_bits, lambda: (drawn(2, 3, 15, 4), drawn(4, 17), 2, 6, 4, 2)),
     "bit_attention._bit_attention_on_gpu": (
@@ -63,6 +67,7 @@ CALLS = {
     "token_selection._ranked_cuda": (ops.ranked, lambda: (drawn(2, 9), 1)),
     "token_selection._taken_apart_cuda": (ops.taken_apart, moved),
     "token_selection._put_back_cuda": (ops.put_back, moved),
+    "low_rank_linear._low_rank_linear_on_gpu": (ops.low_rank_linear, shared_map),
 }
 
 

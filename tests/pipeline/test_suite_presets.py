@@ -46,10 +46,11 @@ def test_kernels_are_called_as_their_cases_are() -> None:
     import torch
 
     from vitslim.kernels.triton.cases import kernel_cases
+    from vitslim.kernels.triton.linear_cases import linear_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
     given = (torch.device("cpu"), torch.float32, 17, 1)
-    assert {case.name for case in [*kernel_cases(*given), *token_cases(*given)]} == {*KERNELS}
+    assert {case.name for build in (kernel_cases, token_cases, linear_cases) for case in build(*given)} == {*KERNELS}
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

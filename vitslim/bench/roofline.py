@@ -34,7 +34,9 @@ class Traffic(Result):
     """Numbers that the counted operators of one forward read and write, whatever their width in bytes.
 
     Each matrix product, convolution and attention reads its operands and writes its result once; everything between
-    them is taken to be fused into one of them. A forward cannot move less without fusing across products.
+    them is taken to be fused into one of them. A forward cannot move less without fusing across products, as the
+    kernel of SReT's linear maps does. A matrix that several steps share is counted for each of them, whether memory or
+    the L2 cache gives it: such a model's share of what memory allows may come out too high, even above 1.
     """
 
     weights: int  # numbers read once per batch

@@ -36,7 +36,7 @@ def low_rank_linear(
     *,
     walked_again: bool = False,
 ) -> Float[Tensor, "*b o"]:
-    """x (W' + B A)ᵀ + b without the sum W' + B A; under autocast in its precision, as ``F.linear``.
+    """X (W' + B A)ᵀ + b without the sum W' + B A; under autocast in its precision, as ``F.linear``.
 
     Args:
         weight: W'.
@@ -74,9 +74,7 @@ def _are_alike(tokens: Tensor, *others: Tensor | None) -> bool:
     return all(part is None or (part.dtype, part.device) == (tokens.dtype, tokens.device) for part in others)
 
 
-def _plain(
-    tokens: Tensor, weight: Tensor, up: Tensor, down: Tensor, bias: Tensor | None, walked_again: bool
-) -> Tensor:
+def _plain(tokens: Tensor, weight: Tensor, up: Tensor, down: Tensor, bias: Tensor | None, walked_again: bool) -> Tensor:
     with torch.autocast(tokens.device.type, enabled=False):
         return plain_low_rank_linear(tokens, weight, up, down, bias).contiguous()
 

@@ -49,6 +49,7 @@ def test_every_kernel_compiles_for_an_h100() -> None:
     require_sound(made)
     kernels = {name.split()[0] for name, *_ in made}
     assert {"bit_attention_kernel", "key_gradient_kernel", "tile_attention_kernel", "key_choice_kernel"} <= kernels
+    assert "low_rank_linear_kernel" in kernels
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from vitslim.kernels.triton import (
     bit_attention_backward,
     channel_attention,
     key_choice,
+    low_rank_linear,
     skip_function,
     tile_attention,
     token_selection,
@@ -99,3 +100,11 @@ def test_attention(images: int, patches: int, device: str) -> None:
     slopes = bit_attention_backward.gradients(grad, query, key, value, bits, *of_bits, 1, 1, 0.3)
     assert all(slope.shape == part.shape for slope, part in zip(slopes, parts, strict=False))
     assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+
+@ON
+@pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (0, 6)])
+def test_linear_map(shape: tuple[int, ...], device: str) -> None:
+    sizes = (shape, (5, 6), (5, 2), (2, 6), (5,))
+    parts = [drawn(*size, dtype=torch.float32, device=device) for size in sizes]
+    assert low_rank_linear.mapped(*parts, walked_again=True).shape == (*shape[:-1], 5)

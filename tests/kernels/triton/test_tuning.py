@@ -6,9 +6,10 @@ import torch
 from vitslim.errors import CheckpointError, MissingDependencyError
 
 pytest.importorskip("triton")
-from vitslim.kernels.triton import tuning
-from vitslim.kernels.triton.autotuning import Tunable, autotune, tunables, tune
-from vitslim.kernels.triton.tuning import Blocks
+from vitslim.kernels.triton import autotuning, tuning
+from vitslim.kernels.triton.autotuning import Tunable, autotune, linear_tunables, tunables, tune
+from vitslim.kernels.triton.compiling import SHARED_BYTES
+from vitslim.kernels.triton.tuning import Blocks, Tiles
 
 SLOW, FAST, BROKEN = Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 3), Blocks(128, 128, 8, 4)
 COST = {SLOW: 2.0, FAST: 1.0}
@@ -23,9 +24,9 @@ def table(tmp_path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "blocks.json"
     path.write_text('{"rows": {}}')
     monkeypatch.setattr(tuning, "TABLE", path)
-    tuning.looked_up.cache_clear()
+    tuning.forget()
     yield path
-    tuning.looked_up.cache_clear()
+    tuning.forget()
 
 
 def call(blocks: Blocks) -> float:
@@ -74,6 +75,46 @@ def test_the_tunable_kernels_run_with_a_candidate(table) -> None:
     for problem in tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 16, 26, 1):
         assert problem.row.split("/")[2:] == ["float32", "16", "32"]
         problem.call(problem.candidates[0])
+
+
+def test_the_tunable_linear_maps_run_with_a_candidate_and_are_looked_up_again(table) -> None:
+    problems = list(linear_tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 48, 17))
+    shapes = ["48x144x16", "48x48x16", "48x192x16", "192x48x16"]
+    assert [problem.row.split("/")[2:] for problem in problems] == [["float32", shape, "32"] for shape in shapes]
+    for problem in problems:
+        problem.call(problem.candidates[0])
+    odd = Tiles(16, 32, 16, warps=2, stages=1)
+    tune([Tunable(problems[0].row, lambda tiles: 1.0, (odd,))], measured, table)
+    tokens, weight = torch.zeros(17, 48), torch.zeros(144, 48)
+    if torch.cuda.is_available():
+        tokens, weight = tokens.cuda(), weight.cuda()
+    assert tuning.tiles_for("low_rank_linear", tokens, weight, 4) == odd
+    assert tuning.tiles_for("low_rank_linear", tokens, weight[:48], 4) == tuning.tile_rule("float32", (48, 48, 16), 32)
+
+
+def test_maps_that_the_kernel_is_not_called_for_are_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotuning, "MOST_PRODUCTS", 17 * 48 * 144)
+    rows = [problem.row.split("/")[3] for problem in linear_tunables("cpu", torch.float32, 48, 17)]
+    assert rows == ["48x144x16", "48x48x16"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [16, 32, 128])
+@pytest.mark.parametrize("columns", [48, 384, 4096])
+@pytest.mark.parametrize("rows", [1, 256, 4096])
+def test_the_rule_for_tiles_fits_every_architecture(rows: int, columns: int, rank: int, dtype: str) -> None:
+    tiles = tuning.tile_rule(dtype, (384, columns, rank), rows)
+    entry = 4 if dtype == "float32" else 2
+    stage_bytes = (tiles.rows + tiles.columns + rank) * tiles.depth * entry
+    assert tiles.stages >= 2
+    assert tiles.stages * stage_bytes <= min(SHARED_BYTES.values())
+
+
+def test_few_rows_are_cut_into_smaller_tiles() -> None:
+    # 197 and 1576 rows of DeiT-S's projection: one image, and eight.
+    one, eight = (tuning.tile_rule("bfloat16", (384, 384, 32), rows) for rows in (256, 2048))
+    assert (one.rows, one.columns) == (32, 32)
+    assert (eight.rows, eight.columns) == (64, 128)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

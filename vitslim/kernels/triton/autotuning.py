@@ -5,6 +5,7 @@ python -c "from vitslim.kernels.triton.autotuning import autotune; autotune()"
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,19 @@ import torch
 
 from vitslim.errors import MissingDependencyError
 from vitslim.files import write_json
-from vitslim.kernels.triton import bit_attention, bit_attention_backward, tile_attention, tuning
+from vitslim.kernels.low_rank_linear import MOST_PRODUCTS
+from vitslim.kernels.triton import bit_attention, bit_attention_backward, low_rank_linear, tile_attention, tuning
 from vitslim.kernels.triton.cases import TOKENS, Problem
-from vitslim.kernels.triton.tuning import Blocks, capability_of, read_table, row_name
+from vitslim.kernels.triton.linear_cases import WIDTHS, LinearMap, maps_of
+from vitslim.kernels.triton.tuning import (
+    TILE_SIDES,
+    Blocks,
+    Tiles,
+    capability_of,
+    read_table,
+    row_name,
+    tiles_row_name,
+)
 
 Measure = Callable[[Callable[[], Any]], float]
 """Milliseconds of a call."""
@@ -25,8 +36,8 @@ class Tunable:
     """One row of the table to be: a kernel on operands that fit the row."""
 
     row: str
-    call: Callable[[Blocks], Any]
-    candidates: tuple[Blocks, ...]
+    call: Callable[[Any], Any]
+    candidates: tuple[Blocks | Tiles, ...]
 
 
 def autotune(
@@ -35,13 +46,15 @@ def autotune(
     tokens: Iterable[int] = TOKENS,
     batch: int = 16,
     path: Path | None = None,
-) -> dict[str, Blocks]:
-    """Measure the attention kernels on the current GPU and write the fastest blocks into the table.
+) -> dict[str, Blocks | Tiles]:
+    """Measure attention and SReT's linear maps on the current GPU and write the fastest blocks into the table.
 
     About 40 candidates for each kernel, type, head width and token count; some minutes for each, most of it compiling.
+    The linear maps are those of DeiT-S, DeiT-B and ViT-L for one image.
 
     Args:
         tokens: one class token and a square of patches each.
+        batch: images, for attention.
         path: the table; the one shipped with vitslim by default.
 
     Raises:
@@ -54,21 +67,25 @@ def autotune(
     def measure(call: Callable[[], Any]) -> float:
         return cast(float, do_bench(call, return_mode="median"))
 
-    sizes = [(dtype, width, count) for dtype in dtypes for width in widths for count in tokens]
-    found: dict[str, Blocks] = {}
-    for dtype, width, count in sizes:
+    dtypes, tokens = tuple(dtypes), tuple(tokens)
+    problems = chain(
+        (tunables("cuda", *size, batch) for size in product(dtypes, tuple(widths), tokens)),
+        (linear_tunables("cuda", *size) for size in product(dtypes, WIDTHS, tokens)),
+    )
+    found: dict[str, Blocks | Tiles] = {}
+    for size in problems:
         # Written after each size, so that what an interruption loses is one.
-        found |= tune(tunables("cuda", dtype, width, count, batch), measure, path)
+        found |= tune(size, measure, path)
     return found
 
 
-def tune(problems: Iterable[Tunable], measure: Measure, path: Path | None = None) -> dict[str, Blocks]:
+def tune(problems: Iterable[Tunable], measure: Measure, path: Path | None = None) -> dict[str, Blocks | Tiles]:
     """Write the fastest candidate of each problem into the table, and return the new rows; other rows stay.
 
     A candidate that does not compile or does not fit is passed over.
     """
     path = path or tuning.TABLE
-    found: dict[str, Blocks] = {}
+    found: dict[str, Blocks | Tiles] = {}
     for problem in problems:
         times = {blocks: _time_of(problem.call, blocks, measure) for blocks in problem.candidates}
         best = min(times, key=times.__getitem__)
@@ -76,7 +93,7 @@ def tune(problems: Iterable[Tunable], measure: Measure, path: Path | None = None
             found[problem.row] = best
     rows = read_table(path) | found if path.exists() else found
     write_json(path, {"rows": {name: asdict(rows[name]) for name in sorted(rows)}})
-    tuning.looked_up.cache_clear()
+    tuning.forget()
     return found
 
 
@@ -120,7 +137,31 @@ def candidates(listed: tuple[bool, ...] = (False,)) -> tuple[Blocks, ...]:
     )
 
 
-def _time_of(call: Callable[[Blocks], Any], blocks: Blocks, measure: Measure) -> float:
+def linear_tunables(device: torch.device | str, dtype: torch.dtype, width: int, tokens: int) -> Iterator[Tunable]:
+    """The linear maps of a block for one image, as far as the kernel takes them."""
+    where = (capability_of(torch.device(device)), str(dtype).removeprefix("torch."))
+    for one in maps_of(torch.device(device), dtype, width, tokens):
+        if one.shared_macs > MOST_PRODUCTS:
+            continue
+
+        def call(tiles: Tiles, one: LinearMap = one) -> Any:
+            return low_rank_linear.mapped(*one.operands, walked_again=True, tiles=tiles)
+
+        yield Tunable(tiles_row_name("low_rank_linear", *where, one.shape, tokens), call, tile_candidates())
+
+
+def tile_candidates() -> tuple[Tiles, ...]:
+    """Tiles that are worth a try on some GPU."""
+    return tuple(
+        Tiles(*sides, depth, warps, stages)
+        for sides in TILE_SIDES
+        for depth in (64, 128)
+        for warps in (4, 8)
+        for stages in (2, 4)
+    )
+
+
+def _time_of(call: Callable[[Any], Any], blocks: Blocks | Tiles, measure: Measure) -> float:
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 

@@ -19,7 +19,6 @@ from compute capability 9.0 on; before, its pipelined loads carry none.
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -150,7 +149,8 @@ def forms() -> list[KernelForm]:
     ):
         pointers = dict.fromkeys(("tokens", "weight", "up", "down", "bias", "out"), f"*{dtype}")
         sizes = dict.fromkeys(("rows", "inner", "columns", "rank", "token_stride"), "i32")
-        block_r = padded(width // 12)
+        rank = width // 12
+        block_r = padded(rank)
         tiles = tile_rule("float32" if dtype == "fp32" else "float16", (width, columns, block_r), 256)
         constants = {
             "HAS_BIAS": True,
@@ -162,7 +162,7 @@ def forms() -> list[KernelForm]:
             "PRECISION": precision,
         }
         name = f"low_rank_linear_kernel {dtype} {width} to {columns}"
-        aligned = (*pointers, "inner", "columns", "token_stride")
+        aligned = (*pointers, "inner", "columns", "token_stride", *(() if rank % 16 else ("rank",)))
         types = {**pointers, **sizes}
         found.append(
             KernelForm(name, low_rank_linear_kernel, types, constants, aligned, warps=tiles.warps, stages=tiles.stages)

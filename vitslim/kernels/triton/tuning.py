@@ -1,9 +1,9 @@
 """Block sizes of attention and matrix products: a table of measured ones, and a rule where the table has no row.
 
 ``blocks.json`` beside this file maps ``kernel/sm/dtype/head width/tokens`` to the blocks of attention, and
-``kernel/sm/dtype/inner x columns x rank/rows`` to the tiles of a product; ``autotuning`` measures on the GPU at hand and
-rewrites it. The table ships empty: until then everything goes by the rules. Rows are looked up with the padded width, of
-queries or values, or rank, and the next power of two of the tokens or rows.
+``kernel/sm/dtype/inner x columns x rank/rows`` to the tiles of a product; ``autotuning`` measures on the GPU at hand
+and rewrites it. The table ships empty: until then everything goes by the rules. Rows are looked up with the padded
+width, of queries or values, or rank, and the next power of two of the tokens or rows.
 """
 
 from dataclasses import dataclass

@@ -28,6 +28,8 @@ KERNELS = (
     *("class row", "order", "take apart", "put back", "selection"),
     *("convolution, expansion 2", "its gradient, expansion 2", "convolution, expansion 0.5"),
     *("its gradient, expansion 0.5", "channel attention"),
+    *(f"shared linear map, {sides}" for sides in ("384 to 1152", "384 to 384", "384 to 1536", "1536 to 384")),
+    *(f"shared linear map, {sides}" for sides in ("768 to 2304", "768 to 768", "768 to 3072", "3072 to 768")),
 )  # that kernel pieces time, as the cases name them; those need triton to be asked
 
 
