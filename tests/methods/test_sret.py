@@ -101,7 +101,7 @@ def test_the_default_is_pairs_between_the_ends() -> None:
     # Sharing saves no arithmetic, residuals cost some, merging takes that back.
     dense_macs = count_macs(model)
     assert count_macs(convert(model, "sret", rank=0)) == dense_macs
-    assert count_macs(small) > dense_macs
+    assert round(count_macs(small) / 1e9, 3) == 4.986 > dense_macs / 1e9
     assert count_macs(merge_residuals(small)) == dense_macs
     assert count_parameters(merge_residuals(small)) == count_parameters(model)
 
