@@ -36,7 +36,7 @@ def low_rank_linear(
     *,
     walked_again: bool = False,
 ) -> Float[Tensor, "*b o"]:
-    """X (W' + B A)ᵀ + b without the sum W' + B A; under autocast in its precision, as ``F.linear``.
+    """The map x (W' + B A)ᵀ + b, without the sum W' + B A; under autocast in its precision, as ``F.linear``.
 
     Args:
         weight: W'.

@@ -73,22 +73,28 @@ def test_rows_may_lie_apart(device: str) -> None:
         require_close(kernel.mapped(apart, *matrices, walked_again=True), exact)
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_forward_and_backward_by_the_op_are_those_of_float64(dtype: torch.dtype) -> None:
-    parts = [part.requires_grad_() for part in operands(((2, 197), 384, 1152, 32), dtype, "cuda")]
+def test_gradients_of_the_op_are_those_of_float64(dtype: torch.dtype, device: str) -> None:
+    parts = [part.requires_grad_() for part in operands(((2, 17), 48, 144, 4), dtype, device)]
     exact = [part.detach().double().requires_grad_() for part in parts]
-    with Counting() as counting:
-        found = low_rank_linear(*parts)
-    assert counting.called == {"low_rank_linear"}
-    expected = plain_low_rank_linear(*exact)
-    require_close(found, expected)
-    grad = drawn(*found.shape, dtype=dtype, device="cuda", seed=9)
-    # x Aᵀ and g B are rounded on the way.
+    found, expected = torch.ops.vitslim.low_rank_linear(*parts, True), plain_low_rank_linear(*exact)
+    # Plain forms round x W'ᵀ and the residual before they add them, and gradients x Aᵀ and g B.
+    require_close(found, expected, roundings=4.0)
+    grad = drawn(*found.shape, dtype=dtype, device=device, seed=9)
     for slope, wanted in zip(
         torch.autograd.grad(found, parts, grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
     ):
         require_close(slope, wanted, roundings=4.0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_served_by_the_kernel() -> None:
+    parts = operands(((1, 197), 384, 384, 32), torch.bfloat16, "cuda")
+    with Counting() as counting:
+        found = low_rank_linear(*parts)
+    assert counting.called == {"low_rank_linear"}
+    require_close(found, plain_low_rank_linear(*(part.double() for part in parts)))
 
 
 @pytest.mark.gpu

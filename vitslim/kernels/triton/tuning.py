@@ -67,8 +67,8 @@ class Tiles:
 
 
 ENOUGH_PROGRAMS = 80
-"""Of 132 SMs of an H100. A smaller tile would use more of them, but each program reads all of its rows and columns, so
-that what a program reads shrinks by less than the programs grow in number."""
+"""Most of an H100's 132 SMs. A program reads its rows, its columns and A: tiles half as large, twice as many, would
+employ the others, but read more together."""
 
 TILE_SIDES = ((64, 128), (64, 64), (32, 64), (32, 32), (16, 32))
 """Rows and columns of a tile, from many rows to few."""
@@ -138,20 +138,20 @@ def tile_rule(dtype: str, shape: tuple[int, int, int], rows: int) -> Tiles:
         shape: inner, columns, padded rank.
     """
     _, columns, rank = shape
-    is_wide = dtype == "float32"
+    is_float32 = dtype == "float32"
     # The three passes of float32 would spill in large tiles and long visits.
-    sides = TILE_SIDES[2:] if is_wide else TILE_SIDES
+    sides = TILE_SIDES[2:] if is_float32 else TILE_SIDES
     tall, wide = next(
         (one for one in sides if -(-rows // one[0]) * -(-columns // one[1]) >= ENOUGH_PROGRAMS), TILE_SIDES[-1]
     )
     lines = tall + wide + rank
     # Few lines are walked in longer visits: fewer waits for memory.
-    depth, line_bytes = (32, 128) if is_wide else (128, 256) if lines <= 128 else (64, 128)
+    depth, line_bytes = (32, 128) if is_float32 else (128, 256) if lines <= 128 else (64, 128)
     return Tiles(
         tall,
         wide,
         depth=depth,
-        warps=8 if tall * (wide + rank) > (4096 if is_wide else 8192) else 4,
+        warps=8 if tall * (wide + rank) > (4096 if is_float32 else 8192) else 4,
         stages=min(4, _SHARED_BYTES // (lines * line_bytes)),
     )
 
