@@ -1,5 +1,6 @@
 """What the presets of the suite ask for, and how faulty ones are refused."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,30 @@ def test_a_quick_cpu_run_watches_both_backends_and_a_pair() -> None:
 
 
 def test_the_gpu_preset_has_the_models_sizes_batches_and_baselines_of_the_issue() -> None:
-    pieces = read_preset("gpu").pieces(quick=False)
-    assert {piece.model for piece in pieces} >= set(DEPTHS)
-    assert {piece.image_size for piece in pieces} >= {224, 384, 512, 1024}
-    assert {batch for piece in pieces for batch in piece.batches} >= {1, 8, 32, 256}
-    assert {piece.backend for piece in pieces} >= {"compiled-graph", "ort", "tensorrt", "train"}
+    preset = read_preset("gpu")
+    pieces = preset.pieces(quick=False)
+
+    def settings(backend: str, precision: str) -> set[tuple[str, int, int]]:
+        alike = [piece for piece in pieces if (piece.backend, piece.precision) == (backend, precision)]
+        return {(piece.model, piece.image_size, batch) for piece in alike for batch in piece.batches}
+
+    batches = (1, 8, 32, 256)
+    assert settings("compiled-graph", "bf16") == {*product(DEPTHS, (224, 384, 512, 1024), batches)}
+    assert settings("torch", "bf16") >= {*product(DEPTHS, (224, 384, 512), batches)}
+    for backend in ("tensorrt", "ort", "ort-tensorrt"):
+        assert settings(backend, "fp16") == {*product(("deit_small", "deit_base"), (224, 512), batches)}
+    assert {model for model, _, _ in settings("train", "bf16")} == {*DEPTHS}
     named = {name for piece in pieces for name in piece.competitors}
-    assert named >= {*BASELINES, "smaller-sibling"}
+    assert named == {*preset.competitors, *BASELINES, "smaller-sibling"}
+
+
+def test_what_is_compiled_or_built_has_few_competitors_beyond_the_first_pieces() -> None:
+    """A piece has to fit into ten minutes with half a minute for each engine."""
+    pieces = read_preset("gpu").pieces(quick=False)
+    assert all(len(piece.competitors) <= 6 for piece in pieces if "tensorrt" in piece.backend)
+    compiled = [piece for piece in pieces if piece.backend == "compiled-graph"]
+    assert all(len(piece.competitors) <= 12 for piece in compiled[1:])
+    assert all(len(piece.competitors) <= 6 for piece in compiled if piece.model == "vit_large")
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -130,8 +148,28 @@ def test_what_is_compiled_anew_for_every_batch_is_a_piece_of_its_own(tmp_path: P
 
 
 def test_engines_are_built_for_one_batch_size_each() -> None:
-    pieces = [piece for piece in read_preset("gpu").pieces(quick=False) if piece.backend in ("tensorrt", "rtx")]
+    pieces = [piece for piece in read_preset("gpu").pieces(quick=False) if "tensorrt" in piece.backend]
+    assert {piece.backend for piece in pieces} == {"tensorrt", "ort-tensorrt"}
     assert {piece.batches for piece in pieces} == {(1,), (8,), (32,), (256,)}
+
+
+def test_what_several_groups_ask_for_is_one_piece_with_the_competitors_of_all(tmp_path: Path) -> None:
+    setting = {"models": ["tiny"], "sizes": [32]}
+    groups = [
+        setting | {"backends": ["compiled"], "batches": [2], "competitors": ["depth-drop"]},
+        setting | {"batches": [4, 2], "competitors": ["depth-drop"]},
+        {"kernels": [65, 17]},
+        setting | {"backends": ["torch", "compiled"], "batches": [1, 2], "competitors": ["tome", "depth-drop"]},
+        {"kernels": [33, 17]},
+    ]
+    pieces = read_preset(written(tmp_path, TINY | {"groups": groups})).pieces(quick=False)
+    assert [(piece.name, piece.competitors, piece.tokens) for piece in pieces] == [
+        ("tiny-32-fp32-compiled-b2", ("depth-drop", "tome"), ()),
+        ("tiny-32-fp32-torch-b4+2", ("depth-drop", "tome"), ()),
+        ("kernels-fp32-b1", (), (17, 33, 65)),
+        ("tiny-32-fp32-torch-b1", ("tome", "depth-drop"), ()),
+        ("tiny-32-fp32-compiled-b1", ("tome", "depth-drop"), ()),
+    ]
 
 
 def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
@@ -152,6 +190,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
         ({"sizes": [1]}, "sizes"),
         ({"aims": [KERNEL_AIM | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from bit mask"),
+        ({"aims": [KERNEL_AIM | {"of": "memory"}]}, "of='memory', but kernels are timed alone"),
         ({"aims": [KERNEL_AIM]}, "no group times kernels in fp32 at 197 tokens"),
         ({"aims": [KERNEL_AIM | {"max_loss": 0.5}]}, "max_loss is of the accuracy benchmark"),
         ({"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]}, "no group measures"),
@@ -178,6 +217,10 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         (f"students={{evo/vit: {EVO_VIT}}}", "called 'evo/vit'; wanted"),
         ("aims=[{what: more, precision: fp32, backend: torch, competitors: [evo], at_least: 2}]", "aim 'more'"),
         ("aims=[{what: more, precision: bf16, backend: torch, competitors: [sret], at_least: 2}]", "aim 'more'"),
+        (
+            "aims=[{what: less, of: weights, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
+            "aim 'less': of='weights'",
+        ),
         ("budget.lr=-1", "budget.lr"),
     ],
 )

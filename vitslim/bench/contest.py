@@ -14,7 +14,7 @@ from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latenc
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.nvml import Power
-from vitslim.bench.result import BenchRow, Skipped
+from vitslim.bench.result import MIB, BenchRow, Skipped
 from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.models import preprocessing
@@ -29,8 +29,6 @@ ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
 _ENGINES = ("tensorrt", "rtx")
 _IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
 _ON_STREAM = (*_IN_TORCH, *_ENGINES)
-
-_MIB = 2**20
 
 
 @runtime_checkable
@@ -114,6 +112,7 @@ class Contest:
     engine_exporter: EngineExporter | None = None
     meter: Meter | None = None
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
+    _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model
 
     def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
@@ -158,6 +157,7 @@ class Contest:
             raise MissingDependencyError("no exporter was given; pass exporter=vitslim.export.export_onnx")
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
         self.exporter(model, path, precision=cell.precision)
+        self._file_mib[name] = path.stat().st_size / MIB
         provider = "tensorrt" if cell.backend == "ort-tensorrt" else self.device
         return OrtRunner(path, threads=self.threads, provider=provider, name=name)
 
@@ -168,6 +168,7 @@ class Contest:
         self.engine_exporter(
             self.entrants[name].model, path, precision=cell.precision, flavor=cell.backend, batch=(batch,) * 3
         )
+        self._file_mib[name] = path.stat().st_size / MIB
         return TrtRunner(path, name=name)
 
     def _measure_batch(
@@ -242,6 +243,7 @@ class Contest:
             energy_mj_per_image=None if power is None else power.energy_mj / batch,
             power_w=None if power is None else power.power_w,
             sm_clock_mhz=None if power is None else power.sm_clock_mhz,
+            file_mib=None if cell.backend in _IN_TORCH else self._file_mib[name],
             rounds=len(own),
         )
 
@@ -265,7 +267,7 @@ class Contest:
             torch.cuda.reset_peak_memory_stats()
             runner.run(call.images)
             torch.cuda.synchronize()
-            return (torch.cuda.max_memory_allocated() - before + weights) / _MIB
+            return (torch.cuda.max_memory_allocated() - before + weights) / MIB
         except Exception as error:  # the latencies are good without it
             self._note("peak memory", name, cell, call, error)
             return None

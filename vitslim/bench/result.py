@@ -3,7 +3,10 @@
 from typing import Any
 
 from vitslim.runtime import Precision
+from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Result
+
+MIB = 2**20
 
 
 class BenchRow(Result):
@@ -12,6 +15,7 @@ class BenchRow(Result):
     Latencies are of one call with the whole batch. ``speedup_vs_dense`` is the ratio of medians, baseline over model,
     of the same interleaved run; ``speedup_p10`` and ``speedup_p90`` are percentiles of that ratio over the rounds.
     ``peak_memory_mib`` is weights plus the peak of one call; ``None`` where no backend can tell it per model.
+    ``file_mib`` is the ONNX file or the engine that was run; ``None`` where torch runs the model itself.
     Energy (millijoule per image), mean power and the clock of the multiprocessors are NVML's, in a loop of their own
     after the timing; ``None`` where they were not asked for or cannot be read.
     """
@@ -35,6 +39,12 @@ class BenchRow(Result):
     energy_mj_per_image: float | None = None
     power_w: float | None = None
     sm_clock_mhz: int | None = None
+    file_mib: float | None = None
+
+    @property
+    def weights_mib(self) -> float:
+        """The parameters in the row's precision: what of a file, or of a GPU's memory, is the model itself."""
+        return self.params * DTYPES[self.precision].itemsize / MIB
 
 
 class Skipped(Result):

@@ -15,6 +15,7 @@ from vitslim.runtime import Precision
 from vitslim.shapes import Config, Result
 
 Kind = Literal["dense", "method", "pair", "baseline"]
+Setting = tuple[str, int, str, str, int]  # model, image size, backend, precision, batch
 Status = Literal["measured", "unavailable", "out of memory", "failed", "crashed", "too long"]
 
 DENSE = "dense"
@@ -49,10 +50,11 @@ class Piece(Config):
 
 
 class Aim(Config):
-    """A speed against dense that shall be reached: by the best of some competitors in one setting, or by a kernel."""
+    """A gain against dense that shall be reached: by the best of some competitors in one setting, or by a kernel."""
 
     what: str  # in words
-    at_least: float = Field(gt=0)
+    at_least: float = Field(gt=0)  # dense over the model
+    of: Literal["speed", "weights", "memory"] = "speed"  # a kernel's is speed
     precision: Precision
     model: str = "-"
     image_size: int = 0
@@ -64,7 +66,7 @@ class Aim(Config):
     max_loss: float | None = None  # points of top-1 below the dense control; where accuracy is measured too
 
     @property
-    def setting(self) -> tuple[str, int, str, str, int]:
+    def setting(self) -> Setting:
         """Where the competitors' rows stand."""
         return self.model, self.image_size, self.backend, self.precision, self.batch
 

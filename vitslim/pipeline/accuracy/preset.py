@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
@@ -15,8 +13,8 @@ from vitslim.bench.contest import Backend
 from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
-from vitslim.pipeline.suite.preset import PRESETS, Competitor, ModelEntry
-from vitslim.recipe import describe_faults, read_yaml, with_overrides
+from vitslim.pipeline.suite.preset import Competitor, ModelEntry, read_preset_file
+from vitslim.recipe import describe_faults, with_overrides
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
@@ -100,6 +98,8 @@ class AccuracyPreset(Config):
             )
         speed = self.speed
         for aim in self.aims:
+            if aim.of != "speed" or aim.kernel:
+                raise ValueError(f"aim {aim.what!r}: of={aim.of!r}, but accuracy is set beside the models' speed alone")
             is_timed = (
                 aim.precision in speed.precisions and aim.backend in speed.backends and aim.batch in speed.batches
             )
@@ -132,15 +132,7 @@ def read_accuracy_preset(name: str, *, quick: bool = False, overrides: Iterable[
     Raises:
         ConfigError: no such preset, or a faulty one; all faults in one message.
     """
-    if name in PRESETS:
-        text = (resources.files("vitslim") / "assets" / f"accuracy_{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
-    else:
-        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
-    document = cast("dict[str, Any]", read_yaml(text, f"preset {name}"))
-    if not isinstance(document, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  a file may hold anything
-        raise ConfigError(f"preset {name}: wanted settings such as model and budget")
+    document = read_preset_file("accuracy", name)
     changes = cast("list[str]", document.pop("quick", None) or [])
     merged = with_overrides(document, [*(changes if quick else []), *overrides])
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
@@ -14,14 +14,16 @@ from vitslim.bench.contest import Backend
 from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError
 from vitslim.methods import method_named
-from vitslim.recipe import describe_faults, read_yaml
+from vitslim.recipe import describe_faults, read_settings_file
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 
 PRESETS = ("cpu", "gpu")
 COMPILED = ("compiled", "compiled-graph")
 # Each batch size is compiled or built anew, which takes longer than the timing.
-SPLIT_BY_BATCH = (*COMPILED, "tensorrt", "rtx")
+SPLIT_BY_BATCH = (*COMPILED, "ort-tensorrt", "tensorrt", "rtx")
+
+_HOLDS = {"suite": "groups: [...]", "accuracy": "model and budget"}
 
 KERNELS = (
     *("bit mask", "bit mask, bits given", "tiles of 64", "tiles of 64, keys given", "image"),
@@ -94,21 +96,27 @@ class Preset(Config):
             unknown += sorted({*group.competitors} - rivals)
             if unknown:
                 raise ValueError(f"groups name {', '.join(unknown)}, which are neither models nor competitors here")
-        measured = {
-            (piece.model, piece.image_size, piece.backend, piece.precision, batch): piece.competitors
-            for piece in self.pieces(quick=False)
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_it_aims_at(self) -> Preset:
+        pieces = self.pieces(quick=False)
+        rivals = {
+            (piece.model, piece.image_size, piece.backend, piece.precision, batch): {*piece.competitors}
+            for piece in pieces
             for batch in piece.batches
         }
-        kernels = [piece for piece in self.pieces(quick=False) if piece.kind == "kernels"]
-        timed = {(piece.precision, tokens) for piece in kernels for tokens in piece.tokens}
+        timed = {(piece.precision, tokens) for piece in pieces for tokens in piece.tokens}
         for aim in self.aims:
             if aim.max_loss is not None:
                 raise ValueError(f"aim {aim.what!r}: max_loss is of the accuracy benchmark, the suite trains nothing")
             if aim.kernel and aim.kernel not in KERNELS:
                 raise ValueError(f"aim {aim.what!r}: no kernel {aim.kernel!r}; choose from {', '.join(KERNELS)}")
+            if aim.kernel and aim.of != "speed":
+                raise ValueError(f"aim {aim.what!r}: of={aim.of!r}, but kernels are timed alone")
             if aim.kernel and (aim.precision, aim.tokens) not in timed:
                 raise ValueError(f"aim {aim.what!r}: no group times kernels in {aim.precision} at {aim.tokens} tokens")
-            if not aim.kernel and not {*aim.competitors} & {*measured.get(aim.setting, ())}:
+            if not aim.kernel and not {*aim.competitors} & rivals.get(aim.setting, set()):
                 raise ValueError(f"aim {aim.what!r}: no group measures {aim.competitors} in {aim.setting}")
         return self
 
@@ -117,12 +125,22 @@ class Preset(Config):
         return self.model_dump(mode="json", include={"device", "threads", "rounds", "warmup", "seconds", "energy"})
 
     def pieces(self, *, quick: bool) -> list[Piece]:
-        """What is to be measured, the most telling first."""
+        """What is to be measured, the most telling first.
+
+        What several groups ask for is measured once, where the first does, with the competitors of all: a late group
+        may name a whole grid.
+        """
         found: list[Piece] = []
         for group in self.groups:
-            if group.quick or not quick:
-                found += _pieces(group)
-        return list({piece.name: piece for piece in found}.values())
+            for piece in _pieces(group) if group.quick or not quick else ():
+                left = piece.batches
+                for index, known in enumerate(found):
+                    if _setting(known) == _setting(piece) and {*known.batches} & {*left}:
+                        found[index] = _united(known, piece)
+                        left = tuple(batch for batch in left if batch not in known.batches)
+                if left:
+                    found.append(piece.model_copy(update={"batches": left}))
+        return found
 
 
 def read_preset(name: str, *, quick: bool = False) -> Preset:
@@ -134,12 +152,7 @@ def read_preset(name: str, *, quick: bool = False) -> Preset:
     Raises:
         ConfigError: no such preset, or a faulty one; all faults in one message.
     """
-    text = _text(name)
-    document = cast("dict[str, Any]", read_yaml(text, f"preset {name}"))
-    if not isinstance(document, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  a file may hold anything
-        raise ConfigError(f"preset {name}: wanted settings such as groups: [...]")
-    # Under `define` stand lists that several groups repeat through YAML's anchors.
-    document = {key: value for key, value in document.items() if key != "define"}
+    document = read_preset_file("suite", name)
     changes = document.pop("quick", None) or {}
     try:
         return Preset(**{**document, **(changes if quick else {})})
@@ -147,12 +160,17 @@ def read_preset(name: str, *, quick: bool = False) -> Preset:
         raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, Preset))}") from None
 
 
-def _text(name: str) -> str:
-    if name in PRESETS:
-        return (resources.files("vitslim") / "assets" / f"suite_{name}.yaml").read_text()
-    if not Path(name).is_file():
+def read_preset_file(kind: Literal["suite", "accuracy"], name: str) -> dict[str, Any]:
+    """What a shipped preset or a YAML file holds; ``define``, whose lists others repeat by YAML's anchors, is left out.
+
+    Raises:
+        ConfigError: no such preset, or a file of something else.
+    """
+    if name not in PRESETS and not Path(name).is_file():
         raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
-    return Path(name).read_text()
+    shipped = resources.files("vitslim") / "assets" / f"{kind}_{name}.yaml"
+    document = read_settings_file(str(shipped) if name in PRESETS else name, f"settings such as {_HOLDS[kind]}")
+    return {key: value for key, value in document.items() if key != "define"}
 
 
 def _pieces(group: Group) -> list[Piece]:
@@ -177,3 +195,16 @@ def _pieces(group: Group) -> list[Piece]:
         for backend in group.backends
         for batches in ([(one,) for one in group.batches] if backend in SPLIT_BY_BATCH else [group.batches])
     ]
+
+
+def _setting(piece: Piece) -> tuple[str, ...]:
+    return piece.kind, piece.model, str(piece.image_size), piece.backend, piece.precision
+
+
+def _united(first: Piece, second: Piece) -> Piece:
+    return first.model_copy(
+        update={
+            "competitors": tuple(dict.fromkeys((*first.competitors, *second.competitors))),
+            "tokens": tuple(sorted({*first.tokens, *second.tokens})),
+        }
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitslim.bench.suite import DENSE, Aim, PieceResult, SuiteReport, SuiteRow
+from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
 
 Cells = list[list[str]]
 
@@ -82,11 +82,13 @@ def piece_table(piece: PieceResult, batch: int) -> Table:
         ("GMAC", lambda row: f"{row.macs / 1e9:.4g}"),
         ("of MAC ratio", lambda row: "–" if dense is None else f"{100 * share_of_mac_ratio(row, dense):.0f} %"),
         ("params M", lambda row: f"{row.params / 1e6:.2f}"),
+        ("weights MiB", lambda row: f"{row.weights_mib:.1f}"),
     ]
     optional: list[tuple[str, Callable[[SuiteRow], float | None], str]] = [
         ("TFLOP/s", lambda row: row.tflops, "{:.3g}"),
         ("GB/s", lambda row: row.gbytes_s, "{:.3g}"),
         ("of roofline", lambda row: None if row.roofline_share is None else 100 * row.roofline_share, "{:.0f} %"),
+        ("file MiB", lambda row: row.file_mib, "{:.1f}"),
         ("memory MiB", lambda row: row.peak_memory_mib, "{:.0f}"),
         ("mJ/img", lambda row: row.energy_mj_per_image, "{:.3g}"),
         ("W", lambda row: row.power_w, "{:.0f}"),
@@ -213,11 +215,10 @@ def _dense_cell(piece: PieceResult, batch: int) -> str:
 
 def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
     """The best figure that counts for an aim, who reached it, and whether that is enough."""
-    found = {
-        row.model: row.speedup_vs_dense
-        for row in report.rows
-        if (row.base, row.size, row.backend, row.precision, row.batch) == aim.setting and row.model in aim.competitors
-    }
+    here = [row for row in report.rows if _setting(row) == aim.setting]
+    dense = next((row for row in here if row.model == DENSE), None)
+    gains = {row.model: _gain(aim, row, dense) for row in here if row.model in aim.competitors}
+    found = {name: gain for name, gain in gains.items() if gain is not None}
     found |= {
         row.kernel: row.speedup_vs_dense
         for row in report.kernel_rows
@@ -227,6 +228,23 @@ def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
         return "not measured", "–", "–"
     best = max(found, key=lambda name: found[name])
     return f"{found[best]:.2f}x", best, "yes" if found[best] >= aim.at_least else "no"
+
+
+def _gain(aim: Aim, row: SuiteRow, dense: SuiteRow | None) -> float | None:
+    """How much less a row needs than dense of what the aim is of."""
+    if aim.of == "speed":
+        return row.speedup_vs_dense
+    if dense is None:
+        return None
+    if aim.of == "weights":
+        return dense.weights_mib / row.weights_mib
+    if dense.peak_memory_mib is None or row.peak_memory_mib is None:
+        return None
+    return dense.peak_memory_mib / row.peak_memory_mib
+
+
+def _setting(row: SuiteRow) -> Setting:
+    return row.base, row.size, row.backend, row.precision, row.batch
 
 
 def _kind(piece: PieceResult) -> tuple[str, str, str]:
