@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitslim.bench import environment
-from vitslim.bench.code import code_digest
+from vitslim.bench.code import MEASURING, TRAINING, code_digest
 from vitslim.bench.environment import _ASK_FOR_GPUS
 
 
@@ -90,3 +90,27 @@ def test_other_code_and_other_tuning_are_other_digests(tmp_path: Path):
         found.append(code_digest(tmp_path))
     assert len(set(found)) == 3
     assert code_digest() == code_digest()
+
+
+def test_what_a_model_learns_depends_on_other_code_than_how_fast_it_runs(tmp_path: Path):
+    def digests() -> tuple[str, str]:
+        return code_digest(tmp_path), code_digest(tmp_path, TRAINING, (".py",))
+
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "bench").mkdir()
+    before = digests()
+    for name, differs in {
+        "kernels/a.py": (True, True),
+        "kernels/blocks.json": (True, False),
+        "bench/clock.py": (True, False),
+        "bench/baselines.py": (True, True),
+    }.items():
+        (tmp_path / name).write_text("1")
+        after = digests()
+        assert tuple(old != new for old, new in zip(before, after, strict=True)) == differs, name
+        before = after
+
+
+def test_every_place_of_the_code_is_there():
+    package = Path(importlib.import_module("vitslim").__file__ or "").parent
+    assert [part for part in (*MEASURING, *TRAINING) if not (package / part).exists()] == []

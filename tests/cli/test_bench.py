@@ -1,5 +1,6 @@
 """bench suite, bench accuracy, and that `bench MODEL` stays what it was."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,46 @@ def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Pa
     _ratios_are_compared(out, preset, tmp_path, vitslim)
 
 
+def test_the_recorded_command_is_one_that_runs_as_it_stands(
+    preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = vitslim("bench", "suite", "--preset", preset, "--quick", "--out", tmp_path / "elsewhere", "--json")
+    assert first.document["command"] == "vitslim bench suite --preset own.yaml --quick"
+    again = vitslim(*shlex.split(first.document["command"])[1:])
+    assert again.code == 0, again.err
+    assert "wrote out/suite-own-quick/suite.html" in again.err
+
+
+def test_what_is_done_and_left_is_listed_without_measuring(preset: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
+    shown = vitslim(*words, "--list")
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines()[-1] == "0 of 2 pieces are done, 2 are left"
+    assert not (tmp_path / "out").exists()
+    measured = vitslim(*words)
+    assert "pieces of this call" in measured.out
+    assert "pieces of this call" not in vitslim(*words).out
+    found = vitslim(*words, "--list", "--json").document
+    assert found == {
+        "pieces": {"tiny-32-fp32-torch-b1": "measured", "tiny-64-fp32-tensorrt-b1": "unavailable"},
+        "left": [],
+    }
+
+
+def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
+    vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = vitslim("bench", "suite", "--preset", "gpu", "--list")
+    assert shown.code == 0, shown.err
+    assert ["deit_small-224-bf16-compiled-graph-b256", "left"] in [line.split() for line in shown.out.splitlines()]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
-    ("tries", "sentence"), [(1, "1 pieces are left; run the same command again"), (2, "needs a larger --minutes")]
+    ("tries", "sentence"),
+    [(1, "0 of 1 pieces are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
 )
 def test_what_is_left_says_what_to_do(
     tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
@@ -101,7 +140,6 @@ def _ratios_are_compared(out: Path, preset: Path, tmp_path: Path, vitslim: Comma
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("suite",), "Missing option '--out'"),
         (("suite", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'; wanted cpu, gpu or a YAML file"),
         (("suite", "--out", "o", "--compare", "nowhere.json"), "nowhere.json does not exist"),
         (("accuracy", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'"),
@@ -125,6 +163,7 @@ def test_without_its_gpu_a_preset_is_refused_and_nothing_written(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = vitslim("bench", verb, "--preset", "gpu", "--out", tmp_path / "out")
     assert (outcome.code, "no usable GPU is there" in outcome.error) == (3, True), outcome.err
+    assert outcome.error.startswith("preset gpu: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,4 +188,5 @@ def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Com
     assert "speed; run the same command again" in " ".join(outcome.err.split())
     document = read_json(tmp_path / "out" / "accuracy.json")
     assert document["left"][-1] == "speed"
-    assert document["command"].startswith("vitslim bench accuracy --preset cpu --quick --set model.options=")
+    assert document["command"].startswith("vitslim bench accuracy --preset cpu --quick --set ")
+    assert [word for word in shlex.split(document["command"]) if "=" in word] == [*settings, "teacher.steps=2"]

@@ -109,15 +109,14 @@ def test_every_model_says_where_it_was_trained(whole: tuple[AccuracyReport, Path
     folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
     own = read_json(folder / "smaller-sibling" / "result.json")["environment"]
     assert whole[0].environment == own
-    assert own["code"]
     assert not any("was trained with other" in note for note in whole[0].notes)
     for path in folder.glob("*/result.json"):
         found = read_json(path)
-        found["environment"] |= {"torch": "2.11.0"} if found["name"] == "skipat" else {"cpu": "another"}
+        found["environment"] |= {"driver": "570.86.15"} if found["name"] == "skipat" else {"cpu": "another"}
         write_json(path, found)
     report = run(folder)
     assert report.environment["cpu"] == "another"
-    assert report.notes[-1] == "skipat was trained with other cpu, torch than the last model."
+    assert report.notes[-1] == "skipat was trained with other cpu, driver than the last model."
 
 
 def test_a_run_that_is_stopped_at_every_step_ends_like_one_in_a_piece(
@@ -147,6 +146,16 @@ def test_a_run_that_is_stopped_at_every_step_ends_like_one_in_a_piece(
 def test_another_teacher_does_not_go_on_in_the_folder(whole: tuple[AccuracyReport, Path]) -> None:
     with pytest.raises(ConfigError, match="holds another teacher"):
         run(whole[1], "teacher.steps=4")
+
+
+@pytest.mark.parametrize("origin", ["code_digest", "library_versions"])
+def test_other_code_or_versions_do_not_go_on_in_the_folder(
+    origin: str, whole: tuple[AccuracyReport, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"code_digest": "other", "library_versions": {"torch": "2.11.0"}}[origin]
+    monkeypatch.setattr(f"vitslim.pipeline.accuracy.training.{origin}", lambda **_: found)
+    with pytest.raises(ConfigError, match="holds another teacher .*versions or code"):
+        run(whole[1])
 
 
 def test_finished_students_are_replaced_only_when_asked(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:

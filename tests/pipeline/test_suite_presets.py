@@ -13,7 +13,7 @@ from vitslim.errors import ConfigError
 from vitslim.methods import replay
 from vitslim.pipeline.accuracy import read_accuracy_preset
 from vitslim.pipeline.suite import read_preset
-from vitslim.pipeline.suite.preset import KERNELS
+from vitslim.pipeline.suite.preset import KERNELS, Competitor
 from vitslim.trunk import Conversion
 
 TINY: dict[str, Any] = {
@@ -117,11 +117,27 @@ def test_every_conversion_of_a_preset_is_one_that_works(name: str) -> None:
     size: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "num_classes": 4}
     models = {depth: VisionTransformer(**size, depth=depth) for depth, _ in wanted}
     for depth, one in sorted(wanted):
-        history = [
-            Conversion(entry["method"], {key: value for key, value in entry.items() if key != "method"})
-            for entry in preset.competitors[one].convert
-        ]
-        assert replay(models[depth], history) is not models[depth]
+        assert replay(models[depth], conversions(preset.competitors[one])) is not models[depth]
+
+
+def conversions(competitor: Competitor) -> list[Conversion]:
+    """Those that need no analysis to say where."""
+    return [
+        Conversion(entry["method"], {key: value for key, value in entry.items() if key != "method" and value != "auto"})
+        for entry in competitor.convert
+    ]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_every_form_of_the_suite_has_its_accuracy(name: str) -> None:
+    students = read_accuracy_preset(name).students
+    model = VisionTransformer(img_size=32, patch_size=4, embed_dim=24, num_heads=3, num_classes=4, depth=12)
+    for student in students.values():
+        assert replay(model, conversions(student)) is not model
+    wanted = {"skipat", "skipat-narrow", "evo-vit", "sparsifiner-tile", "sparsifiner-image", "sret"}
+    # Merging changes no output; few basis rows are for long sequences, aligned counts for speed.
+    pairs = {one for one, entry in read_preset(name).competitors.items() if len(entry.convert) > 1}
+    assert {*students} >= wanted | (pairs if name == "gpu" else set())
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -22,7 +22,16 @@ from vitslim.report.suite import (
     write_suite,
 )
 from vitslim.report.suite.plots import spread
-from vitslim.report.suite.tables import aims_table, overview, overviews, piece_table, share_of_mac_ratio, significant
+from vitslim.report.suite.tables import (
+    aims_table,
+    main_overviews,
+    overview,
+    overviews,
+    piece_table,
+    share_of_mac_ratio,
+    shortened,
+    significant,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ENVIRONMENT: dict[str, Any] = {"cpu": "A CPU", "gpu": [{"name": "NVIDIA H100"}], "torch": "2.11.0"}
@@ -140,7 +149,7 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> None:
-    table = overview(REPORT, "deit_small", "compiled-graph", "bf16")
+    table = overview(REPORT, ("deit_small", "compiled-graph", "bf16"))
     assert table is not None
     text = table.markdown()
     assert cells(text, "speed against dense (of the MAC ratio)") == ["224 px, b1", "224 px, b8"]
@@ -151,16 +160,37 @@ def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> Non
     assert "tome" not in text
 
 
-def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> None:
-    def piece(model: str, size: int, batch: int) -> PieceResult:
-        own = GRAPH.model_copy(update={"model": model, "image_size": size, "batches": (batch,)})
-        rows = [row(name, 1.0, batch, base=model, size=size) for name in ("dense", "evo-vit")]
-        return MEASURED.model_copy(update={"piece": own, "rows": rows, "skipped": []})
+def piece_of(model: str, size: int, batch: int) -> PieceResult:
+    own = GRAPH.model_copy(update={"model": model, "image_size": size, "batches": (batch,)})
+    rows = [row(name, 1.0, batch, base=model, size=size) for name in ("dense", "evo-vit")]
+    return MEASURED.model_copy(update={"piece": own, "rows": rows, "skipped": []})
 
-    pieces = [piece("b", 512, 8), piece("a", 224, 256), piece("b", 224, 256), piece("b", 224, 1)]
+
+def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> None:
+    pieces = [piece_of("b", 512, 8), piece_of("a", 224, 256), piece_of("b", 224, 256), piece_of("b", 224, 1)]
     first, second = overviews(REPORT.model_copy(update={"pieces": pieces}))
     assert (first.title, second.title) == ("b, compiled-graph bf16", "a, compiled-graph bf16")
     assert first.cells[0][1:] == ["224 px, b1", "224 px, b256", "512 px, b8"]
+
+
+def test_a_whole_grid_has_a_table_per_size_and_the_readme_those_with_aims() -> None:
+    grid = [piece_of(model, size, batch) for model in "abc" for size in (224, 384, 512) for batch in (1, 8, 32)]
+    aim = Aim(what="an aim", precision="bf16", model="b", image_size=224, competitors=("evo-vit",), at_least=1.0)
+    report = REPORT.model_copy(update={"pieces": grid, "aims": [aim]})
+    titles = [table.title for table in overviews(report)]
+    assert titles[:3] == [f"a {size} px, compiled-graph bf16" for size in (224, 384, 512)]
+    assert len(titles) == 9
+    assert overviews(report)[0].cells[0][1:] == ["224 px, b1", "224 px, b8", "224 px, b32"]
+    assert [table.title for table in main_overviews(report)] == titles[3:6]
+    assert all(f"**{title}**" in render_tables(report) for title in titles)
+    text = readme_tables(report)
+    assert [title for title in titles if f"**{title}**" in text] == titles[3:6]
+
+
+def test_of_many_names_the_first_are_said() -> None:
+    names = [f"p{number}" for number in range(11)]
+    assert shortened(names[:8]) == ", ".join(names[:8])
+    assert shortened(names) == f"{', '.join(names[:8])} and 3 more"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +199,9 @@ def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> 
         ({"competitors": ("evo-vit", "pair"), "at_least": 1.8}, ["1.80x", "1.90x", "pair", "yes"]),
         ({"competitors": ("evo-vit",), "at_least": 1.5}, ["1.50x", "1.45x", "evo-vit", "no"]),
         ({"competitors": ("evo-vit",), "batch": 256, "at_least": 1.0}, ["1.00x", "not measured", "–", "–"]),
+        ({"competitors": ("small",), "of": "weights", "at_least": 1.6}, ["1.60x", "1.47x", "small", "no"]),
+        ({"competitors": ("small",), "of": "memory", "at_least": 1.2}, ["1.20x", "1.25x", "small", "yes"]),
+        ({"competitors": ("none",), "of": "memory", "at_least": 1.2}, ["1.20x", "not measured", "–", "–"]),
         ({"kernel": "sparse tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "2.10x", "sparse tile", "yes"]),
         ({"kernel": "tile", "tokens": 1025, "at_least": 2.0}, ["2.00x", "not measured", "–", "–"]),
         ({"kernel": "sparse tile", "tokens": 4097, "at_least": 3.0}, ["3.00x", "not measured", "–", "–"]),
@@ -178,7 +211,9 @@ def test_aims_say_whether_they_are_met(aim: dict[str, Any], line: list[str]) -> 
     setting = {"what": "an aim", "precision": "bf16"}
     if "kernel" not in aim:
         setting |= {"model": "deit_small", "image_size": 224}
-    report = REPORT.model_copy(update={"aims": [Aim(**setting, **aim)]})
+    others = [row("small", 1.0, params=15_000_000, peak_memory_mib=80.0), row("none", 1.0, peak_memory_mib=None)]
+    measured = MEASURED.model_copy(update={"rows": [*MEASURED.rows, *others]})
+    report = REPORT.model_copy(update={"aims": [Aim(**setting, **aim)], "pieces": [measured, KERNELS]})
     assert cells(render_tables(report), "an aim") == line
     assert "an aim" in render_suite(report, [])
     assert aims_table(REPORT) is None
@@ -192,13 +227,15 @@ def test_the_details_say_what_of_the_saved_work_became_speed_and_name_the_ceilin
     assert line["of MAC ratio"] == "95 %"
     assert (line["mJ/img"], line["W"], line["MHz"]) == ("3", "420", "1755")
     assert line["of roofline"] == "20 %"
+    # 22 million parameters of two bytes
+    assert (line["weights MiB"], line["memory MiB"]) == ("42.0", "100")
     assert "700 TFLOP/s (matrix product of 8192), 2900 GB/s" in table.note
     assert dict(zip(table.cells[0], table.cells[3], strict=True))["mJ/img"] == "–"
 
 
 def test_figures_that_nobody_has_get_no_column() -> None:
     bare = MEASURED.model_copy(update={"rows": [row("dense", 1.0, tflops=None, roofline_share=None)]})
-    assert not {"mJ/img", "TFLOP/s", "of roofline"} & set(piece_table(bare, 1).cells[0])
+    assert not {"mJ/img", "TFLOP/s", "of roofline", "file MiB"} & set(piece_table(bare, 1).cells[0])
 
 
 def test_a_full_saving_is_a_share_of_one() -> None:
@@ -237,7 +274,7 @@ def test_the_readme_has_the_overviews_the_machine_and_what_is_left() -> None:
     text = readme_tables(REPORT)
     assert "NVIDIA H100; medians of up to 30 interleaved rounds" in text
     assert "`vitslim bench suite --preset gpu`." in text
-    assert "Not measured yet: 1 pieces, deit_base-512-bf16-compiled-graph-b32." in text
+    assert "Not measured yet: 1 of 4 pieces, deit_base-512-bf16-compiled-graph-b32." in text
     assert "p99" not in text
 
 
@@ -251,7 +288,7 @@ def test_a_terminal_gets_aligned_columns() -> None:
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert "Nothing measured yet" in render_tables(EMPTY)
-    assert overview(EMPTY, "deit_small", "torch", "fp32") is None
+    assert overview(EMPTY, ("deit_small", "torch", "fp32")) is None
     page, tables = write_suite(EMPTY, tmp_path)
     assert (page.name, tables.name) == ("suite.html", "tables.md")
     assert "Not measured" in page.read_text()

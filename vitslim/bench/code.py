@@ -6,17 +6,19 @@ import hashlib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_ROOMS = ("bench", "data", "export", "kernels", "methods", "models", "plugin", "runtime", "train", "trunk")
-_FOLDERS = (*_ROOMS, "pipeline/suite")
+_TRAINED = ("data", "kernels", "methods", "models", "train", "trunk")
+MEASURING = (*_TRAINED, "bench", "export", "pipeline/suite", "plugin", "runtime")  # decides how fast a model runs
+TRAINING = (*_TRAINED, "analysis", "bench/baselines.py", "pipeline/accuracy")  # decides what a model learns
 _KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
 
 
-def code_digest(package: Path = _PACKAGE) -> str:
-    """A number of all files of vitslim that decide how fast a model runs or how it is trained."""
+def code_digest(package: Path = _PACKAGE, parts: tuple[str, ...] = MEASURING, kinds: tuple[str, ...] = _KINDS) -> str:
+    """A number of all files of vitslim of some kinds in some folders."""
     found = hashlib.sha256()
-    for folder in _FOLDERS:
-        for path in sorted((package / folder).rglob("*")):
-            if path.suffix in _KINDS:
+    for part in sorted(parts):
+        root = package / part
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            if path.suffix in kinds:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 found.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
     return found.hexdigest()[:16]

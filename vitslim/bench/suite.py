@@ -117,6 +117,11 @@ class SuiteReport(Result):
     aims: list[Aim] = Field(default_factory=list[Aim])
 
     @property
+    def total(self) -> int:
+        """How many pieces the preset has."""
+        return len({*self.left, *(one.piece.name for one in self.pieces)})
+
+    @property
     def too_long(self) -> list[str]:
         """Names of the pieces that are left and that another call with no more time would not measure either."""
         return [one.piece.name for one in self.pieces if one.status == "too long" and one.tries >= TRIES]

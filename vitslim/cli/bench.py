@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +19,12 @@ _MODELS = "models"
 
 if TYPE_CHECKING:
     from vitslim.bench.suite import SuiteReport
+    from vitslim.progress import Progress
 
-OutFolder = Annotated[Path, typer.Option("--out", help="folder; name it again to go on", show_default=False)]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="folder; name it again to go on; out/VERB-PRESET by default", show_default=False),
+]
 MinutesOption = Annotated[
     float | None, typer.Option("--minutes", help="begin nothing that would end later", min=0.05, show_default=False)
 ]
@@ -97,7 +103,7 @@ def bench(
 
 
 def suite(
-    out: OutFolder,
+    out: OutFolder = None,
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
@@ -107,23 +113,33 @@ def suite(
         typer.Option("--compare", help="suite.json of before: its ratios must still hold", show_default=False),
     ] = None,
     tolerance: Annotated[float, typer.Option("--tolerance", help="relative change of a ratio that is let pass")] = 0.1,
+    show: Annotated[bool, typer.Option("--list", help="say what is done and what is left, measure nothing")] = False,
     json: options.JsonOption = False,
 ) -> None:
     """Models, sizes, batches, backends, methods and baselines, piece by piece; stopped, it goes on where it was."""
-    from vitslim.pipeline.suite import changed_ratios, read_suite, run_suite
+    from vitslim.pipeline.suite import changed_ratios, list_suite, read_suite, run_suite
     from vitslim.report.suite import write_suite
 
+    out = out or _default_folder("suite", preset, quick)
+    if show:
+        _list_suite(list_suite(out, preset=preset, quick=quick), json=json)
+        return
     earlier = None if compare is None else read_suite(compare)
     command = _command("suite", preset, quick)
+    begun: list[str] = []
     with Screen() as screen:
-        found = run_suite(
-            out, preset=preset, quick=quick, minutes=minutes, again=again, command=command, progress=screen
-        )
+
+        def tell(report: Progress) -> None:
+            screen(report)
+            if report.unit == "begun":
+                begun.append(report.stage)
+
+        found = run_suite(out, preset=preset, quick=quick, minutes=minutes, again=again, command=command, progress=tell)
     page, *_ = write_suite(found, out)
     if json:
         print_json(found.model_dump(mode="json"))
     else:
-        _show_suite(found, page)
+        _show_suite(found, begun, page)
     if found.pieces and all(piece.status == "unavailable" for piece in found.pieces):
         reasons = dict.fromkeys(str(piece.reason) for piece in found.pieces)
         raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
@@ -132,19 +148,35 @@ def suite(
         raise CheckFailedError("; ".join(change.sentence for change in changes))
 
 
-def _show_suite(found: SuiteReport, page: Path) -> None:
+def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
     from vitslim.report.suite import render_overview
 
-    print_table("pieces", ("piece", "status", "seconds", "reason"), [_piece_row(piece) for piece in found.pieces])
+    rows = [_piece_row(piece) for piece in found.pieces if piece.piece.name in begun]
+    if rows:
+        print_table("pieces of this call", ("piece", "status", "seconds", "reason"), rows)
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")
     if found.left:
         need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
-        say(f"{len(found.left)} pieces are left; {need}", style="yellow")
+        say(f"{_standing(found)}; {need}", style="yellow")
+
+
+def _list_suite(found: SuiteReport, *, json: bool) -> None:
+    statuses = {piece.piece.name: piece.status for piece in found.pieces}
+    if json:
+        print_json({"pieces": statuses, "left": found.left})
+        return
+    rows = [(name, statuses.get(name, "left")) for name in dict.fromkeys((*statuses, *found.left))]
+    print_table("", ("piece", "status"), rows)
+    typer.echo(_standing(found))
+
+
+def _standing(found: SuiteReport) -> str:
+    return f"{found.total - len(found.left)} of {found.total} pieces are done, {len(found.left)} are left"
 
 
 def accuracy(
-    out: OutFolder,
+    out: OutFolder = None,
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
@@ -160,7 +192,8 @@ def accuracy(
     from vitslim.pipeline.accuracy import run_accuracy
     from vitslim.report.suite import accuracy_table, write_accuracy
 
-    command = _command("accuracy", preset, quick) + "".join(f" --set {one}" for one in settings or [])
+    out = out or _default_folder("accuracy", preset, quick)
+    command = _command("accuracy", preset, quick) + "".join(f" --set {shlex.quote(one)}" for one in settings or [])
     with Screen() as screen:
         found = run_accuracy(
             out,
@@ -192,6 +225,10 @@ def _piece_row(piece: Any) -> tuple[str, ...]:
 def _command(verb: str, preset: str, quick: bool) -> str:
     # As anyone would type it: without the folders of this machine.
     return f"vitslim bench {verb} --preset {Path(preset).name}{' --quick' if quick else ''}"
+
+
+def _default_folder(verb: str, preset: str, quick: bool) -> Path:
+    return Path("out", f"{verb}-{Path(preset).stem}{'-quick' if quick else ''}")
 
 
 def _nothing_measured(reasons: list[str]) -> VitslimError:

@@ -20,13 +20,12 @@ from vitslim.files import read_json, write_json
 from vitslim.models import open_model, preprocessing
 from vitslim.pipeline.accuracy.preset import CONTROL, SPEED_FOLDER, TEACHER, AccuracyPreset, read_accuracy_preset
 from vitslim.pipeline.accuracy.training import BEGUN_FILE, PausedError, Trainer, digest_of
-from vitslim.pipeline.suite.preset import Competitor, Group, ModelEntry, Preset
+from vitslim.pipeline.suite.preset import Competitor, Group, ModelEntry, Preset, require_device
 from vitslim.pipeline.suite.running import run_suite
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
 _MARGIN_SECONDS = 5.0  # for the state to be written
-_DECISIVE = ("cpu", "gpu", "driver", "torch", "timm", "vitslim", "code")  # of the environment, for a training
+_HARDWARE = ("cpu", "gpu", "driver")  # on which models of one run may have been trained apart
 _DRAWN_BATCHES = 4  # on which the drawing of images is timed
 
 
@@ -58,7 +57,7 @@ def run_accuracy(
         MissingDependencyError: the preset's device is absent.
     """
     settings = read_accuracy_preset(preset, quick=quick, overrides=overrides)
-    device = device_named(settings.device)
+    device = require_device(settings.device, Path(preset).stem)
     root = Path(out)
     _claim(root, settings, again=again)
     end = None if minutes is None else time.perf_counter() + 60 * minutes - _MARGIN_SECONDS
@@ -97,8 +96,8 @@ def _claim(root: Path, preset: AccuracyPreset, *, again: bool) -> None:
     others = [name for name in [TEACHER, *preset.names] if _is_of_other_settings(root / name, digest_of(preset, name))]
     if TEACHER in others:
         raise ConfigError(
-            f"output folder {root} holds another teacher (other --quick, --set or preset); name another folder, or "
-            "remove this one to train anew"
+            f"output folder {root} holds another teacher (other --quick, --set, preset, versions or code); name another "
+            "folder, or remove this one to train anew"
         )
     if others and not again:
         raise ConfigError(
@@ -229,7 +228,7 @@ def _differences(environments: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for every model that was not trained where, and with what, the last one was."""
     last = [*environments.values()][-1:]
     apart = {
-        name: [key for key in _DECISIVE if own.get(key) != other.get(key)]
+        name: [key for key in _HARDWARE if own.get(key) != other.get(key)]
         for name, own in environments.items()
         for other in last
     }

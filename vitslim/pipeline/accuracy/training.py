@@ -17,7 +17,7 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.bench.baselines import at_lower_size, block_influences, blocks_to_drop, drop_blocks
-from vitslim.bench.code import code_digest
+from vitslim.bench.code import TRAINING, code_digest
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.environment import environment
 from vitslim.bench.suite import SMALLER
@@ -30,12 +30,14 @@ from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, TEACHE
 from vitslim.pipeline.suite.preset import ModelEntry
 from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
+from vitslim.runtime.versions import library_versions
 from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_start
 from vitslim.train.settings import resolve_precision
 from vitslim.train.start import start_from_scratch_
 
 BEGUN_FILE = "begun.json"
 RESULT_FILE = "result.json"
+_LIBRARIES = ("torch", "timm", "vitslim")
 _KEPT = ("steps", "images", "seconds", "images_per_second", "precision", "losses")
 
 
@@ -143,7 +145,7 @@ class Trainer:
         result = {
             "digest": digest_of(self.preset, name),
             "name": name,
-            "environment": environment() | {"code": code_digest()},
+            "environment": environment(),
             "metrics": found.model_dump(mode="json"),
             "params": count_parameters(model),
             "macs": count_macs(model),
@@ -228,8 +230,13 @@ class _Made:
 
 
 def digest_of(preset: AccuracyPreset, name: str) -> str:
-    """A number of all that decides how a model is trained; where its speed is measured does not."""
+    """A number of all that decides how a model is trained, versions and code among it; where its speed is measured,
+    and on what hardware it is trained, does not.
+    """
     facts: dict[str, Any] = preset.model_dump(mode="json", include={"model", "data", "batch_size", "teacher"})
+    facts["versions"] = {name: version for name, version in library_versions().items() if name in _LIBRARIES}
+    # What kernels are tuned to changes nothing that is learned.
+    facts["code"] = code_digest(parts=TRAINING, kinds=(".py",))
     if name != TEACHER:
         facts["budget"] = preset.budget.model_dump(mode="json")
     if name in preset.students:

@@ -6,14 +6,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
 from vitslim.bench.contest import Backend
 from vitslim.bench.suite import SMALLER, Aim, Piece
-from vitslim.errors import ConfigError
+from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
+from vitslim.pipeline.verbs import device_named
 from vitslim.recipe import describe_faults, read_settings_file
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
@@ -171,6 +173,18 @@ def read_preset_file(kind: Literal["suite", "accuracy"], name: str) -> dict[str,
     shipped = resources.files("vitslim") / "assets" / f"{kind}_{name}.yaml"
     document = read_settings_file(str(shipped) if name in PRESETS else name, f"settings such as {_HOLDS[kind]}")
     return {key: value for key, value in document.items() if key != "define"}
+
+
+def require_device(device: str, preset: str) -> torch.device:
+    """The device of a preset, whose name stands in the message where it is absent.
+
+    Raises:
+        MissingDependencyError: it is not there.
+    """
+    try:
+        return device_named(device)
+    except MissingDependencyError as error:
+        raise MissingDependencyError(f"preset {preset}: {error}") from None
 
 
 def _pieces(group: Group) -> list[Piece]:

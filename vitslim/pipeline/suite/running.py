@@ -18,9 +18,8 @@ from vitslim.bench.suite import DENSE, SUITE_FILE, TRIES, Piece, PieceResult, Su
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import read_json, write_json
 from vitslim.pipeline.suite.measuring import Measure, measure_piece
-from vitslim.pipeline.suite.preset import Preset, read_preset
+from vitslim.pipeline.suite.preset import Preset, read_preset, require_device
 from vitslim.pipeline.suite.workers import SameProcess, Worker
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback, silent
 
 PIECES_FOLDER = "pieces"
@@ -57,11 +56,12 @@ def run_suite(
         MissingDependencyError: the preset's device is absent.
     """
     settings = preset if isinstance(preset, Preset) else read_preset(preset, quick=quick)
-    device_named(settings.device)
     name = "own" if isinstance(preset, Preset) else Path(preset).stem
+    require_device(settings.device, name)
     pieces = settings.pieces(quick=quick)
     folder = Folder(Path(out), settings, environment())
     folder.claim(name, quick=quick)
+    folder.make()
     sitting = _Sitting(minutes)
     report = _report(folder, pieces, settings, name, quick, command)
     missing = [piece for piece in pieces if folder.wants(piece, sitting.seconds_left(), again=again)]
@@ -83,6 +83,19 @@ def run_suite(
             progress(Progress("suite", done, len(pieces), "pieces", {"seconds": result.seconds}))
     write_json(folder.path / SUITE_FILE, report.model_dump(mode="json"))
     return report
+
+
+def list_suite(out: str | Path, *, preset: str = "cpu", quick: bool = False) -> SuiteReport:
+    """What ``run_suite`` would go on with: the pieces that are there and the names of those left; nothing is written.
+
+    Raises:
+        ConfigError: a faulty preset, or the folder holds something else.
+    """
+    settings = read_preset(preset, quick=quick)
+    folder = Folder(Path(out), settings, environment())
+    name = Path(preset).stem
+    folder.claim(name, quick=quick)
+    return _report(folder, settings.pieces(quick=quick), settings, name, quick, command="")
 
 
 def read_suite(path: str | Path) -> SuiteReport:
@@ -108,7 +121,7 @@ class Folder:
         self._known: dict[str, PieceResult] = {}
 
     def claim(self, preset: str, *, quick: bool) -> None:
-        """Read what an earlier call left.
+        """Read what an earlier call left; nothing is written.
 
         Raises:
             ConfigError: the folder holds something else, the run of another preset among it.
@@ -124,6 +137,9 @@ class Folder:
             except (ValidationError, VitslimError):
                 continue  # of another version of vitslim, or cut off by hand: measured again
             self._known[result.piece.name] = result
+
+    def make(self) -> None:
+        """Make the folder; whatever interrupts the first piece, the next call knows it for one of the suite's."""
         (self.path / PIECES_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def _refuse_another_run(self, preset: str, quick: bool) -> None:

@@ -14,7 +14,17 @@ from vitslim.report.markup import table as html_table
 from vitslim.report.page import compose
 from vitslim.report.sections.absent import absent
 from vitslim.report.suite.plots import write_suite_plots
-from vitslim.report.suite.tables import Table, aims_table, caption, kernel_tables, not_measured, overviews, piece_table
+from vitslim.report.suite.tables import (
+    Table,
+    aims_table,
+    caption,
+    kernel_tables,
+    main_overviews,
+    not_measured,
+    overviews,
+    piece_table,
+    shortened,
+)
 
 _PICTURES = {
     "roofline.png": "Where every measured model stands between arithmetic and memory",
@@ -41,33 +51,33 @@ def write_suite(report: SuiteReport, folder: str | Path) -> list[Path]:
 def render_tables(report: SuiteReport) -> str:
     """All tables as GitHub markdown."""
     details = [piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
-    tables = [*_summary(report), *details]
+    tables = [*_summary(report, overviews(report)), *details]
     missing = [f"* {sentence}" for sentence in not_measured(report)]
     pieces = [caption(report), *(table.markdown() for table in tables)]
     return "\n\n".join([*pieces, *(["Not measured:\n\n" + "\n".join(missing)] if missing else [])])
 
 
 def render_overview(report: SuiteReport) -> str:
-    """The overviews for a terminal."""
-    return "\n\n".join([*(table.text() for table in _summary(report)), caption(report)])
+    """The main overviews for a terminal."""
+    return "\n\n".join([*(table.text() for table in _main(report)), caption(report)])
 
 
 def readme_tables(report: SuiteReport) -> str:
-    """The overviews alone, for the README."""
-    tables = [table.markdown() for table in _summary(report)]
-    left = [f"Not measured yet: {len(report.left)} pieces, {', '.join(report.left)}."] if report.left else []
-    return "\n\n".join([*tables, caption(report), *left])
+    """The main overviews alone, for the README."""
+    tables = [table.markdown() for table in _main(report)]
+    left = f"Not measured yet: {len(report.left)} of {report.total} pieces, {shortened(report.left)}."
+    return "\n\n".join([*tables, caption(report), *([left] if report.left else [])])
 
 
 def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | None = None) -> str:
     """The page as text; pictures are put into it."""
     details = [piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
     sections = [
-        ("overview", "Overview", "Speed against dense", _tables(overviews(report), "vitslim bench suite …")),
+        ("overview", "Overview", "Speed against dense", _tables(overviews(report), report.command)),
         ("aims", "Aims", "What was aimed at", _aims(report)),
-        ("pictures", "Pictures", "Roofline, work and speed", _pictures(pictures, fault)),
-        ("kernels", "Kernels", "Kernels alone", _tables(kernel_tables(report), "vitslim bench suite --preset gpu …")),
-        ("details", "All figures", "All figures", _tables(details, "vitslim bench suite …")),
+        ("pictures", "Pictures", "Roofline, work and speed", _pictures(pictures, fault, report.command)),
+        ("kernels", "Kernels", "Kernels alone", _tables(kernel_tables(report), "vitslim bench suite --preset gpu")),
+        ("details", "All figures", "All figures", _tables(details, report.command)),
         ("missing", "Not measured", "Not measured", _missing(report)),
     ]
     top = element(
@@ -79,9 +89,13 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
     return compose(f"{report.preset} – vitslim benchmark suite", top, sections)
 
 
-def _summary(report: SuiteReport) -> list[Table]:
+def _main(report: SuiteReport) -> list[Table]:
+    return _summary(report, main_overviews(report))
+
+
+def _summary(report: SuiteReport, shown: Sequence[Table]) -> list[Table]:
     aims = aims_table(report)
-    return [*([aims] if aims else []), *overviews(report), *kernel_tables(report)]
+    return [*([aims] if aims else []), *shown, *kernel_tables(report)]
 
 
 def _tables(tables: Sequence[Table], command: str) -> Markup:
@@ -102,11 +116,11 @@ def table_markup(one: Table) -> Markup:
     return join([*pieces, *([paragraph(one.note, class_="note")] if one.note else [])])
 
 
-def _pictures(pictures: Sequence[Path], fault: str | None) -> Markup:
+def _pictures(pictures: Sequence[Path], fault: str | None, command: str) -> Markup:
     if fault is not None:
         return paragraph(f"Not drawn: {fault}", class_="absent")
     if not pictures:
-        return absent("Nothing to draw", "vitslim bench suite …")
+        return absent("Nothing to draw", command)
     return join([figure(_PICTURES[path.name], picture(path, _PICTURES[path.name])) for path in pictures])
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
 
 Cells = list[list[str]]
+Overviewed = tuple[str, str, str]  # model, backend, precision
+
+_MANY_COLUMNS = 6
+_MANY_TABLES = 8
+_MANY_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,13 @@ class Table:
         return "\n".join([f"{self.title}:", *lines, *([self.note] if self.note else [])])
 
 
-def overview(report: SuiteReport, base: str, backend: str, precision: str) -> Table | None:
-    """Speed against dense of one model in one backend and precision: a row per competitor, a column per setting."""
-    wanted = (base, backend, precision)
-    pieces = [piece for piece in report.pieces if _kind(piece) == wanted]
+def overview(report: SuiteReport, kind: Overviewed, size: int | None = None) -> Table | None:
+    """Speed against dense of one model in one backend and precision: a row per competitor, a column per setting.
+
+    Args:
+        size: of the images in pixels; ``None`` for all sizes.
+    """
+    pieces = [piece for piece in report.pieces if _kind(piece) == kind and size in (None, piece.piece.image_size)]
     columns = [(piece, batch) for piece in pieces for batch in piece.piece.batches]
     columns.sort(key=lambda column: (column[0].piece.image_size, column[1]))
     names = _competitors(pieces)
@@ -52,13 +60,35 @@ def overview(report: SuiteReport, base: str, backend: str, precision: str) -> Ta
     header = ["speed against dense (of the MAC ratio)", *(_setting_words(piece, batch) for piece, batch in columns)]
     lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
     dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
-    return Table(f"{base}, {backend} {precision}", [header, dense, *lines])
+    base, backend, precision = kind
+    return Table(f"{base}{f' {size} px' if size else ''}, {backend} {precision}", [header, dense, *lines])
 
 
 def overviews(report: SuiteReport) -> list[Table]:
-    """An overview per model, backend and precision, in the preset's order; training steps are among them."""
-    kinds = dict.fromkeys(_kind(piece) for piece in report.pieces if piece.piece.kind == "models")
-    return [table for kind in kinds if (table := overview(report, *kind)) is not None]
+    """An overview per model, backend and precision, in the preset's order; training steps are among them.
+
+    One that would be too wide to read becomes one for each image size.
+    """
+    return [table for kind in _kinds(report) for table in _overviews(report, kind)]
+
+
+def main_overviews(report: SuiteReport) -> list[Table]:
+    """All overviews, or where they are many, those in which the aims are."""
+    found = {kind: _overviews(report, kind) for kind in _kinds(report)}
+    aimed = {(aim.model, aim.backend, aim.precision) for aim in report.aims}
+    are_many = sum(map(len, found.values())) > _MANY_TABLES
+    return [table for kind, tables in found.items() if not are_many or kind in aimed for table in tables]
+
+
+def _overviews(report: SuiteReport, kind: Overviewed) -> list[Table]:
+    pieces = [piece.piece for piece in report.pieces if _kind(piece) == kind]
+    are_many = sum(len(piece.batches) for piece in pieces) > _MANY_COLUMNS
+    sizes = sorted({piece.image_size for piece in pieces}) if are_many else [None]
+    return [table for size in sizes if (table := overview(report, kind, size)) is not None]
+
+
+def _kinds(report: SuiteReport) -> list[Overviewed]:
+    return list(dict.fromkeys(_kind(piece) for piece in report.pieces if piece.piece.kind == "models"))
 
 
 def aims_table(report: SuiteReport) -> Table | None:
@@ -148,7 +178,7 @@ def not_measured(report: SuiteReport) -> list[str]:
             f"{piece.piece.name}, {skip.kernel}, {skip.tokens} tokens: {skip.reason}" for skip in piece.kernel_skips
         ]
     notes = dict.fromkeys(note for piece in report.pieces for note in piece.notes)
-    left = [f"not begun: {', '.join(report.not_begun)}"] if report.not_begun else []
+    left = [f"not begun: {shortened(report.not_begun)}"] if report.not_begun else []
     return [*dict.fromkeys(sentences), *notes, *left]
 
 
@@ -174,6 +204,12 @@ def share_of_mac_ratio(row: SuiteRow, dense: SuiteRow) -> float:
     """Which part of the ratio of multiply-accumulates became speed: 1 where time went down as they did."""
     # (t_dense / t) / (MAC_dense / MAC)
     return row.speedup_vs_dense * row.macs / dense.macs
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names in a sentence; of many the first ones."""
+    more = len(names) - _MANY_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
 
 
 def significant(value: float) -> str:
@@ -247,7 +283,7 @@ def _setting(row: SuiteRow) -> Setting:
     return row.base, row.size, row.backend, row.precision, row.batch
 
 
-def _kind(piece: PieceResult) -> tuple[str, str, str]:
+def _kind(piece: PieceResult) -> Overviewed:
     return piece.piece.model, piece.piece.backend, piece.piece.precision
 
 
