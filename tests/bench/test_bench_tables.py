@@ -11,6 +11,7 @@ from vitslim.bench import (
     skipped_lines,
     text_table,
 )
+from vitslim.bench.tables import share_of_mac_ratio, significant
 from vitslim.errors import ConfigError
 
 
@@ -62,6 +63,17 @@ def test_the_share_of_the_mac_ratio_is_shown_beside_a_baseline():
     # Half of the operations could be 2x; 1.25x is 62 % of that (62.5, to even).
     assert lines[3].endswith("| 2.299 | 62 % |")
     assert text_table([ROWS[0], half], "dense").splitlines()[1].endswith("100 %")
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.5, "1234"), (99.96, "100.0"), (7.0, "7.00"), (0.01234, "0.0123")])
+def test_numbers_have_three_digits(value: float, text: str):
+    assert significant(value) == text
+
+
+def test_a_full_saving_is_a_share_of_one():
+    half = ROWS[1].model_copy(update={"macs": ROWS[0].macs // 2, "speedup_vs_dense": 2.0})
+    assert share_of_mac_ratio(half, ROWS[0].macs) == 1
+    assert share_of_mac_ratio(ROWS[0], ROWS[0].macs) == 1
 
 
 def test_no_rows_are_a_header():

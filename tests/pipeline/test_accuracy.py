@@ -154,7 +154,7 @@ def test_other_code_or_versions_do_not_go_on_in_the_folder(
 ) -> None:
     found = {"code_digest": "other", "library_versions": {"torch": "2.11.0"}}[origin]
     monkeypatch.setattr(f"vitslim.pipeline.accuracy.training.{origin}", lambda **_: found)
-    with pytest.raises(ConfigError, match="holds another teacher .*versions or code"):
+    with pytest.raises(ConfigError, match=r"holds another teacher .*versions or code"):
         run(whole[1])
 
 

@@ -28,9 +28,7 @@ from vitslim.report.suite.tables import (
     overview,
     overviews,
     piece_table,
-    share_of_mac_ratio,
     shortened,
-    significant,
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -238,12 +236,6 @@ def test_figures_that_nobody_has_get_no_column() -> None:
     assert not {"mJ/img", "TFLOP/s", "of roofline", "file MiB"} & set(piece_table(bare, 1).cells[0])
 
 
-def test_a_full_saving_is_a_share_of_one() -> None:
-    dense = row("dense", 1.0)
-    assert share_of_mac_ratio(row("evo-vit", 4.6 / 3.0), dense) == pytest.approx(1)
-    assert share_of_mac_ratio(dense, dense) == 1
-
-
 def test_what_has_no_figure_is_listed_with_its_reason() -> None:
     text = render_tables(REPORT)
     for sentence in (
@@ -325,11 +317,6 @@ def test_without_matplotlib_the_page_says_what_is_missing(tmp_path: Path, monkey
 )
 def test_names_are_moved_apart_and_stay_on_the_picture(places: list[float], expected: list[float]) -> None:
     assert spread(places, 0.1) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("value", "text"), [(1234.5, "1234"), (99.96, "100.0"), (7.0, "7.00"), (0.01234, "0.0123")])
-def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert significant(value) == text
 
 
 # --- accuracy --------------------------------------------------------------------------------------------------------

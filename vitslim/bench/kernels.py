@@ -11,6 +11,7 @@ from vitslim.bench.clock import cpu_clock, cuda_clock, interleaved_latencies_ms,
 from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.roofline import Ceilings, standing
 from vitslim.runtime import Precision
+from vitslim.runtime.cuda_graph import record
 from vitslim.shapes import Result
 
 REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
@@ -104,7 +105,7 @@ def _row(
     is_gpu = device.type == "cuda"
     calls = {"kernel": case.call, "dense": case.dense}
     if is_gpu:
-        calls = {name: _recorded(call, device) for name, call in calls.items()}
+        calls = {name: record(call, device, REPEATS)[0] for name, call in calls.items()}
     samples = interleaved_latencies_ms(calls, rounds=rounds, clock=cuda_clock if is_gpu else cpu_clock)
     own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
     ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
@@ -127,19 +128,3 @@ def _row(
         roofline_share=place.share,
         rounds=len(own),
     )
-
-
-def _recorded(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The call ``REPEATS`` times as one CUDA graph."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    # Compilation and autotuning happen at the first calls and cannot be recorded.
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        for _ in range(REPEATS):
-            call()
-    return graph.replay

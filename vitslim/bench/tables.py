@@ -11,9 +11,9 @@ _COLUMNS: tuple[tuple[str, Callable[[BenchRow], str]], ...] = (
     ("backend", lambda row: row.backend),
     ("precision", lambda row: row.precision),
     ("batch", lambda row: str(row.batch)),
-    ("p50 ms", lambda row: _significant(row.latency_ms_p50)),
-    ("p90 ms", lambda row: _significant(row.latency_ms_p90)),
-    ("img/s", lambda row: _significant(row.throughput_img_s)),
+    ("p50 ms", lambda row: significant(row.latency_ms_p50)),
+    ("p90 ms", lambda row: significant(row.latency_ms_p90)),
+    ("img/s", lambda row: significant(row.throughput_img_s)),
     ("speed-up", lambda row: f"{row.speedup_vs_dense:.2f}x"),
     ("spread p10–p90", lambda row: f"{row.speedup_p10:.2f}–{row.speedup_p90:.2f}"),
     ("params M", lambda row: f"{row.params / 1e6:.2f}"),
@@ -29,22 +29,50 @@ def markdown_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str
         baseline: name of the dense model. With it a further column says which share of the ratio of
             multiply-accumulates the measured speed-up is: 100 % where time went down as they did.
     """
-    header, *lines = _cells(rows, baseline)
-    rule = ["---" if index < _TEXT_COLUMNS else "---:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+    return as_markdown(_cells(rows, baseline), words=_TEXT_COLUMNS)
 
 
 def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
     """Aligned columns for a terminal; ``baseline`` as in ``markdown_table``."""
-    lines = _cells(rows, baseline)
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    return as_text(_cells(rows, baseline), words=_TEXT_COLUMNS)
+
+
+def as_markdown(cells: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Cells as a GitHub table, the first row its header.
+
+    Args:
+        words: columns at the left that hold words; figures follow, right-aligned.
+    """
+    header, *lines = cells
+    rule = ["---" if index < words else "---:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def as_text(cells: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Cells in aligned columns; ``words`` as in ``as_markdown``."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index < _TEXT_COLUMNS else cell.rjust(width)
+            cell.ljust(width) if index < words else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for line in cells
     )
+
+
+def share_of_mac_ratio(row: BenchRow, dense_macs: int) -> float:
+    """Which part of the ratio of multiply-accumulates became speed: 1 where time went down as they did."""
+    # (t_dense / t) / (MAC_dense / MAC)
+    return row.speedup_vs_dense * row.macs / dense_macs
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 1:
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.3g}"
 
 
 def caption(report: BenchReport, command: str | None = None) -> str:
@@ -92,17 +120,5 @@ def _cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
     dense = next((row.macs for row in rows if row.model == baseline), None)
     columns = list(_COLUMNS)
     if dense is not None:
-        columns.append(("of MAC ratio", lambda row: _share(row, dense)))
+        columns.append(("of MAC ratio", lambda row: f"{100 * share_of_mac_ratio(row, dense):.0f} %"))
     return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
-
-
-def _share(row: BenchRow, dense_macs: int) -> str:
-    # (t_dense / t) / (MAC_dense / MAC)
-    return f"{100 * row.speedup_vs_dense * row.macs / dense_macs:.0f} %"
-
-
-def _significant(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -100,7 +100,7 @@ def export(
 ) -> None:
     """Write a saved model as an ONNX file with a dynamic batch, or build it into a TensorRT engine."""
     from vitslim import pipeline
-    from vitslim.pipeline.verbs import default_artifact
+    from vitslim.pipeline.exporting import default_artifact
 
     for_engine = {
         "flavor": flavor,

@@ -2,15 +2,14 @@
 
 from vitslim.pipeline.deployment import deploy, quantize
 from vitslim.pipeline.engines import refit
+from vitslim.pipeline.exporting import export, verify
 from vitslim.pipeline.road import RunResult, require_passed, run
 from vitslim.pipeline.verbs import (
     analyze,
     benchmark,
     distill,
     evaluate,
-    export,
     open_any,
-    verify,
     warm_start,
 )
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vitslim import checkpoint
 from vitslim.errors import ConfigError
-from vitslim.pipeline.verbs import DataLike, ModelLike, default_data, device_named, open_any, open_loader, sample_images
+from vitslim.pipeline.task_images import default_data, sample_images
+from vitslim.pipeline.verbs import DataLike, ModelLike, device_named, open_any, open_loader
 from vitslim.runtime import Precision
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def default_engine(model: ModelLike, precision: str) -> Path:
     Raises:
         ConfigError: the model is neither.
     """
-    from vitslim.pipeline.verbs import default_artifact
+    from vitslim.pipeline.exporting import default_artifact
 
     if not isinstance(model, nn.Module) and Path(model).suffix == ".onnx":
         return Path(model).with_suffix(".engine")
@@ -115,7 +115,8 @@ def default_engine(model: ModelLike, precision: str) -> Path:
 
 def _write_onnx(model: ModelLike, file: Path, options: EngineOptions) -> None:
     from vitslim.export import export_onnx
-    from vitslim.pipeline.verbs import known_of, open_any
+    from vitslim.pipeline.exporting import known_of
+    from vitslim.pipeline.verbs import open_any
 
     export_onnx(
         open_any(model),

@@ -17,17 +17,11 @@ from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
 from vitslim.methods import convert, method_named, read_options
 from vitslim.pipeline.checks import check
+from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.opening import data_config, data_inputs, file_state, open_images, open_source
-from vitslim.pipeline.verbs import (
-    compare,
-    default_artifact,
-    default_data,
-    dense_twin,
-    on_device,
-    open_any,
-    sample_images,
-)
+from vitslim.pipeline.task_images import default_data, sample_images
+from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
 from vitslim.trunk import is_converted, plan_summary, trunk_of

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from vitslim.errors import VitslimError
+from vitslim.errors import DataError, VitslimError
+from vitslim.models import preprocessing
 from vitslim.pipeline.folder import RECIPE_FILE
 from vitslim.pipeline.opening import data_config
-from vitslim.pipeline.verbs import DataLike, ModelLike, default_data, sample_images
+from vitslim.pipeline.verbs import DataLike, ModelLike, open_loader
 from vitslim.recipe import load_recipe
 
 
@@ -47,3 +49,26 @@ def task_images(model: ModelLike, live: nn.Module, data: DataLike | None, count:
             # Moved or offline, as on a machine that only deploys.
             built_in += f"; those of {RECIPE_FILE} could not be read: {error}"
     return TaskImages(sample_images(live, default_data(live), count), built_in)
+
+
+def sample_images(model: nn.Module, data: DataLike, count: int) -> Tensor:
+    """``count`` held-out images as the model wants them, or all where there are fewer.
+
+    Raises:
+        DataError: none could be read.
+    """
+    loader = open_loader(data, model, split="val", batch_size=min(count, 64), limit=count, labels="ignore")
+    found: list[Tensor] = []
+    for batch in loader:
+        found.append(batch.images)
+        if sum(len(part) for part in found) >= count:
+            break
+    if not found:
+        raise DataError(f"{loader.origin}: no image could be read")
+    return torch.cat(found)[:count]
+
+
+def default_data(model: nn.Module) -> DataLike:
+    """The built-in images at the model's size, for checks that need images and not their labels."""
+    size = max(preprocessing(model).image_size)
+    return f"fractals:classes=4,train_per_class=1,val_per_class=16,image_size={size}"

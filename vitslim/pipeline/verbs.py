@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from vitslim import checkpoint
 from vitslim.data import DataConfig, Loader, open_data
-from vitslim.errors import ConfigError, DataError, MissingDependencyError
-from vitslim.export import ParityCheck
-from vitslim.export import verify as verify_artifact
-from vitslim.files import read_json
+from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.models import open_model, preprocessing
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults
-from vitslim.shapes import Config, Result
+from vitslim.shapes import Config
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
     from vitslim.bench import BenchReport
-    from vitslim.export import OnnxExport
-    from vitslim.runtime import EngineRecord
     from vitslim.train import EvalResult, TrainResult
 
 ModelLike = nn.Module | str | Path
@@ -224,165 +219,6 @@ def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigTyp
         raise ConfigError("; ".join(describe_faults(error, kind))) from None
 
 
-@overload
-def export(
-    model: ModelLike,
-    path: str | Path | None = None,
-    *,
-    to: Literal["onnx"] = ...,
-    precision: str | None = ...,
-    **options: Any,
-) -> OnnxExport: ...
-
-
-@overload
-def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str, precision: str | None = ..., **options: Any
-) -> OnnxExport | EngineRecord: ...
-
-
-def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str | None = None, **options: Any
-) -> OnnxExport | EngineRecord:
-    """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
-
-    Args:
-        model: a folder that was saved, a module, or a dense model's name.
-        path: of the file.
-        to: ``onnx`` or ``tensorrt``.
-        precision: of weights and arithmetic; ``None`` for fp32 in ONNX files, fp16 in engines, since TensorRT fuses
-            attention in fp16 and bf16 only.
-        options: of ``vitslim.export.export_onnx``, or fields of ``vitslim.export.tensorrt.EngineOptions``.
-
-    Raises:
-        ConfigError: an unknown target, or no path for a model that is not a folder.
-    """
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
-
-    if to == "tensorrt":
-        return export_engine(model, path, **({} if precision is None else {"precision": precision}), **options)
-    if to != "onnx":
-        raise ConfigError(f"export to {to!r} is not known; wanted 'onnx' or 'tensorrt'")
-    precision = precision or "fp32"
-    if path is None:
-        if isinstance(model, nn.Module) or not Path(model).is_dir():
-            raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
-        forms = {name: options[name] for name in ("images", "inline", "dynamic_image_size") if name in options}
-        path = default_artifact(model, precision, **forms)
-    options["metadata"] = {**known_of(model), **(options.get("metadata") or {})}
-    return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
-
-
-def known_of(model: ModelLike) -> dict[str, Any]:
-    """What a saved folder knows of its model beyond the model itself, for the metadata of a file."""
-    if isinstance(model, nn.Module) or not checkpoint.is_saved_model(model):
-        return {}
-    names = checkpoint.load_config(model).class_names
-    known: dict[str, Any] = {} if names is None else {"labels": names}
-    metrics = Path(model) / "metrics.json"
-    if metrics.is_file():
-        student = read_json(metrics).get("student") or {}
-        known["metrics"] = {name: student[name] for name in ("top1", "top5", "agreement", "images") if name in student}
-    return known
-
-
-def default_artifact(
-    folder: str | Path,
-    precision: str,
-    *,
-    images: str = "normalized",
-    inline: bool = False,
-    dynamic_image_size: bool = False,
-) -> Path:
-    """Where the ONNX file of a saved folder lies: ``export/model-inlined-uint8-nhwc-fp16.onnx``, less what is usual."""
-    parts = {
-        "inlined": inline,
-        "any-size": dynamic_image_size,
-        images: images != "normalized",
-        precision: precision != "fp32",
-    }
-    return Path(folder) / "export" / f"{'-'.join(['model', *(part for part, told in parts.items() if told)])}.onnx"
-
-
-class Verification(Result):
-    """What ``verify`` found for all artefacts together, as it stands in parity.json."""
-
-    passed: bool
-    checks: list[ParityCheck]
-    notes: list[str]
-
-    def failures(self) -> list[str]:
-        """One sentence per broken promise."""
-        return [f"{check.artifact}, batch {check.batch}: {one}" for check in self.checks for one in check.failures]
-
-
-def verify(
-    model: ModelLike,
-    artifacts: str | Path | Sequence[str | Path] | None = None,
-    *,
-    data: DataLike | None = None,
-    images: int = 32,
-    batches: tuple[int, ...] = (1, 3),
-    backend: str | None = None,
-) -> Verification:
-    """Compare exported artefacts with the model on images of its task, at several batch sizes.
-
-    The images are those of ``data``; else of the recipe that the model's folder was made by; else built-in ones. A note
-    says which.
-
-    Where no artefacts are named these are all in ``export/`` that the backend reads; engines among them only where
-    there is a GPU, which a note says.
-
-    Raises:
-        ConfigError: nothing was exported yet.
-    """
-    from vitslim.pipeline.task_images import task_images
-
-    live = open_any(model)
-    paths = _artifacts(model, artifacts, backend)
-    sample = task_images(model, live, data, max(images, *batches))
-    found = compare(live, paths, sample.images, batches, backend)
-    skipped = [] if artifacts is not None else _skipped_engines(model, backend)
-    compared = f"compared on {len(sample.images)} {sample.origin}"
-    return found.model_copy(update={"notes": [compared, *found.notes, *skipped]})
-
-
-def compare(
-    live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Sequence[int], backend: str | None = None
-) -> Verification:
-    """``verify`` for a model and images that are at hand."""
-    reports = [verify_artifact(live, path, images, batches=batches, backend=backend) for path in paths]
-    return Verification(
-        passed=all(report.passed for report in reports),
-        checks=[check for report in reports for check in report.checks],
-        notes=[note for report in reports for note in report.notes],
-    )
-
-
-def sample_images(model: nn.Module, data: DataLike, count: int) -> Tensor:
-    """``count`` held-out images as the model wants them, or all where there are fewer.
-
-    Raises:
-        DataError: none could be read.
-    """
-    loader = open_loader(data, model, split="val", batch_size=min(count, 64), limit=count, labels="ignore")
-    found: list[Tensor] = []
-    for batch in loader:
-        found.append(batch.images)
-        if sum(len(part) for part in found) >= count:
-            break
-    if not found:
-        raise DataError(f"{loader.origin}: no image could be read")
-    return torch.cat(found)[:count]
-
-
-def default_data(model: nn.Module) -> DataLike:
-    """The built-in images at the model's size, for checks that need images and not their labels."""
-    size = max(preprocessing(model).image_size)
-    return f"fractals:classes=4,train_per_class=1,val_per_class=16,image_size={size}"
-
-
 def benchmark(
     models: Mapping[str, ModelLike] | Iterable[ModelLike],
     *,
@@ -455,27 +291,3 @@ def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Itera
     paths = list(dict.fromkeys(str(model) for model in given))
     names = [Path(path).name or path for path in paths]
     return [(name if names.count(name) == 1 else path, path) for name, path in zip(names, paths, strict=True)]
-
-
-def _skipped_engines(model: ModelLike, backend: str | None) -> list[str]:
-    if isinstance(model, nn.Module) or backend is not None or torch.cuda.is_available():
-        return []
-    engines = sorted((Path(model) / "export").glob("*.engine"))
-    return [f"{engine.name} was not compared: an engine runs on a GPU, none is here" for engine in engines]
-
-
-def _artifacts(
-    model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None, backend: str | None
-) -> list[Path]:
-    if artifacts is not None:
-        return [Path(artifacts)] if isinstance(artifacts, str | Path) else [Path(path) for path in artifacts]
-    if isinstance(model, nn.Module):
-        raise ConfigError("verify needs the artefacts to compare, or a folder that holds them")
-    suffixes = [".engine"] if backend in ("tensorrt", "rtx") else [".onnx"]
-    if backend is None and torch.cuda.is_available():
-        suffixes.append(".engine")
-    found = sorted(path for path in (Path(model) / "export").glob("*") if path.suffix in suffixes)
-    if not found:
-        target = "tensorrt" if suffixes == [".engine"] else "onnx"
-        raise ConfigError(f"{model} holds no exported artefact; run `vitslim export {model} --to {target}` first")
-    return found

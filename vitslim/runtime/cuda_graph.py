@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vitslim.errors import MissingDependencyError
+
+Given = TypeVar("Given")
 
 _WARMUPS = 3
 
@@ -36,14 +39,26 @@ def capture(forward: Callable[[Tensor], Tensor], images: Tensor) -> CapturedRun:
     """
     if images.device.type != "cuda":
         raise MissingDependencyError(f"a CUDA graph needs a GPU, the runner is on {images.device}; call run instead")
-    side = torch.cuda.Stream(images.device)
-    side.wait_stream(torch.cuda.current_stream(images.device))
-    # Libraries choose kernels and allocate at their first calls, which must not be recorded.
+    replay, result = record(lambda: forward(images), images.device)
+    return CapturedRun(images, result, replay)
+
+
+def record(call: Callable[[], Given], device: torch.device, times: int = 1) -> tuple[Callable[[], None], Given]:
+    """Record a call, or several in a row, and what the last one gave.
+
+    Args:
+        call: puts all its work on torch's current stream and waits for nothing.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    # Libraries compile, choose kernels and allocate at their first calls, which must not be recorded.
     with torch.cuda.stream(side):
         for _ in range(_WARMUPS):
-            forward(images)
-    torch.cuda.current_stream(images.device).wait_stream(side)
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=side):
-        result = forward(images)
-    return CapturedRun(images, result, graph.replay)
+        for _ in range(times - 1):
+            call()
+        result = call()
+    return graph.replay, result

@@ -96,8 +96,8 @@ def _claim(root: Path, preset: AccuracyPreset, *, again: bool) -> None:
     others = [name for name in [TEACHER, *preset.names] if _is_of_other_settings(root / name, digest_of(preset, name))]
     if TEACHER in others:
         raise ConfigError(
-            f"output folder {root} holds another teacher (other --quick, --set, preset, versions or code); name another "
-            "folder, or remove this one to train anew"
+            f"output folder {root} holds another teacher (other --quick, --set, preset, versions or code); name "
+            "another folder, or remove this one to train anew"
         )
     if others and not again:
         raise ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitslim.analysis.canvas import INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.suite import Aim, SuiteRow
+from vitslim.bench.tables import significant
 from vitslim.errors import MissingDependencyError
 from vitslim.files import write_text
 from vitslim.report.markup import Markup, element, figure, join, paragraph
@@ -16,7 +17,7 @@ from vitslim.report.page import compose
 from vitslim.report.scatter import Point, pareto_front
 from vitslim.report.suite.page import picture, table_markup
 from vitslim.report.suite.plots import LABEL, finish, marks, name_points
-from vitslim.report.suite.tables import Table, significant
+from vitslim.report.suite.tables import Table
 
 CONTROL = "dense-control"
 _PICTURE = "Held-out accuracy against speed; the front joins what no other beats in both"

@@ -9,7 +9,7 @@ from typing import Any
 from vitslim.analysis.canvas import GRID, INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import DENSE, Kind, PieceResult, SuiteReport, SuiteRow
-from vitslim.report.suite.tables import significant
+from vitslim.bench.tables import significant
 
 # Blue, orange and the rest are told apart with any colour vision; the shape says the same.
 COLOUR: dict[Kind, str] = {"dense": INK, "method": "#00538a", "pair": "#c2410c", "baseline": "#7b8794"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
+from vitslim.bench.tables import as_markdown, as_text, share_of_mac_ratio, significant
 
 Cells = list[list[str]]
 Overviewed = tuple[str, str, str]  # model, backend, precision
@@ -25,24 +26,11 @@ class Table:
 
     def markdown(self) -> str:
         """As GitHub draws it."""
-        header, *lines = self.cells
-        rule = ["---", *("---:" for _ in header[1:])]
-        rows = ["| " + " | ".join(line) + " |" for line in (header, rule, *lines)]
-        return "\n".join([f"**{self.title}**", "", *rows, *(["", self.note] if self.note else [])])
+        return "\n".join([f"**{self.title}**", "", as_markdown(self.cells), *(["", self.note] if self.note else [])])
 
     def text(self) -> str:
         """In aligned columns, for a terminal."""
-        widths = [max(len(line[index]) for line in self.cells) for index in range(len(self.cells[0]))]
-        lines = [
-            "  ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-                ]
-            )
-            for line in self.cells
-        ]
-        return "\n".join([f"{self.title}:", *lines, *([self.note] if self.note else [])])
+        return "\n".join([f"{self.title}:", as_text(self.cells), *([self.note] if self.note else [])])
 
 
 def overview(report: SuiteReport, kind: Overviewed, size: int | None = None) -> Table | None:
@@ -110,7 +98,7 @@ def piece_table(piece: PieceResult, batch: int) -> Table:
         ("p99 ms", lambda row: significant(row.latency_ms_p99)),
         ("img/s", lambda row: significant(row.throughput_img_s)),
         ("GMAC", lambda row: f"{row.macs / 1e9:.4g}"),
-        ("of MAC ratio", lambda row: "–" if dense is None else f"{100 * share_of_mac_ratio(row, dense):.0f} %"),
+        ("of MAC ratio", lambda row: "–" if dense is None else f"{100 * share_of_mac_ratio(row, dense.macs):.0f} %"),
         ("params M", lambda row: f"{row.params / 1e6:.2f}"),
         ("weights MiB", lambda row: f"{row.weights_mib:.1f}"),
     ]
@@ -200,25 +188,10 @@ def caption(report: SuiteReport) -> str:
     return "; ".join(parts) + "."
 
 
-def share_of_mac_ratio(row: SuiteRow, dense: SuiteRow) -> float:
-    """Which part of the ratio of multiply-accumulates became speed: 1 where time went down as they did."""
-    # (t_dense / t) / (MAC_dense / MAC)
-    return row.speedup_vs_dense * row.macs / dense.macs
-
-
 def shortened(names: Sequence[str]) -> str:
     """Names in a sentence; of many the first ones."""
     more = len(names) - _MANY_NAMES
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
-
-
-def significant(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    if value >= 100:
-        return f"{value:.0f}"
-    if value >= 1:
-        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-    return f"{value:.3g}"
 
 
 def _without_rows(report: SuiteReport) -> list[PieceResult]:
@@ -235,7 +208,7 @@ def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
     for row in piece.rows:
         if (row.model, row.batch) == (name, batch):
             dense = next((one for one in piece.rows if (one.model, one.batch) == (DENSE, batch)), None)
-            share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense):.0f} %)"
+            share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
             return f"{row.speedup_vs_dense:.2f}x{share}"
     if any(skip.out_of_memory and skip.model in (None, name) and skip.batch in (None, batch) for skip in piece.skipped):
         return "no memory"
