@@ -37,7 +37,14 @@ def test_the_real_exporter_fits(shallow):
         {"dense": shallow}, baseline="dense", backends=("ort",), batches=(1,), exporter=export_onnx, **FAST
     )
     assert report.skipped == []
-    assert len(report.rows) == 1
+    (row,) = report.rows
+    # The file is the weights with a graph around them.
+    assert row.weights_mib == row.params * 4 / 2**20
+    assert row.weights_mib < row.file_mib < 1.5 * row.weights_mib
+
+
+def test_what_torch_runs_itself_has_no_file(report):
+    assert {row.backend for row in report.rows if row.file_mib is None} == {"torch"}
 
 
 def test_there_is_a_row_for_every_model_backend_precision_and_batch(report):

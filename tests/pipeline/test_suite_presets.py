@@ -188,6 +188,14 @@ def test_what_several_groups_ask_for_is_one_piece_with_the_competitors_of_all(tm
     ]
 
 
+def test_a_quick_run_has_the_aims_that_it_can_reach() -> None:
+    preset = read_preset("gpu")
+    quick = preset.aims_of(preset.pieces(quick=True))
+    assert {(aim.model, aim.image_size) for aim in quick} == {("deit_small", 224), ("-", 0)}
+    assert preset.aims_of(preset.pieces(quick=False)) == list(preset.aims)
+    assert read_preset("cpu").aims_of(read_preset("cpu").pieces(quick=True)) == []
+
+
 def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
     groups = [*TINY["groups"], {"models": ["tiny"], "sizes": [32], "quick": True}]
     preset = read_preset(written(tmp_path, TINY | {"groups": groups, "quick": {"rounds": 6}}), quick=True)

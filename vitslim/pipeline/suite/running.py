@@ -236,7 +236,7 @@ def _report(
         environment=known[-1] if known else {},
         pieces=found,
         left=[piece.name for piece in pieces if (one := folder.result(piece)) is None or one.status == "too long"],
-        aims=list(settings.aims),
+        aims=settings.aims_of(pieces),
     )
 
 

@@ -15,7 +15,7 @@ from vitslim.report.markup import Markup, element, figure, join, paragraph
 from vitslim.report.numbers import half_width
 from vitslim.report.page import compose
 from vitslim.report.scatter import Point, pareto_front
-from vitslim.report.suite.page import picture, table_markup
+from vitslim.report.suite.page import picture, table_markup, with_code
 from vitslim.report.suite.plots import LABEL, finish, marks, name_points
 from vitslim.report.suite.tables import Table
 
@@ -211,8 +211,6 @@ def _page(report: AccuracyReport, pictures: Sequence[Path], fault: str | None) -
         "header",
         paragraph("vitslim accuracy benchmark", class_="eyebrow"),
         element("h1", f"Preset {report.preset}"),
-        paragraph(
-            accuracy_caption(report).replace("`", "") if report.rows else "Nothing is trained yet.", class_="lead"
-        ),
+        paragraph(with_code(accuracy_caption(report)) if report.rows else "Nothing is trained yet.", class_="lead"),
     )
     return compose(f"{report.preset} – vitslim accuracy benchmark", top, sections)

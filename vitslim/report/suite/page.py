@@ -73,8 +73,8 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
     """The page as text; pictures are put into it."""
     details = [piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
     sections = [
-        ("overview", "Overview", "Speed against dense", _tables(overviews(report), report.command)),
         ("aims", "Aims", "What was aimed at", _aims(report)),
+        ("overview", "Overview", "Speed against dense", _tables(overviews(report), report.command)),
         ("pictures", "Pictures", "Roofline, work and speed", _pictures(pictures, fault, report.command)),
         ("kernels", "Kernels", "Kernels alone", _tables(kernel_tables(report), "vitslim bench suite --preset gpu")),
         ("details", "All figures", "All figures", _tables(details, report.command)),
@@ -84,7 +84,7 @@ def render_suite(report: SuiteReport, pictures: Sequence[Path], fault: str | Non
         "header",
         paragraph("vitslim benchmark suite", class_="eyebrow"),
         element("h1", f"Preset {report.preset}"),
-        paragraph(caption(report).replace("`", ""), class_="lead"),
+        paragraph(with_code(caption(report)), class_="lead"),
     )
     return compose(f"{report.preset} – vitslim benchmark suite", top, sections)
 
@@ -112,8 +112,19 @@ def _aims(report: SuiteReport) -> Markup:
 def table_markup(one: Table) -> Markup:
     """A table below its title."""
     header, *rows = one.cells
-    pieces = [element("h3", one.title), html_table("", header, rows)]
+    pieces = [element("h3", one.title), html_table("", header, [map(_painted, row) for row in rows])]
     return join([*pieces, *([paragraph(one.note, class_="note")] if one.note else [])])
+
+
+def with_code(text: str) -> Markup:
+    """A sentence whose parts between backticks are code."""
+    return join([element("code", part) if index % 2 else part for index, part in enumerate(text.split("`"))])
+
+
+def _painted(cell: str) -> str:
+    """An aim that is met or missed, in its colour."""
+    colour = {"yes": "good", "no": "bad"}.get(cell)
+    return cell if colour is None else element("span", cell, class_=colour)
 
 
 def _pictures(pictures: Sequence[Path], fault: str | None, command: str) -> Markup:

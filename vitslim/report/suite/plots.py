@@ -73,12 +73,15 @@ def _roofline(pieces: Sequence[PieceResult]) -> Figure:
 def _work_and_speed(pieces: Sequence[PieceResult]) -> Figure:
     """One panel per setting: on the diagonal all saved work became speed."""
     settings = [(piece, batch) for piece in pieces for batch in piece.piece.batches if _rivals(piece, batch)]
+    cut = f", the first {_MAX_PANELS} of {len(settings)} settings" if len(settings) > _MAX_PANELS else ""
     settings = settings[:_MAX_PANELS]
     columns = min(len(settings), 2) or 1
     lines = -(-len(settings) // columns) or 1
     figure, first = canvas(6.2 * columns, 3.9 * lines + 0.7, "", "")
     figure.delaxes(first)
-    figure.suptitle("What of the saved work became speed", x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(
+        f"What of the saved work became speed{cut}", x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK
+    )
     panels = [
         _panel(figure.add_subplot(lines, columns, number + 1), piece, batch)
         for number, (piece, batch) in enumerate(settings)
