@@ -106,7 +106,7 @@ def _tables(tables: Sequence[Table], command: str) -> Markup:
 
 def _aims(report: SuiteReport) -> Markup:
     aims = aims_table(report)
-    return paragraph("This preset has no aims.") if aims is None else table_markup(aims)
+    return paragraph("There are no aims for these pieces.") if aims is None else table_markup(aims)
 
 
 def table_markup(one: Table) -> Markup:
