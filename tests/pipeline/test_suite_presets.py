@@ -215,7 +215,11 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"sizes": [1]}, "sizes"),
         ({"aims": [KERNEL_AIM | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from bit mask"),
         ({"aims": [KERNEL_AIM | {"of": "memory"}]}, "of='memory', but kernels are timed alone"),
-        ({"aims": [KERNEL_AIM]}, "no group times kernels in fp32 at 197 tokens"),
+        ({"aims": [KERNEL_AIM]}, "no group times kernels in fp32 at 197 tokens, batch 1"),
+        (
+            {"aims": [KERNEL_AIM | {"batch": 8}], "groups": [{"kernels": [197], "batches": [32]}]},
+            "no group times kernels in fp32 at 197 tokens, batch 8",
+        ),
         ({"aims": [KERNEL_AIM | {"max_loss": 0.5}]}, "max_loss is of the accuracy benchmark"),
         ({"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]}, "no group measures"),
     ],

@@ -114,7 +114,10 @@ class Preset(Config):
             if any(_measures(piece, aim) for piece in pieces):
                 continue
             if aim.kernel:
-                raise ValueError(f"aim {aim.what!r}: no group times kernels in {aim.precision} at {aim.tokens} tokens")
+                raise ValueError(
+                    f"aim {aim.what!r}: no group times kernels in {aim.precision} at {aim.tokens} tokens, batch "
+                    f"{aim.batch}"
+                )
             raise ValueError(f"aim {aim.what!r}: no group measures {aim.competitors} in {aim.setting}")
         return self
 
@@ -226,6 +229,7 @@ def _united(first: Piece, second: Piece) -> Piece:
 
 def _measures(piece: Piece, aim: Aim) -> bool:
     if aim.kernel:
-        return (piece.kind, piece.precision) == ("kernels", aim.precision) and aim.tokens in piece.tokens
+        timed = (piece.kind, piece.precision) == ("kernels", aim.precision)
+        return timed and aim.tokens in piece.tokens and aim.batch in piece.batches
     settings = [(piece.model, piece.image_size, piece.backend, piece.precision, batch) for batch in piece.batches]
     return aim.setting in settings and bool({*aim.competitors} & {*piece.competitors})

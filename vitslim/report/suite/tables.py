@@ -231,7 +231,7 @@ def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
     found |= {
         row.kernel: row.speedup_vs_dense
         for row in report.kernel_rows
-        if (row.kernel, row.tokens, row.precision) == (aim.kernel, aim.tokens, aim.precision)
+        if (row.kernel, row.tokens, row.batch, row.precision) == (aim.kernel, aim.tokens, aim.batch, aim.precision)
     }
     if not found:
         return "not measured", "–", "–"
