@@ -46,7 +46,9 @@ def taken_apart_normed(
         bias: β.
         eps: added to the variance.
     """
-    if left_to_inductor(second) or not _norms_by_kernel(first, second, weight, bias):
+    # The kernels norm rows of zeros too, where a block of rows is not full: without ε by a division by zero.
+    serves = eps > 0.0 and _norms_by_kernel(first, second, weight, bias)
+    if not serves or left_to_inductor(second):
         return *taken_apart(first, second, places, ahead), None
     return torch.ops.vitslim.taken_apart_normed(first, rest(first, second), places, ahead, weight, bias, eps)
 
@@ -58,6 +60,28 @@ def plain_taken_apart_normed(
     active, waiting = plain_taken_apart(first, second, places, ahead)
     normed = F.layer_norm(wide(active), active.shape[2:], wide(weight), wide(bias), eps)
     return active, waiting, normed.to(weight.dtype)
+
+
+def plain_gradients(
+    active_grad: Tensor,
+    waiting_grad: Tensor,
+    normed_grad: Tensor,
+    active: Tensor,
+    places: Tensor,
+    weight: Tensor,
+    eps: float,
+    cut: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``vitslim::taken_apart_normed_backward``: of (first, second), cut at row ``cut``, of γ and of β."""
+    variance, mean = torch.var_mean(wide(active), dim=2, correction=0, keepdim=True)
+    inverse_deviation = (variance + eps).rsqrt()
+    values, gained = (wide(active) - mean) * inverse_deviation, wide(normed_grad)
+    # g = γ dy;  dx = (g - mean g - x̂ mean(g x̂)) / σ;  dγ = Σ dy x̂;  dβ = Σ dy
+    slope = wide(weight) * gained
+    slope = slope - slope.mean(dim=2, keepdim=True) - values * (slope * values).mean(dim=2, keepdim=True)
+    back = (active_grad + slope * inverse_deviation).to(active.dtype)
+    sums = ((gained * values).sum(dim=(0, 1)), gained.sum(dim=(0, 1)))
+    return *copied_back(back, waiting_grad, places, cut), sums[0].to(weight.dtype), sums[1].to(weight.dtype)
 
 
 def _norms_by_kernel(first: Tensor, second: Tensor | None, weight: Tensor, bias: Tensor) -> bool:
@@ -98,28 +122,7 @@ def _normed_shapes(
     return active, waiting, weight.new_empty(images, ahead, width)
 
 
-def _plain_gradients(
-    active_grad: Tensor,
-    waiting_grad: Tensor,
-    normed_grad: Tensor,
-    active: Tensor,
-    places: Tensor,
-    weight: Tensor,
-    eps: float,
-    cut: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    variance, mean = torch.var_mean(wide(active), dim=2, correction=0, keepdim=True)
-    inverse_deviation = (variance + eps).rsqrt()
-    values, gained = (wide(active) - mean) * inverse_deviation, wide(normed_grad)
-    # g = γ dy;  dx = (g - mean g - x̂ mean(g x̂)) / σ;  dγ = Σ dy x̂;  dβ = Σ dy
-    slope = wide(weight) * gained
-    slope = slope - slope.mean(dim=2, keepdim=True) - values * (slope * values).mean(dim=2, keepdim=True)
-    back = (active_grad + slope * inverse_deviation).to(active.dtype)
-    sums = ((gained * values).sum(dim=(0, 1)), gained.sum(dim=(0, 1)))
-    return *copied_back(back, waiting_grad, places, cut), sums[0].to(weight.dtype), sums[1].to(weight.dtype)
-
-
-_backward = torch.library.custom_op("vitslim::taken_apart_normed_backward", _plain_gradients, mutates_args=())
+_backward = torch.library.custom_op("vitslim::taken_apart_normed_backward", plain_gradients, mutates_args=())
 
 
 @_backward.register_kernel("cuda")
@@ -134,7 +137,7 @@ def _gradients_cuda(
     cut: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not (moves_by_kernel(active, waiting_grad) and active.shape[2] <= WIDEST):
-        return _plain_gradients(active_grad, waiting_grad, normed_grad, active, places, weight, eps, cut)
+        return plain_gradients(active_grad, waiting_grad, normed_grad, active, places, weight, eps, cut)
     from vitslim.kernels.triton import normed_selection
 
     return normed_selection.gradients(active_grad, waiting_grad, normed_grad, active, places, weight, eps, cut)

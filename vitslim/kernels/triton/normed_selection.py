@@ -117,7 +117,7 @@ def take_norm_gradient_kernel(
             tl.load(active + read, mask=is_active, other=0.0).to(tl.float32), width, eps, feature
         )
         gained = tl.load(normed_grad + read, mask=is_active, other=0.0).to(tl.float32)
-        by_scale += tl.where(is_active, gained * values, 0.0)
+        by_scale += gained * values
         by_shift += gained
         # g = γ dy;  dx = (g - mean g - x̂ mean(g x̂)) / σ
         gained *= scale[None, :]
