@@ -119,7 +119,7 @@ def moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
 
 
 def rest(first: Tensor, second: Tensor | None) -> Tensor:
-    """What stands behind ``first``, if only nothing."""
+    """What stands behind ``first``, of no rows where there is nothing."""
     # No view of ``first``, whose gradient would then be a sum with zeros.
     return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 

@@ -47,7 +47,7 @@ class BlockAdapter:
         return _part(block, "norm1")(tokens)
 
     def attention_norm(self, block: nn.Module) -> nn.LayerNorm | None:
-        """The LayerNorm that ``attention_input`` applies, where it does nothing else and has both γ and β."""
+        """The LayerNorm that ``attention_input`` is, where it is a plain one with γ and β."""
         return _plain_layer_norm(_part(block, "norm1"))
 
     def attend(
