@@ -44,6 +44,15 @@ def shared_map() -> tuple[Any, ...]:
     return drawn(2, 3, 6), drawn(5, 6), drawn(5, 2), drawn(2, 6), None, True
 
 
+def normed() -> tuple[Any, ...]:
+    return *moved(), drawn(3), drawn(3, seed=1), 1e-6
+
+
+def normed_backward() -> tuple[Any, ...]:
+    active, waiting, behind = ops.taken_apart_normed(*normed())
+    return active, waiting, behind, drawn(2, 7, 3, seed=2), moved()[2], drawn(3), 1e-6, 4
+
+
 CALLS = {
     "bit_attention._kept_bits_on_gpu": (ops.kept_bits, lambda: (drawn(2, 3, 15, 4), drawn(4, 17), 2, 6, 4, 2)),
     "bit_attention._bit_attention_on_gpu": (
@@ -68,6 +77,8 @@ CALLS = {
     "token_selection._taken_apart_cuda": (ops.taken_apart, moved),
     "token_selection._put_back_cuda": (ops.put_back, moved),
     "low_rank_linear._low_rank_linear_on_gpu": (ops.low_rank_linear, shared_map),
+    "normed_selection._taken_apart_normed_cuda": (ops.taken_apart_normed, normed),
+    "normed_selection._gradients_cuda": (ops.taken_apart_normed_backward, normed_backward),
 }
 
 

@@ -20,10 +20,19 @@ FORMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "evo_vit": [("evo_vit", {"stages": (1, 2), "keep": (0.7, 0.4)})],
     "evo_vit_slow_fast": [("evo_vit", {"placeholders": "slow_fast", "schedule": "layer"})],
     "evo_vit_on_skipat": [("skipat", {"layers": (2, 3)}), ("evo_vit", {"stages": (2,)})],
+    "pruning": [("sparsifiner", {"layers": (), "token_keep_rate": 0.7, "prune_layers": (0, 1)})],
 }
+PHI, CHOICE = {"depthwise_gelu", "channel_attention"}, {"class_row", "ranked", "put_back"}
 OPS = {
-    "skipat": {"depthwise_gelu", "channel_attention"},
-    "evo_vit": {"class_row", "ranked", "taken_apart", "put_back"},
+    "skipat": PHI,
+    "skipat_narrow": PHI,
+    "skipat_prefix": PHI,
+    "evo_vit": CHOICE | {"taken_apart_normed"},
+    # A representative is not among the rows that the kernel norms.
+    "evo_vit_slow_fast": CHOICE | {"taken_apart"},
+    # The step that selects reads no norm, since it reuses ẑ, which is moved as well.
+    "evo_vit_on_skipat": PHI | CHOICE | {"taken_apart"},
+    "pruning": CHOICE | {"taken_apart_normed"},
 }
 
 
@@ -51,7 +60,26 @@ def test_a_model_through_the_ops_is_the_same_model(form: str, monkeypatch: pytes
     through_ops(monkeypatch)
     with Counting() as counting:
         torch.testing.assert_close(model(images), plain)
-    assert counting.called == set().union(*(OPS[method] for method, _ in FORMS[form]))
+    assert counting.called == OPS[form]
+
+
+@pytest.mark.parametrize(
+    ("form", "applied"), [("evo_vit", [0, 3]), ("pruning", [0, 3]), ("evo_vit_slow_fast", [0, 1, 2, 3])]
+)
+@torch.no_grad()
+def test_a_block_does_not_norm_again_what_the_selection_normed(
+    form: str, applied: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = converted(form), []
+    for index in range(4):
+        norm = trunk_of(model).get_submodule(f"{index}.norm1")
+        norm.register_forward_hook(lambda *_, index=index: seen.append(index))
+    model(images_for(model))
+    assert seen == [0, 1, 2, 3]
+    seen.clear()
+    through_ops(monkeypatch)
+    model(images_for(model))
+    assert seen == applied
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,9 +141,9 @@ def test_a_model_on_a_gpu_is_the_same_model(form: str, dtype: torch.dtype) -> No
     images = images_for(model)
     with Counting() as counting:
         found = copy.deepcopy(model).to("cuda", dtype)(images.to("cuda", dtype))
-    assert counting.called == set().union(*(OPS[method] for method, _ in FORMS[form]))
+    assert counting.called == OPS[form]
     # In half precision another patch may be chosen where two scores are nearly equal; float32 chooses alike.
-    if dtype == torch.float32 or "evo_vit" not in form:
+    if dtype == torch.float32 or not OPS[form] & CHOICE:
         off = (found.float().cpu() - model(images)).norm() / model(images).norm()
         assert off < (1e-3 if dtype == torch.float32 else 0.1)
 

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.trunk import SortedTokens, TokenState
+from vitslim.kernels import token_selection
+from vitslim.models import TokenLayout
+from vitslim.trunk import SortedTokens, Stream, TokenState
 
 B, PREFIX, PATCHES, D, ACTIVE = 3, 2, 9, 4, 6
 N = PREFIX + PATCHES
+LAYOUT = TokenLayout(PREFIX, (3, 3))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +30,8 @@ def chosen(represented: bool = False, z: Tensor | None = None) -> tuple[Tensor, 
     """All tokens, the active ones, their ẑ, the state."""
     tokens = noise(B, N, D)
     shares = noise(B, N - ACTIVE).softmax(dim=1) if represented else None
-    return tokens, *SortedTokens(PREFIX).select(tokens, z, places(1), ACTIVE, shares)
+    active, stream = SortedTokens(PREFIX).select(tokens, Stream(LAYOUT, z=z), places(1), ACTIVE, shares)
+    return tokens, active, stream.z, stream.token_state
 
 
 def rows(everything: Tensor, at: Tensor) -> Tensor:
@@ -50,7 +54,8 @@ def test_what_does_not_change_comes_back_as_it_was(represented: bool) -> None:
 def test_selecting_again_starts_from_all_tokens(represented: bool) -> None:
     tokens, active, _, state = chosen(represented)
     shares = noise(B, 1).softmax(dim=1) if represented else None
-    again, _, later = state.select(active, None, places(2), N - 1, shares)
+    again, stream = state.select(active, Stream(LAYOUT), places(2), N - 1, shares)
+    later = stream.token_state
     assert torch.equal(later.restore(again), tokens)
     assert torch.equal(later.order, rows(places(1), places(2)))
     everybody, _, joined = later.join(again, None)
@@ -158,3 +163,25 @@ def test_in_natural_order_nothing_is_touched() -> None:
     assert state.select_pairs(tokens) is tokens
     assert state.active_places() is None
     assert state.part_z(tokens) == (tokens, state)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("represented", [False, True])
+def test_tokens_are_normed_as_they_move_unless_a_representative_joins_them(
+    again: bool, represented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_selection, "kernels_serve", lambda _: True)
+    norm = nn.LayerNorm(D)
+    nn.init.normal_(norm.weight)
+    tokens, state = noise(B, N, D), SortedTokens(PREFIX)
+    if again:
+        _, tokens, _, state = chosen()
+    shares = noise(B, N - ACTIVE).softmax(dim=1) if represented else None
+    stream = Stream(LAYOUT, attention_norm=norm)
+    active, after = state.select(tokens, stream, places(2), ACTIVE, shares)
+    plain, _ = state.select(tokens, Stream(LAYOUT), places(2), ACTIVE, shares)
+    assert torch.equal(active, plain)
+    if represented:
+        assert after.attention_input is None
+    else:
+        torch.testing.assert_close(after.attention_input, norm(active))

@@ -4,6 +4,7 @@ from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.cost import op_macs
 from vitslim.kernels.low_rank import low_rank_factors
 from vitslim.kernels.low_rank_linear import low_rank_linear
+from vitslim.kernels.normed_selection import taken_apart_normed
 from vitslim.kernels.onnx_form import onnx_forms
 from vitslim.kernels.skip_function import channel_attention, depthwise_gelu
 from vitslim.kernels.sliced import seeded_permutation, sliced_attention, sliced_mask
@@ -31,5 +32,6 @@ __all__ = [
     "sparse_attention",
     "strongest",
     "taken_apart",
+    "taken_apart_normed",
     "torch_forms",
 ]

@@ -52,14 +52,11 @@ def taken_apart(
         places: for each of all n = f + s tokens of the new order, where it stood.
         ahead: a, how many of them come into the first part.
     """
-    if not _moves_by_kernel(first, second):
+    if not moves_by_kernel(first, second):
         return plain_taken_apart(first, second, places, ahead)
-    if second is None and torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        # Better left to Inductor: of two gathers it makes one kernel for the residual add before, the active rows and
-        # the norm behind, and one for the waiting rows. With gradients the op is better, whose backward is a move
-        # again, where that of a gather adds rows by atomics.
+    if left_to_inductor(second):
         return take(first, places[:, :ahead]), take(first, places[:, ahead:])
-    return torch.ops.vitslim.taken_apart(first, _rest(first, second), places, ahead)
+    return torch.ops.vitslim.taken_apart(first, rest(first, second), places, ahead)
 
 
 def put_back(
@@ -70,8 +67,8 @@ def put_back(
     Args:
         order: a permutation for each image.
     """
-    if _moves_by_kernel(first, second):
-        return torch.ops.vitslim.put_back(first, _rest(first, second), order, order.shape[1])[0]
+    if moves_by_kernel(first, second):
+        return torch.ops.vitslim.put_back(first, rest(first, second), order, order.shape[1])[0]
     return take(_joined(first, second), inverse(order))
 
 
@@ -81,7 +78,7 @@ def plain_class_row(query: Tensor, key: Tensor, bias: Tensor | None, scale: floa
     scores = (query * scale) @ key.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return _wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
+    return wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
 
 
 def plain_ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +103,40 @@ def plain_put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) ->
     return plain_taken_apart(first, second, inverse(places), ahead)
 
 
-def _wide(values: Tensor) -> Tensor:
+def left_to_inductor(second: Tensor | None) -> bool:
+    """Whether ``torch.compile`` is at work and better takes the tokens apart by itself.
+
+    Of two gathers Inductor makes one kernel for the residual add before, the active rows and the norm behind, and one
+    for the waiting rows. With gradients the op is better, whose backward is a move again, where that of a gather adds
+    rows by atomics.
+    """
+    return second is None and torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
+    """Whether a kernel moves rows of these two."""
+    return kernels_serve(first) and (second is None or second.dtype == first.dtype)
+
+
+def rest(first: Tensor, second: Tensor | None) -> Tensor:
+    """What stands behind ``first``, of no rows where there is nothing."""
+    # No view of ``first``, whose gradient would then be a sum with zeros.
+    return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
+
+
+def copied_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``plain_taken_apart`` in memory of its own, as an op has to give it."""
+    ahead_part, rest_part = plain_taken_apart(first, second, places, ahead)
+    return ahead_part.clone(), rest_part.clone()
+
+
+def copied_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``plain_put_back`` in memory of its own."""
+    return copied_apart(first, second, inverse(places), ahead)
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32, or wider where they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -120,15 +150,6 @@ def _reads_by_kernel(query: Tensor, key: Tensor) -> bool:
 
 def _ranks_by_kernel(scores: Tensor) -> bool:
     return scores.shape[1] <= MOST_SCORES and kernels_serve(scores)
-
-
-def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
-    return kernels_serve(first) and (second is None or second.dtype == first.dtype)
-
-
-def _rest(first: Tensor, second: Tensor | None) -> Tensor:
-    # No view of ``first``, whose gradient would then be a sum with zeros.
-    return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 
 
 def _plain_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -160,7 +181,7 @@ def _remember_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, row = ctx.saved_tensors
     # dS = A ∘ (dA - (A · dA) 1);  dq = dS K e^-½;  dK = dSᵀ q e^-½
-    weighted = _wide(row) * grad
+    weighted = wide(row) * grad
     slopes = weighted - row * weighted.sum(dim=-1, keepdim=True)
     slopes = (slopes * ctx.scale).to(key.dtype).unsqueeze(2)
     return slopes @ key, slopes.transpose(2, 3) * query, None
@@ -201,24 +222,14 @@ def _ranked_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor |
 _ranked.register_autograd(_ranked_gradient, setup_context=_remember_places)
 
 
-def _copied_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    ahead_part, rest = plain_taken_apart(first, second, places, ahead)
-    return ahead_part.clone(), rest.clone()
-
-
-def _copied_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    ahead_part, rest = plain_put_back(first, second, places, ahead)
-    return ahead_part.clone(), rest.clone()
-
-
-_taken_apart = torch.library.custom_op("vitslim::taken_apart", _copied_apart, mutates_args=())
-_put_back = torch.library.custom_op("vitslim::put_back", _copied_back, mutates_args=())
+_taken_apart = torch.library.custom_op("vitslim::taken_apart", copied_apart, mutates_args=())
+_put_back = torch.library.custom_op("vitslim::put_back", copied_back, mutates_args=())
 
 
 @_taken_apart.register_kernel("cuda")
 def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    if not _moves_by_kernel(first, second):
-        return _copied_apart(first, second, places, ahead)
+    if not moves_by_kernel(first, second):
+        return copied_apart(first, second, places, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, places, ahead, scatter=False)
@@ -226,8 +237,8 @@ def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int)
 
 @_put_back.register_kernel("cuda")
 def _put_back_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    if not _moves_by_kernel(first, second):
-        return _copied_back(first, second, places, ahead)
+    if not moves_by_kernel(first, second):
+        return copied_back(first, second, places, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, places, ahead, scatter=True)

@@ -161,13 +161,11 @@ class Evolution(TokenRule):
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         state = _state_of(stream)
         active = self.active(stream.layout)
-        z = stream.z
-        if active == stream.layout.tokens:
-            if state.waiting is None:
-                return tokens, stream
-            tokens, z, state = state.join(tokens, z)
-        elif self.selects:
-            tokens, z, state = self._selected(state, tokens, z, active)
+        if active < stream.layout.tokens:
+            return self._selected(state, tokens, stream, active) if self.selects else (tokens, stream)
+        if state.waiting is None:
+            return tokens, stream
+        tokens, z, state = state.join(tokens, stream.z)
         return tokens, replace(stream, z=z, token_state=state)
 
     def leave(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
@@ -193,17 +191,14 @@ class Evolution(TokenRule):
         chosen = f", chosen by {self.score.replace('_', ' ')} attention" if self.selects else ""
         return f"{chosen}, others {'follow' if self.represents else 'frozen'}"
 
-    def _selected(
-        self, state: SortedTokens, tokens: Tensor, z: Tensor | None, active: int
-    ) -> tuple[Tensor, Tensor | None, SortedTokens]:
+    def _selected(self, state: SortedTokens, tokens: Tensor, stream: Stream, active: int) -> tuple[Tensor, Stream]:
         if state.scores is None:
             raise ConfigError("no step before this one gave a class row, by which Evo-ViT would choose the patches")
         falling, places = ranked(state.scores, state.prefix)
         waiting = falling[:, active - state.prefix :]
         # share_j = g_j / Σ g over the placeholders
         shares = waiting / waiting.sum(dim=1, keepdim=True).clamp_min(_TINY) if self.represents else None
-        tokens, z, state = state.select(tokens, z, places, active, shares)
-        return tokens, z, replace(state, scores=falling)
+        return replace(state, scores=falling).select(tokens, stream, places, active, shares)
 
 
 def kept_patches(patches: int, keep: float, *, others: int = 0, align: int = 1) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -56,8 +55,7 @@ class Pruning(TokenRule):
         _, places = ranked(row[:, :, layout.prefix :].float().mean(dim=1), layout.prefix)
         pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(places.shape[0], -1)
         active = layout.prefix + share_of(layout.patches, self.keep)
-        tokens, z, state = state.select(tokens, stream.z, torch.cat([places, pruned], dim=1), active)
-        return tokens, replace(stream, z=z, token_state=state)
+        return state.select(tokens, stream, torch.cat([places, pruned], dim=1), active)
 
     def describe(self) -> str:
         return f"kept {100 * self.keep:g} %{self._manner()}" if self.reduces else "all"

@@ -22,14 +22,21 @@ class BoundBlock:
 
     Args:
         token_state: which tokens are active; ``None`` when all are, in natural order.
+        normed: tokens, and the attention input that has been made of just these.
     """
 
     adapter: BlockAdapter
     block: nn.Module
     token_state: TokenState | None = None
+    normed: tuple[Tensor, Tensor] | None = None
 
     def attention_input(self, tokens: Tensor) -> Tensor:
+        if self.normed is not None and self.normed[0] is tokens:
+            return self.normed[1]
         return self.adapter.attention_input(self.block, tokens)
+
+    def attention_norm(self) -> nn.LayerNorm | None:
+        return self.adapter.attention_norm(self.block)
 
     def attend(self, attention_input: Tensor, context: Context) -> Tensor:
         if self.token_state is None or self.adapter.own_bias(self.block) is None:

@@ -61,7 +61,11 @@ class Step(nn.Module):
         bound = self.weights.bind(bound)
         if not self.mixing.reads_z:
             stream = replace(stream, z=None)
-        tokens, stream = self.tokens.enter(bound, tokens, stream)
+        norm = bound.attention_norm() if self.mixing.uses_attention else None
+        tokens, stream = self.tokens.enter(bound, tokens, replace(stream, attention_norm=norm))
+        if stream.attention_input is not None:
+            bound = replace(bound, normed=(tokens, stream.attention_input))
+        stream = replace(stream, attention_norm=None, attention_input=None)
         if stream.token_state is not None:
             bound = replace(bound, token_state=stream.token_state)
             stream = replace(stream, context=stream.token_state.select_context(stream.context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitslim.models import Context, TokenLayout
 
@@ -50,6 +50,8 @@ class Stream:
         wants_class_attention: the token axis of the present step asks the mixing for A^[CLS].
         class_attention: A^[CLS] of the latest step that was asked, shape (b, h, n) over its active tokens.
         token_state: memory of the token axis; ``None`` while all tokens are active in natural order.
+        attention_norm: for the token axis, the LayerNorm through which the present step's mixing will read its tokens.
+        attention_input: the active tokens behind that norm, where the token axis could norm them as it moved them.
     """
 
     layout: TokenLayout
@@ -58,3 +60,5 @@ class Stream:
     wants_class_attention: bool = False
     class_attention: Tensor | None = None
     token_state: TokenState | None = None
+    attention_norm: nn.LayerNorm | None = None
+    attention_input: Tensor | None = None

@@ -11,9 +11,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitslim.errors import ConfigError
+from vitslim.kernels.normed_selection import taken_apart_normed
 from vitslim.kernels.token_selection import put_back, taken_apart
 from vitslim.kernels.tokens import take, take_pairs, take_shared
 from vitslim.models import Context
+from vitslim.trunk.stream import Stream
 
 _PAIRS = ("attn_mask", "shared_rel_pos_bias")
 
@@ -52,24 +54,31 @@ class SortedTokens:
     def select(
         self,
         tokens: Float[Tensor, "b m d"],
-        z: Float[Tensor, "b m d"] | None,
+        stream: Stream,
         places: Int[Tensor, "b n"],
         active: int,
         shares: Float[Tensor, "b w"] | None = None,
-    ) -> tuple[Tensor, Tensor | None, SortedTokens]:
-        """Sort all tokens anew; the first of them take part from now on, and ẑ follows where it is given.
+    ) -> tuple[Float[Tensor, "b k d"], Stream]:
+        """Sort all tokens anew; the first of them take part from now on, and ẑ follows where the stream has it.
 
         Args:
+            stream: comes back with this state, and with the attention input where the kernel that moves the tokens
+                norms them too. A representative is a token that no kernel moved, so with one the block norms all.
             places: the new order in terms of this one; the prefix stays at the front.
             active: how many take part, the prefix included; fewer than there are.
             shares: if given, a representative takes part too.
         """
         order = places if self.order is None else take(self.order, places)
-        tokens, waiting = taken_apart(*self._parts(tokens), places, active)
-        state = replace(self, order=order, waiting=waiting, waiting_z=None, shares=shares)
+        norm, normed = stream.attention_norm, None
+        if norm is None or shares is not None:
+            tokens, waiting = taken_apart(*self._parts(tokens), places, active)
+        else:
+            affine = norm.weight, norm.bias, norm.eps
+            tokens, waiting, normed = taken_apart_normed(*self._parts(tokens), places, active, *affine)
+        state, z = replace(self, order=order, waiting=waiting, waiting_z=None, shares=shares), stream.z
         if z is not None:
             z, state = state._with_z(*taken_apart(*self._z_parts(z), places, active))
-        return state._represented(tokens, waiting), z, state
+        return state._represented(tokens, waiting), replace(stream, z=z, token_state=state, attention_input=normed)
 
     def restore(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """All n tokens in their natural order, from the active ones."""

@@ -22,8 +22,9 @@ chosen = {form.name if every else form.kernel.__name__: form for form in reverse
 made = [compile_form(form, capability) for form in chosen.values()]
 print(json.dumps([[one.form, one.registers, one.spilled_bytes, one.shared_bytes, len(one.cubin)] for one in made]))
 """
-# A spill of a few words costs nothing to speak of; this is a hundred of them.
-MOST_SPILLED_BYTES = 1024
+# Of a thread. The most seen is 152; the key gradient of values of 128 in float32 keeps two blocks that wide beside its
+# products, and has up to 488.
+MOST_SPILLED_BYTES, MOST_SPILLED_BY_WIDE_VALUES = 192, 512
 
 
 def compiled(capability: int, what: str) -> list[list]:
@@ -38,7 +39,8 @@ def require_sound(made: list[list]) -> None:
     assert made
     for form, registers, spilled, shared, code in made:
         assert 0 < registers <= 255, form
-        assert spilled <= MOST_SPILLED_BYTES, form
+        is_wide = form.startswith("key_gradient_kernel float32") and ", 128 tokens" in form
+        assert spilled <= (MOST_SPILLED_BY_WIDE_VALUES if is_wide else MOST_SPILLED_BYTES), form
         # What every architecture has for one program.
         assert shared <= 99 * 1024, form
         assert code > 1000, form

@@ -31,7 +31,7 @@ def test_a_whole_selection_has_its_parts_work_and_stands_beside_its_mark() -> No
     cases = {case.name: case for case in token_cases("cpu", torch.float32, 17, 2)}
     whole, parts = cases["selection"], [cases[name] for name in SELECTION]
     assert whole.call().shape == (2, 1 + 8, 384)  # a class token and half of the patches
-    torch.testing.assert_close(whole.call()[:, 0], cases["take apart"].call()[:, 0])
+    torch.testing.assert_close(whole.call()[:, 0], cases["take apart, normed"].call()[:, 0])
     assert (whole.bytes, whole.flops) == (sum(one.bytes for one in parts), sum(one.flops for one in parts))
     assert whole.dense().shape == (2, 17, 384)
 

@@ -14,8 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import on_device_of, rows_of
-from vitslim.kernels.triton.token_rows import PROGRAMS, options
+from vitslim.kernels.triton.launching import PROGRAMS, launch, on_device_of, rows_of
 
 
 @triton.jit
@@ -127,7 +126,9 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
     block_t, block_c = 32, min(128, triton.next_power_of_2(channels))
     grid = (images, triton.cdiv(out.shape[1], block_t), triton.cdiv(channels, block_c))
     with on_device_of(reduced):
-        join_kernel[grid](
+        launch(
+            join_kernel,
+            grid,
             front,
             reduced,
             added,
@@ -147,7 +148,6 @@ def channel_attention(front: Tensor, reduced: Tensor, kernel: Tensor, residual: 
             RESIDUAL=residual is not None,
             BLOCK_T=block_t,
             BLOCK_C=block_c,
-            **options(),
         )
     return out, means
 
@@ -162,7 +162,9 @@ def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
     segments = max(1, min(triton.cdiv(count, 4 * block_t), PROGRAMS // max(1, images * across)))
     parts = first.new_empty(images, segments, channels, dtype=torch.float32)
     with on_device_of(first):
-        token_sum_kernel[images, segments, across](
+        launch(
+            token_sum_kernel,
+            (images, segments, across),
             first,
             other,
             parts,
@@ -176,7 +178,6 @@ def token_sums(first: Tensor, second: Tensor | None) -> Tensor:
             PRODUCT=second is not None,
             BLOCK_T=block_t,
             BLOCK_C=block_c,
-            **options(),
         )
     return parts
 

@@ -1,4 +1,4 @@
-"""What every launch of a kernel needs: strides, padded widths, precision, the right device."""
+"""What every launch of a kernel needs: strides, padded widths, precision, how many programs, the right device."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+
+PROGRAMS = 1024
+"""About eight programs for each of an H100's 132 SMs; where images and channels make fewer, work is cut finer."""
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -38,12 +41,13 @@ def dot_precision(tensor: Tensor) -> str:
     return "tf32"
 
 
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Run so many programs of a kernel.
+def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run so many programs of a kernel, along one axis or up to three.
 
     Fused multiply-add is said outright: Triton 3.10 changes its default, and 3.9 warns of that.
     """
-    kernel[(programs,)](*arguments, enable_fp_fusion=True, **constants)
+    grid = programs if isinstance(programs, tuple) else (programs,)
+    kernel[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -32,9 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import on_device_of, rows_of
+from vitslim.kernels.triton.launching import PROGRAMS, launch, on_device_of, rows_of
 from vitslim.kernels.triton.tap_gradient import tap_gradients
-from vitslim.kernels.triton.token_rows import PROGRAMS, options
 
 
 @triton.jit
@@ -224,7 +223,9 @@ def _convolve(
     segments = max(1, min(strips, triton.cdiv(PROGRAMS, max(1, images * across * deep))))
     taps = weight.flatten(1).t().contiguous()
     with on_device_of(patches):
-        depthwise_kernel[images * segments * across, deep](
+        launch(
+            depthwise_kernel,
+            (images * segments * across, deep),
             patches,
             taps,
             bias,
@@ -243,7 +244,7 @@ def _convolve(
             BLOCK_X=block_x,
             BLOCK_C=block_c,
             # Weights go through shared memory into the shape of the tokens; within one warp that needs no barrier.
-            **options(warps=1),
+            num_warps=1,
         )
 
 

@@ -8,8 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import on_device_of
-from vitslim.kernels.triton.token_rows import PROGRAMS, options
+from vitslim.kernels.triton.launching import PROGRAMS, launch, on_device_of
 
 
 @triton.jit
@@ -74,7 +73,9 @@ def tap_gradients(
     weight_parts = weight.new_empty(programs, channels, taps, dtype=torch.float32)
     bias_parts = weight.new_empty(programs, channels, dtype=torch.float32)
     with on_device_of(patches):
-        tap_gradient_kernel[programs, deep](
+        launch(
+            tap_gradient_kernel,
+            (programs, deep),
             patches,
             upstream,
             weight_parts,
@@ -88,7 +89,6 @@ def tap_gradients(
             KERNEL=weight.shape[-1],
             TAPS=triton.next_power_of_2(taps),
             BLOCK_C=block_c,
-            **options(),
         )
     return weight_parts.sum(dim=0).view_as(weight).to(weight.dtype), bias_parts.sum(dim=0).to(bias.dtype)
 

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitslim.errors import ConfigError
+from vitslim.kernels.normed_selection import plain_taken_apart_normed
 from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
 from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
 from vitslim.kernels.triton.cases import TOKENS, KernelCase
 
 # DeiT-S: heads of 64, a class token; half of the patches stay.
 _HEADS, _WIDTH, _PREFIX, _KEEP = 6, 64, 1, 0.5
-_KERNEL = 5
+_KERNEL, _EPS = 5, 1e-6
 
-SELECTION = ("class row", "order", "take apart")
+SELECTION = ("class row", "order", "take apart, normed")
 """The cases that make up a selection, in the order of their list."""
 
 
@@ -48,6 +49,7 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
     first, second = plain_taken_apart(rows, None, places, ahead)
     nothing, ops, scale = rows[:, :0], torch.ops.vitslim, _WIDTH**-0.5
     moved = 2 * _bytes(rows) + _bytes(places)
+    affine = (drawn(width), drawn(width), _EPS)
 
     def case(
         name: str, call: Callable[[], Tensor], plain: Callable[[], Tensor], moves: int, macs: int = 0
@@ -63,6 +65,12 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
             key.numel(),
         ),
         case("order", lambda: ops.ranked(scores, 1)[1], lambda: plain_ranked(scores, 1)[1], 2 * _bytes(scores)),
+        case(
+            "take apart, normed",
+            lambda: ops.taken_apart_normed(rows, nothing, places, ahead, *affine)[2],
+            lambda: plain_taken_apart_normed(rows, None, places, ahead, *affine)[2],
+            moved + _bytes(first),
+        ),
         case(
             "take apart",
             lambda: ops.taken_apart(rows, nothing, places, ahead)[0],
@@ -80,7 +88,7 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
 
     def selected() -> Tensor:
         order = ops.ranked(ops.class_row(query, key, scale)[:, :, _PREFIX:].float().mean(1), _PREFIX)[1]
-        return ops.taken_apart(rows, nothing, order, ahead)[0]
+        return ops.taken_apart_normed(rows, nothing, order, ahead, *affine)[2]
 
     found.append(case("selection", selected, mark, sum(one.bytes for one in found[: len(SELECTION)]), key.numel()))
     for expansion in (2.0, 0.5):

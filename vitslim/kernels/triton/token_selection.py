@@ -13,10 +13,8 @@ the tokens are 23 µs more: 46 µs is the mark.
   no ``cat`` before and no copy of a slice after. Bringing them back is the same kernel with sides exchanged: rows go
   to ``order[i]``, which is a permutation, so that no two meet, and no inverse is needed.
 
-Together 35 to 40 µs. The LayerNorm of the next block is not in it. It belongs to the block, behind the adapter's
-``attention_input``: a block may have another norm, elsewhere, or with weights of another step. And where speed is asked
-for it is not needed: under ``torch.compile`` a first selection stays torch's own (``vitslim.kernels.token_selection``),
-and Inductor puts residual add, gather and norm into one kernel. Eager, the norm reads the active half again: 6 µs.
+Together 35 to 40 µs. The LayerNorm through which the next block reads the active half takes 12 µs and a launch behind
+them, and 6 µs, its own output, where it comes along (``vitslim.kernels.triton.normed_selection``).
 """
 
 from typing import no_type_check
@@ -27,8 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import on_device_of, rows_of
-from vitslim.kernels.triton.token_rows import options
+from vitslim.kernels.triton.launching import launch, on_device_of, rows_of
 
 
 @triton.jit
@@ -116,6 +113,27 @@ def rank_kernel(scores, falling, places, count, prefix, BLOCK_I: tl.constexpr, B
 
 @triton.jit
 @no_type_check
+def read_parts(first, second, first_strides, second_strides, picture, row, cut, feature, inside):
+    """Rows of (first, second), which are cut at row ``cut``."""
+    of_first = (row < cut)[:, None]
+    read = first + (picture * first_strides[0] + row * first_strides[1])[:, None] + feature[None, :]
+    found = tl.load(read, mask=inside & of_first)
+    read = second + (picture * second_strides[0] + (row - cut) * second_strides[1])[:, None] + feature[None, :]
+    return tl.where(of_first, found, tl.load(read, mask=inside & (row >= cut)[:, None]))
+
+
+@triton.jit
+@no_type_check
+def write_parts(first, second, values, picture, row, cut, count, width, feature, inside):
+    """Rows of (first, second), dense and cut at row ``cut`` of ``count``."""
+    write = first + (picture * cut + row)[:, None] * width + feature[None, :]
+    tl.store(write, values, mask=inside & (row < cut)[:, None])
+    write = second + (picture * (count - cut) + row - cut)[:, None] * width + feature[None, :]
+    tl.store(write, values, mask=inside & (row >= cut)[:, None])
+
+
+@triton.jit
+@no_type_check
 def move_kernel(
     first,
     second,
@@ -144,16 +162,9 @@ def move_kernel(
         source, target = far, near
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (near < count)[:, None] & (feature < width)[None, :]
-    of_first = (source < ahead)[:, None]
-    read = first + picture * first_batch_stride + source[:, None] * first_token_stride + feature[None, :]
-    row = tl.load(read, mask=inside & of_first)
-    read = second + picture * second_batch_stride + (source - ahead)[:, None] * second_token_stride + feature[None, :]
-    row = tl.where(of_first, row, tl.load(read, mask=inside & (source >= ahead)[:, None]))
-    to_first = (target < ahead_out)[:, None]
-    write = first_out + (picture * ahead_out + target)[:, None] * width + feature[None, :]
-    tl.store(write, row, mask=inside & to_first)
-    write = second_out + (picture * (count - ahead_out) + target - ahead_out)[:, None] * width + feature[None, :]
-    tl.store(write, row, mask=inside & (target >= ahead_out)[:, None])
+    first_strides, second_strides = (first_batch_stride, first_token_stride), (second_batch_stride, second_token_stride)
+    row = read_parts(first, second, first_strides, second_strides, picture, source, ahead, feature, inside)
+    write_parts(first_out, second_out, row, picture, target, ahead_out, count, width, feature, inside)
 
 
 def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -164,7 +175,9 @@ def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     row = key.new_empty(images, heads, tokens)
     block_e = triton.next_power_of_2(width)
     with on_device_of(key):
-        class_row_kernel[(images * heads,)](
+        launch(
+            class_row_kernel,
+            images * heads,
             query,
             key,
             scores,
@@ -180,7 +193,6 @@ def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
             key.stride(2),
             BLOCK_N=max(16, 4096 // block_e),
             BLOCK_E=block_e,
-            **options(),
         )
     return row
 
@@ -194,7 +206,9 @@ def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     block_i, block_j = 32, 64
     with on_device_of(scores):
         # One program at least, for the prefix.
-        rank_kernel[images, max(1, triton.cdiv(count, block_i))](
+        launch(
+            rank_kernel,
+            (images, max(1, triton.cdiv(count, block_i))),
             scores,
             falling,
             places,
@@ -202,7 +216,6 @@ def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
             prefix,
             BLOCK_I=block_i,
             BLOCK_J=block_j,
-            **options(),
         )
     return falling, places
 
@@ -216,7 +229,9 @@ def moved(first: Tensor, second: Tensor, places: Tensor, ahead: int, *, scatter:
     second_out = first.new_empty(images, count - ahead, width)
     block_n, block_d = 8, min(256, triton.next_power_of_2(width))
     with on_device_of(first):
-        move_kernel[images, triton.cdiv(count, block_n), triton.cdiv(width, block_d)](
+        launch(
+            move_kernel,
+            (images, triton.cdiv(count, block_n), triton.cdiv(width, block_d)),
             first,
             second,
             first_out,
@@ -233,7 +248,6 @@ def moved(first: Tensor, second: Tensor, places: Tensor, ahead: int, *, scatter:
             SCATTER=scatter,
             BLOCK_N=block_n,
             BLOCK_D=block_d,
-            **options(),
         )
     return first_out, second_out
 

@@ -124,10 +124,13 @@ def rule(kernel: str, dtype: str, width: int, tokens: int) -> Blocks:
     """
     row_bytes = width * (4 if dtype == "float32" else 2)
     wide, backward = row_bytes > 128, kernel.endswith("backward")
-    queries = 32 if row_bytes > 256 or (wide and backward) else 64
+    # The backward of float32 as wide as it goes spills with 32 queries: 8 KB a thread for values of 128 beside queries
+    # of 32.
+    widest = row_bytes > 256
+    queries = 16 if widest and backward else 32 if widest or (wide and backward) else 64
     # Lists cost a pass over the bits, and on short rows no block of 64 x 64 is ever empty.
     listed = kernel.startswith("bit") and tokens > 1024
-    stages = 1 if row_bytes > 256 else 2 if wide or backward else 3
+    stages = 1 if widest else 2 if wide or backward else 3
     return Blocks(queries, keys=32 if wide else 64, warps=4, stages=stages, listed=listed)
 
 

@@ -30,7 +30,7 @@ _HOLDS = {"suite": "groups: [...]", "accuracy": "model and budget"}
 
 KERNELS = (
     *("bit mask", "bit mask, bits given", "tiles of 64", "tiles of 64, keys given", "image"),
-    *("class row", "order", "take apart", "put back", "selection"),
+    *("class row", "order", "take apart, normed", "take apart", "put back", "selection"),
     *("convolution, expansion 2", "its gradient, expansion 2", "convolution, expansion 0.5"),
     *("its gradient, expansion 0.5", "channel attention"),
     *(f"shared linear map, {sides}" for sides in ("384 to 1152", "384 to 384", "384 to 1536", "1536 to 384")),
