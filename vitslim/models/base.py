@@ -293,16 +293,16 @@ def _builds_the_same(base: BaseModel, model: nn.Module) -> bool:
 def _signature(model: nn.Module) -> dict[str, Any]:
     """Names and shapes of all tensors, type and plain settings of every layer."""
     tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    layers = {
-        name: (type(module).__name__, sorted((k, v) for k, v in vars(module).items() if _is_setting(k, v)))
-        for name, module in model.named_modules()
-    }
+    layers = {name: (type(module).__name__, _settings(module)) for name, module in model.named_modules()}
     return {"tensors": tensors, "layers": layers}
 
 
-def _is_setting(name: str, value: Any) -> bool:
-    if name.startswith("_") or name in ("training", "grad_checkpointing", "init_values"):
-        return False
-    if isinstance(value, tuple):
-        return all(isinstance(part, (bool, int, float, str)) for part in cast("tuple[Any, ...]", value))
-    return isinstance(value, (bool, int, float, str)) or value is None
+def _settings(module: nn.Module) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in ("training", "grad_checkpointing", "init_values"):
+            continue
+        parts = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+        if value is None or all(isinstance(part, (bool, int, float, str)) for part in parts):
+            plain[name] = value
+    return plain
