@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests and benchmarks run on one thread: two threads on a small shared machine give noise, not speed.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Bytecode is kept whatever the shell says, or every process of a run compiles every module anew.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo test check format bench bench-check tables-check readme clean
+.PHONY: venv demo test check lint format bench bench-check tables-check readme clean
 
 venv: $(STAMP)
 
@@ -23,16 +25,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/vitslim demo --out demo-out --overwrite
 
-# Two runs of the tests: shape checks on for all, then off for those that compile.
-test: check tables-check
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not compiled"
-	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m compiled
+# Two runs of the tests: shape checks on for all, then off for those that compile. The types are checked beside the
+# first one, for they would keep one core busy and the others idle; what they found is shown when it has ended.
+test: lint tables-check
+	@types=$$(mktemp); $(BIN)/pyright > $$types 2>&1 & pyright=$$!; \
+	trap "kill $$pyright 2> /dev/null; rm -f $$types" EXIT; trap 'exit 1' INT TERM; \
+	$(TEST_ENV) $(PYTEST) -m "not compiled"; tests=$$?; \
+	wait $$pyright; found=$$?; echo "pyright:"; cat $$types; exit $$((tests || found))
+	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(PYTEST) -m compiled
 
-check: venv
+check: lint
+	$(BIN)/pyright
+
+lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pyright
 
 format: venv
 	$(BIN)/ruff check --fix-only --quiet .

@@ -5,6 +5,7 @@ cannot look through these checks, so tests marked ``compiled`` run in a second p
 compiled``.
 """
 
+import gc
 import os
 
 import pytest
@@ -29,6 +30,21 @@ if not torch.cuda.is_available():
 # time, and no folder of found ones.
 settings.register_profile("vitslim", deadline=None, derandomize=True, database=None, max_examples=15)
 settings.load_profile("vitslim")
+
+
+# Modules and collected tests stay for the whole run, millions of objects, which the garbage collector would walk again
+# and again: it rests while they are made, and passes over them afterwards.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
