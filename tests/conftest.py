@@ -7,11 +7,14 @@ compiled``.
 
 import gc
 import os
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 SHAPE_CHECKS = os.environ.get("VITSLIM_SHAPE_CHECKS", "1") != "0"
 
@@ -31,6 +34,15 @@ if not torch.cuda.is_available():
 settings.register_profile("vitslim", deadline=None, derandomize=True, database=None, max_examples=15)
 settings.load_profile("vitslim")
 
+
+@cache
+def torchlib_ops() -> Any:
+    # What the lazy module itself has under the name that is taken below.
+    return onnxscript_apis.__getattr__("get_torchlib_ops")()
+
+
+# torch parses its table of some five hundred operators anew for every ONNX file, half a second each time; once will do.
+onnxscript_apis.get_torchlib_ops = torchlib_ops
 
 # Modules and collected tests stay for the whole run, millions of objects, which the garbage collector would walk again
 # and again: it rests while they are made, and passes over them afterwards.
