@@ -139,6 +139,13 @@ def test_a_model_whose_layers_differ_is_not_described_wrongly(model: nn.Module) 
     assert describe(model) is None
 
 
+def test_a_layer_with_a_setting_of_its_own_is_not_described_wrongly() -> None:
+    model = VisionTransformer(**SIZE)
+    assert describe(model) is not None
+    model.blocks[1].norm1.eps = 0.1
+    assert describe(model) is None
+
+
 def test_a_setting_without_parameters_is_not_overlooked() -> None:
     # The reference grid of the rotary embedding changes outputs, yet no parameter.
     with_reference = describe(Eva(**SIZE, use_rot_pos_emb=True, ref_feat_shape=(8, 8)))
