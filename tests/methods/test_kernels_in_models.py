@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.kernels.counting import Counting
 from tests.variants import dense, images_for, lively_
+from vitslim.kernels import serving
 from vitslim.methods import convert
 from vitslim.trunk import trunk_of
 
@@ -48,7 +49,7 @@ def through_ops(patch: pytest.MonkeyPatch) -> None:
     """As on a GPU, wherever the question is asked."""
     for name, module in list(sys.modules.items()):
         if name.startswith("vitslim.") and hasattr(module, "kernels_serve"):
-            patch.setattr(module, "kernels_serve", lambda _: not torch.compiler.is_exporting())
+            patch.setattr(module, "kernels_serve", lambda _: not serving.traces_a_file())
 
 
 @pytest.mark.parametrize("form", FORMS)

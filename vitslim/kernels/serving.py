@@ -31,6 +31,8 @@ def serves_attention(query: Tensor, value: Tensor) -> bool:
     return kernels_serve(value) and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
 
 
+# A constant to torch.compile, which in torch 2.11 takes its own tracing for an export.
+@torch.compiler.assume_constant_result
 def traces_a_file() -> bool:
     """Whether torch.export or torch.onnx is at work."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

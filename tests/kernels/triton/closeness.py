@@ -17,7 +17,7 @@ def _interprets() -> bool:
         installed = tuple(int(part) for part in version("triton").split(".")[:2])
     except PackageNotFoundError:
         return False
-    return os.environ.get("TRITON_INTERPRET") == "1" and installed >= (3, 9)
+    return os.environ.get("TRITON_INTERPRET") == "1" and installed >= (3, 6)
 
 
 DEVICES = [
