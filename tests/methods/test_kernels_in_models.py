@@ -1,7 +1,6 @@
 """Converted models through the custom ops: on a CPU the ops compute their plain forms, on a GPU Triton's kernels."""
 
 import copy
-import sys
 from typing import Any
 
 import pytest
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.kernels.counting import Counting
+from tests.kernels.on_kernels import through_ops
 from tests.variants import dense, images_for, lively_
-from vitslim.kernels import serving
 from vitslim.methods import convert
 from vitslim.trunk import trunk_of
 
@@ -43,13 +42,6 @@ def converted(form: str, variant: str = "vit_four_registers") -> nn.Module:
         model = convert(model, method, **options)
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
     return model
-
-
-def through_ops(patch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, wherever the question is asked."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("vitslim.") and hasattr(module, "kernels_serve"):
-            patch.setattr(module, "kernels_serve", lambda _: not serving.traces_a_file())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _interprets() -> bool:
+def interprets() -> bool:
     """Whether ``TRITON_INTERPRET`` is on, as tests/conftest.py has it without a GPU, and can be relied on.
 
     Interpreters before Triton 3.9 turn arrays of one number into loop bounds in a way that NumPy has given up.
@@ -22,7 +22,7 @@ def _interprets() -> bool:
 
 DEVICES = [
     pytest.param("cuda", marks=pytest.mark.gpu),
-    pytest.param("cpu", marks=pytest.mark.skipif(not _interprets(), reason="Triton's interpreter is off or too old")),
+    pytest.param("cpu", marks=pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off or too old")),
 ]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
