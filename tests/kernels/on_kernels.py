@@ -19,6 +19,7 @@ FORMS_ON_GPU = {
     "depthwise_gelu_backward": "skip_function._depthwise_gelu_backward_cuda",
     "channel_attention": "skip_function._channel_attention_cuda",
     "token_sums": "skip_function._token_sums_cuda",
+    "low_rank_linear": "low_rank_linear._low_rank_linear_on_gpu",
     "class_row": "token_selection._class_row_cuda",
     "ranked": "token_selection._ranked_cuda",
     "taken_apart": "token_selection._taken_apart_cuda",

@@ -29,7 +29,7 @@ FORMS: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[str]]] = {
         {"kept_keys", *BITS},
     ),
     "sparsifiner_image": ([("sparsifiner", {"keep_rate": 0.4, "n_down": 5, "granularity": "image"})], {"kept_keys"}),
-    "sret": ([("sret", {})], set()),
+    "sret": ([("sret", {})], {"low_rank_linear"}),
     "skipat_then_evo_vit": (
         [("skipat", {"layers": (2,), "expansion": 0.5}), ("evo_vit", {"stages": (2,)})],
         SKIP_FUNCTION | SELECTION,
@@ -70,7 +70,7 @@ def test_a_model_on_the_kernels_computes_and_learns_the_same(form: str, monkeypa
             assert (parameter.grad - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("form", ["skipat_narrow", "evo_vit_slow_fast", "sparsifiner"])
+@pytest.mark.parametrize("form", ["skipat_narrow", "evo_vit_slow_fast", "sparsifiner", "sret"])
 def test_training_steps_under_autocast_run_on_the_kernels(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = converted(form).train()
     images = images_for(model)

@@ -14,6 +14,7 @@ from vitslim.kernels.key_bits import bits_of_keys
 pytest.importorskip("triton")
 
 ops = torch.ops.vitslim
+LINEAR = ((36, 20), (36, 3), (3, 20))
 
 
 def joined(parts: int, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -41,6 +42,7 @@ def operands(name: str, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
         "depthwise_gelu_backward": (rows[:, 1:], rows, *convolution),
         "channel_attention": (rows[:, :1], rows[:, 1:], drawn(1, 1, 3, dtype=dtype, device=device), rows[:, 1:]),
         "token_sums": (rows, wide[:, :, 4:]),
+        "low_rank_linear": (rows, *(drawn(*shape, dtype=dtype, device=device) for shape in LINEAR), None, True),
         "class_row": (query[:, :, :1], key, 0.3),
         "ranked": (wide[:, :, 0], 1),
         "taken_apart": (rows[:, :7], rows[:, 7:], places, 4),
