@@ -17,7 +17,7 @@ def interprets() -> bool:
         installed = tuple(int(part) for part in version("triton").split(".")[:2])
     except PackageNotFoundError:
         return False
-    return os.environ.get("TRITON_INTERPRET") == "1" and installed >= (3, 6)
+    return os.environ.get("TRITON_INTERPRET") == "1" and installed >= (3, 9)
 
 
 DEVICES = [

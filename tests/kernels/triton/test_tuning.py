@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from tests.kernels.triton.closeness import interprets
 from vitslim.errors import CheckpointError, MissingDependencyError
 
 pytest.importorskip("triton")
@@ -11,6 +12,9 @@ from vitslim.kernels.triton.autotuning import Tunable, autotune, linear_tunables
 from vitslim.kernels.triton.compiling import SHARED_BYTES
 from vitslim.kernels.triton.tuning import Blocks, Tiles
 
+RUNS = pytest.mark.skipif(
+    not (torch.cuda.is_available() or interprets()), reason="no GPU, and Triton's interpreter is off or too old"
+)
 SLOW, FAST, BROKEN = Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 3), Blocks(128, 128, 8, 4)
 COST = {SLOW: 2.0, FAST: 1.0}
 
@@ -71,12 +75,14 @@ def test_the_wider_of_queries_and_values_decides(width: int, value_width: int, t
     assert tuning.blocks_for("tile_attention", query, value) == tuning.rule("tile_attention", "float32", 128, 64)
 
 
+@RUNS
 def test_the_tunable_kernels_run_with_a_candidate(table) -> None:
     for problem in tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 16, 26, 1):
         assert problem.row.split("/")[2:] == ["float32", "16", "32"]
         problem.call(problem.candidates[0])
 
 
+@RUNS
 def test_the_tunable_linear_maps_run_with_a_candidate_and_are_looked_up_again(table) -> None:
     problems = list(linear_tunables("cuda" if torch.cuda.is_available() else "cpu", torch.float32, 48, 17))
     shapes = ["48x144x16", "48x48x16", "48x192x16", "192x48x16"]
