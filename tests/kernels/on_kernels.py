@@ -24,6 +24,8 @@ FORMS_ON_GPU = {
     "ranked": "token_selection._ranked_cuda",
     "taken_apart": "token_selection._taken_apart_cuda",
     "put_back": "token_selection._put_back_cuda",
+    "taken_apart_normed": "normed_selection._taken_apart_normed_cuda",
+    "taken_apart_normed_backward": "normed_selection._gradients_cuda",
 }
 
 

@@ -15,13 +15,14 @@ from vitslim.trunk import trunk_of
 
 pytestmark = pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off or too old")
 
+NORMED = {"taken_apart_normed", "taken_apart_normed_backward"}
 SELECTION = {"class_row", "ranked", "taken_apart", "put_back"}
 SKIP_FUNCTION = {"depthwise_gelu", "depthwise_gelu_backward", "channel_attention", "token_sums"}
 BITS = {"bit_attention", "bit_attention_backward"}
 FORMS: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[str]]] = {
     "skipat": ([("skipat", {"layers": (1,)})], SKIP_FUNCTION),
     "skipat_narrow": ([("skipat", {"layers": (2,), "expansion": 0.5, "kernel_size": 3})], SKIP_FUNCTION),
-    "evo_vit": ([("evo_vit", {"stages": (1, 2), "keep": (0.7, 0.4)})], SELECTION),
+    "evo_vit": ([("evo_vit", {"stages": (1, 2), "keep": (0.7, 0.4)})], SELECTION | NORMED),
     "evo_vit_slow_fast": ([("evo_vit", {"placeholders": "slow_fast"})], SELECTION),
     "sparsifiner": ([("sparsifiner", {"keep_rate": 0.4, "n_down": 5})], {"kept_bits", *BITS}),
     "sparsifiner_tile": (
@@ -36,7 +37,7 @@ FORMS: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[str]]] = {
     ),
     "sparsifiner_then_evo_vit": (
         [("sparsifiner", {"keep_rate": 0.4, "n_down": 5}), ("evo_vit", {"stages": (2,)})],
-        {"kept_bits", *BITS} | SELECTION,
+        {"kept_bits", *BITS} | SELECTION | NORMED,
     ),
 }
 

@@ -31,6 +31,9 @@ def operands(name: str, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
     rows = wide[:, :, :20]
     places = torch.rand(2, 11, generator=torch.Generator().manual_seed(3)).argsort(dim=1).to(device)
     convolution = (drawn(20, 1, 3, 3, dtype=torch.float32, device=device), drawn(20, dtype=dtype, device=device), 2, 5)
+    # LayerNorm under autocast: float32, whatever the tokens are.
+    norm = [drawn(20, dtype=torch.float32, device=device, seed=seed) for seed in (4, 5)]
+    norms, dense = drawn(2, 4, 20, dtype=torch.float32, device=device), drawn(2, 4, 20, dtype=dtype, device=device)
     sums = torch.zeros(2, 3, 17, device=device)
     return {
         "kept_bits": (coefficients, basis, 2, 6, 1, 2),
@@ -47,6 +50,8 @@ def operands(name: str, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
         "ranked": (wide[:, :, 0], 1),
         "taken_apart": (rows[:, :7], rows[:, 7:], places, 4),
         "put_back": (rows[:, :7], rows[:, 7:], places, 4),
+        "taken_apart_normed": (rows[:, :7], rows[:, 7:], places, 4, *norm, 1e-6),
+        "taken_apart_normed_backward": (rows[:, :4], rows[:, 4:], norms, dense, places, norm[0], 1e-6, 7),
     }[name]
 
 
