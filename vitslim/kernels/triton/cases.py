@@ -46,6 +46,11 @@ class KernelCase:
     flops: int
 
 
+def noise(device: torch.device | str, *shape: int) -> Tensor:
+    """Standard normal numbers, drawn on the device: a CPU takes minutes for those of the largest cases."""
+    return torch.randn(*shape, device=device, generator=torch.Generator(device).manual_seed(0))
+
+
 def kernel_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> list[KernelCase]:
     """Sparse attention of DeiT-S with a quarter of the keys, in each granularity; without gradients.
 
@@ -88,14 +93,15 @@ class Problem:
         self.tokens, self.batch, self.width, self.scale = tokens, batch, width, width**-0.5
         self.keys = max(_PREFIX + 1, math.ceil(_KEEP_RATE * self.tokens))
         # As they lie behind a joined projection.
-        drawn = torch.randn(batch, self.tokens, 3, _HEADS, self.width, generator=torch.Generator().manual_seed(0))
-        joined = drawn.to(device, dtype).permute(2, 0, 3, 1, 4)
+        drawn = noise(device, batch, self.tokens, 3, _HEADS, self.width)
+        joined = drawn.to(dtype).permute(2, 0, 3, 1, 4)
         self.query, self.key, self.value = joined.unbind(0)
         self.grid = (side, side)
         rows = max(_TOP, self.tokens // _REDUCTION)
         self.directions = rows if most_rows is None else min(rows, most_rows)
         predictor = ConnectivityPredictor(self.width, self.scale, _PREFIX, self.grid, self.directions)
-        predictor.start_at_regions_(drawn[:1, :, 0].transpose(1, 2), drawn[:1, :, 1].transpose(1, 2))
+        queries, keys, _ = drawn[:1].cpu().permute(2, 0, 3, 1, 4).unbind(0)
+        predictor.start_at_regions_(queries, keys)
         self.predictor = predictor.to(device, dtype).requires_grad_(False)
 
     def cases(self) -> list[KernelCase]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitslim.kernels.low_rank_linear import low_rank_linear
-from vitslim.kernels.triton.cases import KernelCase
+from vitslim.kernels.triton.cases import KernelCase, noise
 
 WIDTHS = (384, 768, 1024)
 """DeiT-S, DeiT-B, ViT-L."""
@@ -45,10 +45,10 @@ class LinearMap:
 def maps_of(device: torch.device | str, dtype: torch.dtype, width: int, rows: int) -> list[LinearMap]:
     """The four maps of a block: queries, keys and values; projection; the two of the MLP."""
     sides = ((width, 3 * width), (width, width), (width, _MLP_RATIO * width), (_MLP_RATIO * width, width))
-    rank, generator = width // _RANK_SHARE, torch.Generator().manual_seed(0)
+    rank = width // _RANK_SHARE
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).div_(shape[-1] ** 0.5).to(device, dtype)
+        return noise(device, *shape).div_(shape[-1] ** 0.5).to(dtype)
 
     return [
         LinearMap((drawn(rows, inner), drawn(columns, inner), drawn(columns, rank), drawn(rank, inner), drawn(columns)))

@@ -12,7 +12,7 @@ from vitslim.errors import ConfigError
 from vitslim.kernels.normed_selection import plain_taken_apart_normed
 from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
 from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
-from vitslim.kernels.triton.cases import TOKENS, KernelCase
+from vitslim.kernels.triton.cases import TOKENS, KernelCase, noise
 
 # DeiT-S: heads of 64, a class token; half of the patches stay.
 _HEADS, _WIDTH, _PREFIX, _KEEP = 6, 64, 1, 0.5
@@ -118,7 +118,7 @@ def selection_mark(device: torch.device | str, dtype: torch.dtype, tokens: int, 
 
 
 def _drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return noise(device, *shape).to(dtype)
 
 
 def _bytes(tensor: Tensor) -> int:
