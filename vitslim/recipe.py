@@ -109,7 +109,7 @@ def read_recipe(document: Mapping[str, Any], overrides: Iterable[str] = (), *, o
     merged = with_overrides(document, overrides)
     where = f"{origin}: " if origin else ""
     try:
-        recipe = Recipe(**merged)
+        recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(where + "; ".join(describe_faults(error, Recipe))) from None
     faults = _contradictions(recipe)
@@ -143,13 +143,10 @@ def read_yaml(text: str, origin: str) -> Any:
     Raises:
         ConfigError: the text is not YAML.
     """
-    loader = _Yaml(text)
     try:
-        return loader.get_single_data()
+        return _Yaml(text).get_single_data()  # characters that YAML has not are refused by the first half
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
 
 
 def write_yaml(recipe: Recipe) -> str:
@@ -246,6 +243,8 @@ def _fault(fault: dict[str, Any], kind: type[BaseModel]) -> str:
     if fault["type"] in ("model_type", "dict_type"):
         return f"{key}={fault['input']!r}: wanted settings, each key: value"
     reason = str(fault["msg"]).removeprefix("Value error, ")
+    if not place:
+        return reason
     # Faults between the fields of a section name these by themselves.
     return f"{key}: {reason}" if isinstance(fault["input"], dict) else f"{key}={fault['input']!r}: {reason}"
 

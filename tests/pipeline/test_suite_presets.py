@@ -22,6 +22,7 @@ TINY: dict[str, Any] = {
 }
 EVO_VIT = "{convert: [{method: evo_vit}]}"
 RESERVED = ("teacher", "dense-control", "dense", "speed", "tome", "depth-drop")
+TINY_AIM = {"what": "t", "at_least": 2, "precision": "fp32", "model": "tiny", "image_size": 32, "backend": "torch"}
 KERNEL_AIM = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "bit mask", "tokens": 197}
 DEPTHS = {"deit_tiny": 12, "deit_small": 12, "deit_base": 12, "vit_large": 24}
 
@@ -221,12 +222,35 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
             "no group times kernels in fp32 at 197 tokens, batch 8",
         ),
         ({"aims": [KERNEL_AIM | {"max_loss": 0.5}]}, "max_loss is of the accuracy benchmark"),
-        ({"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]}, "no group measures"),
+        (
+            {"aims": [{"what": "more", "at_least": 2, "precision": "fp32", "model": "tiny"}]},
+            "yaml: aim 'more': no group",
+        ),
+        ({"aims": [TINY_AIM | {"of": "memory"}]}, "of='memory', which is read where torch runs on a GPU alone"),
+        ({"aims": [TINY_AIM | {"of": "memory", "backend": "ort"}], "device": "cuda"}, "of='memory', which is read"),
+        ({"groups": [{"sizes": [32]}]}, "a group names models, or under kernels"),
+        ({"groups": [{"models": ["tiny"], "kernels": [197]}]}, "a group names models, or under kernels"),
+        ({"groups": [{"models": ["tiny"], "sizes": [-32]}]}, "groups.0.sizes.0=-32"),
+        ({"quick": ["rounds"]}, r"quick=\['rounds'\]: wanted settings"),
+        ({1: 2}, "1=1: Keys should be strings"),
     ],
 )
 def test_a_faulty_preset_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         read_preset(written(tmp_path, TINY | change))
+
+
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("\x00")
+    for read in (read_preset, read_accuracy_preset):
+        with pytest.raises(ConfigError, match=r"own\.yaml is not YAML"):
+            read(str(tmp_path / "own.yaml"))
+
+
+def test_a_batch_size_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    groups = [{"models": ["tiny"], "batches": [1, 2, 1]}]
+    [piece] = read_preset(written(tmp_path, TINY | {"groups": groups})).pieces(quick=False)
+    assert piece.batches == (1, 2)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
@@ -249,6 +273,10 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "aims=[{what: less, of: weights, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
             "aim 'less': of='weights'",
         ),
+        (
+            "aims=[{what: k, kernel: bit mask, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
+            "aim 'k': kernel='bit mask', but",
+        ),
         ("budget.lr=-1", "budget.lr"),
     ],
 )
@@ -256,3 +284,9 @@ def test_a_faulty_accuracy_preset_is_refused(override: str, message: str) -> Non
     overrides = [override] if "sibling" not in override else ["sibling=null", override]
     with pytest.raises(ConfigError, match=message):
         read_accuracy_preset("cpu", overrides=overrides)
+
+
+@pytest.mark.parametrize("quick", [5, "budget.steps=2", {"budget.steps": 2}, [1]])
+def test_changes_for_a_quick_accuracy_run_are_a_list_of_words(quick: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wanted a list of changes such as budget"):
+        read_accuracy_preset(written(tmp_path, {"quick": quick}), quick=True)

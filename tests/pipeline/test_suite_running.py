@@ -13,7 +13,7 @@ from vitslim.bench.suite import Piece, PieceResult, SuiteReport
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 from vitslim.files import read_json, write_json
 from vitslim.kernels.triton.token_cases import token_cases
-from vitslim.pipeline.suite import Preset, changed_ratios, read_suite, run_suite
+from vitslim.pipeline.suite import Preset, changed_ratios, list_suite, read_suite, run_suite
 from vitslim.pipeline.suite.measuring import _timed_kernels, measure_piece
 from vitslim.pipeline.suite.running import _Sitting
 
@@ -267,10 +267,28 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_report_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pieces").mkdir()
+    write_json(tmp_path / "suite.json", [1])
+    with pytest.raises(ConfigError, match="is no report of the suite"):
+        run(tmp_path, Measured())
+
+
+def test_a_quick_run_of_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("models: {tiny: {name: builtin}}\ngroups: [{models: [tiny]}]\n")
+    for call in (run_suite, list_suite):
+        with pytest.raises(ConfigError, match="preset own: no group is marked quick: true"):
+            call(tmp_path / "out", preset=str(own), quick=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_quick_run_does_not_replace_a_whole_one(tmp_path: Path) -> None:
-    run(tmp_path / "out", Measured())
+    groups = [group.model_copy(update={"quick": True}) for group in WHOLE.groups]
+    preset = WHOLE.model_copy(update={"groups": groups})
+    run(tmp_path / "out", Measured(), preset=preset)
     with pytest.raises(ConfigError, match="holds the run of preset own; name another folder"):
-        run(tmp_path / "out", Measured(), quick=True)
+        run(tmp_path / "out", Measured(), preset=preset, quick=True)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ Meter = Callable[[Callable[[], object]], Power]
 
 ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
 _ENGINES = ("tensorrt", "rtx")
-_IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
-_ON_STREAM = (*_IN_TORCH, *_ENGINES)
+IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
+_ON_STREAM = (*IN_TORCH, *_ENGINES)
 
 
 @runtime_checkable
@@ -148,7 +148,7 @@ class Contest:
             raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
         if cell.backend == "train":
             return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)
-        if cell.backend in _IN_TORCH:
+        if cell.backend in IN_TORCH:
             compiled = cell.backend != "torch"
             return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
         if cell.backend in _ENGINES:
@@ -243,7 +243,7 @@ class Contest:
             energy_mj_per_image=None if power is None else power.energy_mj / batch,
             power_w=None if power is None else power.power_w,
             sm_clock_mhz=None if power is None else power.sm_clock_mhz,
-            file_mib=None if cell.backend in _IN_TORCH else self._file_mib[name],
+            file_mib=None if cell.backend in IN_TORCH else self._file_mib[name],
             rounds=len(own),
         )
 
@@ -256,7 +256,7 @@ class Contest:
 
     def _peak_memory_mib(self, name: str, cell: Cell, call: "_Call") -> float | None:
         # TensorRT, as ONNX Runtime, allocates without torch.
-        if self.device != "cuda" or cell.backend not in _IN_TORCH:
+        if self.device != "cuda" or cell.backend not in IN_TORCH:
             return None
         # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
         runner = call.runner

@@ -40,7 +40,7 @@ def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -
     if merged.get("steps") is not None:
         merged.pop("epochs", None)
     try:
-        found = TrainSettings(**merged)
+        found = TrainSettings.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(f"--set: {'; '.join(describe_faults(error, TrainSettings))}") from None
     return DistillConfig(**found.model_dump(include=set(DistillConfig.model_fields))), found.augment

@@ -99,7 +99,8 @@ class AccuracyPreset(Config):
         speed = self.speed
         for aim in self.aims:
             if aim.of != "speed" or aim.kernel:
-                raise ValueError(f"aim {aim.what!r}: of={aim.of!r}, but accuracy is set beside the models' speed alone")
+                given = f"kernel={aim.kernel!r}" if aim.kernel else f"of={aim.of!r}"
+                raise ValueError(f"aim {aim.what!r}: {given}, but accuracy is set beside the models' speed alone")
             is_timed = (
                 aim.precision in speed.precisions and aim.backend in speed.backends and aim.batch in speed.batches
             )
@@ -133,9 +134,11 @@ def read_accuracy_preset(name: str, *, quick: bool = False, overrides: Iterable[
         ConfigError: no such preset, or a faulty one; all faults in one message.
     """
     document = read_preset_file("accuracy", name)
-    changes = cast("list[str]", document.pop("quick", None) or [])
-    merged = with_overrides(document, [*(changes if quick else []), *overrides])
+    changes: object = document.pop("quick", None) or []
+    if not isinstance(changes, list) or not all(isinstance(one, str) for one in cast("list[object]", changes)):
+        raise ConfigError(f"preset {name}: quick={changes!r}: wanted a list of changes such as budget.steps=2")
+    merged = with_overrides(document, [*(cast("list[str]", changes) if quick else []), *overrides])
     try:
-        return AccuracyPreset(**merged)
+        return AccuracyPreset.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, AccuracyPreset))}") from None

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
-from vitslim.bench.contest import Backend
+from vitslim.bench.contest import IN_TORCH, Backend
 from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
@@ -67,13 +67,19 @@ class Group(Config):
     """Pieces that share all but what is listed: their product, sizes outermost."""
 
     models: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = (0,)  # pixels; 0: the model's own
+    sizes: tuple[NonNegativeInt, ...] = (0,)  # pixels; 0: the model's own
     precisions: tuple[Precision, ...] = ("fp32",)
     backends: tuple[Backend, ...] = ("torch",)
     batches: tuple[PositiveInt, ...] = (1,)
     competitors: tuple[str, ...] = ()
     kernels: tuple[PositiveInt, ...] = ()  # numbers of tokens; the group is of kernels then
     quick: bool = False  # whether --quick measures it
+
+    @model_validator(mode="after")
+    def _is_of_models_or_kernels(self) -> Group:
+        if bool(self.models) == bool(self.kernels):
+            raise ValueError("a group names models, or under kernels the numbers of tokens, and not both")
+        return self
 
 
 class Preset(Config):
@@ -111,6 +117,8 @@ class Preset(Config):
                 raise ValueError(f"aim {aim.what!r}: no kernel {aim.kernel!r}; choose from {', '.join(KERNELS)}")
             if aim.kernel and aim.of != "speed":
                 raise ValueError(f"aim {aim.what!r}: of={aim.of!r}, but kernels are timed alone")
+            if aim.of == "memory" and (aim.backend not in IN_TORCH or not self.device.startswith("cuda")):
+                raise ValueError(f"aim {aim.what!r}: of='memory', which is read where torch runs on a GPU alone")
             if any(_measures(piece, aim) for piece in pieces):
                 continue
             if aim.kernel:
@@ -158,9 +166,11 @@ def read_preset(name: str, *, quick: bool = False) -> Preset:
         ConfigError: no such preset, or a faulty one; all faults in one message.
     """
     document = read_preset_file("suite", name)
-    changes = document.pop("quick", None) or {}
+    changes: object = document.pop("quick", None) or {}
+    if not isinstance(changes, dict):
+        raise ConfigError(f"preset {name}: quick={changes!r}: wanted settings such as {{rounds: 5}}")
     try:
-        return Preset(**{**document, **(changes if quick else {})})
+        return Preset.model_validate({**document, **(changes if quick else {})})
     except ValidationError as error:
         raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, Preset))}") from None
 
@@ -191,11 +201,12 @@ def require_device(device: str, preset: str) -> torch.device:
 
 
 def _pieces(group: Group) -> list[Piece]:
+    each = tuple(dict.fromkeys(group.batches))
     if group.kernels:
         return [
             Piece(kind="kernels", precision=precision, batches=(batch,), tokens=group.kernels)
             for precision in group.precisions
-            for batch in group.batches
+            for batch in each
         ]
     return [
         Piece(
@@ -210,7 +221,7 @@ def _pieces(group: Group) -> list[Piece]:
         for model in group.models
         for precision in group.precisions
         for backend in group.backends
-        for batches in ([(one,) for one in group.batches] if backend in SPLIT_BY_BATCH else [group.batches])
+        for batches in ([(one,) for one in each] if backend in SPLIT_BY_BATCH else [each])
     ]
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -58,7 +58,7 @@ def run_suite(
     settings = preset if isinstance(preset, Preset) else read_preset(preset, quick=quick)
     name = "own" if isinstance(preset, Preset) else Path(preset).stem
     require_device(settings.device, name)
-    pieces = settings.pieces(quick=quick)
+    pieces = _pieces(settings, name, quick=quick)
     folder = Folder(Path(out), settings, environment())
     folder.claim(name, quick=quick)
     folder.make()
@@ -91,11 +91,11 @@ def list_suite(out: str | Path, *, preset: str = "cpu", quick: bool = False) -> 
     Raises:
         ConfigError: a faulty preset, or the folder holds something else.
     """
-    settings = read_preset(preset, quick=quick)
+    settings, name = read_preset(preset, quick=quick), Path(preset).stem
+    pieces = _pieces(settings, name, quick=quick)
     folder = Folder(Path(out), settings, environment())
-    name = Path(preset).stem
     folder.claim(name, quick=quick)
-    return _report(folder, settings.pieces(quick=quick), settings, name, quick, command="")
+    return _report(folder, pieces, settings, name, quick, command="")
 
 
 def read_suite(path: str | Path) -> SuiteReport:
@@ -147,10 +147,13 @@ class Folder:
         if not (self.path / SUITE_FILE).is_file():
             return
         earlier = read_json(self.path / SUITE_FILE)
-        if (earlier.get("preset"), earlier.get("quick")) != (preset, quick):
-            kind = "quick " if earlier.get("quick") else ""
+        if not isinstance(earlier, dict):
+            raise ConfigError(f"{self.path / SUITE_FILE} is no report of the suite; name another folder")
+        known = cast("dict[str, Any]", earlier)
+        if (known.get("preset"), known.get("quick")) != (preset, quick):
+            kind = "quick " if known.get("quick") else ""
             raise ConfigError(
-                f"output folder {self.path} holds the {kind}run of preset {earlier.get('preset')}; name another folder"
+                f"output folder {self.path} holds the {kind}run of preset {known.get('preset')}; name another folder"
             )
 
     def result(self, piece: Piece) -> PieceResult | None:
@@ -221,6 +224,12 @@ class _Sitting:
     def fits(self, seconds: float) -> bool:
         """Whether a piece of that length ends in time. The first one is tried in any case."""
         return self._end is None or not self.begun or self._clock() + seconds <= self._end
+
+
+def _pieces(settings: Preset, name: str, *, quick: bool) -> list[Piece]:
+    if pieces := settings.pieces(quick=quick):
+        return pieces
+    raise ConfigError(f"preset {name}: no group is marked quick: true, so that --quick has nothing to measure")
 
 
 def _report(
