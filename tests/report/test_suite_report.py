@@ -184,6 +184,10 @@ def test_a_whole_grid_has_a_table_per_size_and_the_readme_those_with_aims() -> N
     assert all(f"**{title}**" in render_tables(report) for title in titles)
     text = readme_tables(report)
     assert [title for title in titles if f"**{title}**" in text] == titles[3:6]
+    kernels = Aim(what="an aim", precision="bf16", kernel="sparse tile", tokens=1025, at_least=1.0)
+    for aims in ([], [kernels], [aim.model_copy(update={"model": "d"})]):
+        shown = main_overviews(report.model_copy(update={"aims": aims}))
+        assert [table.title for table in shown] == titles
 
 
 def test_of_many_names_the_first_are_said() -> None:
@@ -231,6 +235,11 @@ def test_the_details_say_what_of_the_saved_work_became_speed_and_name_the_ceilin
     assert (line["weights MiB"], line["memory MiB"]) == ("42.0", "100")
     assert "700 TFLOP/s (matrix product of 8192), 2900 GB/s" in table.note
     assert dict(zip(table.cells[0], table.cells[3], strict=True))["mJ/img"] == "–"
+
+
+def test_weights_are_float32_where_they_are_trained() -> None:
+    # 22 million parameters of four bytes
+    assert row("dense", 1.0, backend="train").weights_mib == 2 * row("dense", 1.0).weights_mib == 22e6 * 4 / 2**20
 
 
 def test_figures_that_nobody_has_get_no_column() -> None:

@@ -43,8 +43,12 @@ class BenchRow(Result):
 
     @property
     def weights_mib(self) -> float:
-        """The parameters in the row's precision: what of a file, or of a GPU's memory, is the model itself."""
-        return self.params * DTYPES[self.precision].itemsize / MIB
+        """The parameters as they are kept: what of a file, or of a GPU's memory, is the model itself.
+
+        Training keeps them in float32, whatever it computes in.
+        """
+        kept: Precision = "fp32" if self.backend == "train" else self.precision
+        return self.params * DTYPES[kept].itemsize / MIB
 
 
 class Skipped(Result):

@@ -61,11 +61,11 @@ def overviews(report: SuiteReport) -> list[Table]:
 
 
 def main_overviews(report: SuiteReport) -> list[Table]:
-    """All overviews, or where they are many, those in which the aims are."""
-    found = {kind: _overviews(report, kind) for kind in _kinds(report)}
-    aimed = {(aim.model, aim.backend, aim.precision) for aim in report.aims}
-    are_many = sum(map(len, found.values())) > _MANY_TABLES
-    return [table for kind, tables in found.items() if not are_many or kind in aimed for table in tables]
+    """All overviews, or where they are many, those in which aims are, if any is."""
+    found = {kind: tables for kind in _kinds(report) if (tables := _overviews(report, kind))}
+    aimed = {(aim.model, aim.backend, aim.precision) for aim in report.aims} & {*found}
+    shows_all = not aimed or sum(map(len, found.values())) <= _MANY_TABLES
+    return [table for kind, tables in found.items() if shows_all or kind in aimed for table in tables]
 
 
 def _overviews(report: SuiteReport, kind: Overviewed) -> list[Table]:
@@ -123,7 +123,7 @@ def piece_table(piece: PieceResult, batch: int) -> Table:
 
 
 def kernel_table(report: SuiteReport, precision: str) -> Table | None:
-    """Kernels against dense fused attention, a column per number of tokens."""
+    """Kernels against their dense twins, a column per number of tokens."""
     rows = [row for row in report.kernel_rows if row.precision == precision]
     if not rows:
         return None
