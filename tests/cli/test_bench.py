@@ -92,6 +92,13 @@ def test_what_is_done_and_left_is_listed_without_measuring(preset: Path, tmp_pat
     }
 
 
+def test_a_list_is_asked_for_alone(preset: Path, tmp_path: Path, vitslim: Command) -> None:
+    for option in (("--again",), ("--minutes", "1"), ("--compare", tmp_path / "suite.json")):
+        refused = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out", "--list", *option)
+        assert refused.code == 2
+        assert "--list measures nothing; leave out" in refused.err
+
+
 def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
     vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"groups": [{"sizes": [32]}]}, "a group names models, or under kernels"),
         ({"groups": [{"models": ["tiny"], "kernels": [197]}]}, "a group names models, or under kernels"),
         ({"groups": [{"models": ["tiny"], "sizes": [-32]}]}, "groups.0.sizes.0=-32"),
+        ({"groups": [{"models": ["tiny"], "batches": []}]}, "groups.0.batches"),
         ({"quick": ["rounds"]}, r"quick=\['rounds'\]: wanted settings"),
         ({1: 2}, "1=1: Keys should be strings"),
     ],
@@ -278,6 +279,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "aim 'k': kernel='bit mask', but",
         ),
         ("budget.lr=-1", "budget.lr"),
+        ("speed.batches=[]", "speed.batches"),
     ],
 )
 def test_a_faulty_accuracy_preset_is_refused(override: str, message: str) -> None:

@@ -12,7 +12,7 @@ import typer.core
 
 from vitslim.cli import options
 from vitslim.cli.screen import Screen, print_json, print_table, say
-from vitslim.errors import CheckFailedError, MissingDependencyError, VitslimError
+from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
 
 BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
 _MODELS = "models"
@@ -122,6 +122,8 @@ def suite(
 
     out = out or _default_folder("suite", preset, quick)
     if show:
+        if again or minutes is not None or compare is not None:
+            raise ConfigError("--list measures nothing; leave out --again, --minutes and --compare")
         _list_suite(list_suite(out, preset=preset, quick=quick), json=json)
         return
     earlier = None if compare is None else read_suite(compare)

@@ -59,9 +59,9 @@ class Task(Config):
 class Speed(Config):
     """Where the students' latencies are measured; as a group and settings of the suite."""
 
-    precisions: tuple[Precision, ...] = ("fp32",)
-    backends: tuple[Backend, ...] = ("torch",)
-    batches: tuple[PositiveInt, ...] = (1, 8)
+    precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    backends: tuple[Backend, ...] = Field(default=("torch",), min_length=1)
+    batches: tuple[PositiveInt, ...] = Field(default=(1, 8), min_length=1)
     rounds: int = Field(default=30, ge=5)
     warmup: int = Field(default=3, ge=1)
     seconds: float | None = Field(default=None, gt=0)

@@ -67,10 +67,10 @@ class Group(Config):
     """Pieces that share all but what is listed: their product, sizes outermost."""
 
     models: tuple[str, ...] = ()
-    sizes: tuple[NonNegativeInt, ...] = (0,)  # pixels; 0: the model's own
-    precisions: tuple[Precision, ...] = ("fp32",)
-    backends: tuple[Backend, ...] = ("torch",)
-    batches: tuple[PositiveInt, ...] = (1,)
+    sizes: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)  # pixels; 0: the model's own
+    precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    backends: tuple[Backend, ...] = Field(default=("torch",), min_length=1)
+    batches: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
     competitors: tuple[str, ...] = ()
     kernels: tuple[PositiveInt, ...] = ()  # numbers of tokens; the group is of kernels then
     quick: bool = False  # whether --quick measures it
