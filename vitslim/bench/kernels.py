@@ -39,7 +39,11 @@ class KernelCase(Protocol):
 
 
 class KernelRow(Result):
-    """One kernel at one number of tokens; times are of one call, ratios against dense in the same rounds."""
+    """One kernel at one number of tokens; times are of one call, ratios against dense in the same rounds.
+
+    Every call reads the same operands. Those that the GPU's L2 cache holds come from there, for the dense twin too, and
+    ``roofline_share``, which counts memory, may be above 1.
+    """
 
     kernel: str
     tokens: int

@@ -32,7 +32,7 @@ class SharedLinear(nn.Module):
         shared: holds W'.
         bias: this map's own, or none.
         rank: r, columns of B and rows of A; 0 leaves W' alone.
-        walked_again: whether the next step reads W' too.
+        walked_again: whether W' is read again right after, by the next step or another application of this one.
     """
 
     bias: nn.Parameter | None
@@ -116,7 +116,7 @@ def view_of(block: nn.Module, shared: SharedBlock, rank: int, *, walked_again: b
     """A copy of a dense block whose linear maps read the shared matrices; residuals are not set yet.
 
     Args:
-        walked_again: whether the next step reads the shared matrices too.
+        walked_again: whether they are read again right after, by the next step or another application of this one.
     """
     matrices = linear_maps(shared)
     # deepcopy takes what its memo already holds instead of copying it.

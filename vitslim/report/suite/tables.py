@@ -11,6 +11,7 @@ from vitslim.bench.tables import as_markdown, as_text, share_of_mac_ratio, signi
 Cells = list[list[str]]
 Overviewed = tuple[str, str, str]  # model, backend, precision
 
+_IN_BRACKETS = "In brackets: share of what the roofline allows; above 100 % where the L2 cache holds the operands."
 _MANY_COLUMNS = 6
 _MANY_TABLES = 8
 _MANY_NAMES = 8
@@ -141,7 +142,7 @@ def kernel_table(report: SuiteReport, precision: str) -> Table | None:
         ]
         for kernel in dict.fromkeys(row.kernel for row in rows)
     ]
-    return Table(f"kernels, {precision}", [header, *lines], "In brackets: share of what the roofline allows.")
+    return Table(f"kernels, {precision}", [header, *lines], _IN_BRACKETS)
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
