@@ -102,12 +102,12 @@ def _hybrid() -> nn.Module:
     return VisionTransformer(**{**SIZE, "patch_size": 2}, embed_layer=embed)
 
 
-BUILDERS: dict[str, Callable[[], nn.Module]] = {
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     **{f"vit_{name}": partial(VisionTransformer, **{**SIZE, **options}) for name, options in VIT.items()},
     "vit_hybrid": _hybrid,
     "vit_gated": lambda: _gated(VisionTransformer(**SIZE), Attention),
     "vit_post_norm": lambda: VisionTransformer(**SIZE, block_fn=ResPostBlock, init_values=0.1),
-    "distilled": lambda: VisionTransformerDistilled(**SIZE),
+    "distilled": partial(VisionTransformerDistilled, **SIZE),
     **{f"eva_{name}": partial(Eva, **{**SIZE, **options}) for name, options in EVA.items()},
     "eva_gated": lambda: _gated(Eva(**SIZE), partial(EvaAttention, norm_layer=nn.LayerNorm)),
     **{f"beit_{name}": partial(Beit, **{**SIZE, **options}) for name, options in BEIT.items()},
@@ -141,11 +141,14 @@ NOT_DESCRIBABLE = {"vit_hybrid", "vit_gated", "vit_post_norm", "eva_gated"}
 
 
 @cache
-def dense(name: str) -> nn.Module:
-    """The variant in eval mode, with weights that make every part matter. Shared between tests: never change it."""
+def dense(name: str, **changes: Any) -> nn.Module:
+    """The variant in eval mode, with weights that make every part matter. Shared between tests: never change it.
+
+    The time of an export grows with the number of blocks: ``depth`` says how many it takes to show something.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return lively_(BUILDERS[name]()).eval()
+        return lively_(BUILDERS[name](**changes)).eval()
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ SIZES = [(32, 32), (24, 56), (16, 64), (64, 16), (48, 48)]
 """Square, oblong, and two with as many patches as the model's own 4 × 4."""
 
 
-def converted(*cases: str, source: str = "vit_dynamic_size") -> nn.Module:
-    model = dense(source)
+def converted(*cases: str, source: str = "vit_dynamic_size", **changes: int) -> nn.Module:
+    model = dense(source, **changes)
     for case in cases:
         model = convert(model, CASES[case].method, **CASES[case].options)
     # New modules start close to the identity, to which the grid makes no difference.
@@ -48,7 +48,7 @@ def test_one_file_computes_what_torch_does_at_every_size(tmp_path, cases):
 
 @pytest.mark.parametrize("source", ["vit_four_registers", "distilled"])
 def test_a_model_that_was_opened_for_one_size_gives_such_a_file_too(tmp_path, source):
-    model = converted("skipat", source=source)
+    model = converted("skipat", source=source, depth=3)
     record = export_onnx(model, tmp_path / "m.onnx", dynamic_image_size=True)
     assert record.inputs[0].shape == [None, 3, None, None]
     assert not model.dynamic_img_size
@@ -70,7 +70,7 @@ def test_a_wrong_grid_would_show():
 
 
 def test_a_dense_or_converted_file_is_verified_at_a_second_size(tmp_path):
-    for model in (dense("vit_dynamic_size"), converted("skipat")):
+    for model in (dense("vit_dynamic_size", depth=1), converted("skipat", depth=3)):
         export_onnx(model, tmp_path / "m.onnx", dynamic_image_size=True)
         report = verify(model, tmp_path / "m.onnx", images_for(model, batch=3))
         assert report.failures() == []
@@ -78,7 +78,7 @@ def test_a_dense_or_converted_file_is_verified_at_a_second_size(tmp_path):
 
 
 def test_bytes_and_half_precision_go_with_free_sizes(tmp_path):
-    model = converted("skipat")
+    model = converted("skipat", depth=3)
     record = export_onnx(model, tmp_path / "m.onnx", precision="fp16", images="uint8-nhwc", dynamic_image_size=True)
     assert (record.inputs[0].dtype, record.inputs[0].shape) == ("uint8", [None, None, None, 3])
     assert broken_promises(tmp_path / "m.onnx", "fp16") == []
@@ -103,9 +103,9 @@ def test_a_method_that_needs_constants_is_refused_with_the_reason(tmp_path, case
 
 def test_a_table_of_the_traced_size_keeps_its_size(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"at 32x32 the file would differ .*rotary positions"):
-        export_onnx(dense("eva_dinov3"), tmp_path / "m.onnx", dynamic_image_size=True)
+        export_onnx(dense("eva_dinov3", depth=1), tmp_path / "m.onnx", dynamic_image_size=True)
     with pytest.raises(UnsupportedModelError, match="this Eva has rotary positions for one image size; export one"):
-        export_onnx(dense("eva_rotary"), tmp_path / "m.onnx", dynamic_image_size=True)
+        export_onnx(dense("eva_rotary", depth=1), tmp_path / "m.onnx", dynamic_image_size=True)
     with pytest.raises(UnsupportedModelError, match="this Beit is built for one image size"):
-        export_onnx(dense("beit_own_bias"), tmp_path / "m.onnx", dynamic_image_size=True)
+        export_onnx(dense("beit_own_bias", depth=1), tmp_path / "m.onnx", dynamic_image_size=True)
     assert list(tmp_path.iterdir()) == []
