@@ -30,6 +30,9 @@ from vitslim.report.parts import read_parts
 
 STAGES = ("analyze", "convert", "warm_start", "distill", "control", "evaluate")
 
+# For what is about the student alone: nothing beside it is computed.
+ONLY_TRAINED: dict[str, Any] = {"analyze": None, "control": False, "evaluate": False}
+
 
 def recipe_with(**changes: Any) -> Recipe:
     """The tiny recipe with ``section__key=value`` changed."""
@@ -190,7 +193,7 @@ def test_layers_come_from_the_analysis_where_they_are_asked_for(tmp_path: Path) 
 
 
 def test_the_same_seed_gives_the_same_student(finished: Path, tmp_path: Path) -> None:
-    run(read_recipe(RECIPE), tmp_path / "again")
+    run(recipe_with(control=False, evaluate=False), tmp_path / "again")
     assert same(state_of(finished), state_of(tmp_path / "again"))
 
 
@@ -237,17 +240,18 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(
 
 
 def test_other_training_settings_start_from_the_warm_started_student(copied: Path, tmp_path: Path) -> None:
-    recipe = recipe_with(distill__lr=1e-4, control=False)
-    run(recipe, copied, overwrite=True)
-    run(recipe, tmp_path / "fresh")
+    changes = {"distill__lr": 1e-4, "control": False, "evaluate": False}
+    # With the analysis of the finished run, on which all that follows depends.
+    assert stages_of(recipe_with(**changes), copied, overwrite=True) == ["distill"]
+    run(recipe_with(**changes, analyze=None), tmp_path / "fresh")
     assert same(state_of(copied), state_of(tmp_path / "fresh"))
 
 
 def test_another_warm_start_does_not_bring_back_the_old_student(copied: Path, tmp_path: Path) -> None:
     # The distillation has the settings of the finished one, so its state would fit.
-    recipe = recipe_with(warm_start__lr=1e-4, control=False)
-    run(recipe, copied, overwrite=True)
-    run(recipe, tmp_path / "fresh")
+    changes = {"warm_start__lr": 1e-4, "control": False, "evaluate": False}
+    assert stages_of(recipe_with(**changes), copied, overwrite=True) == ["warm_start", "distill"]
+    run(recipe_with(**changes, analyze=None), tmp_path / "fresh")
     assert same(state_of(copied), state_of(tmp_path / "fresh"))
 
 
@@ -275,9 +279,8 @@ def test_evidence_that_was_added_by_hand_stays_with_an_unchanged_student(copied:
 
 @pytest.mark.parametrize("stage", ["warm_start", "distill", "distill (control)"])
 def test_a_run_that_was_cut_off_goes_on_where_it_stood(stage: str, finished: Path, tmp_path: Path) -> None:
-    document = copy.deepcopy(RECIPE)
-    document["warm_start"]["checkpoint_every"] = 1
-    recipe = read_recipe(document)
+    changes = ONLY_TRAINED | {"control": stage == "distill (control)"}
+    recipe = recipe_with(warm_start__checkpoint_every=1, **changes)
 
     def fall(one: Progress) -> None:
         if one.stage == stage and one.unit == "step" and one.done == 2:
@@ -303,15 +306,15 @@ def test_a_cut_off_run_is_not_continued_with_other_settings(tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(recipe_with(control=False), tmp_path / "out", progress=fall)
-    recipe = recipe_with(control=False, distill__lr=1e-4)
+        run(recipe_with(**ONLY_TRAINED), tmp_path / "out", progress=fall)
+    recipe = recipe_with(distill__lr=1e-4, **ONLY_TRAINED)
     run(recipe, tmp_path / "out", overwrite=True)
     run(recipe, tmp_path / "fresh")
     assert same(state_of(tmp_path / "out"), state_of(tmp_path / "fresh"))
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_with(control=False)
+    recipe = recipe_with(**ONLY_TRAINED)
 
     def broken(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
         return student.sum() * float("nan")
@@ -335,7 +338,8 @@ def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeyp
         return export_onnx(other, path, **options)
 
     monkeypatch.setattr(sys.modules["vitslim.export"], "export_onnx", wrong)
-    document = {"model": MODEL, "convert": [{"method": "skipat"}], "export": {"images": 4, "batches": [1]}}
+    shallow = MODEL | {"options": MODEL["options"] | {"depth": 2}}
+    document = {"model": shallow, "convert": [{"method": "skipat"}], "export": {"images": 4, "batches": [1]}}
     result = run(read_recipe(document), tmp_path / "out")
     assert not result.passed
     with pytest.raises(CheckFailedError, match=r"out of tolerance; see .*parity\.json"):
