@@ -15,8 +15,8 @@ from vitslim.kernels.triton import channel_attention, skip_function
 SHAPES = [
     (2, 4, 4, 16, 5, 1),
     (1, 5, 3, 10, 3, 0),
-    (2, 3, 17, 5, 5, 2),
-    (1, 2, 2, 65, 7, 1),
+    (1, 3, 17, 5, 5, 2),
+    (1, 2, 2, 33, 7, 1),
     (1, 1, 9, 4, 1, 0),
     # DeiT-S at 224 px in the paper's form, DINOv2-B at 518 px in the narrow one: too much for an interpreter.
     *(
