@@ -48,7 +48,7 @@ format: venv
 
 # The CPU tables, some twenty-five minutes on a machine that does nothing else.
 bench: venv
-	$(BIN)/vitslim bench suite --preset cpu --out out/suite-cpu
+	$(BIN)/vitslim bench suite --preset cpu
 	$(BIN)/python examples/measure.py collect out/suite-cpu
 	$(BIN)/python examples/measure.py readme
 

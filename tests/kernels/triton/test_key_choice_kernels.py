@@ -26,7 +26,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Scores in the kernel, or by torch, a few rows at a time."""
     if request.param == "by parts":
         monkeypatch.setattr(key_choice, "FUSED_TOKENS", 0)
-        monkeypatch.setattr(key_choice, "SCORES_AT_ONCE", 1000)
+        monkeypatch.setattr(key_choice, "SCORES_AT_ONCE", 100)
 
 
 def of_few_bits(tokens: int, directions: int, patches: int, *, own_basis: bool) -> tuple[Tensor, Tensor]:
