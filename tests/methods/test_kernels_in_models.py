@@ -64,15 +64,33 @@ def test_a_block_does_not_norm_again_what_the_selection_normed(
     form: str, applied: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, seen = converted(form), []
-    for index in range(4):
-        norm = trunk_of(model).get_submodule(f"{index}.norm1")
-        norm.register_forward_hook(lambda *_, index=index: seen.append(index))
+    norms = [trunk_of(model).get_submodule(f"{index}.norm1") for index in range(4)]
+    call = type(norms[0]).forward
+
+    def forward(norm: nn.Module, tokens: Tensor) -> Tensor:
+        seen.extend(index for index, known in enumerate(norms) if known is norm)
+        return call(norm, tokens)
+
+    monkeypatch.setattr(type(norms[0]), "forward", forward)
     model(images_for(model))
     assert seen == [0, 1, 2, 3]
     seen.clear()
     through_ops(monkeypatch)
     model(images_for(model))
     assert seen == applied
+
+
+@torch.no_grad()
+def test_a_norm_with_hooks_is_called_with_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = converted("evo_vit"), []
+    through_ops(monkeypatch)
+    for index in range(4):
+        norm = trunk_of(model).get_submodule(f"{index}.norm1")
+        norm.register_forward_hook(lambda *_, index=index: seen.append(index))
+    with Counting() as counting:
+        model(images_for(model))
+    assert seen == [0, 1, 2, 3]
+    assert counting.called == CHOICE | {"taken_apart"}
 
 
 @pytest.mark.parametrize("form", FORMS)
