@@ -247,7 +247,7 @@ def _plain_layer_norm(norm: nn.Module) -> nn.LayerNorm | None:
 
 def _is_watched(module: nn.Module) -> bool:
     # A hook waits for a call, perhaps to make the weights anew before it, as those of torch.nn.utils.prune do.
-    return any(vars(module)[f"_{kind}_hooks"] for kind in ("forward_pre", "forward", "backward_pre", "backward"))
+    return any(getattr(module, f"_{kind}_hooks") for kind in ("forward_pre", "forward", "backward_pre", "backward"))
 
 
 def _project(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
