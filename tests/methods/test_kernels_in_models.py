@@ -128,6 +128,29 @@ def test_a_file_has_none_of_the_ops(form: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_a_file_of_a_model_that_was_compiled_before_has_none_of_them_either(
+    strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = converted("evo_vit"), list[str]()
+    images = images_for(model)
+    through_ops(monkeypatch)
+
+    def kept(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=kept)
+    compiled(images)
+    assert any("vitslim" in name for name in seen)
+    for source in (model, compiled):
+        program = torch.export.export(source, (images,), strict=strict)
+        assert not [node for node in program.graph.nodes if "vitslim" in str(node.target)]
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("grad", [False, True])
 def test_through_the_ops_a_model_is_one_graph(form: str, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
