@@ -64,15 +64,33 @@ def test_a_block_does_not_norm_again_what_the_selection_normed(
     form: str, applied: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, seen = converted(form), []
-    for index in range(4):
-        norm = trunk_of(model).get_submodule(f"{index}.norm1")
-        norm.register_forward_hook(lambda *_, index=index: seen.append(index))
+    norms = [trunk_of(model).get_submodule(f"{index}.norm1") for index in range(4)]
+    call = type(norms[0]).forward
+
+    def forward(norm: nn.Module, tokens: Tensor) -> Tensor:
+        seen.extend(index for index, known in enumerate(norms) if known is norm)
+        return call(norm, tokens)
+
+    monkeypatch.setattr(type(norms[0]), "forward", forward)
     model(images_for(model))
     assert seen == [0, 1, 2, 3]
     seen.clear()
     through_ops(monkeypatch)
     model(images_for(model))
     assert seen == applied
+
+
+@torch.no_grad()
+def test_a_norm_with_hooks_is_called_with_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = converted("evo_vit"), []
+    through_ops(monkeypatch)
+    for index in range(4):
+        norm = trunk_of(model).get_submodule(f"{index}.norm1")
+        norm.register_forward_hook(lambda *_, index=index: seen.append(index))
+    with Counting() as counting:
+        model(images_for(model))
+    assert seen == [0, 1, 2, 3]
+    assert counting.called == CHOICE | {"taken_apart"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,6 +125,29 @@ def test_a_file_has_none_of_the_ops(form: str, monkeypatch: pytest.MonkeyPatch) 
     through_ops(monkeypatch)
     program = torch.export.export(model, (images_for(model),), strict=False)
     assert not [node for node in program.graph.nodes if "vitslim" in str(node.target)]
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_a_file_of_a_model_that_was_compiled_before_has_none_of_them_either(
+    strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = converted("evo_vit"), list[str]()
+    images = images_for(model)
+    through_ops(monkeypatch)
+
+    def kept(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=kept)
+    compiled(images)
+    assert any("vitslim" in name for name in seen)
+    for source in (model, compiled):
+        program = torch.export.export(source, (images,), strict=strict)
+        assert not [node for node in program.graph.nodes if "vitslim" in str(node.target)]
 
 
 @pytest.mark.compiled

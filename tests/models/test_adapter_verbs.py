@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -97,9 +98,19 @@ def test_where_a_plain_layer_norm_is_all_that_attention_reads_through_it_is_told
     ids=str,
 )
 def test_no_other_norm_is_told(norm: nn.Module) -> None:
-    model = dense("vit_plain")
+    model = copy.deepcopy(dense("vit_plain"))
     model.blocks[0].norm1 = norm
     assert adapter_for(model).attention_norm(model.blocks[0]) is None
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_a_norm_with_a_hook_has_to_be_called(kind: str) -> None:
+    model = copy.deepcopy(dense("vit_plain"))
+    adapter, block = adapter_for(model), model.blocks[0]
+    hook = getattr(block.norm1, f"register_{kind}_hook")(lambda *_: None)
+    assert adapter.attention_norm(block) is None
+    hook.remove()
+    assert adapter.attention_norm(block) is block.norm1
 
 
 def test_an_attention_input_that_is_there_serves_just_its_own_tokens() -> None:

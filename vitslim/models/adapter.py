@@ -242,7 +242,12 @@ def _plain_layer_norm(norm: nn.Module) -> nn.LayerNorm | None:
         return None
     plain = cast(nn.LayerNorm, norm)
     whole = plain.elementwise_affine and cast("Tensor | None", plain.bias) is not None
-    return plain if whole and len(plain.normalized_shape) == 1 else None
+    return plain if whole and len(plain.normalized_shape) == 1 and not _is_watched(norm) else None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    # A hook waits for a call, perhaps to make the weights anew before it, as those of torch.nn.utils.prune do.
+    return any(getattr(module, f"_{kind}_hooks") for kind in ("forward_pre", "forward", "backward_pre", "backward"))
 
 
 def _project(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
