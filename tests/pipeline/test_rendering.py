@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.conftest import bench_row, documents, write_documents
 from tests.report.test_suite_report import ACCURACY, REPORT
 from vitslim.errors import CheckpointError
 from vitslim.files import write_json
@@ -17,6 +18,17 @@ def test_the_page_of_a_benchmark_is_rendered_again(tmp_path: Path) -> None:
         page = render_again(folder)
         assert page == folder / f"{name}.html"
         assert "evo-vit" in page.read_text()
+
+
+def test_the_page_of_a_demo_is_its_comparison_again(tmp_path: Path) -> None:
+    write_documents(tmp_path / "skipat", documents())
+    rows = [bench_row(name, "torch", 1, 10.0, ratio) for name, ratio in (("dense", 1.0), ("skipat", 1.3))]
+    write_json(tmp_path / "bench.json", {**documents()["bench.json"], "rows": rows})
+    write_json(tmp_path / "demo.json", {"notes": ["A quick run."]})
+    text = render_again(tmp_path).read_text()
+    assert "All models in one table" in text
+    assert "A quick run." in text
+    assert text.count("1.30× faster") > 0
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:

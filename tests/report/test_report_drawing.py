@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 
 from vitslim.report.axes import Axis, fit_axis, tick_label
-from vitslim.report.bars import Series, block_bars
+from vitslim.report.bars import Series, block_bars, size_bars, speed_bars
 from vitslim.report.colour import LIGHTNESS, heat_colour
 from vitslim.report.curve import step_curve
-from vitslim.report.documents import PlanStep
+from vitslim.report.documents import BenchRow, PlanStep
 from vitslim.report.heatmap import heat_map, runs
 from vitslim.report.markup import Markup, element, table
 from vitslim.report.numbers import amount, block_list, fixed, half_width, percent, plain, points, verdict
@@ -75,6 +75,15 @@ def test_bars_leave_out_what_was_not_measured() -> None:
     heights = [float(found) for found in re.findall(r'class="first"[^>]* height="([\d.]+)"', drawing)]
     assert len(heights) == 2
     assert heights[0] == pytest.approx(2 * heights[1])
+
+
+def test_bars_leave_room_for_the_longest_name() -> None:
+    names = ["skipat", "skipat-identity-evo-vit: torch fp32, batch 1"]
+    row = BenchRow(model="m", backend="torch", batch=1, latency_ms_p50=1.0, speedup_vs_dense=1.2)
+    for drawing in (speed_bars(dict.fromkeys(names, row), ""), size_bars(dict.fromkeys(names, (1, "1")), "")):
+        ends = {float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end"', drawing)}
+        # DejaVu Sans at this size takes six units and a half for a letter.
+        assert min(ends) > 6.5 * len(names[1])
 
 
 def test_a_curve_breaks_where_the_loss_is_not_a_number() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,7 @@ from vitslim.recipe import Recipe, read_recipe
 from vitslim.report import read_comparison, write_comparison
 
 CONTROL = "dense-control"
+DEMO_FILE = "demo.json"
 
 
 def run_demo(
@@ -58,16 +59,29 @@ def run_demo(
     run_side_by_side(recipes, root, overwrite=True, progress=progress)
     speed = _bench(root, settings, progress)
     notes = _notes(speed, settings, quick=quick)
-    comparison = read_comparison(root, "Built-in demo")
-    page = write_comparison(replace(comparison, cautions=[*comparison.cautions, *notes]), root / "report.html")
+    page = write_demo_page(root, notes)
     rows = [_row(root, name, speed) for name in recipes]
     document = {
         "rows": rows,
         "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
         "notes": notes,
     }
-    write_json(root / "demo.json", document)
+    write_json(root / DEMO_FILE, document)
     return {**document, "report": str(page)}
+
+
+def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
+    """Write the comparison of a demo's students.
+
+    Args:
+        notes: what the reader has to mind; those in the folder's demo.json by default.
+
+    Raises:
+        CheckpointError: no student lies there, or one of the files cannot be read.
+    """
+    notes = read_json(folder / DEMO_FILE)["notes"] if notes is None else notes
+    comparison = read_comparison(folder, "Built-in demo")
+    return write_comparison(replace(comparison, cautions=[*comparison.cautions, *notes]), folder / "report.html")
 
 
 def demo_recipe(student: str) -> Recipe:

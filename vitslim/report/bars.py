@@ -1,6 +1,6 @@
 """The drawings made of bars: figures per block, speed ratios, sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vitslim.report.axes import Axis, drawing, fit_axis, value_frame
@@ -8,6 +8,8 @@ from vitslim.report.documents import BenchRow
 from vitslim.report.heatmap import runs
 from vitslim.report.markup import Markup, element
 from vitslim.report.numbers import Number, fixed, times
+
+_LETTER = 6.6  # width of a letter of a label, rather too much
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def speed_bars(rows: Mapping[str, BenchRow], description: str) -> Markup:
 
     The thin line over a bar reaches from the 10th to the 90th percentile of the ratio over the rounds.
     """
-    width, row_height, left, right = 760.0, 26.0, 260.0, 690.0
+    row_height, left = 26.0, _room_for(rows, 260.0, beside=44.0)
+    right, width = left + 430, left + 500
     bottom = 30 + row_height * len(rows)
     reach = [
         value for row in rows.values() for value in (row.speedup_vs_dense, *(row.spread or ())) if value is not None
@@ -100,7 +103,8 @@ def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float, row_height: flo
 
 def size_bars(sizes: Mapping[str, tuple[Number, str]], description: str) -> Markup:
     """Horizontal bars from zero, each a value with the text that stands at its end."""
-    width, row_height, left, right = 760.0, 26.0, 216.0, 620.0
+    row_height, left = 26.0, _room_for(sizes, 216.0, beside=10.0)
+    right, width = left + 404, left + 544
     largest = max(value for value, _ in sizes.values()) or 1.0
     axis = Axis(0, largest, left, right)
     pieces: list[Markup] = []
@@ -110,6 +114,11 @@ def size_bars(sizes: Mapping[str, tuple[Number, str]], description: str) -> Mark
         pieces.append(element("rect", x=left, y=y + 5, width=max(1.0, end - left), height=row_height - 9, class_="bar"))
         pieces.append(element("text", label, x=end + 7, y=y + 17, class_="label"))
     return drawing(width, row_height * len(sizes) + 6, description, *pieces, min_width=620)
+
+
+def _room_for(names: Iterable[str], usual: float, beside: float) -> float:
+    """Where bars begin so that the longest name fits before them."""
+    return max([usual, *(beside + _LETTER * len(name) for name in names)])
 
 
 def _block_labels(layers: Sequence[str], left: float, slot: float, y: float, marked: set[int]) -> list[Markup]:

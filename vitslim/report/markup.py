@@ -57,7 +57,11 @@ def table(caption: str, header: Iterable[str], rows: Iterable[Iterable[str]], *,
     """
     head = [element("th", name, scope="col", class_=_alignment(i, text_columns)) for i, name in enumerate(header)]
     body = [element("tr", *(_cell(cell, i, text_columns) for i, cell in enumerate(row))) for row in rows]
-    inner = [element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body)]
+    inner = [
+        element("caption", element("span", caption)),
+        element("thead", element("tr", *head)),
+        element("tbody", *body),
+    ]
     return element("div", element("table", *inner), class_="scroll")
 
 

@@ -66,11 +66,13 @@ figcaption span { display: block; color: var(--soft); font-size: .88rem; max-wid
 svg { display: block; max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .4rem 0 1.4rem; }
 caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .45rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: min(1000px, 100vw - 48px); }
 th, td { text-align: left; font-weight: 400; padding: .36rem .8rem .36rem 0; border-bottom: 1px solid var(--faint);
   vertical-align: baseline; }
 thead th { color: var(--soft); font-size: .84rem; border-bottom: 1px solid var(--rule); vertical-align: bottom;
   line-height: 1.3; }
 .number { text-align: right; white-space: nowrap; padding-left: .8rem; padding-right: 0; }
+thead .number { white-space: normal; min-width: 4.2em; }
 tbody th { font-weight: 500; white-space: nowrap; }
 .facts th { white-space: normal; width: 34%; color: var(--soft); font-weight: 400; }
 .facts th, .facts td { padding-top: .18rem; padding-bottom: .18rem; font-size: .85rem; }
