@@ -79,9 +79,9 @@ def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
     Raises:
         CheckpointError: no student lies there, or one of the files cannot be read.
     """
-    notes = read_json(folder / DEMO_FILE)["notes"] if notes is None else notes
+    mind = cast("Sequence[str]", read_json(folder / DEMO_FILE)["notes"]) if notes is None else notes
     comparison = read_comparison(folder, "Built-in demo")
-    return write_comparison(replace(comparison, cautions=[*comparison.cautions, *notes]), folder / "report.html")
+    return write_comparison(replace(comparison, cautions=[*comparison.cautions, *mind]), folder / "report.html")
 
 
 def demo_recipe(student: str) -> Recipe:
