@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from vitslim.errors import ConfigError
 from vitslim.methods import convert
 from vitslim.models import open_model
 from vitslim.pipeline.training import read_pretrain_config
-from vitslim.recipe import Recipe, load_recipe, read_recipe, read_yaml, with_overrides, write_yaml
+from vitslim.recipe import Recipe, load_recipe, read_recipe, with_overrides, write_yaml
 from vitslim.train.early_tokens import faults_of_early_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,36 +108,6 @@ def test_every_file_in_recipes_says_how_it_is_run_and_whether_it_was_reproduced(
     assert "eproduced" in text or "Not run by this project" in text
 
 
-# --- YAML as people write it ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("no", "no"),
-        ("on", "on"),
-        ("true", True),
-        ("False", False),
-        ("1e-3", 0.001),
-        ("2.0e-3", 0.002),
-        (".5", 0.5),
-        ("-3", -3),
-        ("3-8", "3-8"),
-        ("null", None),
-        ("", None),
-        ("[1, 2]", [1, 2]),
-        ("{a: 1e-1}", {"a": 0.1}),
-        (".inf", float("inf")),
-    ],
-)
-def test_plain_words_and_numbers_are_read_as_meant(text: str, value: Any) -> None:
-    assert read_yaml(text, "test") == value
-
-
-def test_the_table_of_the_yaml_library_is_left_alone() -> None:
-    assert yaml.safe_load("no") is False
-
-
 # --- overrides ------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +128,8 @@ def test_the_table_of_the_yaml_library_is_left_alone() -> None:
         ("bench=null", lambda recipe: recipe.bench is None),
         ("bench=", lambda recipe: recipe.bench is None),
         ("data.source=a=b", lambda recipe: recipe.data.source == "a=b"),
+        ("data.source=2024.images", lambda recipe: recipe.data.source == "2024.images"),
+        ("convert={method: sret}", lambda recipe: recipe.convert == ({"method": "sret"},)),
     ],
 )
 def test_an_assignment_reaches_its_key(assignment: str, read: Any) -> None:
@@ -187,11 +160,20 @@ def test_overrides_leave_the_document_alone() -> None:
         ("seed.deep=1", r"--set seed\.deep: 'seed' is a value, not a section"),
         ("convert.layers=3", r"--set convert\.layers: 'layers' is not an entry of a list of 1; they count from 0"),
         ("convert.5.layers=3", r"'5' is not an entry of a list of 1"),
+        ("convert.².layers=3", r"'²' is not an entry of a list of 1"),
+        ("a." * 5000 + "a=3", r"wanted key=value"),
+        ("seed=2001-99-99", r"seed='2001-99-99': Input should be a valid integer"),
+        ("seed=" + "9" * 5000, r"--set seed is not YAML .* a number is beyond 64 bits"),
+        ("seed=9223372036854775808", r"--set seed is not YAML .* a number is beyond 64 bits"),
     ],
 )
 def test_an_assignment_that_cannot_be_made_says_why(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_recipe({"seed": 1, "convert": [{"method": "skipat"}]}, [assignment])
+
+
+def test_a_single_method_needs_no_list() -> None:
+    assert read_recipe({"convert": {"method": "skipat"}}).convert == ({"method": "skipat"},)
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
@@ -221,6 +203,12 @@ def test_an_assignment_that_cannot_be_made_says_why(assignment: str, message: st
         ({"warm_start": {}, "distill": {}}, "warm_start, distill need images, but data is missing"),
         ({"data": {"labels": "ignore"}, "distill": {"hard": 1}}, "distill.hard=1 trains on labels, but data.labels"),
         ({"seed": -1}, "seed=-1: "),
+        ({"data": {}, "distill": {"steps": True}}, "distill.steps=True: a boolean is not a number"),
+        ({"export": {"batches": [1, True]}}, "export.batches=[1, True]: a boolean is not a number"),
+        ({"data": {}, "distill": {"lr": float("inf")}}, "distill.lr=inf: Input should be a finite number"),
+        ({"data": {"source": 2024}}, "data.source=2024: Input should be a valid string; in quotes it is one"),
+        ({"model": {"img_size": "big"}}, "unable to parse string as an integer or a valid tuple"),
+        ({"model": {"name": ["x"] * 99}}, "(495 characters): Input should be a valid string"),
     ],
 )
 def test_a_faulty_recipe_says_what_and_where(document: dict[str, Any], message: str) -> None:
@@ -275,6 +263,19 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, content: bytes, messa
     with pytest.raises(ConfigError, match=message) as fault:
         load_recipe(tmp_path / "r.yaml")
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(ConfigError, match="cannot be read: it is not a file"):
+        load_recipe(path)
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be read: embedded null"):
+        load_recipe("a\0b.yaml")
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

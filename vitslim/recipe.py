@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from vitslim.bench import BenchConfig
 from vitslim.data import DataConfig
 from vitslim.data.augment import AugmentConfig
 from vitslim.errors import ConfigError
 from vitslim.methods import method_named, read_options
+from vitslim.plain_yaml import LARGEST_NUMBER, read_yaml, read_yaml_file
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
+from vitslim.validation import describe_faults, shown
+
+_MAX_SECTIONS = 8  # one within the other, in the key of an assignment
 
 
 class ModelSection(Config):
@@ -76,7 +78,12 @@ class Recipe(Config):
     bench: BenchConfig | None = None
     report: bool = True
     device: str = "cpu"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_NUMBER)
+
+    @field_validator("convert", mode="before")
+    @classmethod
+    def _one_method_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -94,11 +101,7 @@ def read_settings_file(path: str | Path, wanted: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or holds something else.
     """
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    document = read_yaml(text, str(path))
+    document = read_yaml_file(path)
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds {_kind(document)}; wanted {wanted}")
     return cast("dict[str, Any]", document)
@@ -127,9 +130,9 @@ def with_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> dic
     merged = cast("dict[str, Any]", _plain(document))
     for assignment in overrides:
         key, equals, value = assignment.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {assignment!r}: wanted key=value, for example distill.epochs=3")
         *sections, last = key.split(".")
+        if not equals or not all(sections) or not last or len(sections) > _MAX_SECTIONS:
+            raise ConfigError(f"--set {shown(assignment)}: wanted key=value, for example distill.epochs=3")
         place: Any = merged
         for section in sections:
             place = _section(place, section, key)
@@ -137,44 +140,9 @@ def with_overrides(document: Mapping[str, Any], overrides: Iterable[str]) -> dic
     return merged
 
 
-def read_yaml(text: str, origin: str) -> Any:
-    """A YAML document; ``origin`` names it in messages.
-
-    Raises:
-        ConfigError: the text is not YAML.
-    """
-    try:
-        return _Yaml(text).get_single_data()  # characters that YAML has not are refused by the first half
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
-
-
 def write_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every key written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """One sentence per fault of plain data that should become a ``kind``; unknown keys come with the nearest known."""
-    # A value that fits none of several types gives one fault per type, all at the same key.
-    return list(dict.fromkeys(_fault(dict(fault), kind) for fault in error.errors()))
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML as people write it: ``no`` and ``on`` are words (YAML 1.2), ``1e-3`` is a number."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  the library's own table, without its booleans
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-    list("-+.0123456789"),
-)
 
 
 def _plain(value: Any) -> Any:
@@ -200,7 +168,7 @@ def _index(place: Any, name: str, key: str) -> Any:
     if not isinstance(place, list):
         return name
     length = len(cast("list[Any]", place))
-    if not name.isdigit() or int(name) >= length:
+    if name not in map(str, range(length)):
         raise ConfigError(f"--set {key}: {name!r} is not an entry of a list of {length}; they count from 0")
     return int(name)
 
@@ -230,44 +198,3 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if recipe.control and recipe.distill is None:
         faults.append("control asks for the dense model's own training, but distill gives no budget")
     return faults
-
-
-def _fault(fault: dict[str, Any], kind: type[BaseModel]) -> str:
-    place, section = _place(fault["loc"], kind)
-    key = ".".join(place)
-    if fault["type"] == "extra_forbidden":
-        names = list(section.model_fields)
-        close = difflib.get_close_matches(place[-1], names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-        return f"unknown key {key!r}; {hint}"
-    if fault["type"] in ("model_type", "dict_type"):
-        return f"{key}={fault['input']!r}: wanted settings, each key: value"
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    if not place:
-        return reason
-    # Faults between the fields of a section name these by themselves.
-    return f"{key}: {reason}" if isinstance(fault["input"], dict) else f"{key}={fault['input']!r}: {reason}"
-
-
-def _place(location: Iterable[str | int], kind: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
-    """The keys that lead to a fault, and the section that it lies in."""
-    place: list[str] = []
-    section: type[BaseModel] = kind
-    inner: type[BaseModel] | None = kind
-    for part in location:
-        if isinstance(part, str):
-            if inner is None:
-                break  # beyond the fields stand names of types, which say nothing to a user
-            section = inner
-            field = section.model_fields.get(part)
-            inner = None if field is None else _section_type(field.annotation)
-        place.append(str(part))
-    return place, section
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    """The config that a field holds, directly or beside ``None``."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None

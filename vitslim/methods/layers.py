@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
+
+_NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
 
 def parse_layers(value: Any) -> tuple[int, ...]:
@@ -28,7 +31,7 @@ def _parse_layer_text(text: str) -> list[int]:
     layers: list[int] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
             raise ValueError(f"{part!r} is neither a number nor a span such as 3-8")
         span = range(int(first), int(last if dash else first) + 1)
         if not span:

@@ -1,0 +1,109 @@
+"""What pydantic finds wrong with plain data, in sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+_SHOWN = 120  # characters of a value in a message
+
+
+def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """One sentence per fault of plain data that should become a ``kind``; unknown keys come with the nearest known."""
+    return describe_named_faults(error, _fields(kind))
+
+
+def describe_named_faults(error: ValidationError, fields: Mapping[str, Any]) -> list[str]:
+    """``describe_faults`` for named values, given the type of each."""
+    # A value that fits none of several types gives one fault per type, all at the same key.
+    reasons: dict[str, dict[str, None]] = {}
+    for fault in error.errors(include_url=False, include_context=False):
+        what, reason = _fault(dict(fault), fields)
+        reasons.setdefault(what, {})[reason] = None
+    return [what + _either(list(several)) for what, several in reasons.items()]
+
+
+def _either(reasons: list[str]) -> str:
+    # What is no path is no text either, which is said already.
+    first, *others = [reason for reason in reasons if "valid path" not in reason] or reasons
+    return " or ".join([first, *(reason.removeprefix("Input should be ") for reason in others)])
+
+
+def shown(value: object) -> str:
+    """A value as a message can show it: short, and its class's name where it is more than plain data."""
+    if not isinstance(value, str | bytes | int | float | list | tuple | dict | PurePath | type | None):
+        return f"a {type(value).__name__}"
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def refuse_misplaced_boolean(value: Any, annotation: Any) -> Any:
+    """A value as it is, unless it is, or lists, a boolean where a number is wanted: pydantic takes ``True`` for 1.
+
+    Raises:
+        ValueError: in that case.
+    """
+    several: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(one, bool) for one in several):
+        kinds = _kinds_within(annotation)
+        if kinds & {int, float} and not kinds & {bool, Any, object}:
+            raise ValueError("a boolean is not a number")
+    return value
+
+
+def _kinds_within(annotation: Any) -> set[Any]:
+    return {annotation}.union(*(_kinds_within(kind) for kind in get_args(annotation) if callable(kind)))
+
+
+def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
+    """What is wrong, up to the colon, and why."""
+    place, known = _place(fault["loc"], fields)
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"unknown key {shown(key)}; ", hint
+    given = fault["input"]
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{key}={shown(given)}: ", "wanted settings, each key: value"
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    is_one_kind = place and fault["loc"][-1] == place[-1]
+    if fault["type"] == "string_type" and is_one_kind and isinstance(given, bool | int | float):
+        reason = f"{reason}; in quotes it is one"
+    if not place:
+        return "", reason
+    # Faults between the fields of a section name these by themselves.
+    return (f"{key}: " if isinstance(given, dict) else f"{key}={shown(given)}: "), reason
+
+
+def _place(location: Iterable[str | int], fields: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The keys that lead to a fault, and the names known where it lies."""
+    place: list[str] = []
+    section, inner = fields, fields
+    for part in location:
+        if isinstance(part, str):
+            if not inner and place:
+                break  # beyond the fields stand names of types, which say nothing to a user
+            section = inner
+            inner = _fields_within(section.get(part))
+        place.append(str(part))
+    return place, list(section)
+
+
+def _fields_within(annotation: Any) -> dict[str, Any]:
+    """The fields of the config that a value holds, directly or beside ``None``."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return _fields(kind)
+    return {}
+
+
+def _fields(kind: type[BaseModel]) -> dict[str, Any]:
+    return {name: field.annotation for name, field in kind.model_fields.items()}
