@@ -44,6 +44,7 @@ class _Reader:
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function).parameters
         named = {name: one for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+        self._takes_options = len(named) < len(parameters)
         self._name = function.__name__
         self._by_place = [name for name, one in named.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
         self._kinds = {name: _resolved(one.annotation, function) for name, one in named.items()}
@@ -53,8 +54,7 @@ class _Reader:
         }
         # A typed dict, not a model: any name can be that of an argument, and what is not given stays out.
         record = TypedDict(self._name, fields)
-        extra = "forbid" if len(named) == len(parameters) else "allow"
-        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra=extra)
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="forbid")
         self._adapter: Any = TypeAdapter(with_config(config)(record))
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +66,11 @@ class _Reader:
         given = {**dict(zip(self._by_place, args, strict=False)), **kwargs}
         if len(given) < len(args) + len(kwargs):
             raise ConfigError(f"{self._name}: {self._misplaced(len(args), kwargs)}")
+        # Options have a reader of their own within the function.
+        options = {name: value for name, value in given.items() if self._takes_options and name not in self._kinds}
+        named = {name: value for name, value in given.items() if name not in options}
         try:
-            return self._adapter.validate_python(given)
+            return self._adapter.validate_python(named) | options
         except ValidationError as error:
             raise ConfigError(f"{self._name}: {'; '.join(describe_named_faults(error, self._kinds))}") from None
 

@@ -14,12 +14,13 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import read_json, write_json, write_tensors, write_text
 from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
-from vitslim.shapes import Config
+from vitslim.shapes import AnyPath, Config
 from vitslim.trunk import Conversion, is_converted, trunk_of
 
 FORMAT = "vitslim"
@@ -53,9 +54,10 @@ class SavedModel(Config):
     versions: dict[str, str]
 
 
+@checked
 def save(
     model: nn.Module,
-    out: str | Path,
+    out: AnyPath,
     *,
     overwrite: bool = False,
     base: BaseModel | None = None,
@@ -129,7 +131,8 @@ def describe_saved(
     )
 
 
-def load(path: str | Path) -> nn.Module:
+@checked
+def load(path: AnyPath) -> nn.Module:
     """Load a saved model, in eval mode, by building the dense one, replaying its conversions, and filling it.
 
     Args:

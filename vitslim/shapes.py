@@ -1,11 +1,34 @@
 """The kinds of plain data that rooms hand to each other: what was asked for, what came out, how many."""
 
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from vitslim.validation import refuse_misplaced_boolean
+
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on every system that torch runs on
+
+
+def _possible(path: str | Path) -> str | Path:
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError("no file can be called so") from None
+    if b"\0" in name or len(name) > _LONGEST_PATH or max(map(len, name.split(b"/"))) > _LONGEST_NAME:
+        raise ValueError("no file can be called so")
+    return path
+
+
+AnyPath = Annotated[str | Path, AfterValidator(_possible)]
+"""Where a file or folder lies, or shall lie."""
+
+AtLeastOne = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""A number of images, batches, threads."""
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Config(BaseModel):

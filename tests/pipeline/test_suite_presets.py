@@ -233,7 +233,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"groups": [{"models": ["tiny"], "sizes": [-32]}]}, "groups.0.sizes.0=-32"),
         ({"groups": [{"models": ["tiny"], "batches": []}]}, "groups.0.batches"),
         ({"quick": ["rounds"]}, r"quick=\['rounds'\]: wanted settings"),
-        ({1: 2}, "1=1: Keys should be strings"),
+        ({1: 2}, "unknown key '1'"),
     ],
 )
 def test_a_faulty_preset_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

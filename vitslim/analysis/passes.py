@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from vitslim.analysis.cka import MIN_SAMPLES, CkaAccumulator
@@ -22,6 +23,7 @@ from vitslim.analysis.result import (
     Similarity,
     Table,
 )
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError, DataError
 from vitslim.models import DenseTrace, describe, trace
 from vitslim.models.readout import reads_class_token_alone
@@ -44,9 +46,10 @@ class ImageBatch(Protocol):
         ...
 
 
+@checked
 def analyze(
     model: nn.Module,
-    loader: Iterable[ImageBatch],
+    loader: InstanceOf[Iterable[ImageBatch]],
     *,
     images: int | None = None,
     replacement_images: int = REPLACEMENT_IMAGES,

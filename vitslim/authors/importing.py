@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from vitslim.arguments import checked
 from vitslim.authors import evo_vit, skipat, sparsifiner, sret
 from vitslim.authors.ledger import ImportReport, Ledger, Source
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.methods import convert
 from vitslim.models import open_model, read_weights
+from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.trunk import is_converted, trunk_of
 
 SOURCES: dict[str, Source] = {row.SOURCE.name: row.SOURCE for row in (skipat, evo_vit, sret, sparsifiner)}
@@ -28,12 +30,13 @@ class Imported(NamedTuple):
     report: ImportReport
 
 
+@checked
 def import_checkpoint(
-    checkpoint: Mapping[str, Any] | str | Path,
+    checkpoint: Mapping[str, Any] | AnyPath,
     source: str,
     base: str | nn.Module,
     *,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
     **options: Any,
 ) -> Imported:
     """Bring a checkpoint that a method's authors released onto our model.

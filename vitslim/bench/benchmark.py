@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, SkipValidation, ValidationError
 from torch import nn
 
+from vitslim.arguments import checked
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
 from vitslim.bench.contest import Backend, Cell, Contest, EngineExporter, OnnxExporter, entrants
 from vitslim.bench.environment import environment, load_average
@@ -35,12 +36,13 @@ class BenchConfig(Config):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+@checked
 def benchmark(
     models: Mapping[str, nn.Module],
     *,
     baseline: str,
-    exporter: OnnxExporter | None = None,
-    engine_exporter: EngineExporter | None = None,
+    exporter: SkipValidation[OnnxExporter] | None = None,
+    engine_exporter: SkipValidation[EngineExporter] | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitslim.arguments import checked
 from vitslim.deploy.servable import read_graph
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, UnsupportedModelError
 from vitslim.files import atomic_path
@@ -56,6 +57,7 @@ class QuantizedOnnx(Result):
     notes: list[str]
 
 
+@checked
 def quantize_onnx(
     source: str | Path,
     path: str | Path,

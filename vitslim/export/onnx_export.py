@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.export.free_sizes import any_size, image_axes, probe_sizes, require_free_sizes
 from vitslim.export.metadata import artifact_metadata
@@ -34,6 +35,7 @@ from vitslim.export.slimming import require_same_numbers, slimmed
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
+from vitslim.shapes import AnyPath, AtLeastOne
 
 OPSETS: dict[Precision, int] = {
     # The oldest with Gelu and LayerNormalization as one node. Attention is MatMul-Softmax-MatMul, with casts around a
@@ -54,13 +56,14 @@ OLDEST_OPSET = 18  # of the operators that the custom ops are spelled out in
 _TRACED_BATCH = 2  # torch.export takes a batch of 0 or 1 for a constant
 
 
+@checked
 def export_onnx(
     model: nn.Module,
-    path: str | Path,
+    path: AnyPath,
     *,
     precision: Precision = "fp32",
-    batch: Literal["dynamic"] | int = "dynamic",
-    opset: int | None = None,
+    batch: Literal["dynamic"] | AtLeastOne = "dynamic",
+    opset: AtLeastOne | None = None,
     fp32_ends: bool = True,
     optimize: bool = True,
     inline: bool = False,

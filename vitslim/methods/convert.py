@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError, UnsupportedModelError, VitslimError
 from vitslim.methods.base import Evidence, Method
 from vitslim.methods.table import METHODS, method_named, method_of
@@ -19,6 +20,7 @@ from vitslim.shapes import Config
 from vitslim.trunk import Conversion, Plan, dense_plan, install_trunk_, is_converted, trunk_of
 
 
+@checked
 def convert(
     model: nn.Module | str, method: str | Config, *, analysis: Evidence | None = None, **options: Any
 ) -> nn.Module:

@@ -3,15 +3,18 @@
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import timm
 import torch
+from pydantic import Field
 from torch import nn
 
+from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models.base import BaseModel, remember_base
 from vitslim.models.weights_file import read_weights
+from vitslim.shapes import AnyPath, AtLeastOne
 
 ALIASES: dict[str, str] = {
     "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
@@ -77,13 +80,14 @@ def resolve_name(name: str) -> str:
     return name
 
 
+@checked
 def open_model(
     name: str,
     *,
     pretrained: bool = True,
-    weights: str | Path | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    num_classes: int | None = None,
+    weights: AnyPath | None = None,
+    img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
+    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Open a dense model, in eval mode.

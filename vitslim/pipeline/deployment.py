@@ -6,16 +6,19 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitslim import checkpoint
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import DataLike, ModelLike, device_named, open_any, open_loader
 from vitslim.runtime import Precision
+from vitslim.shapes import AnyPath, AtLeastOne, Seed
 
 if TYPE_CHECKING:
     from vitslim.deploy import AotPackage, ProgramExport, QuantizedOnnx, Servable, TritonRepository
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 _COMPARED = 8  # images on which a program that was loaded back is held against its model
 
 
+@checked
 def deploy(
-    model: ModelLike, *, to: str, out: str | Path | None = None, overwrite: bool = False, **options: Any
+    model: ModelLike, *, to: str, out: AnyPath | None = None, overwrite: bool = False, **options: Any
 ) -> TritonRepository | ProgramExport | AotPackage:
     """Write what a server or a program of its own loads.
 
@@ -50,17 +54,18 @@ def deploy(
     return target(model, out, overwrite, **options)
 
 
+@checked
 def quantize(
-    folder: str | Path,
+    folder: AnyPath,
     data: DataLike,
     *,
     precision: str = "fp8",
     others: str = "fp16",
-    out: str | Path | None = None,
-    artifact: str | Path | None = None,
-    images: int = 512,
-    compare: int = 64,
-    seed: int = 0,
+    out: AnyPath | None = None,
+    artifact: AnyPath | None = None,
+    images: AtLeastOne = 512,
+    compare: Annotated[int, Field(ge=0)] = 64,
+    seed: Seed = 0,
     overwrite: bool = False,
     **options: Any,
 ) -> QuantizedOnnx:
@@ -109,16 +114,17 @@ def quantize(
     )
 
 
+@checked
 def _to_triton(
     model: ModelLike,
     out: str | Path | None,
     overwrite: bool,
     *,
     backend: str = "auto",
-    artifact: str | Path | None = None,
+    artifact: AnyPath | None = None,
     name: str | None = None,
-    max_batch: int | None = None,
-    instances: int = 1,
+    max_batch: AtLeastOne | None = None,
+    instances: AtLeastOne = 1,
     any_gpu: bool = False,
 ) -> TritonRepository:
     from vitslim.deploy import choose_artifact, write_model_repository
@@ -150,6 +156,7 @@ def _servable(path: Path, backend: str, any_gpu: bool) -> Servable:
     return read_servable(path, any_gpu=any_gpu)
 
 
+@checked
 def _to_program(
     model: ModelLike,
     out: str | Path | None,
@@ -166,6 +173,7 @@ def _to_program(
     return write_program(live, path, _few_images(live, data), precision=kind)
 
 
+@checked
 def _to_package(
     model: ModelLike,
     out: str | Path | None,

@@ -11,18 +11,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.export.forms import metadata_of
 from vitslim.export.onnx_input import ImageForm, as_given_to, form_of
 from vitslim.models import preprocessing
+from vitslim.pipeline.verbs import ModelLike
 from vitslim.recipe import describe_faults
 from vitslim.runtime import BACKENDS, EngineRecord, Precision, Runner, load
 from vitslim.runtime.engine import read_record
 from vitslim.runtime.fit import require_refittable
+from vitslim.shapes import AnyPath
 
 if TYPE_CHECKING:
     from vitslim.export.tensorrt import EngineOptions
-    from vitslim.pipeline.verbs import ModelLike
 
 
 def export_engine(model: ModelLike, path: str | Path | None = None, **options: Any) -> EngineRecord:
@@ -57,7 +59,8 @@ def export_engine(model: ModelLike, path: str | Path | None = None, **options: A
         return build_engine(file, target, asked, plugin_library=plugin_library())
 
 
-def refit(engine: str | Path, source: ModelLike, out: str | Path | None = None) -> EngineRecord:
+@checked
+def refit(engine: AnyPath, source: ModelLike, out: AnyPath | None = None) -> EngineRecord:
     """Give an engine other weights without building it again, or a stripped one its weights.
 
     Args:

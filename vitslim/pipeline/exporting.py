@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitslim import checkpoint
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.export import ParityCheck
 from vitslim.export import verify as verify_artifact
 from vitslim.files import read_json
 from vitslim.pipeline.task_images import task_images
 from vitslim.pipeline.verbs import DataLike, ModelLike, open_any
-from vitslim.shapes import Result
+from vitslim.shapes import AnyPath, AtLeastOne, Result
 
 if TYPE_CHECKING:
     from vitslim.export import OnnxExport
@@ -40,8 +42,9 @@ def export(
 ) -> OnnxExport | EngineRecord: ...
 
 
+@checked
 def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str = "onnx", precision: str | None = None, **options: Any
+    model: ModelLike, path: AnyPath | None = None, *, to: str = "onnx", precision: str | None = None, **options: Any
 ) -> OnnxExport | EngineRecord:
     """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
 
@@ -116,13 +119,14 @@ class Verification(Result):
         return [f"{check.artifact}, batch {check.batch}: {one}" for check in self.checks for one in check.failures]
 
 
+@checked
 def verify(
     model: ModelLike,
-    artifacts: str | Path | Sequence[str | Path] | None = None,
+    artifacts: AnyPath | Sequence[AnyPath] | None = None,
     *,
     data: DataLike | None = None,
-    images: int = 32,
-    batches: tuple[int, ...] = (1, 3),
+    images: AtLeastOne = 32,
+    batches: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (1, 3),
     backend: str | None = None,
 ) -> Verification:
     """Compare exported artefacts with the model on images of its task, at several batch sizes.

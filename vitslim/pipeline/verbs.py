@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from pydantic import ValidationError
+from pydantic import InstanceOf, ValidationError
 from torch import nn
 
 from vitslim import checkpoint
+from vitslim.arguments import checked
 from vitslim.data import DataConfig, Loader, open_data
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.models import open_model, preprocessing
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults
-from vitslim.shapes import Config
+from vitslim.shapes import AnyPath, AtLeastOne, Config
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
     from vitslim.bench import BenchReport
     from vitslim.train import EvalResult, TrainResult
 
-ModelLike = nn.Module | str | Path
+ModelLike = nn.Module | AnyPath
 ConfigType = TypeVar("ConfigType", bound=Config)
-DataLike = str | Path | DataConfig | Loader
+DataLike = AnyPath | DataConfig | InstanceOf[Loader]
 
 
 def open_any(model: ModelLike, **options: Any) -> nn.Module:
@@ -104,14 +105,15 @@ def open_loader(
     )
 
 
+@checked
 def analyze(
     model: ModelLike,
     data: DataLike,
     *,
-    images: int | None = 1024,
-    replacement_images: int = 256,
-    batch_size: int = 64,
-    split: str = "train",
+    images: AtLeastOne | None = 1024,
+    replacement_images: AtLeastOne = 256,
+    batch_size: AtLeastOne = 64,
+    split: Literal["train", "val"] = "train",
     device: str = "cpu",
     progress: ProgressCallback = silent,
 ) -> AnalysisReport:
@@ -123,12 +125,13 @@ def analyze(
     return analyze_layers(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
 
 
+@checked
 def warm_start(
     student: nn.Module,
     teacher: ModelLike,
     data: DataLike,
     *,
-    batch_size: int = 64,
+    batch_size: AtLeastOne = 64,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> TrainResult:
@@ -141,13 +144,14 @@ def warm_start(
     return fit(student, dense, loader, _configured(WarmStartConfig, options), progress=progress)
 
 
+@checked
 def distill(
     student: nn.Module,
     teacher: ModelLike | None,
     data: DataLike,
     *,
-    batch_size: int = 64,
-    out_dir: str | Path | None = None,
+    batch_size: AtLeastOne = 64,
+    out_dir: AnyPath | None = None,
     resume: bool = False,
     validate: bool = True,
     progress: ProgressCallback = silent,
@@ -166,13 +170,14 @@ def distill(
     return student
 
 
+@checked
 def evaluate(
     model: ModelLike,
     data: DataLike,
     *,
     teacher: ModelLike | None = None,
-    batch_size: int = 64,
-    limit: int | None = None,
+    batch_size: AtLeastOne = 64,
+    limit: AtLeastOne | None = None,
     device: str = "cpu",
     backend: str = "torch",
     progress: ProgressCallback = silent,
@@ -219,8 +224,9 @@ def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigTyp
         raise ConfigError("; ".join(describe_faults(error, kind))) from None
 
 
+@checked
 def benchmark(
-    models: Mapping[str, ModelLike] | Iterable[ModelLike],
+    models: Mapping[str, ModelLike] | Sequence[ModelLike],
     *,
     against: ModelLike | None = None,
     progress: ProgressCallback = silent,

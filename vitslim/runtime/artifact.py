@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.openers import ModelOpener, model_opener
 from vitslim.runtime.engine import read_record
@@ -14,6 +15,7 @@ from vitslim.runtime.ort_session import Provider
 from vitslim.runtime.runner import Precision, Runner
 from vitslim.runtime.torch_runner import TorchRunner
 from vitslim.runtime.trt_runner import TrtRunner
+from vitslim.shapes import AnyPath
 
 ArtifactBackend = Literal["tensorrt", "rtx", "ort", "ort-cuda", "ort-tensorrt", "torch"]
 BACKENDS: tuple[ArtifactBackend, ...] = get_args(ArtifactBackend)
@@ -48,8 +50,9 @@ def open_artifact(path: str | Path, *, threads: int | None = None, backend: str 
     raise ConfigError(f"backend {backend!r} does not read {path.name}; wanted one of {readers}")
 
 
+@checked
 def load(
-    path: str | Path,
+    path: AnyPath,
     *,
     backend: str | None = None,
     precision: Precision | None = None,
