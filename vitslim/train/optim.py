@@ -1,5 +1,6 @@
 """Which parameter learns how fast: groups, optimiser, schedule, all timm's."""
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitslim.errors import ConfigError
+from vitslim.train.settings import LoopConfig
 
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")  # timm's that need no options beyond ours
 
@@ -55,9 +57,8 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
     Raises:
         ConfigError: timm knows no optimiser of that name.
     """
-    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
-    if name not in known:
-        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(known)}")
+    if name not in _known_optimizers():
+        raise ConfigError(_unknown("optimizer", name, _known_optimizers()))
     return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
 
 
@@ -70,7 +71,7 @@ def make_schedule(
         ConfigError: no schedule of that name.
     """
     if name not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+        raise ConfigError(_unknown("schedule", name, SCHEDULES))
     schedule, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
         sched=name,
@@ -83,6 +84,26 @@ def make_schedule(
     )
     assert schedule is not None
     return schedule
+
+
+def faults_of_optimizer(config: LoopConfig) -> list[str]:
+    """Why no optimiser or schedule can be made of these settings, for any model; empty where both can."""
+    faults: list[str] = []
+    if config.optimizer not in _known_optimizers():
+        faults.append(_unknown("optimizer", config.optimizer, _known_optimizers()))
+    if config.schedule not in SCHEDULES:
+        faults.append(_unknown("schedule", config.schedule, SCHEDULES))
+    return faults
+
+
+def _known_optimizers() -> list[str]:
+    return [str(optimizer) for optimizer in timm.optim.list_optimizers()]
+
+
+def _unknown(kind: str, name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (choose one of {', '.join(known)})"
 
 
 def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: int, accumulate: int) -> int:
