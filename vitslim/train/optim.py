@@ -7,6 +7,7 @@ from typing import Any
 
 import timm.optim
 import timm.scheduler
+import torch
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -15,6 +16,8 @@ from torch.optim import Optimizer
 from vitslim.errors import ConfigError
 from vitslim.train.settings import LoopConfig
 
+# Adahessian asks for second derivatives; Kron keeps lists of matrices, which the state of a run does not hold.
+_EXCLUDED = ("adahessian", "kron*")
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")  # timm's that need no options beyond ours
 
 
@@ -55,11 +58,14 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
     """Make one of timm's optimisers.
 
     Raises:
-        ConfigError: timm knows no optimiser of that name.
+        ConfigError: timm knows no optimiser of that name, or it needs a library or device that is not there.
     """
     if name not in _known_optimizers():
         raise ConfigError(_unknown("optimizer", name, _known_optimizers()))
-    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    try:
+        return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    except (AssertionError, ImportError, ValueError) as fault:
+        raise ConfigError(f"optimizer {name!r} cannot be made: {fault}; choose another, as adamw") from fault
 
 
 def make_schedule(
@@ -89,15 +95,17 @@ def make_schedule(
 def faults_of_optimizer(config: LoopConfig) -> list[str]:
     """Why no optimiser or schedule can be made of these settings, for any model; empty where both can."""
     faults: list[str] = []
-    if config.optimizer not in _known_optimizers():
-        faults.append(_unknown("optimizer", config.optimizer, _known_optimizers()))
+    try:
+        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config.optimizer, config.lr, config.weight_decay)
+    except ConfigError as fault:
+        faults.append(str(fault))
     if config.schedule not in SCHEDULES:
         faults.append(_unknown("schedule", config.schedule, SCHEDULES))
     return faults
 
 
 def _known_optimizers() -> list[str]:
-    return [str(optimizer) for optimizer in timm.optim.list_optimizers()]
+    return [str(name) for name in timm.optim.list_optimizers(exclude_filters=list(_EXCLUDED))]
 
 
 def _unknown(kind: str, name: str, known: Collection[str]) -> str:

@@ -45,14 +45,18 @@ def save_state(path: Path, state: RunState, model: nn.Module, average: nn.Module
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    metadata = {"run": state.model_dump_json(), "optimizer": json.dumps(scalars)}
+    beside = {str(index): values for index, values in optimizer.state_dict()["state"].items()}
+    # Some optimisers (LAMB, Adan) count their steps in the groups instead of beside each parameter.
+    groups = {str(index): _without_parameters(group) for index, group in enumerate(optimizer.param_groups)}
+    scalars: dict[str, dict[str, dict[str, Any]]] = {"optimizer": {}, "groups": {}}
+    for part, entries in (("optimizer", beside), ("groups", groups)):
+        for index, values in entries.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{part}.{index}.{key}"] = value
+                else:
+                    scalars[part].setdefault(index, {})[key] = value
+    metadata = {"run": state.model_dump_json(), **{part: json.dumps(found) for part, found in scalars.items()}}
     files.write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
@@ -78,12 +82,15 @@ def restore_state(path: Path, model: nn.Module, average: nn.Module | None, optim
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            scalars: dict[str, dict[str, Any]] = json.loads((file.metadata() or {})["optimizer"])
+            metadata = file.metadata() or {}
+            beside, groups = (_entries(part, tensors, metadata) for part in ("optimizer", "groups"))
         _fill_(model, _below("model.", tensors))
         if average is not None:
             _fill_(average, _below("average.", tensors))
         if optimizer is not None:
-            optimizer.load_state_dict(_optimizer_state(optimizer, _below("optimizer.", tensors), scalars))
+            running = optimizer.state_dict()["param_groups"]
+            groups = [{**own, **groups.get(index, {})} for index, own in enumerate(running)]
+            optimizer.load_state_dict({"state": beside, "param_groups": groups})
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as fault:
         raise CheckpointError(f"{path} does not fit this run ({fault}); remove it to start anew") from None
 
@@ -105,15 +112,18 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _optimizer_state(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars.items()}
-    for name, tensor in tensors.items():
+def _entries(part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    """What an optimiser kept beside each parameter, or in each group, by their numbers."""
+    entries: dict[int, dict[str, Any]] = {int(index): values for index, values in json.loads(metadata[part]).items()}
+    for name, tensor in _below(f"{part}.", tensors).items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    # Learning rates follow from the step, so the groups are those of the running optimiser.
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        entries.setdefault(int(index), {})[key] = tensor
+    return entries
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    # Pairs such as the betas would come back from JSON as lists; they are settings, which the running optimiser has.
+    return {name: value for name, value in group.items() if isinstance(value, int | float | Tensor)}
 
 
 def check_same_run(path: Path, found: RunState, wanted: RunState) -> None:
