@@ -138,21 +138,24 @@ def test_a_damaged_state_is_refused(
 def test_a_diverged_loss_stops_the_run_and_names_the_last_good_state(
     build: Build, open_loader: OpenLoader, tmp_path: Path
 ) -> None:
-    student = build()
+    student, other = build(), build()
 
-    def poison(progress: Progress) -> None:
-        if progress.done == 4:
-            student.get_parameter("head.weight").data.fill_(math.nan)
+    def poison(model: nn.Module) -> Callable[[Progress], None]:
+        def report(progress: Progress) -> None:
+            if progress.done == 4:
+                model.get_parameter("head.weight").data.fill_(math.nan)
+
+        return report
 
     # The report of step 4 comes before its state is written: the state of step 2 is the last good one.
     settings = config(checkpoint_every=3)
     with pytest.raises(CheckFailedError, match=r"step 5 of 8: the loss is .*nan.*the last good state is .*lower lr"):
-        train(student, open_loader(), settings, out_dir=tmp_path, progress=poison)
+        train(student, open_loader(), settings, out_dir=tmp_path, progress=poison(student))
     resumed = build()
     train(resumed, open_loader(), settings, out_dir=tmp_path, resume=True)
     assert all(torch.isfinite(tensor).all() for tensor in resumed.state_dict().values())
     with pytest.raises(CheckFailedError, match="no state was written yet"):
-        train(student, open_loader(), settings)
+        train(other, open_loader(), settings, progress=poison(other))
 
 
 def test_the_weights_are_untouched_by_a_gradient_that_is_not_finite(build: Build, open_loader: OpenLoader) -> None:

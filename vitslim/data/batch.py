@@ -133,9 +133,14 @@ class Loader:
         return self.contents.origin
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the images that could not be read so far, each once however many passes met it."""
+        return tuple(self._unreadable)
+
+    @property
     def corrupt(self) -> CorruptCount:
-        """The images that could not be read so far, each counted once however many passes met it."""
-        return CorruptCount(len(self._unreadable), tuple(self._unreadable)[:MAX_EXAMPLES])
+        """How many images could not be read so far, with the first few names."""
+        return CorruptCount(len(self._unreadable), self.unreadable[:MAX_EXAMPLES])
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the pass that the next iteration makes, and the batch at which it starts."""

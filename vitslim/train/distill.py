@@ -14,25 +14,33 @@ from vitslim.errors import ConfigError
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.early_tokens import early_tokens, faults_of_early_tokens
 from vitslim.train.evaluate import evaluate
+from vitslim.train.finite import fault_of_weights
 from vitslim.train.freezing import only_trained
-from vitslim.train.loop import Processes, Stage, train
+from vitslim.train.loop import Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
+from vitslim.train.optim import faults_of_optimizer
+from vitslim.train.processes import Processes
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.trunk import is_converted, trunk_of
+
+MAX_WEIGHT = 1e6  # of a part of the loss
 
 
 class DistillConfig(LoopConfig):
     """What the student shall learn, as weights of the parts of its loss, with how to train."""
 
-    hard: float = Field(default=0.0, ge=0)  # weight of the cross-entropy to labels
-    soft: float = Field(default=1.0, ge=0)  # weight of the divergence from the teacher's class distribution
-    tokens: float = Field(default=0.0, ge=0)  # weight of the distance to the teacher's final tokens
-    step_outputs: float = Field(default=0.0, ge=0)  # weight of the distance to the teacher's block outputs
-    temperature: float = Field(default=1.0, gt=0)  # softens both class distributions
+    hard: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)  # weight of the cross-entropy to labels
+    soft: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)  # weight of the divergence from the teacher's classes
+    tokens: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)  # weight of the distance to the teacher's final tokens
+    step_outputs: float = Field(
+        default=0.0, ge=0, le=MAX_WEIGHT
+    )  # weight of the distance to the teacher's block outputs
+    # Softens both class distributions. Its square is a factor of the loss; below, float32 knows no loss but 0 and NaN.
+    temperature: float = Field(default=1.0, ge=0.05, le=1000)
     token_distance: TokenDistance = "mse"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of a label spread over all classes
-    mixup: float = Field(default=0.0, ge=0)  # alpha of the blending of image pairs; 0: none
-    cutmix: float = Field(default=0.0, ge=0)  # alpha of the pasting of rectangles; 0: none
+    mixup: float = Field(default=0.0, ge=0, le=100)  # alpha of the blending of image pairs; 0: none
+    cutmix: float = Field(default=0.0, ge=0, le=100)  # alpha of the pasting of rectangles; 0: none
     mix_prob: float = Field(default=1.0, ge=0, le=1)  # share of the batches that are mixed
     early_tokens: float = Field(
         default=0.0, ge=0, lt=1
@@ -61,17 +69,22 @@ def distill(
 ) -> TrainResult:
     """Train a student in place, where it lies; it ends in evaluation mode.
 
+    Several processes, as torchrun starts them, train it together, each on batches of its own.
+
     Args:
         student: a timm classifier, converted or dense.
         teacher: a timm classifier on the same device, left as it is; None trains on labels alone.
         val_loader: held-out images, measured after every pass and at the end.
         out_dir: takes log.jsonl, tensorboard/ and state.safetensors.
-        resume: continue the run whose state lies in `out_dir`; without one the run starts from the beginning.
+        resume: continue the run whose state lies in `out_dir`, with as many processes; without a state the run starts
+            from the beginning.
         pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
-        ConfigError: the parts of the loss do not fit the models or the data; nothing has been changed then.
-        CheckFailedError: the loss became NaN or infinite.
+        ConfigError: the parts of the loss do not fit the models or the data, or a model holds NaN; nothing has been
+            changed then.
+        CheckFailedError: the loss or the weights became NaN or infinite, or another process of the run ended.
+        CheckpointError: the state to resume is of another run, or of another number of processes.
     """
     _check(student, teacher, train_loader, config)
     if val_loader is not None:
@@ -176,16 +189,21 @@ def _evaluation(
 
     def measure(model: nn.Module, processes: Processes) -> dict[str, float]:
         precision = resolve_precision(config.precision, next(model.parameters()).device)
-        share = loader.share(processes.rank, processes.count)
-        found = evaluate(model, share, teacher=teacher, precision=precision, reduce=processes.add_up)
-        return {name: float(value) for name, value in found.model_dump().items() if value is not None}
+        found = evaluate(model, loader, teacher=teacher, precision=precision, processes=processes)
+        figures = found.model_dump(exclude={"examples"}, exclude_none=True)
+        return {name: float(value) for name, value in figures.items()}
 
     return measure
 
 
 def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
     """Refuse what cannot work, all faults in one message, before anything is changed."""
-    faults = _loss_faults(teacher, config)
+    faults = faults_of_training(config) + _teacher_faults(teacher, config)
+    faults += [
+        fault
+        for role, model in (("student", student), ("teacher", teacher))
+        if model is not None and (fault := fault_of_weights(model, role)) is not None
+    ]
     faults += _data_faults(student, loader, config)
     faults += faults_of_early_tokens(student, config.early_tokens)
     if faults:
@@ -195,11 +213,16 @@ def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config
         _check_outputs(outputs[0], outputs[1], config)
 
 
-def _loss_faults(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
-    weights = {name: weight for name, weight in config.weights.items() if weight}
-    if not weights:
-        return ["every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs"]
-    from_teacher = [f"{name}={weight:g}" for name, weight in weights.items() if name != "hard"]
+def faults_of_training(config: LoopConfig) -> list[str]:
+    """What is wrong with the settings of a training whatever its models and images are; empty where nothing is."""
+    faults = faults_of_optimizer(config)
+    if isinstance(config, DistillConfig) and not any(config.weights.values()):
+        faults.append("every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs")
+    return faults
+
+
+def _teacher_faults(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
+    from_teacher = [f"{name}={weight:g}" for name, weight in config.weights.items() if weight and name != "hard"]
     if teacher is None and from_teacher:
         return [f"{', '.join(from_teacher)} needs a teacher; pass one, or set these to 0 with hard=1"]
     return []

@@ -1,6 +1,6 @@
 """How good a model is on held-out images, and how close to its teacher."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -9,14 +9,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.data.batch import Batch, Loader
-from vitslim.errors import ConfigError, DataError
+from vitslim.data.batch import MAX_EXAMPLES, Batch, Loader
+from vitslim.errors import CheckFailedError, ConfigError, DataError
+from vitslim.models import preprocessing
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import Result
+from vitslim.train.finite import fault_of_weights
+from vitslim.train.processes import ALONE, Processes
 
 Precision = Literal["no", "bf16"]
 
-_SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl")
+_SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl", "broken")
 
 
 class EvalResult(Result):
@@ -28,6 +31,8 @@ class EvalResult(Result):
     loss: float | None  # mean cross-entropy to the labels
     agreement: float | None  # share whose best class is the teacher's
     kl: float | None  # mean divergence of the class distribution from the teacher's, nats
+    corrupt: int = 0  # images that could not be read and were skipped; they are not among ``images``
+    examples: tuple[str, ...] = ()  # names of the first few of them
 
 
 def evaluate(
@@ -36,7 +41,7 @@ def evaluate(
     *,
     teacher: nn.Module | None = None,
     precision: Precision = "no",
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> EvalResult:
     """Measure a classifier on every image of a loader.
@@ -45,14 +50,15 @@ def evaluate(
         model: on the device where it shall run; its mode and gradients are left as they were.
         teacher: the model to be compared with, on the same device.
         precision: "bf16" runs both models under autocast.
-        reduce: adds up the sums of several processes; not given means one process.
+        processes: those that measure together; each takes its share of the images and gets the whole result.
 
     Raises:
-        ConfigError: the two models do not have the same classes.
+        CheckFailedError: scores that are NaN or infinite, of which no share or mean can be told.
+        ConfigError: the two models do not have the same classes, or one does not take the loader's images.
         DataError: no image could be read, or the data has other classes than the model.
     """
     found = evaluate_all(
-        {"model": model}, loader, teacher=teacher, precision=precision, reduce=reduce, progress=progress
+        {"model": model}, loader, teacher=teacher, precision=precision, processes=processes, progress=progress
     )
     return found["model"]
 
@@ -63,7 +69,7 @@ def evaluate_all(
     *,
     teacher: nn.Module | None = None,
     precision: Precision = "no",
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> dict[str, EvalResult]:
     """Measure several classifiers in one pass; see ``evaluate``.
@@ -72,25 +78,57 @@ def evaluate_all(
         A result for every name, and one called ``teacher`` where there is one, which runs once for all of them.
     """
     device = next(next(iter(models.values())).parameters()).device
-    names = [*models] if teacher is None else [*models, "teacher"]
-    sums = torch.zeros(len(names), len(_SUMS), dtype=torch.float64, device=device)
+    measured = {**models} if teacher is None else {**models, "teacher": teacher}
+    sums = torch.zeros(len(measured), len(_SUMS), dtype=torch.float64, device=device)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    with _resting(*models.values(), teacher), torch.no_grad(), autocast:
-        for batch in loader:
+    share = loader.share(processes.rank, processes.count)
+    with _resting(*measured.values()), torch.no_grad(), autocast:
+        for batch in share:
             batch = batch.to(device)
-            reference = None if teacher is None else teacher(batch.images).float()
-            for row, model in zip(sums, models.values(), strict=False):
-                logits = model(batch.images).float()
+            reference = None if teacher is None else _scores("teacher", teacher, batch, loader)
+            for row, (name, model) in zip(sums, models.items(), strict=False):
+                logits = _scores(name, model, batch, loader)
                 _check_classes(logits, loader)
                 row += _count(logits, reference, batch).to(sums)
             if reference is not None:
                 sums[-1] += _count(reference, None, batch).to(sums)
             progress(Progress("evaluate", int(sums[0, 0]), loader.num_images))
-    totals = sums if reduce is None else reduce(sums)
+    totals = processes.add_up(sums)
+    unreadable = tuple(dict.fromkeys(name for names in processes.gather(share.unreadable) for name in names))
+    for row, (name, model) in zip(totals, measured.items(), strict=True):
+        _check_finite(name, model, row)
     return {
-        name: _result(row, loader, teacher is not None and name != "teacher")
-        for name, row in zip(names, totals, strict=True)
+        name: _result(row, loader, teacher is not None and name != "teacher", unreadable)
+        for name, row in zip(measured, totals, strict=True)
     }
+
+
+def _scores(name: str, model: nn.Module, batch: Batch, loader: Loader) -> Float[Tensor, "b c"]:
+    try:
+        return model(batch.images).float()
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as fault:
+        given, stated = loader.image_shape, preprocessing(model)
+        wanted = (stated.channels, *stated.image_size)
+        if given == wanted:
+            raise
+        raise ConfigError(
+            f"the {name} takes images of {'x'.join(map(str, wanted))} (channels, height, width), the data is prepared "
+            f"as {'x'.join(map(str, given))}; name a {name} of that size, or open it so: open_model(..., "
+            f"img_size={given[1] if given[1] == given[2] else given[1:]})"
+        ) from fault
+
+
+def _check_finite(name: str, model: nn.Module, sums: Tensor) -> None:
+    broken, images = int(sums[_SUMS.index("broken")]), int(sums[0])
+    if not broken:
+        return
+    reason = fault_of_weights(model, name) or (
+        "all of its weights are finite, so the numbers grow too large on the way; measure in full precision, and look "
+        "at the mean and std of the images"
+    )
+    raise CheckFailedError(f"{name}: the class scores of {broken} of {images} images are NaN or infinite; {reason}")
 
 
 def _check_classes(logits: Float[Tensor, "b c"], loader: Loader) -> None:
@@ -105,6 +143,7 @@ def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b k"] | 
     """The sums over one batch, in the order of `_SUMS`."""
     sums = logits.new_zeros(len(_SUMS))
     sums[0] = len(logits)
+    sums[7] = (~logits.isfinite().all(dim=1)).sum()
     if batch.labels is not None:
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
         sums[1], sums[2], sums[3] = len(logits), best[:, 0].sum(), best.sum()
@@ -120,7 +159,7 @@ def _count(logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b k"] | 
     return sums
 
 
-def _result(sums: Tensor, loader: Loader, has_teacher: bool) -> EvalResult:
+def _result(sums: Tensor, loader: Loader, has_teacher: bool, unreadable: tuple[str, ...]) -> EvalResult:
     found: dict[str, float] = dict(zip(_SUMS, sums.tolist(), strict=True))
     if not found["images"]:
         raise DataError(f"{loader.origin}: no image could be read, so there is nothing to measure")
@@ -135,6 +174,8 @@ def _result(sums: Tensor, loader: Loader, has_teacher: bool) -> EvalResult:
         loss=mean("loss", "labelled"),
         agreement=mean("agreement", "images", known=has_teacher),
         kl=mean("kl", "images", known=has_teacher),
+        corrupt=len(unreadable),
+        examples=unreadable[:MAX_EXAMPLES],
     )
 
 

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitslim.data.batch import Batch, Loader
+from vitslim.data.batch import MAX_EXAMPLES, Batch, Loader
 from vitslim.data.randomness import seeded
-from vitslim.errors import CheckFailedError, DataError, MissingDependencyError
+from vitslim.errors import CheckFailedError, CheckpointError, DataError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.train.attention import quick_gradients
+from vitslim.train.finite import not_finite
 from vitslim.train.journal import Journal, Window
 from vitslim.train.optim import make_optimizer, make_schedule, parameter_groups, planned_steps
+from vitslim.train.processes import Processes, ending_together, open_accelerator, started_processes
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE, RunState, check_same_run, read_run_state, restore_state, save_state
 
@@ -32,15 +34,6 @@ class Objective(Protocol):
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Images and targets for `forward`; random mixing happens here, outside of compiled code."""
         ...
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together, seen from one of them."""
-
-    rank: int = 0
-    count: int = 1
-    add_up: Callable[[Tensor], Tensor] | None = None  # sums a tensor over all of them; None: there is one
 
 
 @dataclass(frozen=True)
@@ -61,16 +54,19 @@ def train(objective: nn.Module, loader: Loader, config: LoopConfig, stage: Stage
     """Train the student of an objective in place; it ends in evaluation mode.
 
     Raises:
-        CheckFailedError: the loss became NaN or infinite; the student keeps its last good weights.
-        CheckpointError: there is a state to resume, but of another run.
+        CheckFailedError: the loss became NaN or infinite, and the student keeps its last good weights; or the weights
+            did; or another process of the run ended.
+        CheckpointError: there is a state to resume, but of another run or of another number of processes.
+        ConfigError: an optimizer or schedule that is not known, or processes that cannot be joined.
         DataError: too many images cannot be read.
     """
-    run = _Run(objective, loader, config, stage)
-    try:
-        with quick_gradients(run.student, run.device):
-            return run.go()
-    finally:
-        run.journal.close()
+    with ending_together(started_processes()):
+        run = _Run(objective, loader, config, stage)
+        try:
+            with quick_gradients(run.student, run.device):
+                return run.go()
+        finally:
+            run.journal.close()
 
 
 class _Run:
@@ -81,19 +77,24 @@ class _Run:
         self.student: nn.Module = objective.get_submodule("student")
         self.device = next(self.student.parameters()).device
         self.precision = resolve_precision(config.precision, self.device)
-        self.accelerator = _open_accelerator()
-        rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        self.processes = Processes(rank, count, None if count == 1 else self.accelerator.reduce)
-        self.loader = loader.share(rank, count)
+        self.accelerator = open_accelerator(self.device)
+        self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        self.loader = loader.share(self.processes.rank, self.processes.count)
         self.steps = planned_steps(config.epochs, config.steps, len(self.loader), config.accumulate)
         self.optimizer, self.schedule = self._make_optimizer()
         self.average = _make_average(self.student, config.ema_decay)
         if config.compile:
             objective.compile()
         self.model: nn.Module = self.accelerator.prepare_model(objective, device_placement=False)
-        self.folder = stage.out_dir if self.accelerator.is_main_process else None
+        self.folder = stage.out_dir if self.processes.is_main else None
+        self.state = RunState(
+            stage=stage.name, settings=_settings(config), data=_describe(loader), processes=self.processes.count
+        )
         found = self._resumed() if stage.resume else None
-        self.state = found or RunState(stage=stage.name, settings=_settings(config), data=_describe(loader))
+        if found is None and self.folder is not None:
+            # Until this run has a state of its own, nobody shall resume another one in its place.
+            (self.folder / STATE_FILE).unlink(missing_ok=True)
+        self.state = found or self.state
         resumed_step = None if found is None else found.step
         self.journal = Journal(self.folder, resumed_step=resumed_step, tensorboard=config.tensorboard)
 
@@ -110,7 +111,7 @@ class _Run:
             self._set_learning_rate(state)
             self._adapt(self._done(state) / self.steps)
             taken = self._step(batches, state.step)
-            state = self._advance(state, taken, earlier + time.perf_counter() - started)
+            state = self._advance(state, taken, self._clock(earlier + time.perf_counter() - started))
             window.add(taken.losses, taken.images * self.processes.count)
             is_late = self._is_late(state.seconds)
             is_last = state.step >= self.steps or is_late
@@ -119,12 +120,17 @@ class _Run:
                 self._adapt(1.0)
             if is_last or state.step % self.config.log_every == 0:
                 self._log(state, window, taken.gradient_norm)
-            if is_last or (state.batch == 0 and state.epoch % self.config.eval_every_epochs == 0):
+            is_measured = is_last or (state.batch == 0 and state.epoch % self.config.eval_every_epochs == 0)
+            is_saved = is_last or is_paused or state.step % self.config.checkpoint_every == 0
+            if is_measured or is_saved:
+                self._check_weights(state)
+            if is_measured:
                 state = self._evaluate(state)
-                state = state.model_copy(update={"seconds": earlier + time.perf_counter() - started})
+                seconds = self._clock(earlier + time.perf_counter() - started)
+                state = state.model_copy(update={"seconds": seconds})
                 window.restart_clock()
-            if is_last or is_paused or state.step % self.config.checkpoint_every == 0:
-                self._save(state)
+            if is_saved:
+                state = self._save(state)
         return self._finish(state, window)
 
     def _advance(self, state: RunState, taken: "_Step", seconds: float) -> RunState:
@@ -189,6 +195,11 @@ class _Run:
             f"precision={self.precision}); {kept}; lower lr, lengthen warmup, or set precision='no'"
         )
 
+    def _check_weights(self, state: RunState) -> None:
+        # A gradient that is finite can still make a step beyond the largest number.
+        if bad := not_finite(self.student):
+            raise self._diverged(state.step - 1, f"{bad[0]} became NaN or infinite")
+
     def _batches(self, state: RunState) -> Iterator[tuple[int, int, Batch]]:
         """Batches without end, each with its pass and the number of the batch that follows it."""
         epoch, start = state.epoch, state.batch
@@ -233,7 +244,7 @@ class _Run:
         done = float(state.step)
         if self.config.max_minutes is not None:
             done = max(done, self.steps * state.seconds / (60 * self.config.max_minutes))
-        return min(done, self.steps - 1)
+        return min(done, float(self.steps - 1))
 
     def _adapt(self, share: float) -> None:
         """Let the student, and its average, become what they are at this share of the run."""
@@ -242,18 +253,20 @@ class _Run:
                 self.stage.adapt(model, share)
 
     def _is_late(self, seconds: float) -> bool:
+        return self.config.max_minutes is not None and seconds >= 60 * self.config.max_minutes
+
+    def _clock(self, seconds: float) -> float:
+        """The main process's seconds where they decide anything: all must end, and learn, at the same step alike."""
         if self.config.max_minutes is None:
-            return False
-        return self._any_process(seconds >= 60 * self.config.max_minutes)
+            return seconds
+        told = torch.tensor(seconds if self.processes.is_main else 0.0, dtype=torch.float64, device=self.device)
+        return float(self.processes.add_up(told))
 
     def _wants_pause(self) -> bool:
-        return self.stage.pause is not None and self._any_process(self.stage.pause())
-
-    def _any_process(self, is_over: bool) -> bool:
-        if self.processes.count == 1:
-            return is_over
-        # All processes must stop at the same step, or the others wait for the one that has.
-        return bool(self.accelerator.reduce(torch.tensor(float(is_over), device=self.device)) > 0)
+        if self.stage.pause is None:
+            return False
+        asked = torch.tensor(float(self.stage.pause()), device=self.device)
+        return bool(self.processes.add_up(asked) > 0)
 
     # --- record --------------------------------------------------------------------------------------------------
 
@@ -261,7 +274,7 @@ class _Run:
         return {
             "stage": self.stage.name,
             "settings": _settings(self.config),
-            "data": _describe(self.loader),
+            "data": self.state.data,
             "planned_steps": self.steps,
             "steps_per_pass": len(self.loader) / self.config.accumulate,
             "trained_parameters": self._trained_parameters(),
@@ -293,25 +306,39 @@ class _Run:
         self.journal.write("eval", state.step, **values, seconds=state.seconds)
         return state.model_copy(update={"evaluations": (*state.evaluations, {"step": float(state.step), **values})})
 
-    def _save(self, state: RunState) -> None:
+    def _save(self, state: RunState) -> RunState:
+        state = state.model_copy(update={"unreadable": self._unreadable(state)})
         if self.folder is not None:
             average = None if self.average is None else self.average.module
             save_state(self.folder / STATE_FILE, state, self.student, average, self.optimizer)
+        return state
+
+    def _unreadable(self, state: RunState) -> tuple[str, ...]:
+        """Names of the images that no process could read, each once, those before an interruption among them."""
+        found = self.processes.gather(self.loader.unreadable)
+        return tuple(dict.fromkeys([*state.unreadable, *(name for names in found for name in names)]))
 
     def _resumed(self) -> RunState | None:
-        path = None if self.stage.out_dir is None else self.stage.out_dir / STATE_FILE
-        if path is None or not path.exists():
+        if self.stage.out_dir is None:
             return None
-        state = read_run_state(path)
-        check_same_run(path, state, self.stage.name, _settings(self.config), _describe(self.loader))
-        average = None if self.average is None else self.average.module
-        restore_state(path, self.student, average, self.optimizer)
-        return state
+        path = self.stage.out_dir / STATE_FILE
+        found = read_run_state(path) if path.exists() else None
+        steps = self.processes.gather(None if found is None else found.step)
+        if len({*steps}) > 1:
+            raise CheckpointError(
+                f"{path}: the processes find states of different steps there ({steps}); all must share one file system"
+            )
+        if found is not None:
+            check_same_run(path, found, self.state)
+            average = None if self.average is None else self.average.module
+            restore_state(path, self.student, average, self.optimizer)
+        return found
 
     def _finish(self, state: RunState, window: Window) -> TrainResult:
         if self.average is not None:
             self.student.load_state_dict(self.average.module.state_dict())
         self.student.eval()
+        unreadable = self._unreadable(state)
         result = TrainResult(
             stage=self.stage.name,
             settings=_settings(self.config),
@@ -326,7 +353,8 @@ class _Run:
             stopped=self._reason(state),
             losses=window.last,
             evaluations=[dict(evaluation) for evaluation in state.evaluations],
-            corrupt=self.loader.corrupt.count,
+            corrupt=len(unreadable),
+            examples=unreadable[:MAX_EXAMPLES],
         )
         if window.last and result.stopped != "paused":  # a run that was finished before has written its end
             self.journal.write("end", state.step, **result.model_dump(exclude={"settings", "evaluations"}))
@@ -335,8 +363,7 @@ class _Run:
     def _reason(self, state: RunState) -> Literal["finished", "time", "paused"]:
         if state.step >= self.steps:
             return "finished"
-        limit = self.config.max_minutes
-        return "time" if limit is not None and state.seconds >= 60 * limit else "paused"
+        return "time" if self._is_late(state.seconds) else "paused"
 
     def _trained_parameters(self) -> int:
         return sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])
@@ -351,16 +378,6 @@ class _Step:
     epoch: int = 0
     position: int = 0  # batches taken from the pass
     images: int = 0
-
-
-def _open_accelerator() -> Any:
-    try:
-        from accelerate import Accelerator
-    except ImportError:
-        raise MissingDependencyError("training needs accelerate: pip install 'vitslim[train]'") from None
-    # It starts and joins processes. Precision is ours: accelerate fixes it once per process, a run of two stages
-    # may want two; bf16 needs no gradient scaling. Devices are ours: a model trains where it lies.
-    return Accelerator(mixed_precision="no", device_placement=False)
 
 
 def _make_average(student: nn.Module, decay: float | None) -> Any:

@@ -1,18 +1,23 @@
 """Which parameter learns how fast: groups, optimiser, schedule, all timm's."""
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
 
 import timm.optim
 import timm.scheduler
+import torch
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from vitslim.errors import ConfigError
+from vitslim.train.settings import LoopConfig
 
+# Adahessian asks for second derivatives; Kron keeps lists of matrices, which the state of a run does not hold.
+_EXCLUDED = ("adahessian", "kron*")
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")  # timm's that need no options beyond ours
 
 
@@ -53,12 +58,14 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
     """Make one of timm's optimisers.
 
     Raises:
-        ConfigError: timm knows no optimiser of that name.
+        ConfigError: timm knows no optimiser of that name, or it needs a library or device that is not there.
     """
-    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
-    if name not in known:
-        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(known)}")
-    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    if name not in _known_optimizers():
+        raise ConfigError(_unknown("optimizer", name, _known_optimizers()))
+    try:
+        return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    except (AssertionError, ImportError, ValueError) as fault:
+        raise ConfigError(f"optimizer {name!r} cannot be made: {fault}; choose another, as adamw") from fault
 
 
 def make_schedule(
@@ -70,7 +77,7 @@ def make_schedule(
         ConfigError: no schedule of that name.
     """
     if name not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+        raise ConfigError(_unknown("schedule", name, SCHEDULES))
     schedule, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
         sched=name,
@@ -83,6 +90,28 @@ def make_schedule(
     )
     assert schedule is not None
     return schedule
+
+
+def faults_of_optimizer(config: LoopConfig) -> list[str]:
+    """Why no optimiser or schedule can be made of these settings, for any model; empty where both can."""
+    faults: list[str] = []
+    try:
+        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config.optimizer, config.lr, config.weight_decay)
+    except ConfigError as fault:
+        faults.append(str(fault))
+    if config.schedule not in SCHEDULES:
+        faults.append(_unknown("schedule", config.schedule, SCHEDULES))
+    return faults
+
+
+def _known_optimizers() -> list[str]:
+    return [str(name) for name in timm.optim.list_optimizers(exclude_filters=list(_EXCLUDED))]
+
+
+def _unknown(kind: str, name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (choose one of {', '.join(known)})"
 
 
 def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: int, accumulate: int) -> int:

@@ -18,6 +18,7 @@ from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import Config, Result
 from vitslim.train.distill import DistillConfig, distill
 from vitslim.train.evaluate import EvalResult, evaluate
+from vitslim.train.processes import refuse_several_processes
 from vitslim.train.settings import TrainResult
 from vitslim.train.start import start_from_scratch_
 
@@ -28,7 +29,7 @@ RESULT_FILE = "pretrain.json"
 class Phase(Config):
     """One part of a pretraining: an image size with how to train at it."""
 
-    image_size: int = Field(default=64, ge=8)  # pixels; small images come first, they are cheap
+    image_size: int = Field(default=64, ge=8, le=4096)  # pixels; small images come first, they are cheap
     batch_size: int = Field(default=128, ge=1)
     augment: AugmentConfig | None = None
     train: DistillConfig = DistillConfig(hard=1.0, soft=0.0)
@@ -41,7 +42,7 @@ class PretrainConfig(Config):
     data: DataConfig = DataConfig(source="fractals")
     phases: tuple[Phase, ...] = Field(default=(Phase(),), min_length=1)
     scaled_start: bool = True  # start values for small models (see `start_from_scratch_`) instead of timm's
-    seed: int = Field(default=0, ge=0)  # of the first weights
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of the first weights
 
 
 class PretrainResult(Result):
@@ -64,9 +65,11 @@ def pretrain(
         resume: continue where an earlier call was cut off.
 
     Raises:
-        ConfigError: the images have no classes, or the model does not take an image size.
+        ConfigError: the images have no classes, the model does not take an image size, or several processes were
+            started: the phases are made by one.
         CheckFailedError: the loss became NaN or infinite.
     """
+    refuse_several_processes("pretraining in phases")
     folder = Path(out_dir)
     files.write_json(folder / "pretrain_config.json", config.model_dump(mode="json"))
     classes = _classes(config)

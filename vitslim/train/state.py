@@ -29,6 +29,7 @@ class RunState(Config):
     stage: str
     settings: dict[str, Any]  # the config of the run, as JSON
     data: dict[str, Any]  # what the training images are: other images would not continue the run
+    processes: int  # that train together, each on a batch of its own
     step: int = 0  # optimiser steps done
     epoch: int = 0
     batch: int = 0  # batches taken from this pass
@@ -36,6 +37,7 @@ class RunState(Config):
     seconds: float = 0.0
     finished: bool = False
     evaluations: tuple[dict[str, float], ...] = ()
+    unreadable: tuple[str, ...] = ()  # names of the training images met so far that could not be read
 
 
 def save_state(path: Path, state: RunState, model: nn.Module, average: nn.Module | None, optimizer: Optimizer) -> None:
@@ -43,14 +45,18 @@ def save_state(path: Path, state: RunState, model: nn.Module, average: nn.Module
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    metadata = {"run": state.model_dump_json(), "optimizer": json.dumps(scalars)}
+    beside = {str(index): values for index, values in optimizer.state_dict()["state"].items()}
+    # Some optimisers (LAMB, Adan) count their steps in the groups instead of beside each parameter.
+    groups = {str(index): _without_parameters(group) for index, group in enumerate(optimizer.param_groups)}
+    scalars: dict[str, dict[str, dict[str, Any]]] = {"optimizer": {}, "groups": {}}
+    for part, entries in (("optimizer", beside), ("groups", groups)):
+        for index, values in entries.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{part}.{index}.{key}"] = value
+                else:
+                    scalars[part].setdefault(index, {})[key] = value
+    metadata = {"run": state.model_dump_json(), **{part: json.dumps(found) for part, found in scalars.items()}}
     files.write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
@@ -76,44 +82,79 @@ def restore_state(path: Path, model: nn.Module, average: nn.Module | None, optim
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            scalars: dict[str, dict[str, Any]] = json.loads((file.metadata() or {})["optimizer"])
-        model.load_state_dict(_below("model.", tensors))
+            metadata = file.metadata() or {}
+            beside, groups = (_entries(part, tensors, metadata) for part in ("optimizer", "groups"))
+        _fill_(model, _below("model.", tensors))
         if average is not None:
-            average.load_state_dict(_below("average.", tensors))
+            _fill_(average, _below("average.", tensors))
         if optimizer is not None:
-            optimizer.load_state_dict(_optimizer_state(optimizer, _below("optimizer.", tensors), scalars))
+            running = optimizer.state_dict()["param_groups"]
+            groups = [{**own, **groups.get(index, {})} for index, own in enumerate(running)]
+            optimizer.load_state_dict({"state": beside, "param_groups": groups})
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as fault:
         raise CheckpointError(f"{path} does not fit this run ({fault}); remove it to start anew") from None
+
+
+def _fill_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    # torch fills what fits before it complains, and then names every tensor that does not.
+    here, there = ({name: tuple(value.shape) for name, value in one.items()} for one in (model.state_dict(), tensors))
+    misfits = [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]
+    if misfits:
+        first = misfits[0]
+        raise ValueError(
+            f"it is of another model: {len(misfits)} of {len(here)} tensors differ, the first is {first}, "
+            f"{there.get(first, 'missing')} in the file and {here.get(first, 'missing')} in this model"
+        )
+    model.load_state_dict(dict(tensors))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _optimizer_state(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in scalars.items()}
-    for name, tensor in tensors.items():
+def _entries(part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    """What an optimiser kept beside each parameter, or in each group, by their numbers."""
+    entries: dict[int, dict[str, Any]] = {int(index): values for index, values in json.loads(metadata[part]).items()}
+    for name, tensor in _below(f"{part}.", tensors).items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    # Learning rates follow from the step, so the groups are those of the running optimiser.
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        entries.setdefault(int(index), {})[key] = tensor
+    return entries
 
 
-def check_same_run(
-    path: Path, state: RunState, stage: str, settings: Mapping[str, Any], data: Mapping[str, Any]
-) -> None:
-    """Refuse to continue a run under other settings: it would be neither the old run nor a new one."""
-    wanted = {"stage": stage, **settings, **{f"data.{name}": value for name, value in data.items()}}
-    found = {"stage": state.stage, **state.settings, **{f"data.{name}": value for name, value in state.data.items()}}
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    # Pairs such as the betas would come back from JSON as lists; they are settings, which the running optimiser has.
+    return {name: value for name, value in group.items() if isinstance(value, int | float | Tensor)}
+
+
+def check_same_run(path: Path, found: RunState, wanted: RunState) -> None:
+    """Refuse to continue a run under other settings: it would be neither the old run nor a new one.
+
+    Args:
+        found: what lies at ``path``.
+        wanted: the run that is to be made, at its first step.
+
+    Raises:
+        CheckpointError: they differ in what decides the next step.
+    """
+    if found.processes != wanted.processes:
+        raise CheckpointError(
+            f"{path} belongs to a run of {found.processes} processes, now there are {wanted.processes}: every step "
+            f"would see another number of images; resume with {found.processes} (torchrun --nproc-per-node "
+            f"{found.processes}), or start anew without resume"
+        )
+    was, now = _decisive(found), _decisive(wanted)
     changes = [
-        f"{name} was {found.get(name)!r}, now {wanted.get(name)!r}"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name) and name not in FREE_TO_CHANGE
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
     ]
     if changes:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(changes)}; resume with the old settings, "
             "or start anew without resume"
         )
+
+
+def _decisive(state: RunState) -> dict[str, Any]:
+    settings = {name: value for name, value in state.settings.items() if name not in FREE_TO_CHANGE}
+    return {"stage": state.stage, **settings, **{f"data.{name}": value for name, value in state.data.items()}}

@@ -13,9 +13,11 @@ from vitslim.errors import ConfigError
 from vitslim.models import trace
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.closed_form import fit_last_layers_
+from vitslim.train.finite import fault_of_weights
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
-from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
+from vitslim.train.optim import faults_of_optimizer
+from vitslim.train.settings import MAX_FACTOR, MAX_STEPS, LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
 from vitslim.trunk import Trunk, is_converted, trunk_of
 
@@ -25,9 +27,9 @@ MEASURED_BATCHES = 4  # batches on which the losses before and after are compare
 class WarmStartConfig(LoopConfig):
     """A few hundred quick steps: every new module has its own small regression problem."""
 
-    steps: int | None = Field(default=300, gt=0)
-    lr: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    steps: int | None = Field(default=300, gt=0, le=MAX_STEPS)
+    lr: float = Field(default=2e-3, gt=0, le=MAX_FACTOR)
+    weight_decay: float = Field(default=0.0, ge=0, le=MAX_FACTOR)
     closed_form_batches: int = Field(default=16, ge=0)  # batches of the least squares for last linear layers; 0: none
 
 
@@ -55,10 +57,13 @@ def warm_start(
         pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
-        ConfigError: the student is dense, or has nothing to fit.
-        CheckFailedError: a loss became NaN or infinite.
+        ConfigError: the student is dense, has nothing to fit, or one of the models holds NaN.
+        CheckFailedError: a loss became NaN or infinite, or another process of the run ended.
     """
     trunk = _trunk_to_fit(student)
+    faults = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
+    if any(faults):
+        raise ConfigError("; ".join(fault for fault in faults if fault is not None))
     batches = list(islice(loader, MEASURED_BATCHES))
     new = list(trunk.new_parameters().values())
     precision = resolve_precision(config.precision, new[0].device)
