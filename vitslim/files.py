@@ -125,7 +125,13 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 def is_vacant(folder: Path) -> bool:
     """Whether a folder holds nothing but what writes that were cut off left behind."""
-    return all(_SCRATCH.fullmatch(path.name) for path in folder.iterdir())
+    return all(is_scratch(path) for path in folder.iterdir())
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether this is what a killed process of ours may leave: of one write, or of a run over another one."""
+    is_copy = path.name == f".{Path(os.path.abspath(path)).parent.name}.next"
+    return is_copy or _SCRATCH.fullmatch(path.name) is not None
 
 
 def require_writable(path: str | Path) -> None:
