@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ from tests.variants import ALL, NOT_DESCRIBABLE, SIZE, dense, images_for
 from vitslim import checkpoint
 from vitslim.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, load_config, save
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.files import read_json, write_json
+from vitslim.files import read_json, write_json, write_tensors
 from vitslim.methods import convert
 from vitslim.models import BaseModel, open_model, preprocessing
+from vitslim.models.base import remember_base
+from vitslim.trunk import trunk_of
 
 DESCRIBABLE = [name for name in ALL if name not in NOT_DESCRIBABLE]
 SOME = ["vit_four_registers", "distilled", "eva_dinov3", "eva_mixed_rotary", "beit_both_biases", "test_vit"]
@@ -222,6 +225,30 @@ def test_a_given_base_is_believed(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "out")(images_for(model)), model(images_for(model)))
 
 
+def test_two_saves_give_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    # The library's own order of metadata changes from file to file: eight equal ones are no chance.
+    for number in range(8):
+        again = save(load(saved), tmp_path / str(number))
+        for name in (CONFIG_FILE, WEIGHTS_FILE, "README.md"):
+            assert (again / name).read_bytes() == (saved / name).read_bytes(), name
+    document = read_json(saved / CONFIG_FILE)
+    assert list(document) == sorted(document)
+    assert list(document["base"]["options"]) == sorted(document["base"]["options"])
+
+
+def test_a_model_that_came_from_the_hub_is_saved_without_the_hub(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3).eval()
+    remember_base(model, BaseModel(architecture="hf-hub:someone/something"))
+    loaded = load(save(convert(model, "skipat", layers=[1]), tmp_path / "out"))
+    assert trunk_of(loaded).base.architecture.startswith("vit_tiny_patch16_224")
+
+
+def test_names_for_another_number_of_classes_are_refused(tmp_path: Path, student: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="2 class names were given for a model of 10 classes"):
+        save(student, tmp_path / "out", class_names=["cat", "dog"])
+    assert not (tmp_path / "out").exists()
+
+
 # --- a write that is cut off ----------------------------------------------------------------------------------------
 
 
@@ -247,21 +274,97 @@ def test_a_write_that_is_cut_off_leaves_the_old_model(
     assert torch.equal(load(saved)(images_for(student)), student(images_for(student)))
 
 
+def killed_at(call: int, work: Callable[[], object]) -> bool:
+    """Do ``work`` in a process that dies at the given rename; whether it died."""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count(1)
+        rename = os.replace
+
+        def replace(*args: Any) -> None:
+            if next(calls) == call:
+                os._exit(9)
+            rename(*args)
+
+        os.replace = replace
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_save_that_is_killed_is_old_or_new_or_noticed(call: int, saved: Path, student: nn.Module) -> None:
+    other = convert(dense("vit_plain"), "skipat", layers=[3])
+    assert killed_at(call, lambda: save(other, saved, overwrite=True))
+    if call == 2:  # between weights and description
+        with pytest.raises(
+            CheckpointError, match=r"not saved together: conversions, .* model\.safetensors is the newer"
+        ):
+            load(saved)
+    else:
+        assert_same_model(load(saved), student if call == 1 else other, images_for(student))
+    assert_same_model(load(saved / WEIGHTS_FILE), student if call == 1 else other, images_for(student))
+    save(other, saved, overwrite=True)
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_kill_inside_the_first_save_does_not_occupy_the_folder(tmp_path: Path, student: nn.Module) -> None:
+    assert killed_at(1, lambda: save(student, tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir())
+    assert_same_model(load(save(student, tmp_path / "out")), student, images_for(student))
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_save_that_fails_leaves_all_old_files(call: int, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    calls, rename = itertools.count(1), os.replace
+    monkeypatch.setattr(os, "replace", lambda *args: no_space() if next(calls) == call else rename(*args))
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(convert(dense("vit_plain"), "skipat", layers=[3]), saved, overwrite=True)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_description_of_another_save_is_noticed(saved: Path, tmp_path: Path, student: nn.Module) -> None:
+    other = save(convert(dense("vit_plain"), "skipat", layers=[3]), tmp_path / "other")
+    shutil.copy(other / CONFIG_FILE, saved / CONFIG_FILE)
+    with pytest.raises(CheckpointError, match=r"were not saved together: conversions, .*config\.json is the newer one"):
+        load(saved)
+
+
 # --- what is broken is named ----------------------------------------------------------------------------------------
 
 
+def describe_as(folder: Path, document: Any) -> None:
+    """Give a saved folder another description, in both places where it stands."""
+    write_json(folder / CONFIG_FILE, document)
+    state = load_file(folder / WEIGHTS_FILE)
+    write_tensors(folder / WEIGHTS_FILE, state, {"vitslim": json.dumps(document)})
+
+
 def change(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: describe_as(folder, {**read_json(folder / CONFIG_FILE), **values})
+
+
+def option(**values: Any) -> Callable[[Path], None]:
+    """Change options of the base model."""
+
     def apply(folder: Path) -> None:
-        write_json(folder / CONFIG_FILE, {**read_json(folder / CONFIG_FILE), **values})
+        document = read_json(folder / CONFIG_FILE)
+        document["base"]["options"].update(values)
+        describe_as(folder, document)
 
     return apply
+
+
+def converted_with(**values: Any) -> Callable[[Path], None]:
+    return change(conversions=[{"method": "skipat", "options": {"layers": [1, 2], **values}}])
 
 
 def without(key: str) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         document = read_json(folder / CONFIG_FILE)
         del document[key]
-        write_json(folder / CONFIG_FILE, document)
+        describe_as(folder, document)
 
     return apply
 
@@ -283,6 +386,15 @@ def truncate(folder: Path) -> None:
     data = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(data[: len(data) // 2])
 
+
+def pipe(folder: Path) -> None:
+    (folder / CONFIG_FILE).unlink()
+    os.mkfifo(folder / CONFIG_FILE)
+
+
+DEEP: list[Any] = []
+for _ in range(300):
+    DEEP = [DEEP]
 
 BASE = {"architecture": ":VisionTransformer", "options": {}}
 
@@ -322,6 +434,34 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(lambda state: state.update({"head.weight": torch.zeros(3, 48)})),
         r"head\.weight has shape \(3, 48\), the model that config\.json describes wants \(10, 48\)",
     ),
+    "no array of numbers": (write_config('{"input": NaN}'), r"config\.json is not readable JSON \(NaN is no JSON\)"),
+    "great depth": (write_config("[" * 10**6), r"config\.json is not readable JSON \(it is nested too deeply\)"),
+    "some depth": (write_config('{"format":' * 900 + "1" + "}" * 900), "is not a vitslim description"),
+    "deep options": (change(conversions=[{"method": "skipat", "options": {"layers": DEEP}}]), "cannot be rebuilt"),
+    "a pipe": (pipe, r"config\.json"),
+    "names that are no text": (change(class_names=[1] * 10), r"is damaged: class_names\.0"),
+    "too few names": (change(class_names=["cat", "dog"]), "has 2 class names for 10 classes"),
+    "integers": (
+        tensors(lambda state: state.update({"head.bias": torch.zeros(10, dtype=torch.int64)})),
+        r"head\.bias is I64, wanted a torch\.float32",
+    ),
+    "doubles": (tensors(lambda state: state.update({"head.bias": torch.zeros(10).double()})), r"head\.bias is F64"),
+    "a million blocks": (option(depth=10**6), "depth=1000000; wanted 1 to 1000"),
+    "a wide model": (option(embed_dim=3 * 10**7), "has shape"),
+    "many classes": (option(num_classes=10**10), r"head\.weight has shape \(10, 48\)"),
+    "large images": (option(img_size=8 * 10**5), "pos_embed has shape"),
+    "a wide layer": (option(mlp_ratio=1e9), "mlp.* has shape"),
+    "many registers": (option(reg_tokens=10**9), "has shape|missing"),
+    "a wide conversion": (converted_with(expansion=1e9), "cannot be rebuilt: skipat.expansion=1000000000"),
+    "from the hub": (change(base={"architecture": "hf-hub:timm/vit"}), "leads to the network or to other files"),
+    "from a folder": (change(base={"architecture": "local-dir:/etc"}), "leads to the network or to other files"),
+    "pretrained": (option(pretrained=True), r"leads to .* by its options \['pretrained'\]"),
+    "other weights": (change(base={"architecture": "builtin", "options": {"weights": "/etc/passwd"}}), "leads to"),
+    "a checkpoint": (
+        change(base={"architecture": "vit_tiny_patch16_224", "options": {"checkpoint_path": "/etc/passwd"}}),
+        "leads to the network or to other files by its options",
+    ),
+    "a source": (option(pretrained_cfg={"url": "http://localhost/x"}), "leads to the network or to other files"),
     "another conversion": (change(conversions=[]), r"does not fit the model that config\.json describes"),
 }
 

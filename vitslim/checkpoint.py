@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
-from vitslim.files import read_json, write_json, write_tensors, write_text
+from vitslim.files import atomic_paths, is_vacant, json_text, parse_json, read_json, save_tensors
 from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
@@ -31,6 +31,10 @@ WEIGHTS_FILE = "model.safetensors"
 # What the constructors of timm and torch raise for options that they were not meant to get.
 _BUILD_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+# As safetensors names them. Any of the first may stand for another: parts of a model may be of another precision.
+_FLOAT_TYPES = ("F32", "F16", "BF16")
+_OTHER_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+_MOST_BLOCKS = 1000  # timm's deepest ViT has 64
 
 
 class SavedConversion(Config):
@@ -64,7 +68,9 @@ def save(
     class_names: list[str] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write config.json, model.safetensors and a model card into a folder.
+    """Write config.json, model.safetensors and a model card into a folder; old ones stay until all three are whole.
+
+    The same model gives the same bytes.
 
     Args:
         model: a converted model, or a dense timm model of a supported family.
@@ -75,19 +81,24 @@ def save(
         metrics: accuracy figures for the model card, fractions of 1.
 
     Raises:
-        ConfigError: the folder is not empty, or the model cannot be described.
+        ConfigError: the folder is not empty, the model cannot be described, or has more or fewer classes than names.
+        CheckpointError: a file cannot be written; what lay there is unchanged.
     """
     folder = Path(out)
     check_output_folder(folder, overwrite=overwrite)
     config = describe_saved(model, base=base, class_names=class_names)
-    document = config.model_dump(mode="json")
+    document = json.loads(json.dumps(config.model_dump(mode="json"), sort_keys=True))
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     if any(value.is_meta for value in tensors.values()):
         raise ConfigError("a model on the meta device has no weights to save; open it on a real device")
-    # The same description travels inside the file, so that the file alone can be loaded.
-    write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt", FORMAT: json.dumps(document)})
-    write_json(folder / CONFIG_FILE, document)
-    write_text(folder / "README.md", model_card(config, metrics))
+    text = json_text(document, folder / CONFIG_FILE)
+    places = [folder / name for name in (WEIGHTS_FILE, CONFIG_FILE, "README.md")]
+    with atomic_paths(*places) as (weights, description, card):
+        # The same description travels inside the file, so that the file alone can be loaded, and is known to belong
+        # to the description beside it.
+        save_tensors(weights, tensors, {"format": "pt", FORMAT: json.dumps(document)})
+        description.write_text(text, "utf-8")
+        card.write_text(model_card(config, metrics), "utf-8")
     return folder
 
 
@@ -99,7 +110,7 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not is_vacant(folder) and not overwrite:
         raise ConfigError(f"output folder {folder} is not empty; pass --overwrite (overwrite=True) or another folder")
 
 
@@ -116,6 +127,10 @@ def describe_saved(
         raise ConfigError(
             f"this {type(model).__name__} cannot be rebuilt from a name: it was built by hand with unusual settings, "
             "or cut with prune_intermediate_layers; pass base=BaseModel(architecture=..., options={...})"
+        )
+    if class_names is not None and len(class_names) != getattr(model, "num_classes", None):
+        raise ConfigError(
+            f"{len(class_names)} class names were given for a model of {getattr(model, 'num_classes', 'no')} classes"
         )
     history = trunk_of(model).history if is_converted(model) else ()
     return SavedModel(
@@ -138,10 +153,16 @@ def load(path: AnyPath) -> nn.Module:
     Args:
         path: a folder that ``save`` wrote, its model.safetensors alone, or ``hf-hub:owner/name``.
 
+    Nothing but these files is read, and nothing is built before the weights are known to fit it.
+
     Raises:
-        CheckpointError: missing, corrupt or truncated files, an unknown format, or tensors that do not fit.
+        CheckpointError: missing, corrupt or truncated files, an unknown format, tensors that do not fit, or a
+            description that is not the one the weights were saved with.
     """
     config, weights = _locate(path)
+    if weights != Path(path):
+        _require_one_save(weights)
+    _require_fit(config, weights)
     model = build(config)
     _fill(model, weights)
     return model.eval()
@@ -158,6 +179,9 @@ def build(config: SavedModel) -> nn.Module:
     Raises:
         CheckpointError: the description does not work with this version of vitslim or timm.
     """
+    depth = config.base.options.get("depth", 1)
+    if not isinstance(depth, int) or depth > _MOST_BLOCKS:
+        raise CheckpointError(f"the saved description cannot be rebuilt: depth={depth!r}; wanted 1 to {_MOST_BLOCKS}")
     try:
         dense = build_base(config.base)
         model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
@@ -168,6 +192,11 @@ def build(config: SavedModel) -> nn.Module:
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"
         ) from error
+    classes = cast(Any, model).num_classes
+    if config.class_names is not None and len(config.class_names) != classes:
+        raise CheckpointError(
+            f"the saved description has {len(config.class_names)} class names for {classes} classes; save it again"
+        )
     _restore_input_(model, config.input)
     return model.to(_FLOATS[config.dtype])
 
@@ -249,15 +278,38 @@ def _locate(path: str | Path) -> tuple[SavedModel, Path]:
         return _read_config(read_json(place / CONFIG_FILE), place / CONFIG_FILE), place / WEIGHTS_FILE
     if not place.is_file():
         raise CheckpointError(f"{place} does not exist; wanted a folder or a {WEIGHTS_FILE} that vitslim.save wrote")
-    with _opened(place) as tensors:
-        described = (tensors.metadata() or {}).get(FORMAT)
-    if described is None:
+    document = _described(place)
+    if document is None:
         raise CheckpointError(f"{place} carries no vitslim description; load its folder, or open it with weights=")
-    try:
-        document = json.loads(described)
-    except ValueError as error:
-        raise CheckpointError(f"{place}: the description inside is not JSON ({error}); load its folder") from None
     return _read_config(document, place), place
+
+
+def _described(weights: Path) -> Any:
+    """The description inside a weights file; ``None`` where others wrote it."""
+    with _opened(weights) as tensors:
+        text = (tensors.metadata() or {}).get(FORMAT)
+    try:
+        return None if text is None else parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{weights}: the description inside is not JSON ({error}); save the model again"
+        ) from None
+
+
+def _require_one_save(weights: Path) -> None:
+    """Refuse weights beside a description that they were not saved with: a save was cut off, or one was exchanged."""
+    description = weights.with_name(CONFIG_FILE)
+    inside, beside = _described(weights), read_json(description)
+    if inside is None or inside == beside:
+        return
+    known = cast("dict[str, Any]", inside if isinstance(inside, dict) else {})
+    names = sorted(name for name in {*known, *beside} if known.get(name) != beside.get(name))
+    newer = max(weights, description, key=lambda path: path.stat().st_mtime_ns)
+    raise CheckpointError(
+        f"{CONFIG_FILE} and {WEIGHTS_FILE} in {weights.parent} were not saved together: {', '.join(names)} differ, "
+        f"{newer.name} is the newer one. A save was cut off, or one was changed by hand. The weights bring their own "
+        f"description: load {weights}, then save it again; or make the model again"
+    )
 
 
 def _downloaded(name: str) -> Path:
@@ -295,19 +347,28 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing, corrupt or truncated: {error}") from error
 
 
+def _require_fit(config: SavedModel, weights: Path) -> None:
+    """Compare the names, shapes and types in the file with those of a model that takes no memory."""
+    with torch.device("meta"):
+        wanted = build(config).state_dict()
+    with _opened(weights) as tensors:
+        _check_names(weights, set(tensors.keys()), set(wanted))
+        for name, value in wanted.items():
+            found = tensors.get_slice(name)
+            shape, kind = tuple(found.get_shape()), found.get_dtype()
+            if shape != tuple(value.shape):
+                raise CheckpointError(
+                    f"{weights}: {name} has shape {shape}, the model that config.json describes wants "
+                    f"{tuple(value.shape)}"
+                )
+            if kind not in (_FLOAT_TYPES if value.is_floating_point() else (_OTHER_TYPES.get(value.dtype),)):
+                raise CheckpointError(f"{weights}: {name} is {kind}, wanted a {value.dtype} as {FORMAT} saves it")
+
+
 def _fill(model: nn.Module, path: Path) -> None:
-    own = model.state_dict()
     with _opened(path) as tensors:
-        names = set(tensors.keys())
-        _check_names(path, names, set(own))
         # Copies, since tensors of an opened file are windows into it.
-        state: dict[str, Tensor] = {name: tensors.get_tensor(name).clone() for name in names}
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(value.shape)}, the model that config.json describes wants "
-                f"{tuple(own[name].shape)}"
-            )
+        state: dict[str, Tensor] = {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118
     # Assigned and not copied into place: parts of the model may have another dtype than the rest.
     model.load_state_dict(state, assign=True)
 

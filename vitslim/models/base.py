@@ -22,6 +22,9 @@ from vitslim.shapes import Config
 
 _ATTRIBUTE = "vitslim_base"
 
+# What leads from a description to the network or to other files.
+_OUTWARD = ("name", "pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
 
 class BaseModel(Config):
     """The dense model under a conversion.
@@ -68,7 +71,18 @@ def refresh(base: BaseModel, model: nn.Module) -> BaseModel:
 
 
 def build_base(base: BaseModel) -> nn.Module:
-    """Build the dense model that ``base`` describes, with random weights."""
+    """Build the dense model that ``base`` describes, with random weights; nothing is read or fetched for it.
+
+    Raises:
+        CheckpointError: the description leads outside, or names an unknown class.
+        ConfigError: timm does not build it.
+    """
+    outward = [name for name in _OUTWARD if name in base.options]
+    if outward or not _is_local(base):
+        raise CheckpointError(
+            f"base model {base.architecture!r} leads to the network or to other files"
+            f"{f' by its options {outward}' if outward else ''}; wanted the name of an architecture and its own options"
+        )
     # JSON knows lists only, timm's layers compare with tuples.
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in base.options.items()
@@ -82,6 +96,10 @@ def build_base(base: BaseModel) -> nn.Module:
     from vitslim.models.open import open_model
 
     return open_model(base.architecture, pretrained=False, **options)
+
+
+def _is_local(base: BaseModel) -> bool:
+    return ":" not in base.architecture[1:]  # hf-hub:, local-dir:
 
 
 def _current(model: Any) -> dict[str, Any]:
@@ -103,7 +121,8 @@ def _candidates(model: nn.Module) -> Iterator[BaseModel]:
     except (AttributeError, TypeError):
         # Layers of the user's own, whose settings have other names.
         return
-    architecture = remembered.architecture if remembered is not None else _architecture(model)
+    is_named = remembered is not None and _is_local(remembered)
+    architecture = remembered.architecture if is_named else _architecture(model)
     if architecture is not None:
         # timm's record leaves out the drop rates, and prune_intermediate_layers does not enter the depth.
         rates = {name: value for name, value in inferred.items() if name.endswith("_rate")}

@@ -53,21 +53,23 @@ def run_demo(
         ConfigError: the folder holds something else.
     """
     settings = _settings(everything=everything, quick=quick)
-    root = Path(out)
-    _claim(root, settings, overwrite=overwrite)
     recipes = _recipes(settings)
-    run_side_by_side(recipes, root, overwrite=True, progress=progress)
-    speed = _bench(root, settings, progress)
-    notes = _notes(speed, settings, quick=quick)
-    page = write_demo_page(root, notes)
-    rows = [_row(root, name, speed) for name in recipes]
-    document = {
-        "rows": rows,
-        "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
-        "notes": notes,
-    }
-    write_json(root / DEMO_FILE, document)
-    return {**document, "report": str(page)}
+    folder = RunFolder(out)
+    folder.begin(yaml.safe_dump(dict(settings), sort_keys=False), overwrite=overwrite)
+    with folder:
+        root = folder.path
+        run_side_by_side(recipes, root, overwrite=True, progress=progress)
+        speed = _bench(folder, settings, progress)
+        notes = _notes(speed, settings, quick=quick)
+        page = write_demo_page(root, notes)
+        rows = [_row(root, name, speed) for name in recipes]
+        document = {
+            "rows": rows,
+            "table": [_cells(row, rows) for row in [_teacher_row(root, speed), *rows]],
+            "notes": notes,
+        }
+        write_json(root / DEMO_FILE, document)
+    return {**document, "report": str(folder.path / page.name)}
 
 
 def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
@@ -127,13 +129,8 @@ def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def _claim(root: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    RunFolder(root).begin(yaml.safe_dump(dict(settings), sort_keys=False), overwrite=overwrite)
-
-
-def _bench(root: Path, settings: Mapping[str, Any], progress: ProgressCallback) -> BenchReport:
-    section = settings["bench"]
-    folder = RunFolder(root)
+def _bench(folder: RunFolder, settings: Mapping[str, Any], progress: ProgressCallback) -> BenchReport:
+    section, root = settings["bench"], folder.path
     if folder.enter("bench", [section, settings["students"]], BENCH_FILE):
         torch.manual_seed(0)
         dense = open_model(section["model"], pretrained=False)

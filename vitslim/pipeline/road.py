@@ -37,7 +37,7 @@ WARM_START_FOLDER = "train/warm_start"
 CONTROL_FOLDER = "train/control"
 
 # What was measured on, or made from, a student; it says nothing of the next one.
-_EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
+EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,16 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
     source = on_device(open_source(recipe), recipe.device)
     teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
-    road = _Road(recipe, folder, progress, source, teacher)
-    student = _make_student(road)
-    metrics = _evaluate(road, student)
-    passed = _deploy(road, student)
-    _write_environment(folder.path)
-    if recipe.report:
-        from vitslim.report import write_report
+    with folder:
+        road = _Road(recipe, folder, progress, source, teacher)
+        student = _make_student(road)
+        metrics = _evaluate(road, student)
+        passed = _deploy(road, student)
+        _write_environment(folder.path)
+        if recipe.report:
+            from vitslim.report import write_report
 
-        write_report(folder.path)
+            write_report(folder.path)
     return RunResult(folder.path, student, teacher, metrics, passed)
 
 
@@ -114,7 +115,7 @@ def _make_student(road: _Road) -> nn.Module:
     student = _convert(recipe, road.source, analysis)
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.convert, recipe.seed]
     if road.enter("convert", inputs, "plan.json", checkpoint.WEIGHTS_FILE):
-        folder.discard(*_EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
+        folder.discard(*EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
         _save(road, student, folder.path)
         road.finish("convert")
@@ -164,7 +165,7 @@ def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     inputs = [recipe.teacher, data_inputs(recipe), recipe.warm_start.model_dump()]
     if not road.enter("warm_start", inputs, f"{WARM_START_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
         return on_device(checkpoint.load(place), recipe.device)
-    folder.discard(*_EVIDENCE, *([] if folder.is_continued else [WARM_START_FOLDER]))
+    folder.discard(*EVIDENCE, *([] if folder.is_continued else [WARM_START_FOLDER]))
     loader = open_images(recipe, recipe.data, road.source, "train", training=True)
     result = warm_start(
         student, road.teacher, loader, recipe.warm_start, out_dir=place, resume=True, progress=road.progress
@@ -182,14 +183,14 @@ def _distill(road: _Road, student: nn.Module) -> nn.Module:
         return student
     inputs = [recipe.teacher, data_inputs(recipe), recipe.distill.model_dump()]
     if road.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
-        folder.discard(*_EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
+        folder.discard(*EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
         _train(road, student, folder.path / "train", "distill")
         _save(road, student, folder.path)
         road.finish("distill")
     else:
         student = on_device(checkpoint.load(folder.path), recipe.device)
     if recipe.control and road.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
-        folder.discard(*_EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
+        folder.discard(*EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
         control = copy.deepcopy(road.teacher)
         _train(road, control, folder.path / CONTROL_FOLDER, "distill (control)")
         _save(road, control, folder.path / CONTROL_FOLDER)
