@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
-from vitslim.analysis.result import Recommendation, Replacement, Table
+from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Table
 from vitslim.errors import ConfigError
 
 
@@ -76,6 +77,17 @@ def recommend(
             "skip functions serve dense features, and the classifier does without (identity=True)."
         )
     return Recommendation(layers=list(layers), reason=reason, max_layers=budget, max_kl=max_kl, estimated_change=price)
+
+
+def by_preference(report: AnalysisReport) -> list[int]:
+    """The recommended layers, first those whose replacement alone changes the output least."""
+    changes = _changes(report.replacement, len(report.layers))
+
+    def size(layer: int) -> float:
+        change = changes[layer]
+        return inf if change is None else change
+
+    return sorted(report.recommended.layers, key=size)
 
 
 def _changes(replacement: Sequence[Replacement], depth: int) -> list[float | None]:

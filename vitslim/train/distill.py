@@ -17,6 +17,7 @@ from vitslim.train.evaluate import evaluate
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Processes, Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
+from vitslim.train.optim import check_names
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.trunk import is_converted, trunk_of
 
@@ -73,7 +74,7 @@ def distill(
         ConfigError: the parts of the loss do not fit the models or the data; nothing has been changed then.
         CheckFailedError: the loss became NaN or infinite.
     """
-    _check(student, teacher, train_loader, config)
+    check_distillation(student, teacher, train_loader, config)
     if val_loader is not None:
         warn_of_shared_images(train_loader, val_loader)
     objective = _Distillation(student, teacher, config, _mixup(student, config))
@@ -183,8 +184,13 @@ def _evaluation(
     return measure
 
 
-def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
-    """Refuse what cannot work, all faults in one message, before anything is changed."""
+def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
+    """Refuse what cannot work before anything is changed; the models may lie on the meta device.
+
+    Raises:
+        ConfigError: names that are not known, or all faults of the losses, models and data in one message.
+    """
+    check_names(config)
     faults = _loss_faults(teacher, config)
     faults += _data_faults(student, loader, config)
     faults += faults_of_early_tokens(student, config.early_tokens)

@@ -1,5 +1,6 @@
 """Which parameter learns how fast: groups, optimiser, schedule, all timm's."""
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitslim.errors import ConfigError
+from vitslim.train.settings import LoopConfig
 
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")  # timm's that need no options beyond ours
 
@@ -49,16 +51,23 @@ def parameter_groups(
     return divided
 
 
+def check_names(config: LoopConfig) -> None:
+    """Refuse an optimiser or a schedule that there is none of.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    _require_optimizer(config.optimizer)
+    _require_schedule(config.schedule)
+
+
 def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_decay: float) -> Optimizer:
     """Make one of timm's optimisers.
 
     Raises:
         ConfigError: timm knows no optimiser of that name.
     """
-    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
-    if name not in known:
-        raise ConfigError(f"unknown optimizer {name!r}; choose one of {', '.join(known)}")
-    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
+    return timm.optim.create_optimizer_v2(groups, opt=_require_optimizer(name), lr=lr, weight_decay=weight_decay)
 
 
 def make_schedule(
@@ -69,11 +78,9 @@ def make_schedule(
     Raises:
         ConfigError: no schedule of that name.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
     schedule, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
-        sched=name,
+        sched=_require_schedule(name),
         num_epochs=steps,
         min_lr=min_lr,
         warmup_epochs=warmup_steps,
@@ -90,3 +97,18 @@ def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: in
     if steps is not None:
         return steps
     return max(1, math.ceil((epochs or 1.0) * batches_per_epoch / accumulate))
+
+
+def _require_optimizer(name: str) -> str:
+    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown optimizer {name!r}; {hint}choose one of {', '.join(known)}")
+    return name
+
+
+def _require_schedule(name: str) -> str:
+    if name not in SCHEDULES:
+        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+    return name

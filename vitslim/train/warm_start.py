@@ -15,6 +15,7 @@ from vitslim.progress import ProgressCallback, silent
 from vitslim.train.closed_form import fit_last_layers_
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
+from vitslim.train.optim import check_names
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
 from vitslim.trunk import Trunk, is_converted, trunk_of
@@ -55,9 +56,10 @@ def warm_start(
         pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
-        ConfigError: the student is dense, or has nothing to fit.
+        ConfigError: the student is dense, or has nothing to fit; an optimiser or schedule that is not known.
         CheckFailedError: a loss became NaN or infinite.
     """
+    check_names(config)
     trunk = _trunk_to_fit(student)
     batches = list(islice(loader, MEASURED_BATCHES))
     new = list(trunk.new_parameters().values())
