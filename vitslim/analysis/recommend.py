@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from statistics import median
 
 from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Table
@@ -80,14 +79,14 @@ def recommend(
 
 
 def by_preference(report: AnalysisReport) -> list[int]:
-    """The recommended layers, first those whose replacement alone changes the output least."""
-    changes = _changes(report.replacement, len(report.layers))
+    """The layers that could be reused: the recommended ones, then the others, each time the least change first.
 
-    def size(layer: int) -> float:
-        change = changes[layer]
-        return inf if change is None else change
-
-    return sorted(report.recommended.layers, key=size)
+    The change is that of the output when the layer alone is replaced; where none was measured the layer is left out.
+    """
+    sizes = {
+        layer: size for layer, size in enumerate(_changes(report.replacement, len(report.layers))) if size is not None
+    }
+    return sorted(sizes, key=lambda layer: (layer not in report.recommended.layers, sizes[layer]))
 
 
 def _changes(replacement: Sequence[Replacement], depth: int) -> list[float | None]:

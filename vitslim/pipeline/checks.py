@@ -69,9 +69,14 @@ def check(recipe: Recipe) -> Forecast:
         methods=[str(entry["method"]) for entry in recipe.convert],
         teacher=recipe.teacher,
         images=images,
-        budget=_budget(recipe),
+        budget=_budget(recipe, student),
     )
     return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices)
+
+
+def has_new_parameters(student: nn.Module) -> bool:
+    """Whether there is anything for a warm start to fit."""
+    return is_converted(student) and bool(trunk_of(student).new_parameters())
 
 
 def _open_teacher(recipe: Recipe, source: nn.Module) -> nn.Module:
@@ -130,10 +135,13 @@ def _check_training(recipe: Recipe, student: nn.Module, teacher: nn.Module, trai
     check_distillation(student, copy.deepcopy(teacher).to("meta"), train, section)
 
 
-def _budget(recipe: Recipe) -> list[Budget]:
+def _budget(recipe: Recipe, student: nn.Module) -> list[Budget]:
     if recipe.data is None:
         return []
-    stages = [("warm start", recipe.warm_start), ("distillation", recipe.distill)]
+    stages = [
+        ("warm start", recipe.warm_start if has_new_parameters(student) else None),
+        ("distillation", recipe.distill),
+    ]
     if recipe.control:
         stages.append(("distillation of the dense control", recipe.distill))
     return [budget_of(name, config, recipe.data.batch_size) for name, config in stages if config is not None]

@@ -44,13 +44,13 @@ class Advice:
 
     Args:
         found: the analysis as it is.
-        taken: the same with the recommended blocks that all methods of the recipe accept.
-        left_out: why some are left out; empty where none is.
+        taken: the same with blocks that all methods of the recipe accept.
+        reason: why these blocks are taken.
     """
 
     found: Evidence
     taken: Evidence
-    left_out: str = ""
+    reason: str = "the analysis recommends them"
 
 
 def reads_analysis(recipe: Recipe) -> bool:
@@ -86,35 +86,41 @@ def convert_all(
 
 
 def advise(entries: Sequence[Mapping[str, Any]], dense: nn.Module, report: AnalysisReport) -> Advice:
-    """An analysis as the methods shall read it: where a method refuses the recommended blocks beside the others, the
-    largest part of them that all accept.
+    """An analysis as the methods shall read it: with blocks that all of them accept.
 
-    Blocks are tried in the order of the analysis' preference, and each is kept that can be added to those kept so far;
-    what was refused is tried again after every success. That is not every subset, but for the constraints between
-    methods, which concern neighbouring steps, it finds a set to which nothing can be added.
+    Where the recommended blocks are refused, they are tried in the order of the analysis' preference, and each is taken
+    that can be added to those taken so far; what was refused is tried again after every success. That is not every
+    subset, but constraints between methods concern neighbouring steps, and nothing can be added to what it finds. Where
+    none is accepted, the other blocks follow in the same order, as many as were recommended.
 
     Args:
         dense: the model that is converted, on the meta device.
 
     Raises:
-        ConfigError, UnsupportedModelError: no recommended block is accepted.
+        ConfigError, UnsupportedModelError: no block is accepted.
     """
     from vitslim.analysis import by_preference
 
     refusal = _refusal(entries, dense, report)
     if refusal is None:
         return Advice(report, report)
-    preferred = by_preference(report)
-    kept, reasons = _largest_accepted(preferred, lambda layers: _refusal(entries, dense, _limited(report, layers)))
+
+    def refusal_of(layers: list[int]) -> VitslimError | None:
+        return _refusal(entries, dense, _limited(report, layers))
+
+    order, recommended = by_preference(report), report.recommended.layers
+    kept, reasons = _largest_accepted([layer for layer in order if layer in recommended], refusal_of, len(recommended))
+    if kept:
+        left_out = [f"block {layer} left out: {reason}" for layer, reason in sorted(reasons.items())]
+        return Advice(report, _limited(report, kept), "; ".join([Advice.reason, *left_out]))
+    kept, _ = _largest_accepted(order, refusal_of, len(recommended))
     if not kept:
-        if not preferred:
-            raise refusal
-        raise ConfigError(
-            f"none of the blocks that the analysis recommends ({_listed(preferred)}) is accepted by all methods of "
-            f"this recipe: {refusal}; name the blocks, or leave a method out"
-        )
-    left_out = "; ".join(f"block {layer} left out: {reason}" for layer, reason in sorted(reasons.items()))
-    return Advice(report, _limited(report, kept), left_out)
+        raise refusal
+    reason = (
+        f"none of the recommended ones can be the first to join the other methods ({refusal}); these are the next in "
+        "the analysis' order that can"
+    )
+    return Advice(report, _limited(report, kept), reason)
 
 
 def try_conversions(recipe: Recipe, dense: nn.Module) -> tuple[nn.Module, list[Choice]]:
@@ -172,13 +178,13 @@ def _with_one_block(entries: Sequence[Mapping[str, Any]], dense: nn.Module) -> t
 
 
 def _largest_accepted(
-    candidates: Sequence[int], refusal_of: Callable[[list[int]], VitslimError | None]
+    candidates: Sequence[int], refusal_of: Callable[[list[int]], VitslimError | None], most: int
 ) -> tuple[list[int], dict[int, str]]:
-    """The candidates kept, and for the others why they cannot be added."""
+    """The candidates kept, ``most`` of them at most, and for the others why they cannot be added."""
     kept: list[int] = []
     refused: dict[int, str] = {}
     left = list(candidates)
-    while left:
+    while left and len(kept) < most:
         layer = left.pop(0)
         refusal = refusal_of([*kept, layer])
         if refusal is None:
@@ -231,7 +237,7 @@ def _reason(method: Method, config: Config, advice: Advice | None) -> str:
         return "the options name them"
     if advice is None:
         return "they are the usual ones, and no analysis was made"
-    return "the analysis recommends them" + (f"; {advice.left_out}" if advice.left_out else "")
+    return advice.reason
 
 
 def _blocks(used: Iterable[Any]) -> list[int]:
@@ -243,8 +249,4 @@ def _blocks(used: Iterable[Any]) -> list[int]:
 
 def _grouping(used: Sequence[Any]) -> str:
     groups = [cast("Sequence[int]", part) for part in used if isinstance(part, list | tuple)]
-    return f" (groups {'; '.join(_listed(group) for group in groups)})" if groups else ""
-
-
-def _listed(blocks: Iterable[int]) -> str:
-    return ", ".join(str(block) for block in sorted(blocks))
+    return f" (groups {'; '.join(', '.join(map(str, group)) for group in groups)})" if groups else ""

@@ -17,6 +17,9 @@ from vitslim.shapes import Result
 STAGES_FILE = "stages.json"
 RECIPE_FILE = "recipe.yaml"
 
+# All that a run has written that was refused before it converted anything; the analysis is kept in a cache as well.
+_BEFORE_RESULTS = {RECIPE_FILE, STAGES_FILE, "analysis.json", "plots"}
+
 
 class Stages(Result):
     """stages.json: the digest of each finished stage, and of the one that was being worked at."""
@@ -52,7 +55,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output {self.path} is a file; name a folder")
         earlier = self.path / RECIPE_FILE
-        occupied = self.path.is_dir() and any(self.path.iterdir())
+        present = {place.name for place in self.path.iterdir()} if self.path.is_dir() else set[str]()
+        occupied = present and not (RECIPE_FILE in present <= _BEFORE_RESULTS)
         same = earlier.is_file() and earlier.read_text() == resolved_recipe
         if occupied and not same and not overwrite:
             what = "the run of another recipe" if earlier.is_file() else "files that no run of vitslim wrote"

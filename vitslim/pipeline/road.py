@@ -15,7 +15,7 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
-from vitslim.pipeline.checks import check
+from vitslim.pipeline.checks import check, has_new_parameters
 from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
@@ -32,7 +32,7 @@ from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
-from vitslim.trunk import is_converted, plan_summary, trunk_of
+from vitslim.trunk import is_converted, plan_summary
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -185,7 +185,7 @@ def _analyze(road: _Road) -> AnalysisReport | None:
 
 def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     recipe, folder = road.recipe, road.folder
-    if recipe.warm_start is None or recipe.data is None or not _has_new_parameters(student):
+    if recipe.warm_start is None or recipe.data is None or not has_new_parameters(student):
         return student
     from vitslim.train import warm_start
 
@@ -331,10 +331,6 @@ def _parity_data(recipe: Recipe, student: nn.Module) -> Any:
 
 def _save(road: _Road, model: nn.Module, place: Path, metrics: Mapping[str, Any] | None = None) -> None:
     checkpoint.save(model, place, overwrite=True, class_names=road.class_names, metrics=metrics)
-
-
-def _has_new_parameters(student: nn.Module) -> bool:
-    return is_converted(student) and bool(trunk_of(student).new_parameters())
 
 
 def require_passed(result: RunResult) -> None:
