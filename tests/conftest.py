@@ -7,7 +7,9 @@ compiled``.
 
 import gc
 import os
+from collections.abc import Generator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,15 @@ settings.load_profile("vitslim")
 def torchlib_ops() -> Any:
     # What the lazy module itself has under the name that is taken below.
     return onnxscript_apis.__getattr__("get_torchlib_ops")()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def analyses_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """No analysis of an earlier run of the tests, nor one left for a later."""
+    folder = tmp_path_factory.mktemp("analyses")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitslim.analysis.cache.cache_folder", lambda: folder)
+        yield folder
 
 
 # torch parses its table of some five hundred operators anew for every ONNX file, half a second each time; once will do.

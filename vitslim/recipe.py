@@ -47,6 +47,7 @@ class AnalyzeSection(Config):
 
     images: int = Field(1024, ge=4)  # images of the streaming pass
     replacement_images: int = Field(256, ge=1)  # images on which layers are replaced one by one
+    cache: bool = True  # take over what an earlier run found in this model on these images
 
 
 class ExportSection(Config):

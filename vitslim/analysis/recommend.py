@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from vitslim.analysis.result import Recommendation, Replacement, Table
+from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Table
 from vitslim.errors import ConfigError
 
 
@@ -76,6 +76,17 @@ def recommend(
             "skip functions serve dense features, and the classifier does without (identity=True)."
         )
     return Recommendation(layers=list(layers), reason=reason, max_layers=budget, max_kl=max_kl, estimated_change=price)
+
+
+def by_preference(report: AnalysisReport) -> list[int]:
+    """The layers that could be reused: the recommended ones, then the others, each time the least change first.
+
+    The change is that of the output when the layer alone is replaced; where none was measured the layer is left out.
+    """
+    sizes = {
+        layer: size for layer, size in enumerate(_changes(report.replacement, len(report.layers))) if size is not None
+    }
+    return sorted(sizes, key=lambda layer: (layer not in report.recommended.layers, sizes[layer]))
 
 
 def _changes(replacement: Sequence[Replacement], depth: int) -> list[float | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitslim.cli import options
+from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import ConfigError
 
@@ -21,6 +22,7 @@ DryRunOption = Annotated[
 ]
 
 _EPOCHS = 3.0
+_AUGMENT = "data.augment"  # where --set finds the augmentation in a recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +50,9 @@ def convert(
         float | None, typer.Option("--epochs", help="passes of distillation; default 3", show_default=False)
     ] = None,
     control: Annotated[bool, typer.Option("--control", help="train the dense model with the same budget too")] = False,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="analyze the dense model, also where no method reads the analysis")
+    ] = False,
     batch_size: options.BatchSizeOption = 64,
     weights: options.WeightsOption = None,
     no_pretrained: options.NoPretrainedOption = False,
@@ -60,8 +65,18 @@ def convert(
     dry_run: DryRunOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Convert a pretrained ViT; with --data also analyze, warm start, distill, evaluate."""
-    from vitslim.recipe import read_recipe
+    """Convert a pretrained ViT; with --data also warm start, distill, evaluate.
+
+    With --data, a method whose blocks an analysis can choose (skipat, sret) has
+    the dense model analyzed and takes what is recommended. Name the blocks
+    (-O layers=3-8) or ask for the paper's (-O layers=paper) to go without.
+
+    Training images are mirrored left-right with probability 0.5. Turn that off
+    where mirror images are other classes, as with digits or text:
+    --set data.augment.hflip=0 (default 0.5).
+    """
+    from vitslim.pipeline.choices import reads_analysis
+    from vitslim.recipe import AnalyzeSection, read_recipe
 
     document: dict[str, Any] = {
         "model": {
@@ -78,15 +93,18 @@ def convert(
     if data is not None:
         document |= {
             "data": {"source": data, "batch_size": batch_size},
-            "analyze": {},
+            "analyze": {} if analyze else None,
             "warm_start": {},
             "distill": _budget(epochs, setting or []),
             "control": control,
             "teacher": teacher,
         }
-    elif epochs is not None or control or teacher is not None:
-        raise ConfigError("--epochs, --control and --teacher train the model and need images; add --data")
+    elif epochs is not None or control or teacher is not None or analyze:
+        raise ConfigError("--epochs, --control, --teacher and --analyze need images; add --data")
     recipe = read_recipe(document, setting or [])
+    is_said = any(word.startswith("analyze") for word in setting or [])
+    if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
+        recipe = recipe.model_copy(update={"analyze": AnalyzeSection()})
     _walk(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
 
 
@@ -118,7 +136,12 @@ def train(
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
+    """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining).
+
+    Training images are mirrored left-right with probability 0.5. Turn that off
+    where mirror images are other classes, as with digits or text:
+    --set augment.hflip=0 (default 0.5).
+    """
     from vitslim import checkpoint, pipeline
     from vitslim.pipeline.training import open_untrained, read_settings, train_to_folder
     from vitslim.pipeline.verbs import device_named
@@ -147,6 +170,7 @@ def train(
             device=device,
             resume=resume,
             progress=screen,
+            announce=announcer("augment"),
         )
     if json:
         print_json(result)
@@ -188,7 +212,12 @@ def run(
     dry_run: DryRunOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Walk a recipe's whole road; finished stages whose inputs have not changed are skipped."""
+    """Walk a recipe's whole road; finished stages whose inputs have not changed are skipped.
+
+    Training images are mirrored left-right with probability 0.5. Turn that off
+    where mirror images are other classes, as with digits or text:
+    --set data.augment.hflip=0 (default 0.5).
+    """
     from vitslim.recipe import load_recipe
 
     _walk(load_recipe(recipe, setting or []), out, overwrite=overwrite, dry_run=dry_run, json=json)
@@ -226,16 +255,19 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
     if dry_run:
         from vitslim.pipeline.checks import check
 
-        summary = check(recipe)
+        forecast = check(recipe)
+        say_outline(forecast.outline, _AUGMENT)
+        say_choices(forecast.choices)
         if json:
-            print_json({"recipe": recipe.model_dump(mode="json"), "plan": summary})
+            choices = [one.model_dump(mode="json") for one in forecast.choices]
+            print_json({"recipe": recipe.model_dump(mode="json"), "plan": forecast.plan, "choices": choices})
             return
         say("nothing is written; the resolved recipe:\n")
         typer.echo(write_yaml(recipe))
-        _print_plan(summary)
+        _print_plan(forecast.plan)
         return
     with Screen() as screen:
-        result = run_recipe(recipe, out, overwrite=overwrite, progress=screen)
+        result = run_recipe(recipe, out, overwrite=overwrite, progress=screen, announce=announcer(_AUGMENT))
     _show_result(recipe, result, json=json)
     require_passed(result)
 
@@ -245,7 +277,9 @@ def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
 
     plan = plan_summary(result.student) if is_converted(result.student) else []
     if json:
-        print_json({"out": str(result.folder), "metrics": dict(result.metrics), "plan": plan, "passed": result.passed})
+        choices = [one.model_dump(mode="json") for one in result.choices]
+        found = {"metrics": dict(result.metrics), "plan": plan, "choices": choices, "passed": result.passed}
+        print_json({"out": str(result.folder), **found})
         return
     _print_plan(plan)
     print_metrics(result.metrics)

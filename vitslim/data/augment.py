@@ -1,5 +1,7 @@
 """Changing training images at random."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from vitslim.data.batch import Preprocessing
 from vitslim.shapes import Config
+
+TIMM_CROP_SCALE = (0.08, 1.0)  # share of the area that timm's random crop keeps when nothing is asked for
 
 
 class AugmentConfig(Config):
@@ -26,6 +30,20 @@ class AugmentConfig(Config):
     def needs_files(self) -> bool:
         """Whether something is asked for that only the image-by-image path can do."""
         return self.crop_scale is not None or self.color_jitter > 0 or self.auto_augment is not None
+
+    def changes(self, *, built_in: bool) -> dict[str, Any]:
+        """What is on, by the name of its field.
+
+        Args:
+            built_in: the images are vitslim's own, which are moved instead of cropped where nothing ``needs_files``.
+        """
+        found: dict[str, Any] = {
+            name: value for name, value in self.model_dump(exclude={"shift", "crop_scale"}).items() if value
+        }
+        if built_in and not self.needs_files:
+            return found | ({"shift": self.shift} if self.shift else {})
+        scale = self.crop_scale or TIMM_CROP_SCALE
+        return found | ({} if scale == (1.0, 1.0) else {"crop_scale": scale})
 
 
 def augment_pixels(

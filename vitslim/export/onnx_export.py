@@ -147,6 +147,25 @@ def export_onnx(
     )
 
 
+def check_export(
+    model: nn.Module,
+    precision: Precision,
+    *,
+    opset: int | None = None,
+    optimize: bool = True,
+    dynamic_image_size: bool = False,
+) -> None:
+    """Refuse what ``export_onnx`` refuses before it traces; the model may lie on the meta device.
+
+    Raises:
+        MissingDependencyError, ConfigError, UnsupportedModelError: as ``export_onnx`` does.
+    """
+    _check_dependencies(optimize or dynamic_image_size)
+    _checked_opset(opset, precision)
+    if dynamic_image_size:
+        any_size(model)
+
+
 def _named(axes: Mapping[int, Any], form: ImageForm) -> dict[int, str]:
     names = dict(zip((0, *spatial_axes(form)), ("batch", "height", "width"), strict=True))
     return {axis: names[axis] for axis in axes}

@@ -1,6 +1,6 @@
 """The methods, one file each, and the verb that applies them."""
 
-from vitslim.methods.convert import convert, method_support, read_options, replay
+from vitslim.methods.convert import convert, method_support, plan_of, read_options, replay
 from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
 from vitslim.methods.sret import SretConfig, merge_residuals
@@ -18,6 +18,7 @@ __all__ = [
     "method_named",
     "method_support",
     "pair_support",
+    "plan_of",
     "read_options",
     "replay",
     "set_schedule_",

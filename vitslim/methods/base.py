@@ -46,6 +46,24 @@ def block_similarity(evidence: Evidence) -> list[list[float | None]]:
 
 
 @dataclass(frozen=True)
+class Advised:
+    """The option of a method that an analysis can decide.
+
+    ``None`` is decided by context: what the analysis recommends where one is given, else the usual. ``"auto"`` demands
+    an analysis.
+
+    Args:
+        option: the field of the config.
+        usual: the word that asks for the usual, whatever an analysis says.
+        recommend: what an analysis recommends for a plan; a ``ConfigError`` where it recommends nothing.
+    """
+
+    option: str
+    usual: str
+    recommend: Callable[[Any, Plan, Evidence], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table of methods.
 
@@ -57,6 +75,7 @@ class Method:
         apply: the new plan; must not fail for a resolved config, nor change the plan's blocks before it is sure.
         source: where the method comes from.
         finish: what changes outside the blocks, on the converted copy; refuses before it changes anything.
+        advised: the option that an analysis can decide; without one the method reads no analysis.
     """
 
     name: str
@@ -65,3 +84,8 @@ class Method:
     apply: Callable[[Plan, Any], Plan]
     source: str
     finish: Callable[[nn.Module, Any], None] | None = None
+    advised: Advised | None = None
+
+    def reads_analysis(self, config: Config) -> bool:
+        """Whether these options leave something to an analysis."""
+        return self.advised is not None and getattr(config, self.advised.option) in (None, "auto")

@@ -29,7 +29,7 @@ def convert(
     Args:
         model: a dense or already converted timm model, or a name for ``open_model``.
         method: the method's name with ``options``, or its config.
-        analysis: needed by options that say ``"auto"``.
+        analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
         options: fields of the method's config.
 
     Returns:
@@ -68,6 +68,15 @@ def read_options(method: Method, options: Mapping[str, Any]) -> Config:
         raise ConfigError("; ".join(_fault(method, fault) for fault in error.errors())) from None
 
 
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that a method would change.
+
+    Raises:
+        UnsupportedModelError: no adapter knows the model.
+    """
+    return trunk_of(model).plan if is_converted(model) else dense_plan(model)
+
+
 def method_support(model: nn.Module) -> dict[str, dict[str, Any]]:
     """For every method whether its default form can convert this model, and the reason if not."""
     return {name: _support(model, method) for name, method in METHODS.items()}
@@ -76,7 +85,7 @@ def method_support(model: nn.Module) -> dict[str, dict[str, Any]]:
 def _support(model: nn.Module, method: Method) -> dict[str, Any]:
     try:
         _refuse_repetition(model, method)
-        method.resolve(method.config(), _plan_of(model), None)
+        method.resolve(method.config(), plan_of(model), None)
     except VitslimError as error:
         return {"supported": False, "reason": str(error)}
     return {"supported": True, "reason": ""}
@@ -96,10 +105,10 @@ def _converted(
     source: nn.Module, method: Method, config: Config, analysis: Evidence | None, *, weights_follow: bool = False
 ) -> nn.Module:
     _refuse_repetition(source, method)
-    resolved = method.resolve(config, _plan_of(source), analysis)
+    resolved = method.resolve(config, plan_of(source), analysis)
     base = trunk_of(source).base if is_converted(source) else describe(source)
     copied = copy.deepcopy(source)
-    plan = method.apply(replace(_plan_of(copied), weights_follow=weights_follow), resolved)
+    plan = method.apply(replace(plan_of(copied), weights_follow=weights_follow), resolved)
     if not plan.steps:
         raise UnsupportedModelError(f"{method.name} left no step; the model is unchanged")
     entry = Conversion(method.name, resolved.model_dump(mode="json"))
@@ -107,10 +116,6 @@ def _converted(
     if method.finish is not None:
         method.finish(converted, resolved)
     return converted
-
-
-def _plan_of(model: nn.Module) -> Plan:
-    return trunk_of(model).plan if is_converted(model) else dense_plan(model)
 
 
 def _refuse_repetition(model: nn.Module, method: Method) -> None:

@@ -57,7 +57,7 @@ _TINY = 1e-12
 
 
 class EvoViTConfig(Config):
-    """Options of Evo-ViT; the defaults are those of the authors' DeiT models.
+    """Options of Evo-ViT; the defaults are those of the authors' DeiT models. No option reads an analysis.
 
     Args:
         stages: blocks, counted from 0, at whose entry patches are chosen; the first is where reduction starts, and a

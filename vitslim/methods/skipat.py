@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.serving import kernels_serve
 from vitslim.kernels.skip_function import channel_attention, channel_scale, depthwise_gelu
-from vitslim.methods.base import Evidence, Method, recommended_layers
+from vitslim.methods.base import Advised, Evidence, Method, recommended_layers
 from vitslim.methods.layers import parse_layers
 from vitslim.models import DenseTrace
 from vitslim.shapes import Config, Count
@@ -39,8 +39,9 @@ class SkipAtConfig(Config):
     """Options of SkipAt; the defaults are the paper's.
 
     Args:
-        layers: blocks whose attention is skipped, counted from 0; ``"auto"`` takes the set that an analysis recommends.
-            ``None`` is the paper's middle half: blocks 3..8 of 12.
+        layers: blocks whose attention is skipped, counted from 0. ``None``: the set that an analysis recommends where
+            one is given, else the paper's; ``"auto"`` demands the analysis, ``"paper"`` is the paper's middle half in
+            every case: blocks 3..8 of 12.
         expansion: hidden width of Φ over the embedding width d; 2 is the paper's, 0.5 or 0.25 the narrow form.
         kernel_size: side of Φ's depthwise convolution, odd.
         identity: reuse the source's patch rows as they are, without Φ.
@@ -50,7 +51,7 @@ class SkipAtConfig(Config):
         init: ``identity`` starts close to identity reuse, for conversion; ``scratch`` is for training from nothing.
     """
 
-    layers: tuple[int, ...] | Literal["auto"] | None = None
+    layers: tuple[int, ...] | Literal["auto", "paper"] | None = None
     expansion: float = Field(default=2.0, gt=0.0, le=8.0)
     kernel_size: int = Field(default=5, ge=1, le=31)
     identity: bool = False
@@ -61,7 +62,7 @@ class SkipAtConfig(Config):
     @field_validator("layers", mode="before")
     @classmethod
     def _read_layers(cls, value: Any) -> Any:
-        return value if value is None or value == "auto" else parse_layers(value)
+        return value if value in (None, "auto", "paper") else parse_layers(value)
 
     @field_validator("kernel_size")
     @classmethod
@@ -238,20 +239,11 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
     """Fill in ``layers`` and check them against the plan.
 
     Raises:
-        ConfigError: ``auto`` without an analysis, a layer out of range, a layer that cannot be skipped, or one whose
-            attention a token rule goes by.
+        ConfigError: ``auto`` without an analysis, an analysis that recommends nothing, a layer out of range, a layer
+            that cannot be skipped, or one whose attention a token rule goes by.
     """
     depth = plan.depth
-    layers = config.layers
-    if layers is None:
-        layers = tuple(range(depth // 4, depth // 4 + depth // 2)) if depth >= 4 else tuple(range(1, depth))
-    elif layers == "auto":
-        if analysis is None:
-            raise ConfigError(
-                "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
-                "or --data on the command line"
-            )
-        layers = parse_layers(recommended_layers(analysis))
+    layers = _layers(config, plan, analysis)
     for layer in layers:
         if layer == 0:
             raise ConfigError(
@@ -271,6 +263,41 @@ def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> Skip
     # On the meta device nothing is drawn.
     check_reuse(_with_reuse(plan, resolved, torch.device("meta")).steps)
     return resolved
+
+
+def recommend(config: SkipAtConfig, plan: Plan, analysis: Evidence) -> tuple[int, ...]:
+    """The blocks that an analysis recommends to skip.
+
+    Raises:
+        ConfigError: it recommends none, or counts other blocks than this plan has steps.
+    """
+    layers = parse_layers(recommended_layers(analysis))
+    if not layers:
+        # The paper's set would be taken against the evidence, an empty one would be the dense model under another name.
+        raise ConfigError(
+            "skipat.layers: the analysis recommends no block; name layers, ask for the paper's set (layers=paper), or "
+            "leave skipat out"
+        )
+    if any(step.origin != index for index, step in enumerate(plan.steps)):
+        raise ConfigError(
+            f"skipat.layers: the analysis counts the blocks of the dense model, but this plan of {plan.depth} steps "
+            "applies some of them several times; convert with skipat first, or name layers"
+        )
+    return layers
+
+
+def _layers(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> tuple[int, ...]:
+    if isinstance(config.layers, tuple):
+        return config.layers
+    if config.layers != "paper" and analysis is not None:
+        return recommend(config, plan, analysis)
+    if config.layers == "auto":
+        raise ConfigError(
+            "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
+            "or --data on the command line"
+        )
+    depth = plan.depth
+    return tuple(range(depth // 4, depth // 4 + depth // 2)) if depth >= 4 else tuple(range(1, depth))
 
 
 def apply(plan: Plan, config: SkipAtConfig) -> Plan:
@@ -314,4 +341,5 @@ METHOD = Method(
     resolve=resolve,
     apply=apply,
     source="Venkataramanan et al., ICLR 2024, arXiv 2301.02240",
+    advised=Advised("layers", usual="paper", recommend=recommend),
 )

@@ -59,7 +59,7 @@ _ALWAYS = 1e4  # a basis entry that outweighs all others
 
 
 class SparsifinerConfig(Config):
-    """Options of Sparsifiner; the defaults are the paper's.
+    """Options of Sparsifiner; the defaults are the paper's. No option reads an analysis.
 
     Args:
         layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all that have dense attention.

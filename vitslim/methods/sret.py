@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.methods.base import Evidence, Method, block_similarity
+from vitslim.methods.base import Advised, Evidence, Method, block_similarity
 from vitslim.methods.grouping import Groups, alike_groups, runs, stepwise_picks
 from vitslim.methods.layers import parse_layers
 from vitslim.methods.recursion import (
@@ -45,9 +45,10 @@ class SretConfig(Config):
     """Options of the recursive conversion.
 
     Args:
-        groups: blocks that share, as lists or as text such as ``1-2; 3-4``; ``"auto"`` groups those whose outputs an
-            analysis found alike. ``None``: runs of ``group_size`` between the unshared ends.
-        group_size: blocks per group (A A B B is 2), for ``auto`` on average.
+        groups: blocks that share, as lists or as text such as ``1-2; 3-4``. ``None``: those whose outputs an analysis
+            found alike where one is given, else runs of ``group_size`` between the unshared ends; ``"auto"`` demands
+            the analysis, ``"runs"`` are runs in every case.
+        group_size: blocks per group (A A B B is 2), with an analysis on average.
         keep_first: blocks at the front that stay as they are.
         keep_last: the same at the end.
         shared: the shared matrix is the members' average, or one member's (stepwise: picked at even steps from the
@@ -64,7 +65,7 @@ class SretConfig(Config):
         merged: write W' + B A out for each block: memory and latency of the dense model (see ``merge_residuals``).
     """
 
-    groups: Groups | Literal["auto"] | None = None
+    groups: Groups | Literal["auto", "runs"] | None = None
     group_size: int = Field(default=2, ge=2)
     keep_first: int = Field(default=1, ge=0)
     keep_last: int = Field(default=1, ge=0)
@@ -81,7 +82,7 @@ class SretConfig(Config):
     @field_validator("groups", mode="before")
     @classmethod
     def _read_groups(cls, value: Any) -> Any:
-        if value is None or value == "auto":
+        if value in (None, "auto", "runs"):
             return value
         parts = [part for part in value.split(";") if part.strip()] if isinstance(value, str) else value
         return tuple(parse_layers(part) for part in parts)
@@ -157,6 +158,16 @@ def resolve(config: SretConfig, plan: Plan, analysis: Evidence | None) -> SretCo
     return config.model_copy(update={"groups": groups, "rank": rank, "lrc": lrc})
 
 
+def recommend(config: SretConfig, plan: Plan, analysis: Evidence) -> Groups:
+    """The groups of blocks whose outputs an analysis found alike.
+
+    Raises:
+        ConfigError: the analysis has no similarity of blocks, or too few blocks are left to share.
+    """
+    middle = _middle(config, plan)
+    return alike_groups(block_similarity(analysis), middle, -(-len(middle) // config.group_size))
+
+
 def apply(plan: Plan, config: SretConfig) -> Plan:
     """The plan with the blocks of ``config.groups`` sharing their matrices and applied ``config.recursions`` times."""
     groups = cast(Groups, config.groups)
@@ -176,20 +187,24 @@ def apply(plan: Plan, config: SretConfig) -> Plan:
 def _groups(config: SretConfig, plan: Plan, analysis: Evidence | None) -> Groups:
     if isinstance(config.groups, tuple):
         return config.groups
+    if config.groups != "runs" and analysis is not None:
+        return recommend(config, plan, analysis)
+    if config.groups == "auto":
+        raise ConfigError(
+            "sret.groups='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), or --data on the "
+            "command line"
+        )
+    return runs(_middle(config, plan), config.group_size)
+
+
+def _middle(config: SretConfig, plan: Plan) -> list[int]:
     middle = list(range(config.keep_first, plan.depth - config.keep_last))
     if len(middle) < 2:
         raise ConfigError(
             f"sret: of {plan.depth} blocks the first {config.keep_first} and the last {config.keep_last} stay, so that "
             "fewer than two are left to share; lower keep_first and keep_last, or name groups"
         )
-    if config.groups is None:
-        return runs(middle, config.group_size)
-    if analysis is None:
-        raise ConfigError(
-            "sret.groups='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), or --data on the "
-            "command line"
-        )
-    return alike_groups(block_similarity(analysis), middle, -(-len(middle) // config.group_size))
+    return middle
 
 
 def _check_alike(group: tuple[int, ...], plan: Plan) -> None:
@@ -370,4 +385,5 @@ METHOD = Method(
     resolve=resolve,
     apply=apply,
     source="Shen et al., ECCV 2022, arXiv 2111.05297; Bae et al., 2024, arXiv 2410.20672",
+    advised=Advised("groups", usual="runs", recommend=recommend),
 )

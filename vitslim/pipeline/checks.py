@@ -3,72 +3,115 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.data import warn_of_shared_images
+from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
-from vitslim.methods import convert
+from vitslim.export import check_export
+from vitslim.pipeline.choices import Choice, try_conversions
 from vitslim.pipeline.opening import open_images, open_source
+from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
 from vitslim.pipeline.verbs import device_named, open_any
 from vitslim.recipe import Recipe
+from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
 from vitslim.trunk import is_converted, plan_summary, trunk_of
 
 
-def check(recipe: Recipe) -> list[dict[str, Any]]:
-    """Do everything that a run checks before it writes, without fetching weights; gives back the plan that it makes.
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a run before it begins.
+
+    Args:
+        plan: the steps of the student, as ``plan_summary`` gives them; empty for a dense one.
+        choices: the blocks that its methods take; where the analysis decides, their ``reason`` says so.
+    """
+
+    outline: Outline
+    plan: list[dict[str, Any]]
+    choices: list[Choice]
+
+
+def check(recipe: Recipe) -> Forecast:
+    """Do everything that a run checks before it writes, without fetching weights; gives back what it will do.
 
     Raises:
         ConfigError: a fault in the recipe.
         UnsupportedModelError: no adapter knows the model, or a method refuses it.
         DataError: images that are missing or do not fit the model.
-        MissingDependencyError: the device is absent.
+        MissingDependencyError: the device, or something that the export needs, is absent.
     """
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
-    converted = _try_conversion(recipe, source)
-    _check_teacher(recipe, source)
-    if recipe.data is not None:
-        _check_outputs(recipe, source)
-        held_out = open_images(recipe, recipe.data, source, "val")
-        if _trains(recipe):
-            train = open_images(recipe, recipe.data, source, "train")
-            if recipe.evaluate and (recipe.warm_start is not None or recipe.distill is not None):
-                warn_of_shared_images(train, held_out)
-    return plan_summary(converted) if is_converted(converted) else []
+    student, choices = try_conversions(recipe, copy.deepcopy(source).to("meta"))
+    teacher = _open_teacher(recipe, source)
+    _check_teacher(recipe, teacher)
+    images, train = _open_images(recipe, source)
+    _check_training(recipe, student, teacher, train)
+    if recipe.export is not None:
+        section = recipe.export
+        for precision in section.precisions:
+            check_export(
+                student,
+                precision,
+                opset=section.opset,
+                optimize=section.optimize,
+                dynamic_image_size=section.dynamic_image_size,
+            )
+    outline = Outline(
+        model=recipe.model.name,
+        methods=[str(entry["method"]) for entry in recipe.convert],
+        teacher=recipe.teacher,
+        images=images,
+        budget=_budget(recipe, student),
+    )
+    return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices)
 
 
-def _try_conversion(recipe: Recipe, source: nn.Module) -> nn.Module:
-    """The model as the recipe converts it, without weights."""
-    model = copy.deepcopy(source).to("meta")
-    for entry in recipe.convert:
-        options = {name: value for name, value in entry.items() if name != "method"}
-        for name in [name for name, value in options.items() if value == "auto"]:
-            if recipe.analyze is None:
-                raise ConfigError(f"{name}: auto needs the analysis of the same recipe; add an analyze section")
-            options[name] = None
-        model = convert(model, entry["method"], **options)
-    if recipe.distill is not None and (faults := faults_of_early_tokens(model, recipe.distill.early_tokens)):
-        raise ConfigError(f"distill.{faults[0]}")
-    return model
+def has_new_parameters(student: nn.Module) -> bool:
+    """Whether there is anything for a warm start to fit."""
+    return is_converted(student) and bool(trunk_of(student).new_parameters())
 
 
-def _check_teacher(recipe: Recipe, source: nn.Module) -> None:
+def _open_teacher(recipe: Recipe, source: nn.Module) -> nn.Module:
+    """The model to learn from, without weights."""
+    if recipe.teacher is None:
+        return source
+    if checkpoint.is_saved_model(recipe.teacher):
+        return open_any(recipe.teacher)
+    with torch.device("meta"):
+        return open_any(recipe.teacher, pretrained=False)
+
+
+def _check_teacher(recipe: Recipe, teacher: nn.Module) -> None:
     needing = [name for name in ("analyze", "warm_start") if getattr(recipe, name) is not None]
-    teacher = source
-    if recipe.teacher is not None:
-        # Only a saved model can be converted already; others are not opened before the run.
-        teacher = open_any(recipe.teacher) if checkpoint.is_saved_model(recipe.teacher) else None
-    if teacher is not None and is_converted(teacher) and needing:
+    if is_converted(teacher) and needing:
         done = ", ".join(entry.method for entry in trunk_of(teacher).history)
         raise ConfigError(
             f"{recipe.teacher or recipe.model.name} is already converted ({done}), but {' and '.join(needing)} read a "
             "dense model; name the one to learn from (--teacher NAME, teacher: NAME), or leave these stages out "
             f"({' '.join(f'--set {name}=null' for name in needing)})"
         )
+
+
+def _open_images(recipe: Recipe, source: nn.Module) -> tuple[ImageOutline | None, Loader | None]:
+    """The images as the run opens them, and those to train on where it does."""
+    data = recipe.data
+    if data is None:
+        return None, None
+    _check_outputs(recipe, source)
+    held_out = open_images(recipe, data, source, "val")
+    trains = recipe.warm_start is not None or recipe.distill is not None
+    train = open_images(recipe, data, source, "train") if trains or recipe.analyze is not None else None
+    if train is not None and trains and recipe.evaluate:
+        warn_of_shared_images(train, held_out)
+    augment = data.augment if trains else None
+    return outline_images(data.source, source, train if trains else None, held_out, augment), train
 
 
 def _check_outputs(recipe: Recipe, source: nn.Module) -> None:
@@ -80,5 +123,26 @@ def _check_outputs(recipe: Recipe, source: nn.Module) -> None:
         )
 
 
-def _trains(recipe: Recipe) -> bool:
-    return any(section is not None for section in (recipe.analyze, recipe.warm_start, recipe.distill))
+def _check_training(recipe: Recipe, student: nn.Module, teacher: nn.Module, train: Loader | None) -> None:
+    if recipe.warm_start is not None:
+        faults = faults_of_training(recipe.warm_start)
+        if faults:
+            raise ConfigError(f"warm_start: {'; '.join(faults)}")
+    section = recipe.distill
+    if section is None or train is None:
+        return
+    if faults := faults_of_early_tokens(student, section.early_tokens):
+        raise ConfigError(f"distill.{faults[0]}")
+    check_distillation(student, copy.deepcopy(teacher).to("meta"), train, section)
+
+
+def _budget(recipe: Recipe, student: nn.Module) -> list[Budget]:
+    if recipe.data is None:
+        return []
+    stages = [
+        ("warm start", recipe.warm_start if has_new_parameters(student) else None),
+        ("distillation", recipe.distill),
+    ]
+    if recipe.control:
+        stages.append(("distillation of the dense control", recipe.distill))
+    return [budget_of(name, config, recipe.data.batch_size) for name, config in stages if config is not None]

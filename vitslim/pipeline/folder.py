@@ -18,6 +18,9 @@ from vitslim.shapes import Result
 STAGES_FILE = "stages.json"
 RECIPE_FILE = "recipe.yaml"
 
+# All that a run has written that was refused before it converted anything; the analysis is kept in a cache as well.
+_BEFORE_RESULTS = {RECIPE_FILE, STAGES_FILE, "analysis.json", "plots"}
+
 
 class Stages(Result):
     """stages.json: the digest of each finished stage, of the one being worked at, and whether all of a run was done."""
@@ -93,7 +96,7 @@ class RunFolder:
         if not self.path.is_dir():
             return False
         names = {path.name for path in self.path.iterdir() if not is_scratch(path)}
-        return bool(names - {STAGES_FILE, RECIPE_FILE} if STAGES_FILE in names else names)
+        return bool(names - _BEFORE_RESULTS if STAGES_FILE in names else names)
 
     def _must_be_kept(self, resolved_recipe: str) -> bool:
         if not self._has_results():

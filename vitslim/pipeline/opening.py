@@ -11,7 +11,7 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.data import DataConfig, Loader
 from vitslim.pipeline.verbs import labels_for, open_any, open_loader
-from vitslim.recipe import DataSection, ModelSection, Recipe
+from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe
 
 
 def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
@@ -39,21 +39,33 @@ def open_images(
     split: Literal["train", "val"],
     *,
     training: bool = False,
-    limit: int | None = None,
 ) -> Loader:
     """One split of a recipe's images, prepared for a model, with labels only where something needs them."""
     is_trained = split == "train" and recipe.distill is not None and recipe.distill.hard > 0
-    given = data.train_limit if split == "train" else data.val_limit
     return open_loader(
         data_config(data),
         model,
         split=split,
         training=training,
         batch_size=data.batch_size,
-        limit=given if limit is None else min(limit, given or limit),
+        limit=data.train_limit if split == "train" else data.val_limit,
         seed=recipe.seed,
         augment=data.augment if training else None,
         **_labels(data, model, is_measured=recipe.evaluate and split == "val", is_trained=is_trained),
+    )
+
+
+def analysis_images(recipe: Recipe, data: DataSection, section: AnalyzeSection, model: nn.Module) -> Loader:
+    """The images of an analysis: the same ones for all recipes of a model, with labels or without."""
+    limit = min(section.images, data.train_limit or section.images)
+    return open_loader(
+        data_config(data),
+        model,
+        split="train",
+        batch_size=data.batch_size,
+        limit=limit,
+        seed=recipe.seed,
+        labels="ignore",
     )
 
 

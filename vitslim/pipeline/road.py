@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +15,24 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
-from vitslim.methods import convert, method_named, read_options
-from vitslim.pipeline.checks import check
+from vitslim.pipeline.checks import check, has_new_parameters
+from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.opening import data_config, data_inputs, file_state, open_images, open_source
+from vitslim.pipeline.opening import (
+    analysis_images,
+    data_config,
+    data_inputs,
+    file_state,
+    open_images,
+    open_source,
+)
+from vitslim.pipeline.outline import Announce, keep_quiet
 from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
-from vitslim.trunk import is_converted, plan_summary, trunk_of
+from vitslim.trunk import is_converted, plan_summary
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -42,13 +50,17 @@ EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind: its folder, the student, and whether every promise that it checked was kept."""
+    """What a run left behind: its folder, the student, and whether every promise that it checked was kept.
+
+    ``choices`` are the blocks that the methods took, as choices.json has them.
+    """
 
     folder: Path
     student: nn.Module
     teacher: nn.Module
     metrics: Mapping[str, Any]
     passed: bool
+    choices: Sequence[Choice] = ()
 
 
 @dataclass
@@ -58,6 +70,7 @@ class _Road:
     progress: ProgressCallback
     source: nn.Module  # what is converted
     teacher: nn.Module  # what the student learns from and is compared with
+    announce: Announce
 
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
         """Whether a stage must run; either way it is told."""
@@ -82,8 +95,19 @@ class _Road:
         return None if names is None or len(names) != self.source.num_classes else list(names)
 
 
-def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent) -> RunResult:
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: ProgressCallback = silent,
+    announce: Announce = keep_quiet,
+) -> RunResult:
     """Walk a recipe's road over an output folder; finished stages whose inputs have not changed are skipped.
+
+    Args:
+        announce: called with an ``Outline`` before the first stage, and with the ``Choice`` of every method that has
+            one before anything is trained.
 
     Raises:
         ConfigError: a fault in the recipe, said before anything is written.
@@ -92,13 +116,14 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
     """
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
-    check(recipe)
+    forecast = check(recipe)
     source = on_device(open_source(recipe), recipe.device)
     teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
+    announce(forecast.outline)
     with folder:
-        road = _Road(recipe, folder, progress, source, teacher)
-        student = _make_student(road)
+        road = _Road(recipe, folder, progress, source, teacher, announce)
+        student, choices = _make_student(road)
         metrics = _evaluate(road, student)
         passed = _deploy(road, student)
         _write_environment(folder.path)
@@ -106,45 +131,49 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
             from vitslim.report import write_report
 
             write_report(folder.path)
-    return RunResult(folder.path, student, teacher, metrics, passed)
+    return RunResult(folder.path, student, teacher, metrics, passed, choices)
 
 
-def _make_student(road: _Road) -> nn.Module:
+def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
     recipe, folder = road.recipe, road.folder
-    analysis = _analyze(road)
-    student = _convert(recipe, road.source, analysis)
+    student, choices = _convert(recipe, road.source, _analyze(road))
+    if choices:
+        road.announce(choices)
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.convert, recipe.seed]
-    if road.enter("convert", inputs, "plan.json", checkpoint.WEIGHTS_FILE):
-        folder.discard(*EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
+    # What another version of the code chose is another student, though the recipe and the analysis are the same.
+    decided = [choice.used for choice in choices] if recipe.analyze else []
+    outputs = ("plan.json", checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
+    if road.enter("convert", [*inputs, *decided], *outputs):
+        folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
+        if choices:
+            write_json(folder.path / CHOICES_FILE, [choice.model_dump(mode="json") for choice in choices])
         _save(road, student, folder.path)
         road.finish("convert")
     student = _warm_start(road, student)
-    return _distill(road, student)
+    return _distill(road, student), choices
 
 
-def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> nn.Module:
+def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> tuple[nn.Module, list[Choice]]:
     torch.manual_seed(recipe.seed)
-    student = copy.deepcopy(source)
-    for entry in recipe.convert:
-        method = method_named(entry["method"])
-        options = read_options(method, {name: value for name, value in entry.items() if name != "method"})
-        student = convert(student, options, analysis=analysis)
-    return student
+    dense = copy.deepcopy(source)
+    advice = None if analysis is None else advise(recipe.convert, copy.deepcopy(source).to("meta"), analysis)
+    return convert_all(recipe.convert, dense, advice)
 
 
 def _analyze(road: _Road) -> AnalysisReport | None:
     recipe, folder = road.recipe, road.folder
     if recipe.analyze is None or recipe.data is None:
         return None
-    from vitslim.analysis import AnalysisReport, analyze, write_plots
+    from vitslim.analysis import AnalysisReport, analyze, analyze_once, write_plots
 
     section = recipe.analyze
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.teacher, data_inputs(recipe)]
-    if road.enter("analyze", [*inputs, section.model_dump()], ANALYSIS_FILE):
-        report = analyze(
+    if road.enter("analyze", [*inputs, section.model_dump(exclude={"cache"})], ANALYSIS_FILE):
+        measure = analyze_once if section.cache else analyze
+        report = measure(
             road.teacher,
-            open_images(recipe, recipe.data, road.teacher, "train", limit=section.images),
+            analysis_images(recipe, recipe.data, section, road.teacher),
             images=section.images,
             replacement_images=section.replacement_images,
             progress=road.progress,
@@ -157,7 +186,7 @@ def _analyze(road: _Road) -> AnalysisReport | None:
 
 def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     recipe, folder = road.recipe, road.folder
-    if recipe.warm_start is None or recipe.data is None or not _has_new_parameters(student):
+    if recipe.warm_start is None or recipe.data is None or not has_new_parameters(student):
         return student
     from vitslim.train import warm_start
 
@@ -303,10 +332,6 @@ def _parity_data(recipe: Recipe, student: nn.Module) -> Any:
 
 def _save(road: _Road, model: nn.Module, place: Path, metrics: Mapping[str, Any] | None = None) -> None:
     checkpoint.save(model, place, overwrite=True, class_names=road.class_names, metrics=metrics)
-
-
-def _has_new_parameters(student: nn.Module) -> bool:
-    return is_converted(student) and bool(trunk_of(student).new_parameters())
 
 
 def require_passed(result: RunResult) -> None:

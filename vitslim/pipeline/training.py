@@ -15,6 +15,8 @@ from vitslim import checkpoint
 from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
+from vitslim.models import describe
+from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
 from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults, read_settings_file, with_overrides
@@ -22,6 +24,7 @@ from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
 from vitslim.train.start import start_from_scratch_
+from vitslim.trunk import is_converted, trunk_of
 
 
 class TrainSettings(DistillConfig):
@@ -89,8 +92,12 @@ def train_to_folder(
     device: str = "cpu",
     resume: bool = False,
     progress: ProgressCallback = silent,
+    announce: Announce = keep_quiet,
 ) -> dict[str, Any]:
     """Train, evaluate, and save a model with its log, settings and metrics.
+
+    Args:
+        announce: called with an ``Outline`` before the training.
 
     Returns:
         ``{"out", "result", "metrics"}`` as plain data.
@@ -103,6 +110,10 @@ def train_to_folder(
         data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment, **labels
     )
     held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels)
+    source = data.source if isinstance(data, DataConfig) else str(data)
+    images = outline_images(source, student, loader, held_out, augment or AugmentConfig())
+    budget = [budget_of("training" if dense is None else "distillation", config, batch_size)]
+    announce(Outline(model=_name(student), methods=_methods(student), teacher=None, images=images, budget=budget))
     result = train(
         student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
     )
@@ -116,3 +127,12 @@ def train_to_folder(
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "train" / "result.json", result.model_dump(mode="json"))
     return {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": metrics}
+
+
+def _name(model: nn.Module) -> str:
+    base = trunk_of(model).base if is_converted(model) else describe(model)
+    return type(model).__name__ if base is None else base.architecture.removeprefix(":")
+
+
+def _methods(model: nn.Module) -> list[str]:
+    return [entry.method for entry in trunk_of(model).history] if is_converted(model) else []

@@ -115,14 +115,21 @@ def analyze(
     batch_size: AtLeastOne = 64,
     split: Literal["train", "val"] = "train",
     device: str = "cpu",
+    cache: bool = True,
     progress: ProgressCallback = silent,
 ) -> AnalysisReport:
-    """What is redundant in a dense model; labels are not needed. See ``vitslim.analysis.analyze``."""
+    """What is redundant in a dense model; labels are not needed. See ``vitslim.analysis.analyze``.
+
+    Args:
+        cache: take over what was found before in this model on these images, see ``vitslim.analysis.analyze_once``.
+    """
     from vitslim.analysis import analyze as analyze_layers
+    from vitslim.analysis import analyze_once
 
     dense = on_device(open_any(model), device)
     loader = open_loader(data, dense, split=split, batch_size=batch_size, limit=images, labels="ignore")
-    return analyze_layers(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
+    measure = analyze_once if cache else analyze_layers
+    return measure(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
 
 
 @checked

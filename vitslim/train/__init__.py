@@ -1,6 +1,6 @@
 """Training: layer-wise warm start, distillation, evaluation, pretraining, all over one loop."""
 
-from vitslim.train.distill import DistillConfig, distill, faults_of_training
+from vitslim.train.distill import DistillConfig, check_distillation, distill, faults_of_training
 from vitslim.train.evaluate import EvalResult, evaluate, evaluate_all
 from vitslim.train.pretrain import Phase, PretrainConfig, PretrainResult, pretrain
 from vitslim.train.settings import LoopConfig, TrainResult
@@ -15,6 +15,7 @@ __all__ = [
     "PretrainResult",
     "TrainResult",
     "WarmStartConfig",
+    "check_distillation",
     "distill",
     "evaluate",
     "evaluate_all",

@@ -86,7 +86,7 @@ def distill(
         CheckFailedError: the loss or the weights became NaN or infinite, or another process of the run ended.
         CheckpointError: the state to resume is of another run, or of another number of processes.
     """
-    _check(student, teacher, train_loader, config)
+    check_distillation(student, teacher, train_loader, config)
     if val_loader is not None:
         warn_of_shared_images(train_loader, val_loader)
     objective = _Distillation(student, teacher, config, _mixup(student, config))
@@ -196,8 +196,12 @@ def _evaluation(
     return measure
 
 
-def _check(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
-    """Refuse what cannot work, all faults in one message, before anything is changed."""
+def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Loader, config: DistillConfig) -> None:
+    """Refuse what cannot work before anything is changed; the models may lie on the meta device.
+
+    Raises:
+        ConfigError: all faults of names, losses, models and data in one message.
+    """
     faults = faults_of_training(config) + _teacher_faults(teacher, config)
     faults += [
         fault

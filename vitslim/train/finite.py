@@ -7,8 +7,8 @@ _NAMED = 3
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinity, in the model's order."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.numel()]
+    """Names of the parameters that hold NaN or infinity, in the model's order; on the meta device nothing is known."""
+    named = [(name, one) for name, one in model.named_parameters() if one.numel() and not one.is_meta]
     if not named:
         return []
     with torch.no_grad():

@@ -57,7 +57,8 @@ def warm_start(
         pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
-        ConfigError: the student is dense, has nothing to fit, or one of the models holds NaN.
+        ConfigError: the student is dense, has nothing to fit, one of the models holds NaN, or an optimiser or schedule
+            is not known.
         CheckFailedError: a loss became NaN or infinite, or another process of the run ended.
     """
     trunk = _trunk_to_fit(student)
