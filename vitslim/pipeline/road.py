@@ -19,7 +19,7 @@ from vitslim.methods import convert, method_named, read_options
 from vitslim.pipeline.checks import check
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.opening import data_config, data_inputs, file_state, open_images, open_source
+from vitslim.pipeline.opening import data_config, data_inputs, file_state, image_input, open_images, open_source
 from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -112,7 +112,13 @@ def _make_student(road: _Road) -> nn.Module:
     recipe, folder = road.recipe, road.folder
     analysis = _analyze(road)
     student = _convert(recipe, road.source, analysis)
-    inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.convert, recipe.seed]
+    inputs = [
+        recipe.model.model_dump(),
+        file_state(recipe.model),
+        recipe.convert,
+        recipe.seed,
+        image_input(road.source),
+    ]
     if road.enter("convert", inputs, "plan.json", checkpoint.WEIGHTS_FILE):
         folder.discard(*_EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
