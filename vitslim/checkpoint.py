@@ -20,6 +20,8 @@ from vitslim.files import atomic_paths, is_vacant, json_text, parse_json, read_j
 from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
+from vitslim.models.image_input import restore_preprocessing_
+from vitslim.models.open import BUILD_FAULTS
 from vitslim.shapes import AnyPath, Config
 from vitslim.trunk import Conversion, is_converted, trunk_of
 
@@ -28,8 +30,6 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-# What the constructors of timm and torch raise for options that they were not meant to get.
-_BUILD_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 # As safetensors names them. Any of the first may stand for another: parts of a model may be of another precision.
 _FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -187,7 +187,7 @@ def build(config: SavedModel) -> nn.Module:
         model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
     except CheckpointError:
         raise
-    except (VitslimError, *_BUILD_FAULTS) as error:
+    except (VitslimError, *BUILD_FAULTS) as error:
         raise CheckpointError(
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"
@@ -197,21 +197,9 @@ def build(config: SavedModel) -> nn.Module:
         raise CheckpointError(
             f"the saved description has {len(config.class_names)} class names for {classes} classes; save it again"
         )
-    _restore_input_(model, config.input)
+    # timm's name alone does not tell it of a model that was built by hand.
+    restore_preprocessing_(model, config.input)
     return model.to(_FLOATS[config.dtype])
-
-
-def _restore_input_(model: nn.Module, given: Preprocessing) -> None:
-    """Make ``preprocessing(model)`` give what was saved; timm's name alone does not tell it of a hand-built model."""
-    known: dict[str, Any] = {
-        "input_size": (given.channels, *given.image_size),
-        "mean": given.mean,
-        "std": given.std,
-        "interpolation": given.interpolation,
-        "crop_pct": given.crop_pct,
-    }
-    for config in ("pretrained_cfg", "default_cfg"):
-        setattr(model, config, {**(getattr(model, config, None) or {}), **known})
 
 
 def is_saved_model(path: str | Path) -> bool:

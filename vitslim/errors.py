@@ -37,3 +37,10 @@ class CheckFailedError(VitslimError):
     """A promise that was measured and not kept: parity out of tolerance, a diverged loss."""
 
     exit_code = 1
+
+
+class VitslimWarning(UserWarning):
+    """Something that was done as asked, but by a guess of ours or with a result that is likely not what was meant.
+
+    The command line shows it as a note.
+    """

@@ -29,8 +29,15 @@ class ModelSection(Config):
     pretrained: bool = True
     weights: str | None = None  # local file of weights
     img_size: int | tuple[int, int] | None = None  # pixels
-    num_classes: int | None = None
-    options: dict[str, Any] = Field(default_factory=dict)  # further arguments of the timm model
+    num_classes: int | None = Field(None, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)  # further arguments of the timm model (--model-arg)
+
+    @field_validator("options")
+    @classmethod
+    def _has_nothing_with_a_key_of_its_own(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if known := sorted(set(options) & {"name", "pretrained", "weights", "img_size", "num_classes"}):
+            raise ValueError(f"{', '.join(known)} is no option but a key beside it, as in model.{known[0]}")
+        return options
 
 
 class DataSection(DataConfig):

@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from vitslim.validation import refuse_misplaced_boolean
 
@@ -53,3 +53,22 @@ if TYPE_CHECKING:
 else:
     Count = int | torch.SymInt
 """A number of rows, columns or tokens: an integer, or a symbol while a model of free image size is traced."""
+
+
+def _alone(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
+
+
+ChannelMeans = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1), BeforeValidator(_alone)]
+"""Mean of each channel, of pixels in 0..1; a single number stands for all channels."""
+
+ChannelDeviations = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), BeforeValidator(_alone)
+]
+"""Standard deviation of each channel, of pixels in 0..1; a single number stands for all channels."""
+
+CropShare = Annotated[float, Field(gt=0, le=1)]
+"""The share of a side that the centre crop keeps."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""How images are resized, by the names that timm's transforms take."""

@@ -11,7 +11,14 @@ from vitslim.errors import ConfigError
 from vitslim.models import Preprocessing
 
 IMAGES = FractalConfig(classes=3, image_size=32, train_per_class=8, val_per_class=4, negatives=0.2)
-WANTS = Preprocessing((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 1.0, 3)
+WANTS = Preprocessing(
+    image_size=(32, 32),
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.4),
+    interpolation="bicubic",
+    crop_pct=1.0,
+    channels=3,
+)
 PLAIN = AugmentConfig(hflip=0.0, shift=0.0)
 
 
@@ -59,13 +66,13 @@ def test_processes_share_a_pass() -> None:
 
 
 def test_another_size_is_resized_to() -> None:
-    wants = Preprocessing((24, 24), WANTS.mean, WANTS.std, "bicubic", 1.0, 3)
+    wants = WANTS.model_copy(update={"image_size": (24, 24)})
     assert next(iter(opened(wants=wants))).images.shape == (5, 3, 24, 24)
 
 
 def test_a_model_of_one_channel_is_refused() -> None:
     with pytest.raises(ConfigError, match="have 3 channels, the model wants 1"):
-        opened(wants=Preprocessing((32, 32), (0.5,), (0.5,), "bicubic", 1.0, 1))
+        opened(wants=WANTS.model_copy(update={"mean": (0.5,), "std": (0.5,), "channels": 1}))
 
 
 def test_drawing_stays_on_the_device_it_was_asked_for() -> None:

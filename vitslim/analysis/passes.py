@@ -24,7 +24,7 @@ from vitslim.analysis.result import (
     Table,
 )
 from vitslim.arguments import checked
-from vitslim.errors import ConfigError, DataError
+from vitslim.errors import ConfigError, DataError, VitslimWarning
 from vitslim.models import DenseTrace, describe, trace
 from vitslim.models.readout import reads_class_token_alone
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -260,7 +260,7 @@ def _notes(found: _Found, maps: list[LinearMap | None], measure: Measure) -> lis
             f"R² and the linear maps come from {found.maps.tokens} tokens for {width} channels and flatter: "
             f"pass images for at least {TOKENS_PER_CHANNEL * width} tokens."
         )
-        warnings.warn(few, stacklevel=3)
+        warnings.warn(few, VitslimWarning, stacklevel=3)
         notes.append(few)
     if found.largest_batch < STEADY_BATCH:
         notes.append(

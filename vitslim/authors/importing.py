@@ -37,6 +37,7 @@ def import_checkpoint(
     base: str | nn.Module,
     *,
     img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
+    base_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Imported:
     """Bring a checkpoint that a method's authors released onto our model.
@@ -51,6 +52,7 @@ def import_checkpoint(
         base: timm name of the dense model (for ``sret`` of the pyramid), whose classes follow the checkpoint, or a
             dense model as it is; its weights are not read, and it is left as it is.
         img_size: pixels of a named base, where the checkpoint is not of its usual ones.
+        base_options: further arguments of a named base, as ``patch_size``.
         options: what the file cannot tell, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
             with a named base the pyramid's arguments, as ``sliced``.
 
@@ -61,8 +63,8 @@ def import_checkpoint(
     row = _source_named(source)
     state = _read(checkpoint, row)
     inferred = row.infer(state)
-    size = {} if img_size is None else {"img_size": img_size}
-    dense = _opened(base, state, size if row.method else {**size, **options})
+    given = {**({} if img_size is None else {"img_size": img_size}), **(base_options or {})}
+    dense = _opened(base, state, given if row.method else {**given, **options})
     if row.method is None:
         model = copy.deepcopy(dense)
     else:

@@ -65,6 +65,9 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", help="CPU threads", min=1)] = 1,
     rounds: Annotated[int, typer.Option("--rounds", help="samples per model", min=5)] = 30,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    img_size: options.ImageSizeOption = None,
+    num_classes: options.ClassesOption = None,
+    model_arg: options.ModelArgOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file", show_default=False)] = None,
     json: options.JsonOption = False,
 ) -> None:
@@ -73,10 +76,13 @@ def bench(
     from vitslim.bench import caption, skipped_lines, text_table
     from vitslim.files import write_json
 
+    given = {"img_size": options.image_size(img_size), "num_classes": num_classes}
+    given |= options.model_arguments(model_arg)
     with Screen() as screen:
         found = pipeline.benchmark(
             models,
             against=against,
+            model_options=given,
             backends=options.words(backend),
             batches=options.numbers(batch, "--batch"),
             precisions=options.words(precision),

@@ -28,18 +28,19 @@ def import_checkpoint(
         typer.Option("--option", "-O", metavar="KEY=VALUE", help="what the file cannot tell, as layers=3-8"),
     ] = None,
     img_size: options.ImageSizeOption = None,
+    model_arg: options.ModelArgOption = None,
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Bring a checkpoint of a method's authors onto our model, every tensor accounted for."""
     from vitslim import authors, checkpoint
-    from vitslim.cli.look import show_resolved
 
     checkpoint.check_output_folder(out, overwrite=overwrite)
     given = options.method_entries([source], option or [])[0]
     del given["method"]
-    show_resolved(base)
-    model, report = authors.import_checkpoint(file, source, base, img_size=options.image_size(img_size), **given)
+    options.show_resolved(base)
+    size, arguments = options.image_size(img_size), options.model_arguments(model_arg)
+    model, report = authors.import_checkpoint(file, source, base, img_size=size, base_options=arguments, **given)
     checkpoint.save(model, out, overwrite=overwrite)
     if json:
         print_json({"out": str(out), **report.model_dump(mode="json")})

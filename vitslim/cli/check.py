@@ -33,24 +33,30 @@ def evaluate(
     batch_size: options.BatchSizeOption = 64,
     limit: Annotated[int | None, typer.Option("--limit", help="images, spread over the classes", min=1)] = None,
     weights: options.WeightsOption = None,
+    img_size: options.ImageSizeOption = None,
+    model_arg: options.ModelArgOption = None,
+    setting: options.DataSetOption = None,
     device: options.DeviceOption = "cpu",
     backend: BackendOption = "torch",
     json: options.JsonOption = False,
 ) -> None:
     """Top-1, top-5 and agreement with a teacher on held-out images."""
     from vitslim import pipeline
-    from vitslim.cli.look import open_named
 
     exported = backend != "torch"
-    if exported and (weights is not None or not Path(model).is_dir()):
-        raise ConfigError(f"--backend {backend} runs the exports of a saved folder; given {model}, without --weights")
-    student = model if exported else open_named(model, weights, False, None, None)
+    if exported and (weights or img_size or model_arg or not Path(model).is_dir()):
+        raise ConfigError(
+            f"--backend {backend} runs the exports of a saved folder; given {model}; it takes no --weights, --img-size "
+            "or --model-arg"
+        )
+    wanted = options.images(data, setting, batch_size=batch_size)
+    student = model if exported else options.open_named(model, weights=weights, img_size=img_size, model_arg=model_arg)
     with Screen() as screen:
         found = pipeline.evaluate(
             student,
-            data,
+            wanted,
             teacher=teacher,
-            batch_size=batch_size,
+            batch_size=wanted.batch_size,
             limit=limit,
             device=device,
             backend=backend,
@@ -163,6 +169,7 @@ def verify(
     data: options.DataOption = None,
     images: Annotated[int, typer.Option("--images", help="images compared", min=1)] = 32,
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,3",
+    setting: options.DataSetOption = None,
     backend: Annotated[str | None, typer.Option("--backend", help="what runs the files; see eval")] = None,
     json: options.JsonOption = False,
 ) -> None:
@@ -175,7 +182,8 @@ def verify(
 
     options.require_saved(folder)
     batches = options.numbers(batch, "--batch")
-    found = pipeline.verify(str(folder), artifact or None, data=data, images=images, batches=batches, backend=backend)
+    wanted = options.images(data, setting)
+    found = pipeline.verify(str(folder), artifact or None, data=wanted, images=images, batches=batches, backend=backend)
     document = found.model_dump(mode="json")
     write_json(folder / "export" / "parity.json", document)
     if json:

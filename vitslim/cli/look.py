@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,11 +51,14 @@ def list_what(
 
 def inspect(
     model: options.ModelArgument,
+    weights: options.WeightsOption = None,
     img_size: options.ImageSizeOption = None,
+    num_classes: options.ClassesOption = None,
+    model_arg: options.ModelArgOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """What a model is and costs, and which methods can convert it. Nothing is downloaded."""
-    found = describe_model(model, img_size)
+    """What a model is and costs, how it wants its images, which methods can convert it. Nothing is downloaded."""
+    found = describe_model(model, weights, img_size, num_classes, model_arg)
     if json:
         print_json(found)
         return
@@ -67,6 +69,8 @@ def inspect(
         [
             ("parameters", f"{found['params'] / 1e6:.2f} M"),
             ("MACs", f"{found['macs'] / 1e9:.3f} G at {height} × {width}"),
+            *_image_rows(found["input"]),
+            ("outputs", str(found["num_classes"])),
             ("tokens", f"{found['prefix_tokens']} prefix + {found['grid'][0]} × {found['grid'][1]} patches"),
             ("blocks", str(found["depth"])),
             ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
@@ -79,26 +83,42 @@ def inspect(
     print_table("methods", ("method", "can convert", "reason"), rows)
 
 
-def describe_model(name: str, img_size: str | None = None) -> dict[str, Any]:
-    """The document of ``inspect``; dense models are built without weights."""
+def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
+    from vitslim.models.image_input import setting
+
+    height, width = wanted["image_size"]
+    shown = {name: setting(wanted[name]) for name in ("mean", "std", "interpolation", "crop_pct")}
+    marked = [(name, f"{value} (assumed)" if name in wanted["assumed"] else value) for name, value in shown.items()]
+    return [("images", f"{wanted['channels']} × {height} × {width}"), *marked]
+
+
+def describe_model(
+    name: str,
+    weights: Path | None = None,
+    img_size: str | None = None,
+    num_classes: int | None = None,
+    model_arg: list[str] | None = None,
+) -> dict[str, Any]:
+    """The document of ``inspect``; dense models are built without weights, except where a file has them."""
     import torch
 
     from vitslim import checkpoint
     from vitslim.bench import count_macs, count_parameters
     from vitslim.errors import UnsupportedModelError
     from vitslim.methods import method_support
-    from vitslim.models import adapter_for, family_of, open_model, preprocessing, resolve_name, token_layout
+    from vitslim.models import adapter_for, family_of, preprocessing, resolve_name, token_layout
     from vitslim.trunk import is_converted, plan_summary, trunk_of
 
-    size = options.image_size(img_size)
-    if checkpoint.is_saved_model(name):
-        if size is not None:
-            raise ConfigError(f"--img-size goes with a model's name; {name} is a saved model of its own size")
-        model = checkpoint.load(name)
-    else:
-        show_resolved(name)
-        with torch.device("meta"):
-            model = open_model(name, pretrained=False, img_size=size)
+    is_local = weights is not None or checkpoint.is_saved_model(name)
+    with torch.device("cpu" if is_local else "meta"):
+        model = options.open_named(
+            name,
+            weights=weights,
+            no_pretrained=not is_local,
+            img_size=img_size,
+            num_classes=num_classes,
+            model_arg=model_arg,
+        )
     converted = is_converted(model)
     if not converted:
         try:
@@ -112,6 +132,8 @@ def describe_model(name: str, img_size: str | None = None) -> dict[str, Any]:
         "params": count_parameters(model),
         "macs": count_macs(model),
         "image_size": list(preprocessing(model).image_size),
+        "input": preprocessing(model).model_dump(),
+        "num_classes": int(getattr(model, "num_classes", 0)),
         "prefix_tokens": layout.prefix,
         "grid": list(layout.grid),
         "depth": len(model.blocks),  # pyright: ignore[reportArgumentType]
@@ -135,6 +157,9 @@ def analyze(
     weights: options.WeightsOption = None,
     no_pretrained: options.NoPretrainedOption = False,
     img_size: options.ImageSizeOption = None,
+    num_classes: options.ClassesOption = None,
+    model_arg: options.ModelArgOption = None,
+    setting: options.DataSetOption = None,
     device: options.DeviceOption = "cpu",
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
@@ -146,14 +171,22 @@ def analyze(
     from vitslim.files import write_json
 
     check_output_folder(out, overwrite=overwrite)
-    dense = open_named(model, weights, no_pretrained, img_size, None)
+    wanted = options.images(data, setting, batch_size=batch_size)
+    dense = options.open_named(
+        model,
+        weights=weights,
+        no_pretrained=no_pretrained,
+        img_size=img_size,
+        num_classes=num_classes,
+        model_arg=model_arg,
+    )
     with Screen() as screen:
         report = pipeline.analyze(
             dense,
-            data,
+            wanted,
             images=images,
             replacement_images=replacement_images,
-            batch_size=batch_size,
+            batch_size=wanted.batch_size,
             device=device,
             progress=screen,
         )
@@ -207,27 +240,6 @@ def doctor(json: options.JsonOption = False) -> None:
         for name, row in missing.items()
     ]
     print_table("what works here", ("for", "state", "to install"), rows)
-
-
-def open_named(name: str, weights: Path | None, no_pretrained: bool, img_size: str | None, classes: int | None) -> Any:
-    """Open a model as the options say, and tell what an alias stands for."""
-    from vitslim import pipeline
-
-    show_resolved(name)
-    return pipeline.open_any(
-        name,
-        pretrained=not no_pretrained,
-        weights=weights,
-        img_size=options.image_size(img_size),
-        num_classes=classes,
-    )
-
-
-def show_resolved(name: str) -> None:
-    """Tell which timm model an alias stands for."""
-    aliases = import_module("vitslim.models").ALIASES
-    if name in aliases:
-        say(f"{name} → {aliases[name]}")
 
 
 def _layer_row(report: Any, layer: int) -> tuple[str, ...]:

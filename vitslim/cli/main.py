@@ -6,14 +6,17 @@ is imported before a verb runs, so that `vitslim --help` answers at once.
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from vitslim.cli import bench, bring, check, look, make, plugin, serve
-from vitslim.errors import VitslimError
+from vitslim.cli.screen import say
+from vitslim.errors import VitslimError, VitslimWarning
 
+_show_warning = warnings.showwarning
 _INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
 
 app = typer.Typer(
@@ -39,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", VitslimWarning)
+            warnings.showwarning = _note
+            code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
     except VitslimError as error:
         _leave(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -53,6 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "\ninterrupted; what was finished stays, run the same command again to go on", fg="yellow", err=True
             )
         sys.exit(code)
+
+
+def _note(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+    if issubclass(category, VitslimWarning):
+        say(f"note: {message}", style="yellow")
+    else:
+        _show_warning(message, category, *place, **rest)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -58,6 +58,7 @@ def convert(
     no_pretrained: options.NoPretrainedOption = False,
     img_size: options.ImageSizeOption = None,
     num_classes: options.ClassesOption = None,
+    model_arg: options.ModelArgOption = None,
     setting: options.SetOption = None,
     device: options.DeviceOption = "cpu",
     seed: options.SeedOption = 0,
@@ -85,6 +86,7 @@ def convert(
             "weights": None if weights is None else str(weights),
             "img_size": options.image_size(img_size),
             "num_classes": num_classes,
+            "options": options.model_arguments(model_arg),
         },
         "convert": options.method_entries(method, option or []),
         "device": device,
@@ -125,11 +127,16 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     epochs: Annotated[float, typer.Option("--epochs", help="passes over the images")] = _EPOCHS,
     batch_size: options.BatchSizeOption = 64,
+    weights: options.WeightsOption = None,
+    no_pretrained: options.NoPretrainedOption = False,
     num_classes: options.ClassesOption = None,
     img_size: options.ImageSizeOption = None,
+    model_arg: options.ModelArgOption = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="training settings, as lr=1e-3 or ema_decay=0.99"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="training settings, as lr=1e-3, augment.hflip=0 or data.mean=0.5"
+        ),
     ] = None,
     device: options.DeviceOption = "cpu",
     seed: options.SeedOption = 0,
@@ -148,25 +155,33 @@ def train(
 
     hard = teacher is None
     losses = {"hard": float(hard), "soft": float(not hard)}
-    config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, setting)
+    of_images = [one for one in setting or () if one.startswith("data.")]
+    of_training = [one for one in setting or () if one not in of_images]
+    config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, of_training)
+    wanted = options.images(data, of_images, batch_size=batch_size)
     device_named(device)
     if not resume:
         checkpoint.check_output_folder(out, overwrite=overwrite)
-    from vitslim.cli.look import show_resolved
-
-    show_resolved(model)
+    if from_scratch and weights is not None:
+        raise ConfigError("--from-scratch starts from random weights; leave out --weights, or --from-scratch")
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
-    student = open_untrained(model, seed, **given) if from_scratch else pipeline.open_any(model, **given)
+    given |= options.model_arguments(model_arg)
+    options.show_resolved(model)
+    student = (
+        open_untrained(model, seed, **given)
+        if from_scratch
+        else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
+    )
     dense = None if teacher is None else pipeline.open_any(teacher)
     with Screen() as screen:
         result = train_to_folder(
             student,
             dense,
-            data,
+            wanted,
             config,
             out,
             augment=augment,
-            batch_size=batch_size,
+            batch_size=wanted.batch_size,
             device=device,
             resume=resume,
             progress=screen,
@@ -246,12 +261,11 @@ def demo(
 
 
 def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bool) -> None:
-    from vitslim.cli.look import show_resolved
     from vitslim.pipeline import require_passed
     from vitslim.pipeline import run as run_recipe
     from vitslim.recipe import write_yaml
 
-    show_resolved(recipe.model.name)
+    options.show_resolved(recipe.model.name)
     if dry_run:
         from vitslim.pipeline.checks import check
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vitslim.cli.screen import say
 from vitslim.errors import ConfigError
 
 ModelArgument = Annotated[
@@ -18,13 +20,25 @@ DataOption = Annotated[
     typer.Option("--data", help="image folder, hfds/NAME, wds/PATH, or 'fractals' (built in)", show_default=False),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="local file of weights: .safetensors, .pth, .bin", show_default=False)
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="local file of weights of MODEL: .safetensors, .pth, .bin; what differs from MODEL is read from it "
+        "(or vitslim.save(model, DIR) in Python, and DIR as MODEL)",
+        show_default=False,
+    ),
+]
+ModelArgOption = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="argument of the timm model, as patch_size=4; repeatable"),
 ]
 NoPretrainedOption = Annotated[bool, typer.Option("--no-pretrained", help="random weights, nothing is fetched")]
 ImageSizeOption = Annotated[
     str | None, typer.Option("--img-size", help="pixels, one number or HEIGHTxWIDTH", show_default=False)
 ]
-ClassesOption = Annotated[int | None, typer.Option("--num-classes", help="outputs", show_default=False)]
+ClassesOption = Annotated[
+    int | None, typer.Option("--num-classes", help="outputs of the classifier", min=0, show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, all else on stderr")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N")]
 SeedOption = Annotated[int, typer.Option("--seed", help="of everything random")]
@@ -32,7 +46,83 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="use an outpu
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any recipe key, as distill.epochs=3")
 ]
+DataSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="how the images are read and prepared, as data.mean=0.5 data.crop_pct=1"
+    ),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="images per batch", min=1)]
+
+_OWN_OPTIONS = {
+    "name": "MODEL",
+    "img_size": "--img-size",
+    "num_classes": "--num-classes",
+    "weights": "--weights",
+    "pretrained": "--no-pretrained",
+}
+
+
+def open_named(
+    name: str,
+    *,
+    weights: Path | None = None,
+    no_pretrained: bool = False,
+    img_size: str | None = None,
+    num_classes: int | None = None,
+    model_arg: Sequence[str] | None = None,
+) -> Any:
+    """Open a model as the options say, and tell what an alias stands for."""
+    from vitslim import pipeline
+
+    show_resolved(name)
+    return pipeline.open_any(
+        name,
+        pretrained=not no_pretrained,
+        weights=weights,
+        img_size=image_size(img_size),
+        num_classes=num_classes,
+        **model_arguments(model_arg),
+    )
+
+
+def show_resolved(name: str) -> None:
+    """Tell which timm model an alias stands for."""
+    aliases = import_module("vitslim.models").ALIASES
+    if name in aliases:
+        say(f"{name} → {aliases[name]}")
+
+
+def model_arguments(given: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of the timm model from ``--model-arg KEY=VALUE``; values are read as YAML.
+
+    Raises:
+        ConfigError: no ``=``, or an argument that has an option of its own.
+    """
+    from vitslim.recipe import read_yaml
+
+    found: dict[str, Any] = {}
+    for one in given or ():
+        key, equals, value = one.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--model-arg {one!r}: wanted KEY=VALUE, such as patch_size=4")
+        if key in _OWN_OPTIONS:
+            raise ConfigError(f"--model-arg {one}: {key} is not given here but with {_OWN_OPTIONS[key]}")
+        found[key] = read_yaml(value, f"--model-arg {key}")
+    return found
+
+
+def images(source: str | None, settings: Sequence[str] | None, *, batch_size: int = 64) -> Any:
+    """What ``--data`` and ``--set data.…`` say of the images, a ``DataConfig``; ``None`` where neither is given.
+
+    Raises:
+        ConfigError: unknown keys, values out of range, or settings without images.
+    """
+    from vitslim.pipeline.opening import read_data_settings
+
+    if source is None and settings:
+        raise ConfigError(f"--set {settings[0]} says how images are read and prepared; name them with --data")
+    return None if source is None else read_data_settings(source, settings or (), batch_size=batch_size)
 
 
 def require_saved(folder: Path) -> None:

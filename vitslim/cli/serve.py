@@ -47,6 +47,7 @@ def deploy(
         str | None, typer.Option("--precision", help="programs: fp32, fp16, bf16", show_default=False)
     ] = None,
     data: options.DataOption = None,
+    setting: options.DataSetOption = None,
     device: Annotated[str | None, typer.Option("--device", help="aotinductor: cpu, cuda", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what lies there")] = False,
     json: options.JsonOption = False,
@@ -62,7 +63,7 @@ def deploy(
         "instances": instances,
         "any_gpu": any_gpu or None,
         "precision": precision,
-        "data": data,
+        "data": options.images(data, setting),
         "device": device,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
@@ -95,6 +96,7 @@ def quantize(
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration-file", help="leave the images here, as .npz", show_default=False)
     ] = None,
+    setting: options.DataSetOption = None,
     seed: options.SeedOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what lies there")] = False,
     json: options.JsonOption = False,
@@ -105,7 +107,7 @@ def quantize(
     options.require_saved(folder)
     found = pipeline.quantize(
         folder,
-        data,
+        options.images(data, setting),
         precision=precision,
         others=others,
         out=out,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitslim.errors import DataError
+from vitslim.errors import DataError, VitslimWarning
 
 MAX_EXAMPLES = 5  # unreadable images named in messages
 
@@ -183,5 +183,6 @@ def warn_of_shared_images(train: Loader, held_out: Loader) -> None:
         warnings.warn(
             f"{train.origin} serves both training and evaluation: what is measured are images that were trained on; "
             "sort the images into train/ and val/ for figures of held-out ones",
+            VitslimWarning,
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
 """Opening images by name: folders, Hugging Face data sets, webdataset shards, the built-in fractals."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ def open_data(
     Args:
         spec: a folder of images, ``hfds/NAME``, ``wds/FOLDER``, ``fractals`` with options
             (``fractals:classes=20,train_per_class=50``), or a config.
-        preprocessing: how the model wants its images.
+        preprocessing: how the model wants its images; what a config states of it goes before.
         training: shuffle, drop an incomplete last batch, augment.
         augment: how to change training images; not given means the mild default.
         limit: take only this many images, spread evenly over the classes.
@@ -63,6 +63,7 @@ def open_data(
     """
     if isinstance(spec, DataConfig):
         config = spec
+        preprocessing = _prepared(preprocessing, spec)
     else:
         config = DataConfig() if isinstance(spec, FractalConfig) else DataConfig(source=str(spec))
     if limit is not None and limit < 1:
@@ -81,6 +82,23 @@ def open_data(
     else:
         source, contents = request.open(config, split, labels)
     return _checked(source, contents, labels, num_classes, config.max_corrupt_share)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a model wants, less what the user states otherwise."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    channels: int
+
+
+def _prepared(wanted: Preprocessing, config: DataConfig) -> Preprocessing:
+    known = {field.name: getattr(wanted, field.name) for field in fields(_Wanted)}
+    return _Wanted(**{**known, **config.stated}) if config.stated else wanted
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,8 @@ def _checked(
     if num_classes is not None and found is not None and found != num_classes:
         raise DataError(
             f"{contents.origin}: given {found} classes, model has {num_classes} outputs; give data of the model's "
-            f"classes, open the model with num_classes={found}, or name the classes in label order with class_map; "
-            "where labels are not needed leave them out (labels='ignore')"
+            f"classes, open the model with a classifier of its own for them, to be trained (--num-classes {found}, "
+            f"num_classes={found}), or name the classes in label order (data.class_map); where labels are not needed "
+            "leave them out (data.labels=ignore in a recipe, labels='ignore')"
         )
     return Loader(source, contents, max_corrupt_share)

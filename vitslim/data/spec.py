@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+from typing import Any
 
 from pydantic import Field
 
 from vitslim.data.fractal import FractalConfig
 from vitslim.errors import ConfigError
-from vitslim.shapes import Config
+from vitslim.shapes import ChannelDeviations, ChannelMeans, Config, CropShare, Interpolation
 
 # Other names under which a split is looked for, in this order, when none is given.
 SPLIT_NAMES = {
@@ -17,7 +18,7 @@ SPLIT_NAMES = {
 
 
 class DataConfig(Config):
-    """Where the images come from."""
+    """Where the images come from, and how they are prepared where the model's own word on it is not to be taken."""
 
     source: str = "fractals"  # a folder, "hfds/NAME", "wds/FOLDER", "fractals" or "fractals:classes=20,..."
     train_split: str | None = None  # name of the split to train on; None: "train" or a synonym
@@ -31,6 +32,16 @@ class DataConfig(Config):
     max_corrupt_share: float = Field(
         default=0.01, ge=0, le=1
     )  # share of unreadable images that is skipped and reported
+    # What the model was trained with; none: what the model says. Stated here, it is put on the model and saved with it.
+    mean: ChannelMeans | None = None  # per channel, of pixels in 0..1; one number for all
+    std: ChannelDeviations | None = None  # likewise
+    crop_pct: CropShare | None = None  # share of a side that the centre crop keeps, above 0 to 1
+    interpolation: Interpolation | None = None  # nearest, bilinear, bicubic, box, hamming, lanczos
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What is stated of the preparation, as ``vitslim.models.set_preprocessing_`` takes it."""
+        return self.model_dump(include={"mean", "std", "crop_pct", "interpolation"}, exclude_none=True)
 
     def split_names(self, split: str) -> tuple[str, ...]:
         """The names under which a split is looked for."""

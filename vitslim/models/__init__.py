@@ -5,7 +5,8 @@ from vitslim.models.any_size import take_any_size_
 from vitslim.models.base import BaseModel, build_base, describe, remember_depth_
 from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.families import adapter_for, family_of
-from vitslim.models.layout import Preprocessing, TokenLayout, preprocessing, token_layout
+from vitslim.models.image_input import Preprocessing, preprocessing, set_preprocessing_
+from vitslim.models.layout import TokenLayout, token_layout
 from vitslim.models.open import ALIASES, BUILTIN, open_model, resolve_name
 from vitslim.models.sret_pyramid import SretPyramid
 from vitslim.models.trace import DenseTrace, trace
@@ -32,6 +33,7 @@ __all__ = [
     "read_weights",
     "remember_depth_",
     "resolve_name",
+    "set_preprocessing_",
     "take_any_size_",
     "token_layout",
     "trace",

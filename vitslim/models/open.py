@@ -1,6 +1,8 @@
 """Opening a dense model by timm name, alias, hub id or the built-in one."""
 
 import difflib
+import warnings
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,8 +13,10 @@ from pydantic import Field
 from torch import nn
 
 from vitslim.arguments import checked
-from vitslim.errors import CheckpointError, ConfigError
+from vitslim.errors import CheckpointError, ConfigError, VitslimWarning
+from vitslim.models.architecture_in_file import PATCHES, is_readable, misfit, options_for
 from vitslim.models.base import BaseModel, remember_base
+from vitslim.models.image_input import assume_preprocessing_
 from vitslim.models.weights_file import read_weights
 from vitslim.shapes import AnyPath, AtLeastOne
 
@@ -54,6 +58,11 @@ BUILTIN_CLASSES = 200
 BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 
+# What the constructors of timm and torch raise for options that they were not meant to get.
+BUILD_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+)
+
 _SOURCE_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
@@ -92,18 +101,24 @@ def open_model(
 ) -> nn.Module:
     """Open a dense model, in eval mode.
 
+    A model of one's own need not come this way: ``vitslim.save(model, folder)`` saves any timm ViT, however it was
+    built, and the folder's name is taken wherever a model is.
+
     Args:
         name: timm name with or without a tag, an alias (``deit_base``), an ``hf-hub:`` id or ``builtin``.
         pretrained: fetch timm's weights; ``False`` gives random ones.
         weights: a local file of weights instead (safetensors, or a torch file read with ``weights_only=True``).
-            Position embeddings are resized to ``img_size``, the number of classes is read from the file.
+            Depth, width, patch and image size and the number of classes are read from the file where they are not
+            given, and what differs from the named model is said in a warning; heads cannot be read from it. Position
+            embeddings are resized to ``img_size``. No file tells how images were prepared in training:
+            ``vitslim.models.set_preprocessing_`` states it.
         img_size: input size in pixels, one number or (height, width).
         num_classes: outputs of the classifier; 0 removes it, another number than the weights have starts it anew.
         options: further arguments of the timm model.
 
     Raises:
         ConfigError: unknown name or option, or weights that cannot be fetched.
-        CheckpointError: the weights file is missing, unreadable or of another model.
+        CheckpointError: the weights file is missing, unreadable or of another model than was asked for.
     """
     resolved = resolve_name(name)
     _refuse_other_sources(resolved, options)
@@ -114,7 +129,8 @@ def open_model(
         return _open_builtin(pretrained, weights, num_classes, options)
     base_options = options if num_classes is None else {**options, "num_classes": num_classes}
     if weights is not None:
-        model = _open_with_file(resolved, Path(weights), num_classes, options)
+        model, options = _open_with_file(resolved, Path(weights), num_classes, options)
+        assume_preprocessing_(model)
     else:
         model = _create(resolved, pretrained, base_options)
     base = BaseModel(architecture=resolved, options={**options, "num_classes": cast(Any, model).num_classes})
@@ -129,14 +145,16 @@ def _refuse_other_sources(name: str, options: dict[str, Any]) -> None:
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if pretrained and options and timm.is_model(name.split(".", 1)[0]):
+        # A fault of the options shows before anything is fetched.
+        with torch.device("meta"):
+            _create(name, False, options)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
-        raise _unknown_option(name, error) from error
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        if not pretrained:
-            raise ConfigError(f"{name} cannot be built with {options}: {error}") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except BUILD_FAULTS as error:
+        if not pretrained or not isinstance(error, OSError | RuntimeError | ValueError):
+            raise _unbuildable(name, options, error) from error
+        reason = _first_line(error)
         raise ConfigError(
             f"the pretrained weights of {name} could not be fetched ({reason}). Without network: pass a local file "
             "with --weights FILE (weights=), or fill the hub's offline cache once (HF_HOME, then HF_HUB_OFFLINE=1), "
@@ -144,36 +162,66 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _open_with_file(name: str, path: Path, num_classes: int | None, options: dict[str, Any]) -> nn.Module:
+def _unbuildable(name: str, options: dict[str, Any], error: Exception) -> ConfigError:
+    if "unexpected keyword argument" in str(error):
+        return ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}")
+    return ConfigError(f"{name} cannot be built with {options}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _open_with_file(
+    name: str, path: Path, num_classes: int | None, given: dict[str, Any], usual: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and the options that it was built with; ``usual`` are those of the name where timm has others."""
     state = read_weights(path)
     in_file = _classes_in(state)
     # timm loads strictly only as many classes as it expects, so the file comes first, the classes that were asked for
     # after it; otherwise weights of another model would be skipped in silence.
     built = 0 if in_file is None else in_file
-    overlay: dict[str, Any] = {"state_dict": state, "num_classes": built}
+    options = {**(usual or {}), **given}
+    with torch.device("meta"):
+        named = _create(name, False, dict(usual or {}))
+        if is_readable(named, state):
+            inferred = options_for(name, named, state, given, path)
+            _tell_of(name, named, inferred, given, path)
+            options |= inferred
+            asked, held = given.get("patch_size"), state[PATCHES].shape[-1]
+            if asked not in (None, held):
+                told = f"the patches of {path} are resampled from {held} to {asked} pixels, as asked"
+                warnings.warn(told, VitslimWarning, stacklevel=3)
+        # A fault of the options shows here, so that what fails below is the file.
+        shaped = _create(name, False, {**options, "num_classes": built})
+    config: dict[str, Any] = {"state_dict": state, "num_classes": built}
+    if (stem := state.get(PATCHES)) is not None and stem.ndim == 4:
+        config["input_size"] = (stem.shape[1], *shaped.pretrained_cfg["input_size"][1:])  # pyright: ignore
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=built, **options)
-    except TypeError as error:
-        raise _unknown_option(name, error) from error
-    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise CheckpointError(f"{path} does not hold weights of {name}: {reason}") from error
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=config, num_classes=built, **options)
+    except BUILD_FAULTS as error:
+        raise CheckpointError(misfit(name, shaped, state, path)) from error
     # timm notes the overlay on the model, which would keep the file's tensors alive beside the parameters.
-    for config in ("pretrained_cfg", "default_cfg"):
-        setattr(model, config, {key: value for key, value in getattr(model, config).items() if key != "state_dict"})
+    for kept in ("pretrained_cfg", "default_cfg"):
+        setattr(model, kept, {key: value for key, value in getattr(model, kept).items() if key != "state_dict"})
     asked = num_classes if num_classes is not None else (in_file or _default_classes(name))
     if asked != built:
         cast(Any, model).reset_classifier(asked)
-    return model
+    return model, options
+
+
+def _tell_of(name: str, named: nn.Module, inferred: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    if not inferred:
+        return
+    told = ", ".join(f"{option} {value}" for option, value in inferred.items())
+    heads = cast(Any, named).blocks[0].attn.num_heads
+    kept = "" if "num_heads" in {*inferred, *given} else f"; num_heads {heads} as the name says, since no file tells it"
+    warnings.warn(f"{name} with {told}, as {path} has them{kept}", VitslimWarning, stacklevel=4)
 
 
 def _default_classes(name: str) -> int:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return 0 if config is None else int(config.num_classes)
-
-
-def _unknown_option(name: str, error: TypeError) -> ConfigError:
-    return ConfigError(f"{name}: {error}; options are those of timm's {name.split('.', 1)[0]}")
 
 
 def _classes_in(state: dict[str, torch.Tensor]) -> int | None:
@@ -184,14 +232,14 @@ def _classes_in(state: dict[str, torch.Tensor]) -> int | None:
 def _open_builtin(
     pretrained: bool, weights: str | Path | None, num_classes: int | None, options: dict[str, Any]
 ) -> nn.Module:
-    allowed = {**BUILTIN_OPTIONS, **options}
-    if weights is None and pretrained:
-        with resources.as_file(resources.files("vitslim") / "assets" / _BUILTIN_WEIGHTS) as path:
-            model = _open_with_file(BUILTIN_ARCHITECTURE, path, num_classes, allowed)
-    elif weights is not None:
-        model = _open_with_file(BUILTIN_ARCHITECTURE, Path(weights), num_classes, allowed)
-    else:
+    if weights is None and not pretrained:
         count = BUILTIN_CLASSES if num_classes is None else num_classes
-        model = _create(BUILTIN_ARCHITECTURE, False, {**allowed, "num_classes": count})
+        model = _create(BUILTIN_ARCHITECTURE, False, {**BUILTIN_OPTIONS, **options, "num_classes": count})
+    elif weights is None:
+        with resources.as_file(resources.files("vitslim") / "assets" / _BUILTIN_WEIGHTS) as path:
+            model, _ = _open_with_file(BUILTIN_ARCHITECTURE, path, num_classes, options, BUILTIN_OPTIONS)
+    else:
+        model, options = _open_with_file(BUILTIN_ARCHITECTURE, Path(weights), num_classes, options, BUILTIN_OPTIONS)
+        assume_preprocessing_(model)
     base = BaseModel(architecture=BUILTIN, options={**options, "num_classes": cast(Any, model).num_classes})
     return remember_base(model.float().eval(), base)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from vitslim import checkpoint
 from vitslim.data import DataConfig, Loader
+from vitslim.errors import ConfigError
+from vitslim.models import preprocessing, set_preprocessing_
 from vitslim.pipeline.verbs import labels_for, open_any, open_loader
-from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe
+from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe, with_overrides
+from vitslim.shapes import Config
+from vitslim.validation import describe_faults
 
 
 def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
@@ -22,7 +28,7 @@ def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
     pretrained = section.pretrained and (is_local or not shape_only)
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if shape_only and not is_local else "cpu"):
-        return open_any(
+        model = open_any(
             section.name,
             pretrained=pretrained,
             weights=section.weights,
@@ -30,6 +36,8 @@ def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
             num_classes=section.num_classes,
             **section.options,
         )
+    # Before anything is made of it: what is stated of the images is saved with the student too.
+    return set_preprocessing_(model, **({} if recipe.data is None else recipe.data.stated))
 
 
 def open_images(
@@ -75,6 +83,25 @@ def _labels(data: DataSection, model: nn.Module, *, is_measured: bool, is_traine
     return {**labels_for(model), "labels": "require"} if is_trained else labels_for(model)
 
 
+class _DataSettings(Config):
+    """What ``--set`` takes where nothing but images can be set."""
+
+    data: DataConfig = DataConfig()
+
+
+def read_data_settings(source: str, settings: Iterable[str], *, batch_size: int) -> DataConfig:
+    """Images from their name and ``key=value`` assignments, as ``data.mean=0.5``.
+
+    Raises:
+        ConfigError: unknown keys or values out of range.
+    """
+    document = with_overrides({"data": {"source": source, "batch_size": batch_size}}, settings)
+    try:
+        return _DataSettings.model_validate(document).data
+    except ValidationError as error:
+        raise ConfigError(f"--set: {'; '.join(describe_faults(error, _DataSettings))}") from None
+
+
 def data_config(data: DataSection) -> DataConfig:
     """The part of the section that says where the images come from."""
     return DataConfig(**data.model_dump(include=set(DataConfig.model_fields)))
@@ -84,6 +111,11 @@ def data_inputs(recipe: Recipe) -> Any:
     """What of the images a stage depends on."""
     # The number of processes that decode images changes none of them.
     return None if recipe.data is None else recipe.data.model_dump(exclude={"workers"})
+
+
+def image_input(model: nn.Module) -> Any:
+    """What of the model's own preparation of images is saved with it."""
+    return preprocessing(model).model_dump()
 
 
 def file_state(section: ModelSection) -> list[int]:

@@ -24,6 +24,7 @@ from vitslim.pipeline.opening import (
     data_config,
     data_inputs,
     file_state,
+    image_input,
     open_images,
     open_source,
 )
@@ -139,7 +140,13 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
     student, choices = _convert(recipe, road.source, _analyze(road))
     if choices:
         road.announce(choices)
-    inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.convert, recipe.seed]
+    inputs = [
+        recipe.model.model_dump(),
+        file_state(recipe.model),
+        recipe.convert,
+        recipe.seed,
+        image_input(road.source),
+    ]
     # What another version of the code chose is another student, though the recipe and the analysis are the same.
     decided = [choice.used for choice in choices] if recipe.analyze else []
     outputs = ("plan.json", checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))

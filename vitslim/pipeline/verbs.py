@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -13,8 +14,9 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.arguments import checked
 from vitslim.data import DataConfig, Loader, open_data
-from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.models import open_model, preprocessing
+from vitslim.errors import ConfigError, MissingDependencyError, VitslimWarning
+from vitslim.models import open_model, preprocessing, set_preprocessing_
+from vitslim.models.image_input import describe_assumed
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults
 from vitslim.shapes import AnyPath, AtLeastOne, Config
@@ -29,7 +31,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 DataLike = AnyPath | DataConfig | InstanceOf[Loader]
 
 
-def open_any(model: ModelLike, **options: Any) -> nn.Module:
+def open_any(model: ModelLike, /, **options: Any) -> nn.Module:
     """A module as it is; a folder or file of ours loaded; anything else opened as a dense model by name.
 
     Raises:
@@ -90,9 +92,15 @@ def open_loader(
     seed: int = 0,
     **options: Any,
 ) -> Loader:
-    """Images prepared as the model wants them, from a path, a data set's name, or a loader that is one already."""
+    """Images prepared as the model wants them, from a path, a data set's name, or a loader that is one already.
+
+    What a ``DataConfig`` states of their preparation is put on the model, and so saved and exported with it.
+    """
     if isinstance(data, Loader):
         return data
+    if isinstance(data, DataConfig):
+        set_preprocessing_(model, **data.stated)
+    _tell_what_is_assumed(data, model)
     return open_data(
         data,
         split=split,  # pyright: ignore[reportArgumentType]
@@ -103,6 +111,14 @@ def open_loader(
         seed=seed,
         **options,
     )
+
+
+def _tell_what_is_assumed(data: str | Path | DataConfig, model: nn.Module) -> None:
+    source = data.source if isinstance(data, DataConfig) else str(data)
+    known = preprocessing(model)
+    # The built-in images are nobody's task.
+    if known.assumed and not source.startswith("fractals"):
+        warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)
 
 
 @checked
@@ -236,6 +252,7 @@ def benchmark(
     models: Mapping[str, ModelLike] | Sequence[ModelLike],
     *,
     against: ModelLike | None = None,
+    model_options: Mapping[str, Any] | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:
@@ -244,6 +261,7 @@ def benchmark(
     Args:
         models: names or folders, or a mapping of row names to models.
         against: the dense baseline; without it the base of the first converted model, or the first dense one.
+        model_options: arguments of ``open_model`` for all models that are given by timm name.
         options: fields of ``BenchConfig``.
     """
     from vitslim.bench import benchmark as measure
@@ -251,10 +269,14 @@ def benchmark(
     from vitslim.pipeline.engines import export_engine
 
     device_named(str(options.get("device", "cpu")))
-    opened = {name: _open_unweighted(model) for name, model in _by_row_name(models)}
+    given = {name: value for name, value in (model_options or {}).items() if value is not None}
+    rows = list(_by_row_name(models))
+    if given and not any(_is_named(model) for _, model in rows):
+        raise ConfigError(f"{', '.join(given)} shape a model that is given by its timm name; none of these is")
+    opened = {name: _open_unweighted(model, given) for name, model in rows}
     if not opened:
         raise ConfigError("bench was given no model")
-    baseline = _baseline(opened, against)
+    baseline = _baseline(opened, against, given)
     others = {name: model for name, model in opened.items() if model is not baseline}
     if "dense" in others:
         raise ConfigError("the row 'dense' is the baseline's; give that model as against (--against), or rename it")
@@ -278,21 +300,26 @@ def dense_twin(model: nn.Module) -> nn.Module:
     return checkpoint.build(described.model_copy(update={"conversions": []})).eval()
 
 
-def _baseline(opened: Mapping[str, nn.Module], against: ModelLike | None) -> nn.Module:
+def _baseline(
+    opened: Mapping[str, nn.Module], against: ModelLike | None, model_options: Mapping[str, Any]
+) -> nn.Module:
     from vitslim.trunk import is_converted
 
     if against is not None and against != "dense":
-        return _open_unweighted(against)
+        return _open_unweighted(against, model_options)
     for model in opened.values():
         if not is_converted(model):
             return model
     return dense_twin(next(iter(opened.values())))
 
 
-def _open_unweighted(model: ModelLike) -> nn.Module:
+def _open_unweighted(model: ModelLike, model_options: Mapping[str, Any]) -> nn.Module:
     """``open_any`` without fetching weights, on which speed does not depend."""
-    is_named = isinstance(model, str) and not checkpoint.is_saved_model(model)
-    return open_any(model, pretrained=False) if is_named else open_any(model)
+    return open_any(model, pretrained=False, **model_options) if _is_named(model) else open_any(model)
+
+
+def _is_named(model: ModelLike) -> bool:
+    return isinstance(model, str) and not checkpoint.is_saved_model(model)
 
 
 def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Iterable[tuple[str, ModelLike]]:

@@ -13,7 +13,7 @@ from vitslim.data.open import open_data
 from vitslim.data.randomness import seeded
 from vitslim.data.spec import DataConfig
 from vitslim.errors import ConfigError
-from vitslim.models import open_model, preprocessing
+from vitslim.models import open_model, preprocessing, set_preprocessing_
 from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import Config, Result
 from vitslim.train.distill import DistillConfig, distill
@@ -117,7 +117,7 @@ def _open(model: nn.Module, data: DataConfig, phase: Phase, split: Any) -> Any:
     return open_data(
         data,
         split=split,
-        preprocessing=preprocessing(model),
+        preprocessing=preprocessing(set_preprocessing_(model, **data.stated)),
         batch_size=phase.batch_size,
         training=training,
         augment=phase.augment if training else None,
