@@ -1,0 +1,148 @@
+"""``python -m tests.fuzz --cases 10000 --seed 0``: many cases in worker processes, which a watchdog ends when they hang.
+
+``--case N`` tries that one alone, in this process.
+"""
+
+import argparse
+import multiprocessing as mp
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from tests.fuzz.oracle import SURFACES, Verdict, judge
+from tests.fuzz.place import make_originals
+
+MEMORY = 24 * 2**30  # bytes of address space; what asks for more was not bounded
+
+
+def main() -> int:
+    """Run the cases, print every fault as it is found and a summary, and say by the exit code whether there are any."""
+    asked = _asked()
+    _quiet_surroundings()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
+        originals = Path(root) / "originals"
+        maker = mp.Process(target=_make, args=(originals,))  # apart: threads of ONNX Runtime do not survive a fork
+        maker.start()
+        maker.join()
+        numbers = [asked.case] if asked.case is not None else list(range(asked.first, asked.first + asked.cases))
+        verdicts = _all(numbers, asked, originals, Path(root))
+    return _summary(verdicts, asked.seed)
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--case", type=int, help="one case by its number")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--surface", choices=list(SURFACES), help="only this one")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20, help="that one case may take")
+    return parser.parse_args()
+
+
+def _quiet_surroundings() -> None:
+    os.environ.update(HF_HUB_OFFLINE="1", COLUMNS="100", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+
+
+def _make(originals: Path) -> None:
+    os.environ["VITSLIM_CACHE"] = str(originals.parent / "cache")
+    _mute()
+    make_originals(originals)
+
+
+def _mute() -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+
+
+def _work(pipe: Connection, asked: argparse.Namespace, originals: Path, folder: Path) -> None:
+    os.environ["VITSLIM_CACHE"] = str(originals.parent / "cache")
+    if asked.case is None:
+        _mute()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    while (number := pipe.recv()) is not None:
+        pipe.send(judge(number, asked.seed, originals, folder, asked.surface))
+
+
+class _Worker:
+    """A process that tries one case after the other, with the case it is at."""
+
+    def __init__(self, asked: argparse.Namespace, originals: Path, folder: Path) -> None:
+        self._given = asked, originals, folder
+        self.number, self.started = -1, 0.0
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, theirs = mp.Pipe()
+        self._process = mp.Process(target=_work, args=(theirs, *self._given), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def give(self, number: int | None) -> None:
+        self.number, self.started = -1 if number is None else number, time.monotonic()
+        self.pipe.send(number)
+
+    def outcome(self, seconds: float) -> Verdict | None:
+        """What became of its case; None while that goes on."""
+        if self.pipe.poll():
+            try:
+                return self.pipe.recv()
+            except EOFError:
+                self._process.join()
+                return self._replaced(f"the process ended with {self._process.exitcode}")
+        if time.monotonic() - self.started > seconds:
+            self._process.kill()
+            self._process.join()
+            return self._replaced(f"hang: more than {seconds:g} s")
+        return None
+
+    def _replaced(self, fault: str) -> Verdict:
+        self._start()
+        return Verdict(self.number, "?", "see --case", "fault", fault)
+
+
+def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: Path) -> list[Verdict]:
+    left = iter(numbers)
+    workers = [_Worker(asked, originals, root / f"worker-{i}") for i in range(min(asked.workers, len(numbers)))]
+    busy = [worker for worker in workers if (number := next(left, None)) is not None and not worker.give(number)]
+    verdicts: list[Verdict] = []
+    while busy:
+        wait([worker.pipe for worker in busy], timeout=1)
+        for worker in list(busy):
+            verdict = worker.outcome(asked.seconds)
+            if verdict is None:
+                continue
+            verdicts.append(verdict)
+            if verdict.fault or asked.case is not None:
+                print(f"case {verdict.number} [{verdict.surface}] {verdict.what}\n    {verdict.fault or verdict.ended}")
+            following = next(left, None)
+            worker.give(following)
+            if following is None:
+                busy.remove(worker)
+    return verdicts
+
+
+def _summary(verdicts: list[Verdict], seed: int) -> int:
+    faults = Counter(verdict.fault.split(": ")[0] for verdict in verdicts if verdict.fault)
+    ended = Counter(verdict.ended for verdict in verdicts)
+    print(
+        f"\nseed {seed}: {len(verdicts)} cases, {ended['ok']} ok, {ended['refused']} refused, {ended['fault']} faults"
+    )
+    for place, count in faults.most_common():
+        numbers = [verdict.number for verdict in verdicts if verdict.fault and verdict.fault.startswith(place)]
+        print(f"{count:5d}  {place}  (--case {numbers[0]})")
+    return min(1, len(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
