@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitslim.cli import options
-from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
+from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
 from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,22 +118,31 @@ def train(
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
-    from vitslim import checkpoint, pipeline
-    from vitslim.pipeline.training import open_untrained, read_settings, train_to_folder
+    """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining).
+
+    Several processes: torchrun --nproc-per-node N -m vitslim.cli.main train ...; each takes --batch-size images a step.
+    """
+    from vitslim import pipeline
+    from vitslim.data.randomness import seeded
+    from vitslim.pipeline.training import claim_folder, open_untrained, read_settings, train_to_folder
     from vitslim.pipeline.verbs import device_named
+    from vitslim.train.processes import started_processes
 
     hard = teacher is None
     losses = {"hard": float(hard), "soft": float(not hard)}
     config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, setting)
     device_named(device)
-    if not resume:
-        checkpoint.check_output_folder(out, overwrite=overwrite)
     from vitslim.cli.look import show_resolved
 
-    show_resolved(model)
+    is_main = started_processes().is_main
+    if is_main:  # the others would find what this one has written already
+        note = claim_folder(out, resume=resume, overwrite=overwrite)
+        if note is not None:
+            say(f"note: {note}")
+        show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
-    student = open_untrained(model, seed, **given) if from_scratch else pipeline.open_any(model, **given)
+    with seeded(seed):  # a classifier for other classes starts anew
+        student = open_untrained(model, seed, **given) if from_scratch else pipeline.open_any(model, **given)
     dense = None if teacher is None else pipeline.open_any(teacher)
     with Screen() as screen:
         result = train_to_folder(
@@ -148,10 +157,13 @@ def train(
             resume=resume,
             progress=screen,
         )
+    if not is_main:
+        return
     if json:
         print_json(result)
         return
     print_metrics(result["metrics"])
+    say_skipped(result["result"], "training")
     say(f"wrote {out}")
 
 
@@ -241,14 +253,20 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
 
 
 def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
+    from vitslim.files import read_json
     from vitslim.trunk import is_converted, plan_summary
+
+    training = None if recipe.distill is None else read_json(result.folder / "train" / "result.json")
 
     plan = plan_summary(result.student) if is_converted(result.student) else []
     if json:
-        print_json({"out": str(result.folder), "metrics": dict(result.metrics), "plan": plan, "passed": result.passed})
+        document = {"out": str(result.folder), "metrics": dict(result.metrics), "plan": plan, "passed": result.passed}
+        print_json({**document, "training": training})
         return
     _print_plan(plan)
     print_metrics(result.metrics)
+    if training is not None:
+        say_skipped(training, "training")
     if recipe.distill is None and recipe.convert:
         say(
             "note: the converted model is not trained yet; "

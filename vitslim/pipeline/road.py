@@ -24,6 +24,7 @@ from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
+from vitslim.train.processes import refuse_several_processes
 from vitslim.trunk import is_converted, plan_summary, trunk_of
 
 if TYPE_CHECKING:
@@ -86,10 +87,11 @@ def run(recipe: Recipe, out: str | Path, *, overwrite: bool = False, progress: P
     """Walk a recipe's road over an output folder; finished stages whose inputs have not changed are skipped.
 
     Raises:
-        ConfigError: a fault in the recipe, said before anything is written.
+        ConfigError: a fault in the recipe, or several processes, said before anything is written.
         DataError: images that are missing or do not fit the model.
         CheckFailedError: a loss that was not finite.
     """
+    refuse_several_processes("the run of a recipe")
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     check(recipe)
