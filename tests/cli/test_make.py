@@ -40,7 +40,7 @@ def test_with_images_a_model_is_converted_trained_and_measured(tmp_path: Path, v
     outcome = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, *words)
     assert outcome.code == 0, outcome.err
     found = outcome.document
-    assert set(found) == {"out", "metrics", "plan", "passed"}
+    assert set(found) == {"out", "metrics", "plan", "passed", "training"}
     assert set(found["metrics"]) == {"teacher", "student", "dense_control"}
     assert found["passed"] is True
     assert read_json(tmp_path / "out" / "train" / "result.json")["steps"] == 2

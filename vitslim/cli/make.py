@@ -9,7 +9,7 @@ import typer
 
 from vitslim.cli import options
 from vitslim.cli.header import announcer, say_choices, say_outline
-from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
+from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
 from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,10 +148,14 @@ def train(
     Training images are mirrored left-right with probability 0.5. Turn that off
     where mirror images are other classes, as with digits or text:
     --set augment.hflip=0 (default 0.5).
+
+    Several processes: torchrun --nproc-per-node N -m vitslim train ...; each takes --batch-size images a step.
     """
-    from vitslim import checkpoint, pipeline
-    from vitslim.pipeline.training import open_untrained, read_settings, train_to_folder
+    from vitslim import pipeline
+    from vitslim.data.randomness import seeded
+    from vitslim.pipeline.training import claim_folder, open_untrained, read_settings, train_to_folder
     from vitslim.pipeline.verbs import device_named
+    from vitslim.train.processes import started_processes
 
     hard = teacher is None
     losses = {"hard": float(hard), "soft": float(not hard)}
@@ -160,18 +164,22 @@ def train(
     config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, of_training)
     wanted = options.images(data, of_images, batch_size=batch_size)
     device_named(device)
-    if not resume:
-        checkpoint.check_output_folder(out, overwrite=overwrite)
     if from_scratch and weights is not None:
         raise ConfigError("--from-scratch starts from random weights; leave out --weights, or --from-scratch")
+    is_main = started_processes().is_main
+    if is_main:  # the others would find what this one has written already
+        note = claim_folder(out, resume=resume, overwrite=overwrite)
+        if note is not None:
+            say(f"note: {note}")
+        options.show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     given |= options.model_arguments(model_arg)
-    options.show_resolved(model)
-    student = (
-        open_untrained(model, seed, **given)
-        if from_scratch
-        else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
-    )
+    with seeded(seed):  # a classifier for other classes starts anew
+        student = (
+            open_untrained(model, seed, **given)
+            if from_scratch
+            else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
+        )
     dense = None if teacher is None else pipeline.open_any(teacher)
     with Screen() as screen:
         result = train_to_folder(
@@ -187,10 +195,13 @@ def train(
             progress=screen,
             announce=announcer("augment"),
         )
+    if not is_main:
+        return
     if json:
         print_json(result)
         return
     print_metrics(result["metrics"])
+    say_skipped(result["result"], "training")
     say(f"wrote {out}")
 
 
@@ -287,16 +298,21 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
 
 
 def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
+    from vitslim.files import read_json
     from vitslim.trunk import is_converted, plan_summary
+
+    training = None if recipe.distill is None else read_json(result.folder / "train" / "result.json")
 
     plan = plan_summary(result.student) if is_converted(result.student) else []
     if json:
         choices = [one.model_dump(mode="json") for one in result.choices]
         found = {"metrics": dict(result.metrics), "plan": plan, "choices": choices, "passed": result.passed}
-        print_json({"out": str(result.folder), **found})
+        print_json({"out": str(result.folder), **found, "training": training})
         return
     _print_plan(plan)
     print_metrics(result.metrics)
+    if training is not None:
+        say_skipped(training, "training")
     if recipe.distill is None and recipe.convert:
         say(
             "note: the converted model is not trained yet; "

@@ -59,6 +59,17 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     ]
     if rows:
         print_table("accuracy", ("model", "top-1", "top-5", "agreement with the teacher", "images"), rows)
+        # All of them were measured on the same images.
+        say_skipped(next(iter(metrics.values())), "held-out")
+
+
+def say_skipped(result: Mapping[str, Any], kind: str) -> None:
+    """How many images of a kind (training, held-out) could not be read, where a result counts some."""
+    count, names = result.get("corrupt", 0), ", ".join(result.get("examples", ()))
+    if count == 1:
+        say(f"1 {kind} image could not be read and was skipped: {names}", style="yellow")
+    elif count:
+        say(f"{count} {kind} images could not be read and were skipped, among them {names}", style="yellow")
 
 
 def _percent(value: float | None) -> str:

@@ -1,17 +1,23 @@
 """Changing training images at random."""
 
+import re
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from PIL import Image
+from pydantic import Field, field_validator
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from vitslim.data.batch import Preprocessing
+from vitslim.data.randomness import seeded
 from vitslim.shapes import Config
 
 TIMM_CROP_SCALE = (0.08, 1.0)  # share of the area that timm's random crop keeps when nothing is asked for
+
+make_transform: Any = create_transform  # timm declares every kind of result at once
 
 
 class AugmentConfig(Config):
@@ -21,10 +27,38 @@ class AugmentConfig(Config):
     vflip: float = Field(default=0.0, ge=0, le=1)  # probability of an upside-down mirror
     shift: float = Field(default=0.06, ge=0, lt=0.5)  # built-in images: largest move along each axis, share of the side
     crop_scale: tuple[float, float] | None = None  # share of the area a random crop keeps; None: 0.08..1 for files
-    color_jitter: float = Field(default=0.0, ge=0)  # strength of brightness, contrast and saturation changes
+    color_jitter: float = Field(default=0.0, ge=0, le=10)  # strength of brightness, contrast and saturation changes
     auto_augment: str | None = None  # timm's words, such as "rand-m9-mstd0.5-inc1"
     erase: float = Field(default=0.0, ge=0, le=1)  # probability that one rectangle is blanked
-    repeats: int = Field(default=0, ge=0)  # repeated augmentation: copies of an image in one pass; DeiT uses 3
+    repeats: int = Field(default=0, ge=0, le=100)  # repeated augmentation: copies of an image in one pass; DeiT uses 3
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _is_a_range(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                "wanted the smallest and the largest share of the area, above 0 and at most 1, as [0.08, 1]"
+            )
+        return scale
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _is_known_to_timm(cls, words: str | None) -> str | None:
+        if words is None:
+            return None
+        try:
+            # Numbers count operations and sizes: timm would try thousands of them on every image.
+            if re.search(r"\d{4}", words):
+                raise ValueError("a number of more than three digits")
+            with seeded(0):
+                make_transform(32, is_training=True, auto_augment=words)(Image.new("RGB", (32, 32)))
+        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+            reason = " ".join(str(fault).split())
+            raise ValueError(
+                f"timm does not know these words ({reason or type(fault).__name__}); wanted some as "
+                "rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
+            ) from None
+        return words
 
     @property
     def needs_files(self) -> bool:

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from vitslim.data.augment import AugmentConfig
+from vitslim.data.augment import AugmentConfig, make_transform
 from vitslim.data.batch import Contents, Loader, Preprocessing, Source
 from vitslim.data.catalog import Images, find_folder, find_hfds
 from vitslim.data.fractal import FractalConfig, Split
@@ -24,8 +23,6 @@ from vitslim.errors import ConfigError, DataError
 __all__ = ["DataConfig", "open_data"]
 
 Labels = Literal["auto", "require", "ignore"]
-
-make_transform: Any = create_transform  # timm declares every kind of result at once
 
 
 def open_data(

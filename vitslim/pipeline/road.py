@@ -33,6 +33,7 @@ from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
+from vitslim.train.processes import refuse_several_processes
 from vitslim.trunk import is_converted, plan_summary
 
 if TYPE_CHECKING:
@@ -111,10 +112,11 @@ def run(
             one before anything is trained.
 
     Raises:
-        ConfigError: a fault in the recipe, said before anything is written.
+        ConfigError: a fault in the recipe, or several processes, said before anything is written.
         DataError: images that are missing or do not fit the model.
         CheckFailedError: a loss that was not finite.
     """
+    refuse_several_processes("the run of a recipe")
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     forecast = check(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,13 @@ from vitslim.recipe import describe_faults, read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
+from vitslim.train.journal import LOG_FILE
+from vitslim.train.processes import device_of_process, ending_together, started_processes
 from vitslim.train.start import start_from_scratch_
+from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of
+
+_FOLDER = "train"  # of log, state and result, inside the folder of the model
 
 
 class TrainSettings(DistillConfig):
@@ -80,6 +86,36 @@ def open_untrained(model: str, seed: int, **options: Any) -> nn.Module:
     return start_from_scratch_(fresh, seed) if is_plain else fresh
 
 
+def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
+    """Refuse a folder in which no training may begin, or go on.
+
+    Returns:
+        What a resumed training finds there, as a sentence.
+
+    Raises:
+        CheckpointError: the state that lies there is damaged.
+        ConfigError: the folder holds something else.
+    """
+    state, log = folder / _FOLDER / STATE_FILE, folder / _FOLDER / LOG_FILE
+    if not resume:
+        checkpoint.check_output_folder(folder, overwrite=overwrite)
+        return None
+    if state.is_file():
+        found = read_run_state(state)
+        if found.finished:
+            return f"the training in {folder} has made all of its {found.step} steps; it is measured and saved again"
+        return f"the training in {folder} goes on after step {found.step}"
+    if log.is_file():
+        return f"the training in {folder} ended before a state was written; it begins again at the first step"
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"--resume: {folder} holds files but no training to go on with ({state} is missing); name the folder of "
+            "one, or leave --resume out and pass --overwrite"
+        )
+    checkpoint.check_output_folder(folder, overwrite=overwrite)
+    return f"{folder} holds no training to go on with; it begins at the first step"
+
+
 def train_to_folder(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -96,13 +132,17 @@ def train_to_folder(
 ) -> dict[str, Any]:
     """Train, evaluate, and save a model with its log, settings and metrics.
 
+    Of several processes all train and measure, and the main one writes.
+
     Args:
-        announce: called with an ``Outline`` before the training.
+        announce: called with an ``Outline`` before the training, by the main process.
 
     Returns:
         ``{"out", "result", "metrics"}`` as plain data.
     """
-    folder = Path(out)
+    folder, processes = Path(out), started_processes()
+    told = progress if processes.is_main else silent
+    device = device_of_process(device)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
     labels = labels_for(student)
@@ -113,20 +153,34 @@ def train_to_folder(
     source = data.source if isinstance(data, DataConfig) else str(data)
     images = outline_images(source, student, loader, held_out, augment or AugmentConfig())
     budget = [budget_of("training" if dense is None else "distillation", config, batch_size)]
-    announce(Outline(model=_name(student), methods=_methods(student), teacher=None, images=images, budget=budget))
+    if processes.is_main:
+        announce(Outline(model=_name(student), methods=_methods(student), teacher=None, images=images, budget=budget))
     result = train(
-        student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
+        student,
+        dense,
+        loader,
+        config,
+        val_loader=held_out,
+        out_dir=folder / _FOLDER,
+        resume=resume,
+        facts={role: _identity(model) for role, model in (("student", student), ("teacher", dense)) if model},
+        progress=told,
     )
-    metrics = {"student": measure(student, held_out, teacher=dense, progress=progress).model_dump(mode="json")}
-    if dense is not None:
-        metrics["teacher"] = measure(dense, held_out, progress=progress).model_dump(mode="json")
-    names = held_out.class_names
-    checkpoint.save(
-        student, folder, overwrite=True, class_names=None if names is None else list(names), metrics=metrics
-    )
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "train" / "result.json", result.model_dump(mode="json"))
-    return {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": metrics}
+    with ending_together(processes):
+        metrics = {"student": measure(student, held_out, teacher=dense, processes=processes, progress=told)}
+        if dense is not None:
+            metrics["teacher"] = measure(dense, held_out, processes=processes, progress=told)
+    document = {
+        "out": str(folder),
+        "result": result.model_dump(mode="json"),
+        "metrics": {name: found.model_dump(mode="json") for name, found in metrics.items()},
+    }
+    if processes.is_main:
+        names = None if held_out.class_names is None else list(held_out.class_names)
+        checkpoint.save(student, folder, overwrite=True, class_names=names, metrics=document["metrics"])
+        write_json(folder / "metrics.json", document["metrics"])
+        write_json(folder / _FOLDER / "result.json", document["result"])
+    return document
 
 
 def _name(model: nn.Module) -> str:
@@ -136,3 +190,12 @@ def _name(model: nn.Module) -> str:
 
 def _methods(model: nn.Module) -> list[str]:
     return [entry.method for entry in trunk_of(model).history] if is_converted(model) else []
+
+
+def _identity(model: nn.Module) -> str:
+    """What tells a model from any other: its kind and a digest of its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(model).__name__} with weights {digest.hexdigest()[:12]}"

@@ -179,8 +179,8 @@ def distill(
     validate: bool = True,
     progress: ProgressCallback = silent,
     **options: Any,
-) -> nn.Module:
-    """Train a student in place, to a teacher or to labels, and give it back; options are ``DistillConfig``'s."""
+) -> TrainResult:
+    """Train a student in place, to a teacher or to labels, and tell how it went; options are ``DistillConfig``'s."""
     from vitslim.train import DistillConfig
     from vitslim.train import distill as train
 
@@ -189,8 +189,7 @@ def distill(
     labels = labels_for(student)
     loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, **labels)
     held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels) if validate else None
-    train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)
-    return student
+    return train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)
 
 
 @checked

@@ -64,6 +64,7 @@ def distill(
     val_loader: Loader | None = None,
     out_dir: str | Path | None = None,
     resume: bool = False,
+    facts: Mapping[str, str] | None = None,
     progress: ProgressCallback = silent,
     pause: Callable[[], bool] | None = None,
 ) -> TrainResult:
@@ -78,6 +79,7 @@ def distill(
         out_dir: takes log.jsonl, tensorboard/ and state.safetensors.
         resume: continue the run whose state lies in `out_dir`, with as many processes; without a state the run starts
             from the beginning.
+        facts: what a resumed run must have the same beside settings and images, by name; kept in the state.
         pause: asked after every step; when it says so, the run writes its state and ends as "paused".
 
     Raises:
@@ -98,6 +100,7 @@ def distill(
             adapt=adapt,
             out_dir=None if out_dir is None else Path(out_dir),
             resume=resume,
+            facts=facts or {},
             progress=progress,
             pause=pause,
         )

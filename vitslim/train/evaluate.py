@@ -92,7 +92,8 @@ def evaluate_all(
                 row += _count(logits, reference, batch).to(sums)
             if reference is not None:
                 sums[-1] += _count(reference, None, batch).to(sums)
-            progress(Progress("evaluate", int(sums[0, 0]), loader.num_images))
+            done = int(sums[0, 0]) * processes.count  # the others are about as far
+            progress(Progress("evaluate", min(done, loader.num_images), loader.num_images))
     totals = processes.add_up(sums)
     unreadable = tuple(dict.fromkeys(name for names in processes.gather(share.unreadable) for name in names))
     for row, (name, model) in zip(totals, measured.items(), strict=True):

@@ -46,6 +46,7 @@ class Stage:
     adapt: Callable[[nn.Module, float], None] | None = None  # what the model becomes at this share of the run, 0..1
     out_dir: Path | None = None  # takes log.jsonl, tensorboard/, state.safetensors
     resume: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])  # what a resumed run must have the same, by name
     progress: ProgressCallback = silent
     pause: Callable[[], bool] | None = None  # asked after every step; the run stops with its state, to be resumed
 
@@ -88,7 +89,11 @@ class _Run:
         self.model: nn.Module = self.accelerator.prepare_model(objective, device_placement=False)
         self.folder = stage.out_dir if self.processes.is_main else None
         self.state = RunState(
-            stage=stage.name, settings=_settings(config), data=_describe(loader), processes=self.processes.count
+            stage=stage.name,
+            settings=_settings(config),
+            data=_describe(loader),
+            facts=dict(stage.facts),
+            processes=self.processes.count,
         )
         found = self._resumed() if stage.resume else None
         if found is None and self.folder is not None:

@@ -82,6 +82,12 @@ def refuse_several_processes(what: str) -> None:
         )
 
 
+def device_of_process(device: str) -> str:
+    """Where this process works: of several that were sent to ``cuda`` each has a GPU of its own."""
+    here = _first_number(("LOCAL_RANK",), 0)
+    return f"cuda:{here}" if device == "cuda" and started_processes().count > 1 else device
+
+
 def open_accelerator(device: torch.device) -> Any:
     """Accelerate's object that joins the processes for a model on ``device``; it holds for the whole process.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,6 +30,7 @@ class RunState(Config):
     stage: str
     settings: dict[str, Any]  # the config of the run, as JSON
     data: dict[str, Any]  # what the training images are: other images would not continue the run
+    facts: dict[str, str] = Field(default_factory=dict)  # whatever else must be the same, as digests of weights
     processes: int  # that train together, each on a batch of its own
     step: int = 0  # optimiser steps done
     epoch: int = 0
@@ -150,11 +152,12 @@ def check_same_run(path: Path, found: RunState, wanted: RunState) -> None:
     ]
     if changes:
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(changes)}; resume with the old settings, "
+            f"{path} belongs to another run: {'; '.join(changes)}; resume with the old settings, models and images, "
             "or start anew without resume"
         )
 
 
 def _decisive(state: RunState) -> dict[str, Any]:
     settings = {name: value for name, value in state.settings.items() if name not in FREE_TO_CHANGE}
-    return {"stage": state.stage, **settings, **{f"data.{name}": value for name, value in state.data.items()}}
+    data = {f"data.{name}": value for name, value in state.data.items()}
+    return {"stage": state.stage, **settings, **data, **state.facts}
