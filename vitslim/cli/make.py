@@ -120,6 +120,8 @@ def train(
 ) -> None:
     """Train a saved or dense model: to a teacher (distillation), or to labels (fine-tuning, pretraining)."""
     from vitslim import checkpoint, pipeline
+    from vitslim.pipeline.road import EVIDENCE
+    from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import open_untrained, read_settings, train_to_folder
     from vitslim.pipeline.verbs import device_named
 
@@ -135,13 +137,13 @@ def train(
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     student = open_untrained(model, seed, **given) if from_scratch else pipeline.open_any(model, **given)
     dense = None if teacher is None else pipeline.open_any(teacher)
-    with Screen() as screen:
+    with Screen() as screen, replacing(out, resume=resume, without=(*EVIDENCE, "stages.json")) as place:
         result = train_to_folder(
             student,
             dense,
             data,
             config,
-            out,
+            place,
             augment=augment,
             batch_size=batch_size,
             device=device,
@@ -149,7 +151,7 @@ def train(
             progress=screen,
         )
     if json:
-        print_json(result)
+        print_json({**result, "out": str(out)})
         return
     print_metrics(result["metrics"])
     say(f"wrote {out}")
@@ -164,14 +166,15 @@ def pretrain(
 ) -> None:
     """Train a small ViT from scratch in phases; this made the built-in model (recipes/builtin_teacher.yaml)."""
     from vitslim.checkpoint import check_output_folder
+    from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import read_pretrain_config
     from vitslim.train import pretrain as train_phases
 
     config = read_pretrain_config(settings)
     if not resume:
         check_output_folder(out, overwrite=overwrite)
-    with Screen() as screen:
-        result = train_phases(config, out, resume=resume, progress=screen)
+    with Screen() as screen, replacing(out, resume=resume) as place:
+        result = train_phases(config, place, resume=resume, progress=screen)
     document = result.model_dump(mode="json")
     if json:
         print_json(document)

@@ -110,9 +110,8 @@ def train_to_folder(
     if dense is not None:
         metrics["teacher"] = measure(dense, held_out, progress=progress).model_dump(mode="json")
     names = held_out.class_names
-    checkpoint.save(
-        student, folder, overwrite=True, class_names=None if names is None else list(names), metrics=metrics
-    )
+    fitting = None if names is None or len(names) != getattr(student, "num_classes", 0) else list(names)
+    checkpoint.save(student, folder, overwrite=True, class_names=fitting, metrics=metrics)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "train" / "result.json", result.model_dump(mode="json"))
     return {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": metrics}
