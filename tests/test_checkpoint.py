@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from tests.kills import killed_at
 from tests.variants import ALL, NOT_DESCRIBABLE, SIZE, dense, images_for
 from vitslim import checkpoint
 from vitslim.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, load_config, save
@@ -274,28 +275,10 @@ def test_a_write_that_is_cut_off_leaves_the_old_model(
     assert torch.equal(load(saved)(images_for(student)), student(images_for(student)))
 
 
-def killed_at(call: int, work: Callable[[], object]) -> bool:
-    """Do ``work`` in a process that dies at the given rename; whether it died."""
-    child = os.fork()
-    if child == 0:
-        calls = itertools.count(1)
-        rename = os.replace
-
-        def replace(*args: Any) -> None:
-            if next(calls) == call:
-                os._exit(9)
-            rename(*args)
-
-        os.replace = replace
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_a_save_that_is_killed_is_old_or_new_or_noticed(call: int, saved: Path, student: nn.Module) -> None:
     other = convert(dense("vit_plain"), "skipat", layers=[3])
-    assert killed_at(call, lambda: save(other, saved, overwrite=True))
+    assert killed_at(call, lambda: save(other, saved, overwrite=True), ("replace",))
     if call == 2:  # between weights and description
         with pytest.raises(
             CheckpointError, match=r"not saved together: conversions, .* model\.safetensors is the newer"
@@ -309,7 +292,7 @@ def test_a_save_that_is_killed_is_old_or_new_or_noticed(call: int, saved: Path, 
 
 
 def test_a_kill_inside_the_first_save_does_not_occupy_the_folder(tmp_path: Path, student: nn.Module) -> None:
-    assert killed_at(1, lambda: save(student, tmp_path / "out"))
+    assert killed_at(1, lambda: save(student, tmp_path / "out"), ("replace",))
     assert list((tmp_path / "out").iterdir())
     assert_same_model(load(save(student, tmp_path / "out")), student, images_for(student))
 

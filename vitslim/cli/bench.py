@@ -12,7 +12,7 @@ import typer.core
 
 from vitslim.cli import options
 from vitslim.cli.screen import Screen, print_json, print_table, say
-from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, VitslimError
 
 BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
 _MODELS = "models"
@@ -74,10 +74,15 @@ def bench(
     """Measure the given models; the word `models` may be left out. A folder called suite is ./suite."""
     from vitslim import pipeline
     from vitslim.bench import caption, skipped_lines, text_table
-    from vitslim.files import write_json
+    from vitslim.files import require_writable, write_json
 
     given = {"img_size": options.image_size(img_size), "num_classes": num_classes}
     given |= options.model_arguments(model_arg)
+    folders = [Path(model) for model in models if (Path(model) / "config.json").is_file()]
+    if out is not None:
+        require_writable(out)
+    elif len(folders) == 1:
+        out = _if_writable(folders[0] / "bench.json")
     with Screen() as screen:
         found = pipeline.benchmark(
             models,
@@ -96,9 +101,6 @@ def bench(
     document = found.model_dump(mode="json")
     if out is not None:
         write_json(out, document)
-    folders = [Path(model) for model in models if (Path(model) / "config.json").is_file()]
-    if out is None and len(folders) == 1:
-        write_json(folders[0] / "bench.json", document)
     if json:
         print_json(document)
         return
@@ -106,6 +108,17 @@ def bench(
     typer.echo(caption(found))
     for line in skipped_lines(found):
         say(f"not measured: {line}", style="yellow")
+
+
+def _if_writable(path: Path) -> Path | None:
+    from vitslim.files import require_writable
+
+    try:
+        require_writable(path)
+    except CheckpointError as error:
+        say(f"note: {error}", style="yellow")
+        return None
+    return path
 
 
 def suite(

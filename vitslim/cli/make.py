@@ -153,6 +153,8 @@ def train(
     """
     from vitslim import pipeline
     from vitslim.data.randomness import seeded
+    from vitslim.pipeline.road import EVIDENCE
+    from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import claim_folder, open_untrained, read_settings, train_to_folder
     from vitslim.pipeline.verbs import device_named
     from vitslim.train.processes import started_processes
@@ -181,13 +183,13 @@ def train(
             else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
         )
     dense = None if teacher is None else pipeline.open_any(teacher)
-    with Screen() as screen:
+    with Screen() as screen, replacing(out, resume=resume, without=(*EVIDENCE, "stages.json")) as place:
         result = train_to_folder(
             student,
             dense,
             wanted,
             config,
-            out,
+            place,
             augment=augment,
             batch_size=wanted.batch_size,
             device=device,
@@ -198,7 +200,7 @@ def train(
     if not is_main:
         return
     if json:
-        print_json(result)
+        print_json({**result, "out": str(out)})
         return
     print_metrics(result["metrics"])
     say_skipped(result["result"], "training")
@@ -214,14 +216,15 @@ def pretrain(
 ) -> None:
     """Train a small ViT from scratch in phases; this made the built-in model (recipes/builtin_teacher.yaml)."""
     from vitslim.checkpoint import check_output_folder
+    from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import read_pretrain_config
     from vitslim.train import pretrain as train_phases
 
     config = read_pretrain_config(settings)
     if not resume:
         check_output_folder(out, overwrite=overwrite)
-    with Screen() as screen:
-        result = train_phases(config, out, resume=resume, progress=screen)
+    with Screen() as screen, replacing(out, resume=resume) as place:
+        result = train_phases(config, place, resume=resume, progress=screen)
     document = result.model_dump(mode="json")
     if json:
         print_json(document)

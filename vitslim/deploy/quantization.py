@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitslim.arguments import checked
 from vitslim.deploy.servable import read_graph
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, UnsupportedModelError
+from vitslim.export.onnx_weights import external_files
 from vitslim.files import atomic_path
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.artifact import open_artifact
@@ -184,7 +185,7 @@ def _plain_graph(source: Path) -> Any:
 
     if not source.is_file():
         raise CheckpointError(f"{source} does not exist; run `vitslim export DIR --to onnx` first")
-    read_graph(source)
+    external_files(read_graph(source), source)
     model = onnx.load(source)
     told = {entry.key: entry.value for entry in model.metadata_props}
     if told.get("precision", "fp32") != "fp32":

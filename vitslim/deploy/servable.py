@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.export.onnx_weights import external_files
+from vitslim.files import parse_json
 from vitslim.runtime.engine import EngineRecord, TensorRecord, read_record, record_path
 from vitslim.runtime.fit import misfits, require_weights, require_whole
 from vitslim.runtime.machine import this_machine
@@ -132,11 +134,11 @@ def _of_onnx(path: Path) -> Servable:
     return Servable(
         path=path,
         backend="onnx",
-        beside=_data_files(model, path),
+        beside=tuple(external_files(model, path)),
         inputs=inputs,
         outputs=tuple(_tensor(value) for value in model.graph.output),
         batch=BatchRange(1 if least is None else least, None, least),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=_readable(path, {entry.key: entry.value for entry in model.metadata_props}),
     )
 
 
@@ -156,20 +158,30 @@ def read_graph(path: Path) -> ModelProto:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise CheckpointError(f"{path} is not an ONNX file, or was cut short: {error}") from None
-    if not model.graph.input or not model.graph.output:
+    values = [*model.graph.input, *model.graph.output]
+    if not (model.graph.input and model.graph.output and all(value.type.tensor_type.shape.dim for value in values)):
         raise CheckpointError(f"{path} is not an ONNX file with an input and an output; export the model again")
     return model
 
 
-def _data_files(model: ModelProto, path: Path) -> tuple[Path, ...]:
-    names = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    files = tuple(path.parent / name for name in sorted(names))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise CheckpointError(f"{path.name} keeps its weights in {', '.join(missing)}, which is not beside it")
-    return files
+def _readable(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """The metadata of a file, once what is written on is known to be what vitslim writes."""
+    lists = [key for key in ("image_size", "labels") if not _is_json(metadata.get(key, "[]"), list)]
+    faults = lists + ([] if _is_json(metadata.get("input", "{}"), dict) else ["input"])
+    if "image_size" in metadata:
+        faults += [f"no {key}" for key in ("interpolation", "crop_pct", "mean", "std") if key not in metadata]
+    if faults:
+        raise CheckpointError(
+            f"{path.name} does not say of itself what vitslim writes ({', '.join(faults)}); export the model again"
+        )
+    return metadata
+
+
+def _is_json(text: str, kind: type[object]) -> bool:
+    try:
+        return isinstance(parse_json(text), kind)
+    except ValueError:
+        return False
 
 
 def _tensor(value: ValueInfoProto) -> Tensor:
@@ -203,7 +215,7 @@ def _of_engine(path: Path, any_gpu: bool) -> Servable:
         inputs=tuple(_of_record(tensor) for tensor in record.inputs),
         outputs=tuple(_of_record(tensor) for tensor in record.outputs),
         batch=BatchRange(first.min[0], first.opt[0], first.max[0]),
-        metadata=record.metadata,
+        metadata=_readable(path, record.metadata),
         engine=record,
     )
 

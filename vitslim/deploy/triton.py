@@ -11,7 +11,7 @@ from typing import Any
 from vitslim.deploy.pbtxt import Name, map_field, text_format
 from vitslim.deploy.servable import Servable, Tensor
 from vitslim.deploy.triton_readme import readme
-from vitslim.errors import ConfigError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import atomic_folder, write_text
 from vitslim.plugin import plugin_library
 from vitslim.runtime.engine import file_sha256
@@ -85,7 +85,8 @@ def write_model_repository(
     Raises:
         ConfigError: a name that Triton cannot serve, a batch that the file does not take, a folder that would be
             written over.
-        CheckpointError: the repository cannot be written; what lay there is unchanged.
+        CheckpointError: the repository cannot be written; what lay there is unchanged. Or the file keeps its weights
+            under the name that it gets itself.
     """
     repository = Path(out)
     check_name(name)
@@ -94,6 +95,7 @@ def write_model_repository(
         raise ConfigError(f"instances={instances}: wanted a number from 1")
     most = _max_batch(servable, max_batch)
     labels = _fitting_labels(labels if servable.labels is None else servable.labels, servable.outputs[0])
+    _check_names(servable)
     library = _plugin(servable)
     config = model_config(servable, name=name, max_batch=most, instances=instances, has_labels=labels is not None)
     written = TritonRepository(
@@ -162,6 +164,15 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or name.lower() in _FORBIDDEN_NAMES or ".." in name:
         raise ConfigError(
             f"model name {name!r}: wanted up to 128 letters, digits, '_', '-' or '.', beginning with a letter or digit"
+        )
+
+
+def _check_names(servable: Servable) -> None:
+    model = _FILES[servable.backend]
+    if any(file.name.lower() == model for file in servable.beside):
+        raise CheckpointError(
+            f"{servable.path.name} keeps its weights in {model}, the name that it gets itself in the repository; "
+            "export the model again"
         )
 
 

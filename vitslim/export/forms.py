@@ -1,7 +1,10 @@
 """The forms in which one exported file can be run."""
 
+import math
+import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,8 +13,8 @@ from typing import Any
 from vitslim.errors import CheckpointError, MissingDependencyError
 from vitslim.export.bfloat16 import rounding_twin
 from vitslim.export.onnx_graph import inlined
-from vitslim.export.onnx_weights import data_path
-from vitslim.runtime import OrtRunner, Runner, open_artifact
+from vitslim.export.onnx_weights import data_path, external_files
+from vitslim.runtime import OrtRunner, Precision, Runner, open_artifact
 
 AS_WRITTEN = "as written"
 INLINED = "inlined"
@@ -40,7 +43,7 @@ def forms_of(path: str | Path, backend: str | None = None) -> Iterator[Form]:
         yield AS_WRITTEN, open_artifact(path, backend=backend)
         return
     header = read_header(path)
-    if _property(header, "precision") == "bf16":
+    if precision_in(header) == "bf16":
         yield ROUNDED, _rewritten(path, rounding_twin)
         return
     yield AS_WRITTEN, open_artifact(path)
@@ -67,19 +70,22 @@ def read_header(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a readable ONNX file ({error}); export it again") from error
     if not header.graph.node:
         raise CheckpointError(f"{path} holds no ONNX graph; it may be truncated, export it again")
-    beside = next((t for t in header.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL), None)
-    if beside is not None and not data_path(path).is_file():
-        raise CheckpointError(f"{data_path(path)} is missing; the weights of {path.name} lie there, move both together")
+    external_files(header, path)
     return header
+
+
+def precision_in(header: Any) -> Precision:
+    """The precision that a graph computes in, as most of its weights tell it, whatever its metadata say."""
+    sizes = Counter[int]()
+    for tensor in header.graph.initializer:
+        sizes[tensor.data_type] += math.prod(tensor.dims)
+    kinds: dict[Precision, int] = {"fp32": 1, "fp16": 10, "bf16": 16}  # of onnx.TensorProto
+    return max(kinds, key=lambda precision: sizes[kinds[precision]])
 
 
 def metadata_of(runner: Runner) -> dict[str, str]:
     """What the file behind a runner says about itself; nothing for backends that keep no metadata."""
     return dict(getattr(runner, "metadata", {}))
-
-
-def _property(model: Any, key: str) -> str | None:
-    return next((entry.value for entry in model.metadata_props if entry.key == key), None)
 
 
 @contextmanager
@@ -88,7 +94,8 @@ def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
 
     is_split = data_path(path).is_file()
     # Weights are found beside the file, and only there.
-    with tempfile.TemporaryDirectory(prefix="vitslim-", dir=path.parent if is_split else None) as folder:
+    near = path.parent if is_split and os.access(path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="vitslim-", dir=near) as folder:
         scratch = Path(folder) / path.name
         whole = rewrite is rounding_twin
         model = rewrite(onnx.load(str(path), load_external_data=whole))

@@ -30,6 +30,7 @@ from vitslim.export.onnx_trace import traced
 from vitslim.export.onnx_types import operator_types, require_precision, type_faults, value_types
 from vitslim.export.onnx_weights import DATA_DIGEST, is_large, write_model
 from vitslim.export.quiet import captured
+from vitslim.export.record import ExportRecord, model_sha256
 from vitslim.export.result import OnnxExport
 from vitslim.export.slimming import require_same_numbers, slimmed
 from vitslim.models import preprocessing
@@ -75,7 +76,8 @@ def export_onnx(
 
     The given model stays as it is; a copy on the CPU is traced, without running it. The graph is checked before it
     replaces an older file: valid ONNX, computing in the promised precision, with the numbers it had before onnxslim.
-    Weights beyond the 2 GB of one file lie beside it in ``PATH.data``.
+    Weights beyond the 2 GB of one file lie beside it in ``PATH.data``, and what was promised in ``PATH.json``, which
+    ``verify`` reads.
 
     Sparse attention becomes nodes ``vitslim::SparseAttention``, which a TensorRT plugin may take, with a local function
     of that name, which every other runtime inlines.
@@ -125,7 +127,14 @@ def export_onnx(
     require_precision(graph, precision)
     if dynamic_image_size:
         require_free_sizes(graph, _prepared(model, "fp32", True, images), probe_sizes(model), precision, images)
-    written = write_model(path, graph)
+    promised: dict[str, Any] = {
+        "precision": precision,
+        "opset": opset_of(graph),
+        "images": images,
+        "is_inlined": not graph.functions,
+        "model_sha256": model_sha256(model),
+    }
+    written = write_model(path, graph, lambda sha256: ExportRecord(**promised, sha256=sha256))
     return OnnxExport(
         file=Path(path).name,
         precision=precision,

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitslim.files import atomic_path, write_bytes
+from vitslim.errors import CheckpointError
+from vitslim.export.record import ExportRecord, export_record_path
+from vitslim.files import json_text, replace_together, reported_as, scratch_beside
 
 FILE_LIMIT = 2**31 - 2**24
 """Bytes that one ONNX file shall hold at most: protobuf's limit for one message, less room for the graph."""
@@ -40,21 +42,54 @@ def is_large(model: Any) -> bool:
     return _weight_bytes(model.graph.initializer) >= FILE_LIMIT
 
 
-def write_model(path: str | Path, model: Any) -> Written:
+def write_model(path: str | Path, model: Any, record: Callable[[str], ExportRecord]) -> Written:
     """Write a model, with its large weights in ``data_path(path)`` where one file cannot hold them.
 
-    Both files or none: a power cut leaves the old pair, no model at all, or the new pair, never a mixture.
+    All files or none: a failure leaves the old ones. A power cut leaves the old model, none at all, or the new one, and
+    never one with the weights of another.
+
+    Args:
+        path: of the ``.onnx`` file.
+        model: an ``onnx.ModelProto``.
+        record: gives what was promised, to be written beside it, for the file's SHA-256.
 
     Raises:
         CheckpointError: a file cannot be written; what lay there before is unchanged.
     """
     target = Path(path)
-    if is_large(model):
-        return _write_pair(target, model)
-    content = model.SerializeToString()
-    write_bytes(target, content)
-    data_path(target).unlink(missing_ok=True)  # of an earlier, larger model
-    return Written(len(content), hashlib.sha256(content).hexdigest())
+    with reported_as(target), scratch_beside(target) as folder:
+        written, new = (_fill_pair if is_large(model) else _fill_file)(folder, target, model)
+        note = folder / export_record_path(target).name
+        note.write_text(json_text(record(written.sha256).model_dump(mode="json"), note), "utf-8")
+        new = {note: export_record_path(target), **new}
+        if written.data_file is None:
+            replace_together(new)
+            data_path(target).unlink(missing_ok=True)  # of an earlier, larger model
+        else:
+            _replace_pair(new, target, folder / "aside")
+    return written
+
+
+def external_files(model: Any, path: Path) -> list[Path]:
+    """The files that hold weights of an ONNX file: plain ones beside it.
+
+    Raises:
+        CheckpointError: it names something else (a path, a link, itself), or what it names is not there. Such a file is
+            never opened: it might be anybody's.
+    """
+    names = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    for name in sorted(names):
+        file = path.parent / name
+        if Path(name).name != name or file.is_symlink() or name in (path.name, export_record_path(path).name):
+            raise CheckpointError(
+                f"{path.name} names {name!r} as the file of its weights; wanted a plain file beside it, with a name of "
+                "its own. Do not use this file, or export the model again"
+            )
+        if not file.is_file():
+            raise CheckpointError(
+                f"{path.name} keeps its weights in {name}, which is not beside it; move both together"
+            )
+    return [path.parent / name for name in sorted(names)]
 
 
 def without_weights(model: Any) -> Any:
@@ -77,7 +112,37 @@ def without_weights(model: Any) -> Any:
     return copy
 
 
-def _write_pair(path: Path, model: Any) -> Written:
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor in a message, of graphs, functions and attributes alike."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for one in value if field.is_repeated else [value]:
+                yield from _tensors(one)
+
+
+def _fill_file(folder: Path, path: Path, model: Any) -> tuple[Written, dict[Path, Path]]:
+    content = model.SerializeToString()
+    scratch = folder / path.name
+    _write_through(scratch, [content])
+    return Written(len(content), hashlib.sha256(content).hexdigest()), {scratch: path}
+
+
+def _replace_pair(new: dict[Path, Path], path: Path, aside: Path) -> None:
+    # Meanwhile there is no model at this path, so that none can meet the weights of another.
+    if path.is_file():
+        os.replace(path, aside)
+    try:
+        replace_together(new)
+    except BaseException:
+        if aside.is_file():
+            os.replace(aside, path)
+        raise
+
+
+def _fill_pair(folder: Path, path: Path, model: Any) -> tuple[Written, dict[Path, Path]]:
     tensors = [tensor for tensor in model.graph.initializer if _is_large_tensor(tensor)]
     places = _places(tensors)
     lean = without_weights(model)
@@ -90,19 +155,11 @@ def _write_pair(path: Path, model: Any) -> Written:
     # So that the file's own digest stands for its weights too.
     lean.metadata_props.add(key=DATA_DIGEST, value=digest.hexdigest())
     content = lean.SerializeToString()
-    size = 0
-    try:
-        with atomic_path(path) as scratch:
-            _write_through(scratch, [content])
-            with atomic_path(data_path(path)) as data:
-                size = _write_through(data, _padded(tensors, places))
-                # From here to the rename of the model there is none, so that none can meet weights of another.
-                path.unlink(missing_ok=True)
-    except BaseException:
-        if not path.exists():
-            data_path(path).unlink(missing_ok=True)
-        raise
-    return Written(len(content), hashlib.sha256(content).hexdigest(), data_path(path).name, size, digest.hexdigest())
+    scratch, data = folder / path.name, folder / data_path(path).name
+    _write_through(scratch, [content])
+    size = _write_through(data, _padded(tensors, places))
+    written = Written(len(content), hashlib.sha256(content).hexdigest(), data.name, size, digest.hexdigest())
+    return written, {data: data_path(path), scratch: path}
 
 
 def _write_through(path: Path, parts: Iterable[bytes]) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from vitslim import checkpoint
 from vitslim.arguments import checked
-from vitslim.errors import ConfigError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.export import ParityCheck
 from vitslim.export import verify as verify_artifact
 from vitslim.files import read_json
@@ -82,11 +82,26 @@ def known_of(model: ModelLike) -> dict[str, Any]:
         return {}
     names = checkpoint.load_config(model).class_names
     known: dict[str, Any] = {} if names is None else {"labels": names}
-    metrics = Path(model) / "metrics.json"
+    metrics = Path(model) / "metrics.json"  # no such path beside a weights file
     if metrics.is_file():
-        student = read_json(metrics).get("student") or {}
-        known["metrics"] = {name: student[name] for name in ("top1", "top5", "agreement", "images") if name in student}
+        try:
+            known["metrics"] = _Metrics.model_validate(read_json(metrics)).student.model_dump()
+        except (CheckpointError, ValidationError):  # a file of that name that we did not write
+            return known
     return known
+
+
+class _Student(BaseModel):
+    top1: float
+    top5: float
+    agreement: float | None
+    images: int
+
+
+class _Metrics(BaseModel):
+    """What is read of metrics.json, which holds more."""
+
+    student: _Student
 
 
 def default_artifact(

@@ -77,8 +77,8 @@ class Staging:
         with reported_as(self.target):
             self.lock()
             try:
-                for name in (_ORIGIN, self.path.name):
-                    _remove(self._root / name)
+                for earlier in sorted(self._root.iterdir(), key=lambda path: path.name != _ORIGIN):
+                    _remove(earlier)  # what says that the copy is whole goes first
                 origin = {name: _state(path) for name, path in _files(self.target, self._root)}
                 left_out = shutil.ignore_patterns(self._root.name, *without)
                 shutil.copytree(self.target, self.path, symlinks=True, copy_function=link_or_copy, ignore=left_out)
@@ -122,8 +122,11 @@ class Staging:
         for name in origin.keys() - made.keys():
             _remove(self.target / name)
             for folder in list(Path(name).parents)[:-1]:
-                if not (ready / folder).exists() and not any((self.target / folder).iterdir()):
-                    (self.target / folder).rmdir()
+                place = self.target / folder
+                if not (ready / folder).exists() and place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+        # What is only half there must not be taken for what the work left.
+        ready.rename(self._root / "done")
         shutil.rmtree(self._root)
 
 

@@ -176,8 +176,9 @@ def train_to_folder(
         "metrics": {name: found.model_dump(mode="json") for name, found in metrics.items()},
     }
     if processes.is_main:
-        names = None if held_out.class_names is None else list(held_out.class_names)
-        checkpoint.save(student, folder, overwrite=True, class_names=names, metrics=document["metrics"])
+        names = held_out.class_names
+        fitting = None if names is None or len(names) != getattr(student, "num_classes", 0) else list(names)
+        checkpoint.save(student, folder, overwrite=True, class_names=fitting, metrics=document["metrics"])
         write_json(folder / "metrics.json", document["metrics"])
         write_json(folder / _FOLDER / "result.json", document["result"])
     return document

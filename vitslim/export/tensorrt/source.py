@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.export.onnx_weights import external_files
 from vitslim.export.tensorrt.attentions import attentions_in_calls, count_attentions
 from vitslim.export.tensorrt.fingerprint import graph_sha256
 from vitslim.export.tensorrt.options import EngineOptions, Sizes
@@ -100,8 +101,8 @@ def write_source(source: Source, folder: Path) -> Path:
 
     copy = folder / source.path.name
     onnx.save(source.model, copy)
-    for name in _external_files(source.model):
-        os.symlink(source.path.parent.resolve() / name, folder / name)
+    for file in external_files(source.model, source.path):
+        os.symlink(file.resolve(), folder / file.name)
     return copy
 
 
@@ -153,6 +154,7 @@ def _read(path: Path) -> Any:
         ) from None
     if not model.graph.node:
         raise CheckpointError(f"{path.name} holds no ONNX graph; it may be truncated, export it again")
+    external_files(model, path)
     return model
 
 
@@ -261,9 +263,3 @@ def _drop_antialias_(path: Path, nodes: Iterable[Any], metadata: dict[str, str],
 
 def _is_on(attribute: Any) -> bool:
     return attribute.name == "antialias" and attribute.i == 1
-
-
-def _external_files(model: Any) -> set[str]:
-    return {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }

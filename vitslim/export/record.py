@@ -1,0 +1,63 @@
+"""What an export promised of its file, in the JSON beside it."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from vitslim.errors import CheckpointError
+from vitslim.export.onnx_input import ImageForm
+from vitslim.files import read_json
+from vitslim.runtime import Precision
+from vitslim.shapes import Result
+
+RECORD_FORMAT = 1
+
+
+class ExportRecord(Result):
+    """model.onnx.json: what ``verify`` holds model.onnx to, whatever that file says of itself.
+
+    ``model_sha256`` is of the weights that it was made from, ``sha256`` of the file as it was written.
+    """
+
+    format: int = RECORD_FORMAT
+    precision: Precision
+    opset: int
+    images: ImageForm
+    is_inlined: bool
+    model_sha256: str
+    sha256: str
+
+
+def export_record_path(file: str | Path) -> Path:
+    """Where the record of an exported file lies: ``model.onnx.json`` beside ``model.onnx``."""
+    return Path(f"{file}.json")
+
+
+def read_export_record(file: str | Path) -> ExportRecord | None:
+    """The record beside an exported file; ``None`` where there is none.
+
+    Raises:
+        CheckpointError: it is damaged, or of a later format.
+    """
+    path = export_record_path(file)
+    if not path.exists():
+        return None
+    try:
+        record = ExportRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged ({error.errors()[0]['msg']}); export the model again") from None
+    if record.format != RECORD_FORMAT:
+        raise CheckpointError(f"{path} has format {record.format}, wanted {RECORD_FORMAT}: update vitslim")
+    return record
+
+
+def model_sha256(model: nn.Module) -> str:
+    """One digest of all tensors that a model saves: names, types, shapes, numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
