@@ -15,6 +15,7 @@ from vitslim import checkpoint
 from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
+from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults, read_settings_file, with_overrides
@@ -103,6 +104,8 @@ def train_to_folder(
         data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment, **labels
     )
     held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels)
+    if dense is not None and not resume:
+        warn_of_poor_teacher(dense, student, data, batch_size=batch_size, progress=progress)
     result = train(
         student, dense, loader, config, val_loader=held_out, out_dir=folder / "train", resume=resume, progress=progress
     )
