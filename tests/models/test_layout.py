@@ -1,11 +1,9 @@
 import pytest
-import timm
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tests.variants import ALL, SIZE, dense, images_for
+from tests.variants import ALL, dense, images_for
 from vitslim.errors import UnsupportedModelError
-from vitslim.models import adapter_for, preprocessing, token_layout
+from vitslim.models import adapter_for, token_layout
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -24,16 +22,3 @@ def test_the_grid_is_rows_by_columns() -> None:
 def test_a_model_without_patches_has_no_layout() -> None:
     with pytest.raises(UnsupportedModelError, match="Linear has no patch grid"):
         token_layout(nn.Linear(2, 2))
-
-
-def test_preprocessing_follows_the_weights_and_the_present_size() -> None:
-    model = timm.create_model("test_vit", img_size=(96, 64))
-    found = preprocessing(model)
-    assert (found.image_size, found.mean, found.std) == ((96, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert (found.crop_pct, found.interpolation, found.channels) == (0.95, "bicubic", 3)
-
-
-def test_preprocessing_of_a_model_built_by_hand_is_timms_default_at_its_size() -> None:
-    found = preprocessing(VisionTransformer(**{**SIZE, "in_chans": 1}))
-    assert (found.image_size, found.channels) == ((32, 32), 1)
-    assert len(found.mean) == len(found.std) == 3

@@ -81,8 +81,8 @@ def options_for(
     return {option: value for option, value in differing.items() if option not in given}
 
 
-def misfit(name: str, model: nn.Module, state: Mapping[str, Tensor], path: object) -> str:
-    """Why the tensors of a file are not those of a model."""
+def misfit(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """How the tensors of a file differ from those of a model."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
@@ -98,7 +98,7 @@ def misfit(name: str, model: nn.Module, state: Mapping[str, Tensor], path: objec
     if other:
         first = other[0]
         parts.append(f"{first!r} is {_by(state[first].shape)} in the file and {_by(own[first])} in the model")
-    return f"{path} does not hold weights of {name}: {'; '.join(parts) or 'its tensors cannot be filled in'}"
+    return "; ".join(parts)
 
 
 def _in_file(named: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:

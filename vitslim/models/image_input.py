@@ -12,7 +12,7 @@ from vitslim.shapes import ChannelDeviations, ChannelMeans, Config, CropShare, I
 STATED_WITH_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
 """What must be as it was in the model's training, and no tensor tells."""
 
-_ATTRIBUTE = "vitslim_assumed"
+_ATTRIBUTE = "_vitslim_assumed"  # a setting of no layer, so that it is not compared when a model is described
 _Side = Annotated[int, Field(ge=1, le=16384)]
 
 

@@ -200,7 +200,10 @@ def _open_with_file(
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=config, num_classes=built, **options)
     except BUILD_FAULTS as error:
-        raise CheckpointError(misfit(name, shaped, state, path)) from error
+        # What torch says of names and shapes lists them all.
+        is_misfit = "loading state_dict" in str(error)
+        reason = misfit(shaped, state) if is_misfit else _first_line(error)
+        raise CheckpointError(f"{path} does not hold weights of {name}: {reason}") from error
     # timm notes the overlay on the model, which would keep the file's tensors alive beside the parameters.
     for kept in ("pretrained_cfg", "default_cfg"):
         setattr(model, kept, {key: value for key, value in getattr(model, kept).items() if key != "state_dict"})

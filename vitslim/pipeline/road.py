@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from vitslim.pipeline.opening import (
 )
 from vitslim.pipeline.outline import Announce, keep_quiet
 from vitslim.pipeline.task_images import default_data, sample_images
+from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
@@ -73,6 +74,7 @@ class _Road:
     source: nn.Module  # what is converted
     teacher: nn.Module  # what the student learns from and is compared with
     announce: Announce
+    is_teacher_checked: bool = field(default=False, init=False)
 
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
         """Whether a stage must run; either way it is told."""
@@ -88,6 +90,17 @@ class _Road:
     def told_as(self, stage: str) -> ProgressCallback:
         """The progress of a part under a name that tells it from its siblings."""
         return lambda one: self.progress(replace(one, stage=stage))
+
+    def check_teacher(self) -> None:
+        """Say it, once, where the teacher is poor; one that was asked for untrained is known to be."""
+        data, model = self.recipe.data, self.recipe.model
+        is_untrained = self.recipe.teacher is None and not model.pretrained and model.weights is None
+        if data is not None and not is_untrained and not self.is_teacher_checked:
+            self.is_teacher_checked = True
+            # Labels that nothing needs may be of other classes.
+            labels = data.labels if self.recipe.evaluate else "ignore"
+            given = {"labels": labels, "batch_size": data.batch_size, "progress": self.progress}
+            warn_of_poor_teacher(self.teacher, self.source, data_config(data), **given)
 
     @cached_property
     def class_names(self) -> list[str] | None:
@@ -203,6 +216,7 @@ def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     inputs = [recipe.teacher, data_inputs(recipe), recipe.warm_start.model_dump()]
     if not road.enter("warm_start", inputs, f"{WARM_START_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
         return on_device(checkpoint.load(place), recipe.device)
+    road.check_teacher()
     folder.discard(*EVIDENCE, *([] if folder.is_continued else [WARM_START_FOLDER]))
     loader = open_images(recipe, recipe.data, road.source, "train", training=True)
     result = warm_start(
@@ -221,6 +235,7 @@ def _distill(road: _Road, student: nn.Module) -> nn.Module:
         return student
     inputs = [recipe.teacher, data_inputs(recipe), recipe.distill.model_dump()]
     if road.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
+        road.check_teacher()
         folder.discard(*EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
         _train(road, student, folder.path / "train", "distill")
         _save(road, student, folder.path)

@@ -18,6 +18,7 @@ from vitslim.errors import ConfigError
 from vitslim.files import write_json
 from vitslim.models import describe
 from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
+from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import describe_faults, read_settings_file, with_overrides
@@ -155,6 +156,8 @@ def train_to_folder(
     budget = [budget_of("training" if dense is None else "distillation", config, batch_size)]
     if processes.is_main:
         announce(Outline(model=_name(student), methods=_methods(student), teacher=None, images=images, budget=budget))
+        if dense is not None and not resume:
+            warn_of_poor_teacher(dense, student, data, batch_size=batch_size, progress=progress)
     result = train(
         student,
         dense,
