@@ -7,9 +7,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Options of one stage: frozen, and an unknown field is an error rather than a silent default."""
+    """Options of one stage: frozen, and an unknown field is an error rather than a silent default.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The string under a field is its description, which ``vitslim list methods NAME`` shows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Result(BaseModel):

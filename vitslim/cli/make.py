@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import ConfigError
 
@@ -34,7 +34,10 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     model: options.ModelArgument,
-    method: Annotated[list[str], typer.Option("--method", help="a method; repeat the option to compose")],
+    method: Annotated[
+        list[str],
+        typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
+    ],
     out: OutOption,
     option: Annotated[
         list[str] | None,
@@ -61,8 +64,6 @@ def convert(
     json: options.JsonOption = False,
 ) -> None:
     """Convert a pretrained ViT; with --data also analyze, warm start, distill, evaluate."""
-    from vitslim.recipe import read_recipe
-
     document: dict[str, Any] = {
         "model": {
             "name": model,
@@ -86,6 +87,8 @@ def convert(
         }
     elif epochs is not None or control or teacher is not None:
         raise ConfigError("--epochs, --control and --teacher train the model and need images; add --data")
+    from vitslim.recipe import read_recipe
+
     recipe = read_recipe(document, setting or [])
     _walk(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
 

@@ -1,6 +1,5 @@
 """Opening a dense model by timm name, alias, hub id or the built-in one."""
 
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -11,40 +10,9 @@ from torch import nn
 
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models.base import BaseModel, remember_base
+from vitslim.models.hub import prepare_fetch, unfetchable
 from vitslim.models.weights_file import read_weights
-
-ALIASES: dict[str, str] = {
-    "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
-    "deit_small": "deit_small_patch16_224.fb_in1k",
-    "deit_base": "deit_base_patch16_224.fb_in1k",
-    "deit_base_384": "deit_base_patch16_384.fb_in1k",
-    "deit3_small": "deit3_small_patch16_224.fb_in22k_ft_in1k",
-    "deit3_base": "deit3_base_patch16_224.fb_in22k_ft_in1k",
-    "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_base": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
-    "vit_large": "vit_large_patch16_224.augreg_in21k_ft_in1k",
-    "dinov2_small": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2_base": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2_large": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2_small_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2_base_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov3_small": "vit_small_patch16_dinov3.lvd1689m",
-    "dinov3_base": "vit_base_patch16_dinov3.lvd1689m",
-    "dinov3_large": "vit_large_patch16_dinov3.lvd1689m",
-    "eva02_tiny": "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
-    "eva02_small": "eva02_small_patch14_336.mim_in22k_ft_in1k",
-    "eva02_base": "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
-    "beit_base": "beit_base_patch16_224.in22k_ft_in22k_in1k",
-    "beitv2_base": "beitv2_base_patch16_224.in1k_ft_in22k_in1k",
-    "clip_base": "vit_base_patch16_clip_224.openai",
-    "siglip_base": "vit_base_patch16_siglip_224.webli",
-    "siglip2_base": "vit_base_patch16_siglip_224.v2_webli",
-}
-"""Short names, one variant of pretrained weights each."""
-
-BUILTIN = "builtin"
-"""The small ViT that ships with vitslim, trained on the built-in fractal images."""
+from vitslim.names import ALIASES, BUILTIN, unknown_model
 
 _BUILTIN_WEIGHTS = "fractal_vit.safetensors"
 BUILTIN_CLASSES = 200
@@ -66,9 +34,7 @@ def resolve_name(name: str) -> str:
         return name
     architecture = name.split(".", 1)[0]
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(name, [*ALIASES, BUILTIN, *timm.list_models()], n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-        raise ConfigError(f"unknown model {name!r}{hint} (`vitslim list models` shows all)")
+        raise unknown_model(name, timm.list_models())
     if name != architecture and name not in timm.list_pretrained(f"{architecture}.*"):
         tags = [known.split(".", 1)[1] for known in timm.list_pretrained(f"{architecture}.*")]
         raise ConfigError(
@@ -126,6 +92,7 @@ def _refuse_other_sources(name: str, options: dict[str, Any]) -> None:
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     try:
+        prepare_fetch(name, pretrained=pretrained)
         return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise _unknown_option(name, error) from error
@@ -133,11 +100,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         if not pretrained:
             raise ConfigError(f"{name} cannot be built with {options}: {error}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"the pretrained weights of {name} could not be fetched ({reason}). Without network: pass a local file "
-            "with --weights FILE (weights=), or fill the hub's offline cache once (HF_HOME, then HF_HUB_OFFLINE=1), "
-            "or start untrained with --no-pretrained (pretrained=False)"
-        ) from error
+        raise unfetchable(name, reason) from error
 
 
 def _open_with_file(name: str, path: Path, num_classes: int | None, options: dict[str, Any]) -> nn.Module:
