@@ -32,9 +32,12 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Config(BaseModel):
-    """Options of one stage: frozen, and an unknown field is an error rather than a silent default."""
+    """Options of one stage: frozen, and an unknown field is an error rather than a silent default.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The string under a field is its description, which ``vitslim list methods NAME`` shows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod

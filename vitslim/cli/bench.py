@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, VitslimError
 
@@ -57,7 +57,9 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="folders or model names")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="folders or model names", autocompletion=complete.benched)
+    ],
     against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
     backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.screen import print_json, print_table, say
 
 
@@ -18,9 +18,23 @@ def register(app: typer.Typer) -> None:
 
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="the authors' weights: .pth, .t7, .safetensors")],
-    source: Annotated[str, typer.Option("--from", help="skipat, evo_vit, sret or sparsifiner", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="skipat, evo_vit, sret or sparsifiner",
+            show_default=False,
+            autocompletion=complete.methods,
+        ),
+    ],
     base: Annotated[
-        str, typer.Option("--base", help="the dense model by timm name; for sret the pyramid", show_default=False)
+        str,
+        typer.Option(
+            "--base",
+            help="the dense model by timm name; for sret the pyramid",
+            show_default=False,
+            autocompletion=complete.models,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="output folder", show_default=False)],
     option: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitslim.cli import engine, options
+from vitslim.cli import complete, engine, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
 from vitslim.errors import CheckFailedError, ConfigError
 
@@ -70,7 +70,9 @@ def evaluate(
 
 def export(
     folder: FolderArgument,
-    to: Annotated[str, typer.Option("--to", help="onnx or tensorrt")] = "onnx",
+    to: Annotated[
+        str, typer.Option("--to", help="onnx or tensorrt", autocompletion=complete.words("onnx", "tensorrt"))
+    ] = "onnx",
     precision: Annotated[
         str | None,
         typer.Option(

@@ -6,19 +6,24 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import ConfigError
+from vitslim.names import ALIASES, check_method, did_you_mean
 
+if TYPE_CHECKING:
+    from vitslim.methods import OptionDescription
+
+_LISTS = ("models", "methods", "aliases", "pairs")
 _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
     "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
-    "plots": ("report", ("matplotlib", "psutil")),
+    "plots": ("report", ("matplotlib",)),
     "TensorRT engines": ("tensorrt", ("tensorrt",)),
     "TensorRT-RTX engines": ("rtx", ("tensorrt_rtx",)),
 }
@@ -33,11 +38,23 @@ def register(app: typer.Typer) -> None:
 
 
 def list_what(
-    what: Annotated[str, typer.Argument(help="models, methods, aliases or pairs")] = "methods",
+    what: Annotated[
+        str, typer.Argument(help="models, methods, aliases or pairs", autocompletion=complete.words(*_LISTS))
+    ] = "methods",
+    name: Annotated[
+        str | None, typer.Argument(help="a method, to see its options", autocompletion=complete.methods)
+    ] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """List models, methods, aliases, or which pairs of methods compose; `list models` builds each of timm's ViTs."""
-    if what == "methods":
+    """List models, methods, a method's options, aliases, or which pairs of methods compose.
+
+    `list models` builds each of timm's ViTs, which takes a while.
+    """
+    if name is not None and what != "methods":
+        raise ConfigError(f"list {what} takes no name, given {name!r}; `vitslim list methods NAME` does")
+    if name is not None:
+        _list_options(check_method(name), json)
+    elif what == "methods":
         _list_methods(json)
     elif what == "aliases":
         _list_aliases(json)
@@ -46,7 +63,8 @@ def list_what(
     elif what == "pairs":
         _list_pairs(json)
     else:
-        raise ConfigError(f"list {what!r} is not known; wanted models, methods, aliases or pairs")
+        near = did_you_mean(what, _LISTS)
+        raise ConfigError(f"list {what!r} is not known{near or '; wanted models, methods, aliases or pairs'}")
 
 
 def inspect(
@@ -250,23 +268,44 @@ def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
 
 
 def _list_methods(json: bool) -> None:
-    from vitslim.methods import METHODS
+    from vitslim.methods import METHODS, describe_method
 
-    rows: list[dict[str, Any]] = [
-        {"name": method.name, "source": method.source, "options": list(method.config.model_fields)}
-        for method in METHODS.values()
-    ]
+    found = [describe_method(name) for name in METHODS]
     if json:
-        print_json(rows)
-    else:
-        print_table(
-            "", ("method", "options", "source"), [(r["name"], ", ".join(r["options"]), r["source"]) for r in rows]
-        )
+        print_json([method.model_dump(mode="json") for method in found])
+        return
+    print_table("", ("method", "what it does", "source"), [(row.name, row.summary, row.source) for row in found])
+    say("\n`vitslim list methods NAME` shows the options of one")
+
+
+def _list_options(name: str, json: bool) -> None:
+    from vitslim.methods import describe_method
+
+    found = describe_method(name)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print_table(
+        f"{name}: {found.summary}\n{found.source}\n",
+        ("option", "meaning"),
+        [(option.name, _option_lines(option)) for option in found.options],
+    )
+    typer.echo(f"\nexample: {found.command}")
+
+
+def _option_lines(option: OptionDescription) -> str:
+    kind = f"{option.kind}, {option.range}" if option.range else option.kind
+    return f"{kind}; default {_plain(option.default)}; for example {option.example}\n{option.meaning}"
+
+
+def _plain(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_plain, value))
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _list_aliases(json: bool) -> None:
-    from vitslim.models import ALIASES
-
     if json:
         print_json(ALIASES)
     else:

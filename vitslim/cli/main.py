@@ -1,28 +1,34 @@
 """The `vitslim` command: its verbs, and how errors leave it.
 
 Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing, 130 interrupted. Nothing heavy
-is imported before a verb runs, so that `vitslim --help` answers at once.
+is imported before a verb runs, so that `vitslim --help` and a misspelt name are answered at once.
 """
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
 from vitslim.cli import bench, bring, check, look, make, plugin, serve
+from vitslim.cli.early import check_early
+from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
 from vitslim.errors import VitslimError, VitslimWarning
 
 _show_warning = warnings.showwarning
 _INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
 
+# Typer has brought its own click since 0.26 and used the installed one before; both know this class only by its heir.
+_UsageError = cast("type[Exception]", typer.BadParameter.__base__)
+
 app = typer.Typer(
     name="vitslim",
     help="Convert pretrained vision transformers into efficient ones, with the evidence.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,6 +39,30 @@ check.register(app)
 bench.register(app)
 serve.register(app)
 plugin.register(app)
+add_examples(app)
+check_early(app)
+
+
+class _Said(logging.Handler):
+    """What vitslim logs, as lines for a person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitslim {installed_version('vitslim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="say the version", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,16 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is imported: OpenMP's waiting threads shall sleep, not spin. On a machine with other work to do the
     # spinning made training five times slower (18 instead of 94 img/s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log = logging.getLogger("vitslim")
+    log.handlers = [_Said()]
+    log.setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", VitslimWarning)
             warnings.showwarning = _note
             code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
+        sys.stdout.flush()
     except VitslimError as error:
         _leave(str(error), error.exit_code)
-    except typer.TyperException as error:
-        _leave(f"{error.format_message().rstrip(' .')} (see `{_command(error)} --help`)", 2)
+    except _UsageError as error:
+        _leave(f"{_reason(error)} (see `{_command(error)} --help`)", 2)
+    except BrokenPipeError:
+        # The reader has what it wanted, as `head` does. What is still in the buffer goes nowhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         _leave(f"{named}{error.strerror or error}", 2)
@@ -73,7 +111,11 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _command(error: typer.TyperException) -> str:
+def _reason(error: Exception) -> str:
+    return str(error.format_message()).rstrip(" .")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _command(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     return "vitslim" if context is None else str(context.command_path)
 

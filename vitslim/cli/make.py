@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
 from vitslim.errors import ConfigError
@@ -36,7 +36,10 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     model: options.ModelArgument,
-    method: Annotated[list[str], typer.Option("--method", help="a method; repeat the option to compose")],
+    method: Annotated[
+        list[str],
+        typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
+    ],
     out: OutOption,
     option: Annotated[
         list[str] | None,
@@ -76,9 +79,6 @@ def convert(
     where mirror images are other classes, as with digits or text:
     --set data.augment.hflip=0 (default 0.5).
     """
-    from vitslim.pipeline.choices import reads_analysis
-    from vitslim.recipe import AnalyzeSection, read_recipe
-
     document: dict[str, Any] = {
         "model": {
             "name": model,
@@ -103,6 +103,9 @@ def convert(
         }
     elif epochs is not None or control or teacher is not None or analyze:
         raise ConfigError("--epochs, --control, --teacher and --analyze need images; add --data")
+    from vitslim.pipeline.choices import reads_analysis
+    from vitslim.recipe import AnalyzeSection, read_recipe
+
     recipe = read_recipe(document, setting or [])
     is_said = any(word.startswith("analyze") for word in setting or [])
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):

@@ -9,11 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from vitslim.cli import complete
 from vitslim.cli.screen import say
 from vitslim.errors import ConfigError
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="timm name, alias (deit_base), hf-hub: id, 'builtin', or a saved folder")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="timm name, alias (deit_base), hf-hub: id, 'builtin', or a saved folder",
+        autocompletion=complete.models,
+    ),
 ]
 DataOption = Annotated[
     str | None,
@@ -40,7 +46,7 @@ ClassesOption = Annotated[
     int | None, typer.Option("--num-classes", help="outputs of the classifier", min=0, show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, all else on stderr")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N", autocompletion=complete.devices)]
 SeedOption = Annotated[int, typer.Option("--seed", help="of everything random")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="use an output folder that is not empty")]
 SetOption = Annotated[
@@ -177,13 +183,12 @@ def method_entries(methods: Sequence[str], options: Sequence[str]) -> list[dict[
     Raises:
         ConfigError: an option without ``=``, or that names no chosen method.
     """
-    from vitslim.recipe import read_yaml
-
     entries: dict[str, dict[str, Any]] = {}
     for name in methods:
         if name in entries:
             raise ConfigError(f"--method {name} was given twice; a method is applied once")
         entries[name] = {"method": name}
+    values: list[tuple[dict[str, Any], str, str, str]] = []
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
@@ -194,5 +199,9 @@ def method_entries(methods: Sequence[str], options: Sequence[str]) -> list[dict[
         owner = owner or next(iter(entries))
         if owner not in entries:
             raise ConfigError(f"-O {option!r}: method {owner!r} was not chosen (--method {owner})")
-        entries[owner][field] = read_yaml(value, f"-O {key}")
+        values.append((entries[owner], field, key, value))
+    from vitslim.recipe import read_yaml
+
+    for entry, field, key, value in values:
+        entry[field] = read_yaml(value, f"-O {key}")
     return list(entries.values())

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
 from vitslim.cli.screen import print_json, say
 
+_SERVED_BY = ("triton-server", "torch-export", "aotinductor")
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
 ArtifactOption = Annotated[
     Path | None, typer.Option("--artifact", help="the exported file; default the one in DIR/export", show_default=False)
@@ -24,7 +25,15 @@ def register(app: typer.Typer) -> None:
 
 def deploy(
     folder: FolderArgument,
-    to: Annotated[str, typer.Option("--to", help="triton-server, torch-export, aotinductor", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help=", ".join(_SERVED_BY),
+            show_default=False,
+            autocompletion=complete.words(*_SERVED_BY),
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="model repository (triton-server), or .pt2 file", show_default=False),

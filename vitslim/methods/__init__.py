@@ -1,6 +1,7 @@
 """The methods, one file each, and the verb that applies them."""
 
 from vitslim.methods.convert import convert, method_support, plan_of, read_options, replay
+from vitslim.methods.description import MethodDescription, OptionDescription, describe_method
 from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
 from vitslim.methods.sret import SretConfig, merge_residuals
@@ -10,9 +11,12 @@ from vitslim.methods.table import METHODS, list_methods, method_named
 __all__ = [
     "METHODS",
     "EvoViTConfig",
+    "MethodDescription",
+    "OptionDescription",
     "SkipAtConfig",
     "SretConfig",
     "convert",
+    "describe_method",
     "list_methods",
     "merge_residuals",
     "method_named",

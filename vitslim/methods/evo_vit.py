@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
 from vitslim.methods.base import Evidence, Method
-from vitslim.methods.layers import parse_layers
+from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.models import TokenLayout
 from vitslim.models.readout import read_patch_mean_
 from vitslim.shapes import Config
@@ -57,34 +57,31 @@ _TINY = 1e-12
 
 
 class EvoViTConfig(Config):
-    """Options of Evo-ViT; the defaults are those of the authors' DeiT models. No option reads an analysis.
+    """Options of Evo-ViT; the defaults are those of the authors' DeiT models. No option reads an analysis."""
 
-    Args:
-        stages: blocks, counted from 0, at whose entry patches are chosen; the first is where reduction starts, and a
-            stage lasts until the next. ``None``: a third and two thirds of the depth, 4 and 8 of 12.
-        schedule: ``stage`` chooses at the entry of each stage, ``layer`` anew at every block from the first stage on.
-            The authors train 200 of 300 epochs with the second and end with the first: that is ``stage`` here, with
-            ``early_tokens`` in the settings of the training.
-        keep: share of the patches that take part, 0..1: one for all, one per stage, or one per block of the model. In
-            the stage schedule a stage goes by its first block.
-        alpha: rate at which g follows a block's class row, 0..1: one for all blocks from the first stage on (1 before
-            it), or one per block.
-        placeholders: what becomes of the others: ``frozen``, they wait as they are, or ``slow_fast``, they follow a
-            representative token that takes part for them.
-        align: the number of tokens that take part is rounded to the nearest multiple of this; 1 is the paper's.
-        score: what ranks the patches; ``None`` takes what the model has. ``class``: the class token's attention row.
-            ``mean_query``, where there is no class token: the row of the mean patch query.
-        readout: ``model`` leaves the classifier as it is; ``mean`` is the paper's, the mean of all patches, normalised.
-    """
-
-    stages: tuple[int, ...] | None = None
+    stages: tuple[int, ...] | None = Field(default=None, examples=["4,8"])
+    """Blocks, counted from 0, at whose entry patches are chosen; the first is where reduction starts, and a stage lasts
+    until the next. By default a third and two thirds of the depth: 4 and 8 of 12."""
     schedule: Schedule = "stage"
-    keep: float | tuple[float, ...] = 0.5
-    alpha: float | tuple[float, ...] = 0.5
+    """``stage`` chooses at the entry of each stage, ``layer`` anew at every block from the first stage on. The authors
+    train 200 of 300 epochs with the second and end with the first: that is ``stage`` here, with ``early_tokens`` in the
+    settings of the training."""
+    keep: float | tuple[float, ...] = Field(default=0.5, examples=["0.7,0.5"])
+    """Share of the patches that take part, 0..1: one for all, one per stage, or one per block of the model. In the
+    stage schedule a stage goes by its first block."""
+    alpha: float | tuple[float, ...] = Field(default=0.5, examples=["0.4"])
+    """Rate at which g follows a block's class row, 0..1: one for all blocks from the first stage on (1 before it), or
+    one per block."""
     placeholders: Placeholders = "frozen"
-    align: int = Field(default=1, ge=1, le=256)
+    """What becomes of the others: ``frozen``, they wait as they are, or ``slow_fast``, they follow a representative
+    token that takes part for them."""
+    align: int = Field(default=1, ge=1, le=256, examples=["8"])
+    """The number of tokens that take part is rounded to the nearest multiple of this; 1 is the paper's."""
     score: Score | None = None
+    """What ranks the patches, by default what the model has. ``class``: the class token's attention row.
+    ``mean_query``, where there is no class token: the row of the mean patch query."""
     readout: Literal["model", "mean"] = "model"
+    """``model`` leaves the classifier as it is; ``mean`` is the paper's, the mean of all patches, normalised."""
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -93,6 +90,12 @@ class EvoViTConfig(Config):
         if stages == ():
             raise ValueError("no stage; name at least one block, or give keep=1 to keep all patches")
         return stages
+
+    @field_validator("keep", "alpha", mode="before")
+    @classmethod
+    def _read_shares(cls, value: Any) -> Any:
+        # A single number is meant for all stages, a list of one for one stage.
+        return parse_numbers(value) if isinstance(value, str) and "," in value else value
 
     @field_validator("keep", "alpha")
     @classmethod

@@ -1,4 +1,4 @@
-"""Lists of blocks as people write them."""
+"""Lists of blocks and numbers as people write them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ _NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
 
 def parse_layers(value: Any) -> tuple[int, ...]:
-    """Layers from a range, a list, or text such as ``3-8`` or ``3,5,7-9``; sorted, each once.
+    """Layers from one number, a range, a list, or text such as ``3-8`` or ``3,5,7-9``; sorted, each once.
 
     Raises:
         ValueError: not a list of layers, or a layer given twice.
     """
     if isinstance(value, str):
         value = _parse_layer_text(value)
+    value = _listed(value)
     if not isinstance(value, Iterable):
-        raise ValueError("wanted a range, a list of numbers, text such as '3-8', or 'auto'")
+        raise ValueError("wanted a number, a range, a list of numbers, text such as '3-8', or 'auto'")
     layers = list(cast("Iterable[Any]", value))
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
         raise ValueError("every layer is a whole number")
     if len(set(layers)) != len(layers):
         raise ValueError("a layer is named twice")
     return tuple(sorted(layers))
+
+
+def parse_numbers(value: Any) -> Any:
+    """One number or text such as ``2,4`` as a tuple; what is neither comes back for the field's type to judge."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else _listed(value)
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _parse_layer_text(text: str) -> list[int]:

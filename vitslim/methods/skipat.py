@@ -36,28 +36,25 @@ from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_re
 
 
 class SkipAtConfig(Config):
-    """Options of SkipAt; the defaults are the paper's.
+    """Options of SkipAt; the defaults are the paper's."""
 
-    Args:
-        layers: blocks whose attention is skipped, counted from 0. ``None``: the set that an analysis recommends where
-            one is given, else the paper's; ``"auto"`` demands the analysis, ``"paper"`` is the paper's middle half in
-            every case: blocks 3..8 of 12.
-        expansion: hidden width of Φ over the embedding width d; 2 is the paper's, 0.5 or 0.25 the narrow form.
-        kernel_size: side of Φ's depthwise convolution, odd.
-        identity: reuse the source's patch rows as they are, without Φ.
-        prefix: what becomes of the source's prefix rows. ``reuse`` (the paper): they pass unchanged. ``linear`` (ours):
-            each skipped block has a linear map for them.
-        residual: add Φ's input to its output. ``None``: only where ``expansion`` < 2 cannot hold the identity.
-        init: ``identity`` starts close to identity reuse, for conversion; ``scratch`` is for training from nothing.
-    """
-
-    layers: tuple[int, ...] | Literal["auto", "paper"] | None = None
-    expansion: float = Field(default=2.0, gt=0.0, le=8.0)
-    kernel_size: int = Field(default=5, ge=1, le=31)
+    layers: tuple[int, ...] | Literal["auto", "paper"] | None = Field(default=None, examples=["3-8"])
+    """Blocks whose attention is skipped, counted from 0. By default the set that an analysis recommends where one is
+    made, else the paper's; ``auto`` demands the analysis, ``paper`` is the paper's middle half in every case: 3-8 of
+    12."""
+    expansion: float = Field(default=2.0, gt=0.0, le=8.0, examples=["0.5"])
+    """Hidden width of Φ over the embedding width; 2 is the paper's, 0.5 or 0.25 the narrow form."""
+    kernel_size: int = Field(default=5, ge=1, le=31, examples=["3"])
+    """Side of Φ's depthwise convolution, odd."""
     identity: bool = False
+    """Reuse the source's patch rows as they are, without Φ."""
     prefix: Literal["reuse", "linear"] = "reuse"
+    """What becomes of the source's prefix rows. ``reuse`` (the paper): they pass unchanged. ``linear`` (ours): each
+    skipped block has a linear map for them."""
     residual: bool | None = None
+    """Add Φ's input to its output. By default only where an ``expansion`` below 2 cannot hold the identity."""
     init: Literal["identity", "scratch"] = "identity"
+    """``identity`` starts close to identity reuse, for conversion; ``scratch`` is for training from nothing."""
 
     @field_validator("layers", mode="before")
     @classmethod

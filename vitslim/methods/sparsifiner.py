@@ -44,7 +44,7 @@ from vitslim.kernels.serving import serves_attention
 from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, Method
-from vitslim.methods.layers import parse_layers
+from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.methods.pruning import faults_of_pruning, share_of, with_pruning
 from vitslim.models import DenseTrace, TokenLayout
 from vitslim.shapes import Config
@@ -59,52 +59,56 @@ _ALWAYS = 1e4  # a basis entry that outweighs all others
 
 
 class SparsifinerConfig(Config):
-    """Options of Sparsifiner; the defaults are the paper's. No option reads an analysis.
+    """Options of Sparsifiner; the defaults are the paper's. No option reads an analysis."""
 
-    Args:
-        layers: blocks whose attention becomes sparse, counted from 0; ``None`` for all that have dense attention.
-        keep_rate: share of the tokens that a patch query keeps as keys, 0..1; 1 is the dense model.
-        k: the same as a number of keys, those of the prefix among them; takes the place of ``keep_rate``.
-        prefix_keys: ``kept`` keeps the prefix tokens (class, registers) as keys of every query (ours); ``chosen`` lets
-            them compete like the patches, as the authors do.
-        granularity: who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all
-            patch queries of the ``image``, which is key and value compaction before ordinary fused attention.
-        tile: patch queries per tile, for granularity ``tile`` alone.
-        n_down: m, rows of the basis. ``None``: a sixth of the tokens, 32 of 197, but not fewer than ``coefficients``;
-            for granularity ``image`` at most 32, since one choice for all queries needs no finer guess, and the m
-            coefficients of every query would cost more than long sequences save.
-        coefficients: how many of a row's m coefficients count; with m below that, all.
-        basis_threshold: basis entries up to this size count as zero in choosing.
-        scale: s. ``heads`` is h^-½, which the authors use, perhaps by a slip; ``width`` is e^-½, as in attention.
-        init: ``regions`` starts with attention to regions of the grid, for conversion; ``scratch`` with the authors'
-            random start.
-        token_keep_rate: r, share of the patches that stay after each block of ``prune_layers``: r, r², r³ of all. At 1
-            every patch stays. The others take part no more, in no later block; at the end they come back as they were.
-        prune_layers: blocks after which patches are pruned, by the class token's attention in that block (without a
-            class token, by the mean patch query's). ``None``: at each quarter of the depth, after 3, 6 and 9 of 12.
-        grid: rows and columns of patches for which P and basis are stored; at another size they are interpolated in
-            each forward, as a position embedding would be. ``None``: the model's own.
-    """
-
-    layers: tuple[int, ...] | None = None
-    keep_rate: float = Field(default=0.25, gt=0.0, le=1.0)
-    k: int | None = Field(default=None, ge=1)
+    layers: tuple[int, ...] | None = Field(default=None, examples=["2-11"])
+    """Blocks whose attention becomes sparse, counted from 0; by default all that have dense attention."""
+    keep_rate: float = Field(default=0.25, gt=0.0, le=1.0, examples=["0.5"])
+    """Share of the tokens that a patch query keeps as keys; 1 is the dense model."""
+    k: int | None = Field(default=None, ge=1, examples=["48"])
+    """The same as a number of keys, those of the prefix among them; takes the place of ``keep_rate``."""
     prefix_keys: PrefixKeys = "kept"
+    """``kept`` keeps the prefix tokens (class, registers) as keys of every query (ours); ``chosen`` lets them compete
+    like the patches, as the authors do."""
     granularity: Granularity = "query"
-    tile: int = Field(default=64, ge=2)
-    n_down: int | None = Field(default=None, ge=1)
-    coefficients: int = Field(default=8, ge=1)
-    basis_threshold: float = Field(default=0.02, ge=0.0)
+    """Who shares a key set, per head: nobody (``query``, the paper), ``tile`` consecutive queries, or all patch queries
+    of the ``image``, which is key and value compaction before ordinary fused attention."""
+    tile: int = Field(default=64, ge=2, examples=["32"])
+    """Patch queries per tile, for granularity ``tile`` alone."""
+    n_down: int | None = Field(default=None, ge=1, examples=["16"])
+    """Rows of the basis. By default a sixth of the tokens, 32 of 197, but not fewer than ``coefficients``; for
+    granularity ``image`` at most 32, since one choice for all queries needs no finer guess, and the coefficients of
+    every query would cost more than long sequences save."""
+    coefficients: int = Field(default=8, ge=1, examples=["4"])
+    """How many of a row's coefficients count; with fewer rows in the basis, all."""
+    basis_threshold: float = Field(default=0.02, ge=0.0, examples=["0.05"])
+    """Basis entries up to this size count as zero in choosing."""
     scale: Literal["heads", "width"] = "heads"
+    """Scale of the coefficients. ``heads`` is h^-½, which the authors use, perhaps by a slip; ``width`` is e^-½ of the
+    head width e, as in attention."""
     init: Literal["regions", "scratch"] = "regions"
-    token_keep_rate: float = Field(default=1.0, gt=0.0, le=1.0)
-    prune_layers: tuple[int, ...] | None = None
-    grid: tuple[int, int] | None = None
+    """``regions`` starts with attention to regions of the grid, for conversion; ``scratch`` with the authors' random
+    start."""
+    token_keep_rate: float = Field(default=1.0, gt=0.0, le=1.0, examples=["0.7"])
+    """Share r of the patches that stay after each block of ``prune_layers``: r, r², r³ of all. At 1 every patch stays.
+    The others take part no more, in no later block; at the end they come back as they were."""
+    prune_layers: tuple[int, ...] | None = Field(default=None, examples=["3,6,9"])
+    """Blocks after which patches are pruned, by the class token's attention in that block (without a class token, by
+    the mean patch query's). By default at each quarter of the depth, after 3, 6 and 9 of 12."""
+    grid: tuple[int, int] | None = Field(default=None, examples=["14,14"])
+    """Rows and columns of patches for which P and basis are stored, by default the model's own; at another size they
+    are interpolated in each forward, as a position embedding would be."""
 
     @field_validator("layers", "prune_layers", mode="before")
     @classmethod
     def _read_layers(cls, value: Any) -> Any:
         return None if value is None else parse_layers(value)
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _read_grid(cls, value: Any) -> Any:
+        numbers = parse_numbers(value)
+        return numbers * 2 if isinstance(numbers, tuple) and len(numbers) == 1 else numbers
 
     @field_validator("grid")
     @classmethod

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Advised, Evidence, Method, block_similarity
 from vitslim.methods.grouping import Groups, alike_groups, runs, stepwise_picks
-from vitslim.methods.layers import parse_layers
+from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.methods.recursion import (
     Recursive,
     SharedBlock,
@@ -42,42 +42,39 @@ from vitslim.trunk import BoundBlock, Conversion, DenseMixing, Mixing, Plan, Ste
 
 
 class SretConfig(Config):
-    """Options of the recursive conversion.
+    """Options of the recursive conversion."""
 
-    Args:
-        groups: blocks that share, as lists or as text such as ``1-2; 3-4``. ``None``: those whose outputs an analysis
-            found alike where one is given, else runs of ``group_size`` between the unshared ends; ``"auto"`` demands
-            the analysis, ``"runs"`` are runs in every case.
-        group_size: blocks per group (A A B B is 2), with an analysis on average.
-        keep_first: blocks at the front that stay as they are.
-        keep_last: the same at the end.
-        shared: the shared matrix is the members' average, or one member's (stepwise: picked at even steps from the
-            first to the last grouped block).
-        rank: r of the residuals; 0 is pure sharing, ``"full"`` the dense model again. ``None``: a twelfth of the width,
-            which gives back about a quarter of what sharing saves.
-        recursions: applications of each grouped block in a row; all but the first start as the identity.
-        nll: a non-linear projection after each application.
-        nll_ratio: its hidden width over the width.
-        lrc: learnable residual coefficients. ``None``: where ``recursions`` needs them.
-        slices: slices of the attention at the first, second .. application within a group; 1 is whole attention. From
-            the second application on the patches are permuted before.
-        seed: of the permutations.
-        merged: write W' + B A out for each block: memory and latency of the dense model (see ``merge_residuals``).
-    """
-
-    groups: Groups | Literal["auto", "runs"] | None = None
-    group_size: int = Field(default=2, ge=2)
-    keep_first: int = Field(default=1, ge=0)
-    keep_last: int = Field(default=1, ge=0)
+    groups: Groups | Literal["auto", "runs"] | None = Field(default=None, examples=["1-2; 3-5"])
+    """Blocks that share, as lists or as text. By default those whose outputs an analysis found alike where one is made,
+    else runs of ``group_size`` between the unshared ends; ``auto`` demands the analysis, ``runs`` are runs in every
+    case."""
+    group_size: int = Field(default=2, ge=2, examples=["3"])
+    """Blocks per group (A A B B is 2), with an analysis on average."""
+    keep_first: int = Field(default=1, ge=0, examples=["2"])
+    """Blocks at the front that stay as they are."""
+    keep_last: int = Field(default=1, ge=0, examples=["2"])
+    """The same at the end."""
     shared: Literal["average", "stepwise"] = "average"
-    rank: int | Literal["full"] | None = None
-    recursions: int = Field(default=1, ge=1)
+    """The shared matrix is the members' average, or one member's (stepwise: picked at even steps from the first to the
+    last grouped block)."""
+    rank: int | Literal["full"] | None = Field(default=None, examples=["16"])
+    """Rank of the residuals, from 0; 0 is pure sharing, ``full`` the dense model again. By default a twelfth of the
+    width, which gives back about a quarter of what sharing saves."""
+    recursions: int = Field(default=1, ge=1, examples=["2"])
+    """Applications of each grouped block in a row; all but the first start as the identity."""
     nll: bool = False
-    nll_ratio: float = Field(default=1.0, gt=0.0, le=8.0)
+    """A non-linear projection after each application."""
+    nll_ratio: float = Field(default=1.0, gt=0.0, le=8.0, examples=["2"])
+    """Hidden width of that projection over the width."""
     lrc: bool | None = None
-    slices: tuple[int, ...] = (1,)
-    seed: int = 0
+    """Learnable residual coefficients. By default where ``recursions`` needs them."""
+    slices: tuple[int, ...] = Field(default=(1,), examples=["2,4"])
+    """Slices of the attention at the first, second .. application within a group; 1 is whole attention. From the second
+    application on the patches are permuted before."""
+    seed: int = Field(default=0, examples=["1"])
+    """Seed of the permutations."""
     merged: bool = False
+    """Write W' + B A out for each block: memory and latency of the dense model (see ``merge_residuals``)."""
 
     @field_validator("groups", mode="before")
     @classmethod
@@ -90,7 +87,7 @@ class SretConfig(Config):
     @field_validator("slices", mode="before")
     @classmethod
     def _read_slices(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
+        return parse_numbers(value)
 
     @field_validator("slices")
     @classmethod

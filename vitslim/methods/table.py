@@ -1,15 +1,13 @@
-"""The table of methods: one line each."""
+"""The table of methods, by the names that users type."""
 
-import difflib
+from importlib import import_module
 
 from vitslim.errors import ConfigError
-from vitslim.methods import evo_vit, skipat, sparsifiner, sret
 from vitslim.methods.base import Method
+from vitslim.names import METHOD_NAMES, check_method
 from vitslim.shapes import Config
 
-_METHODS: tuple[Method, ...] = (skipat.METHOD, evo_vit.METHOD, sparsifiner.METHOD, sret.METHOD)
-
-METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+METHODS: dict[str, Method] = {name: import_module(f"vitslim.methods.{name}").METHOD for name in METHOD_NAMES}
 
 
 def list_methods() -> list[str]:
@@ -23,12 +21,7 @@ def method_named(name: str) -> Method:
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
-    found = METHODS.get(name)
-    if found is None:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHODS)}"
-        raise ConfigError(f"unknown method {name!r}; {hint}")
-    return found
+    return METHODS[check_method(name)]
 
 
 def method_of(config: Config) -> Method:

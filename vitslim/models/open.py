@@ -1,6 +1,5 @@
 """Opening a dense model by timm name, alias, hub id or the built-in one."""
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from importlib import resources
@@ -16,42 +15,11 @@ from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimWarning
 from vitslim.models.architecture_in_file import PATCHES, is_readable, misfit, options_for
 from vitslim.models.base import BaseModel, remember_base
+from vitslim.models.hub import prepare_fetch, unfetchable
 from vitslim.models.image_input import assume_preprocessing_
 from vitslim.models.weights_file import read_weights
+from vitslim.names import ALIASES, BUILTIN, unknown_model
 from vitslim.shapes import AnyPath, AtLeastOne
-
-ALIASES: dict[str, str] = {
-    "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
-    "deit_small": "deit_small_patch16_224.fb_in1k",
-    "deit_base": "deit_base_patch16_224.fb_in1k",
-    "deit_base_384": "deit_base_patch16_384.fb_in1k",
-    "deit3_small": "deit3_small_patch16_224.fb_in22k_ft_in1k",
-    "deit3_base": "deit3_base_patch16_224.fb_in22k_ft_in1k",
-    "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit_small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_base": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
-    "vit_large": "vit_large_patch16_224.augreg_in21k_ft_in1k",
-    "dinov2_small": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2_base": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2_large": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2_small_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2_base_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov3_small": "vit_small_patch16_dinov3.lvd1689m",
-    "dinov3_base": "vit_base_patch16_dinov3.lvd1689m",
-    "dinov3_large": "vit_large_patch16_dinov3.lvd1689m",
-    "eva02_tiny": "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
-    "eva02_small": "eva02_small_patch14_336.mim_in22k_ft_in1k",
-    "eva02_base": "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
-    "beit_base": "beit_base_patch16_224.in22k_ft_in22k_in1k",
-    "beitv2_base": "beitv2_base_patch16_224.in1k_ft_in22k_in1k",
-    "clip_base": "vit_base_patch16_clip_224.openai",
-    "siglip_base": "vit_base_patch16_siglip_224.webli",
-    "siglip2_base": "vit_base_patch16_siglip_224.v2_webli",
-}
-"""Short names, one variant of pretrained weights each."""
-
-BUILTIN = "builtin"
-"""The small ViT that ships with vitslim, trained on the built-in fractal images."""
 
 _BUILTIN_WEIGHTS = "fractal_vit.safetensors"
 BUILTIN_CLASSES = 200
@@ -78,9 +46,7 @@ def resolve_name(name: str) -> str:
         return name
     architecture = name.split(".", 1)[0]
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(name, [*ALIASES, BUILTIN, *timm.list_models()], n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-        raise ConfigError(f"unknown model {name!r}{hint} (`vitslim list models` shows all)")
+        raise unknown_model(name, timm.list_models())
     if name != architecture and name not in timm.list_pretrained(f"{architecture}.*"):
         tags = [known.split(".", 1)[1] for known in timm.list_pretrained(f"{architecture}.*")]
         raise ConfigError(
@@ -150,16 +116,12 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         with torch.device("meta"):
             _create(name, False, options)
     try:
+        prepare_fetch(name, pretrained=pretrained)
         return timm.create_model(name, pretrained=pretrained, **options)
     except BUILD_FAULTS as error:
         if not pretrained or not isinstance(error, OSError | RuntimeError | ValueError):
             raise _unbuildable(name, options, error) from error
-        reason = _first_line(error)
-        raise ConfigError(
-            f"the pretrained weights of {name} could not be fetched ({reason}). Without network: pass a local file "
-            "with --weights FILE (weights=), or fill the hub's offline cache once (HF_HOME, then HF_HUB_OFFLINE=1), "
-            "or start untrained with --no-pretrained (pretrained=False)"
-        ) from error
+        raise unfetchable(name, _first_line(error)) from error
 
 
 def _unbuildable(name: str, options: dict[str, Any], error: Exception) -> ConfigError:

@@ -17,11 +17,11 @@ from vitslim.export.forms import metadata_of
 from vitslim.export.onnx_input import ImageForm, as_given_to, form_of
 from vitslim.models import preprocessing
 from vitslim.pipeline.verbs import ModelLike
-from vitslim.recipe import describe_faults
 from vitslim.runtime import BACKENDS, EngineRecord, Precision, Runner, load
 from vitslim.runtime.engine import read_record
 from vitslim.runtime.fit import require_refittable
 from vitslim.shapes import AnyPath
+from vitslim.validation import describe_faults
 
 if TYPE_CHECKING:
     from vitslim.export.tensorrt import EngineOptions

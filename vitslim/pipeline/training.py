@@ -21,7 +21,7 @@ from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, o
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
-from vitslim.recipe import describe_faults, read_settings_file, with_overrides
+from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
@@ -30,6 +30,7 @@ from vitslim.train.processes import device_of_process, ending_together, started_
 from vitslim.train.start import start_from_scratch_
 from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of
+from vitslim.validation import describe_faults
 
 _FOLDER = "train"  # of log, state and result, inside the folder of the model
 

@@ -17,9 +17,10 @@ from vitslim.data import DataConfig, Loader, open_data
 from vitslim.errors import ConfigError, MissingDependencyError, VitslimWarning
 from vitslim.models import open_model, preprocessing, set_preprocessing_
 from vitslim.models.image_input import describe_assumed
+from vitslim.names import check_device
 from vitslim.progress import ProgressCallback, silent
-from vitslim.recipe import describe_faults
 from vitslim.shapes import AnyPath, AtLeastOne, Config
+from vitslim.validation import describe_faults
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -61,12 +62,7 @@ def device_named(device: str) -> torch.device:
         ConfigError: the device's name is not one.
         MissingDependencyError: the device is absent.
     """
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device {device!r} is not one; wanted cpu, cuda or cuda:N") from None
-    if wanted.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {device!r} is not one that vitslim runs on; wanted cpu, cuda or cuda:N")
+    wanted = torch.device(check_device(device))
     if wanted.type == "cuda":
         if not torch.cuda.is_available():
             raise MissingDependencyError(f"device {device!r} was asked for, but no usable GPU is there; use cpu")

@@ -14,10 +14,11 @@ from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
 from vitslim.pipeline.suite.preset import Competitor, ModelEntry, read_preset_file
-from vitslim.recipe import describe_faults, with_overrides
+from vitslim.recipe import with_overrides
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
+from vitslim.validation import describe_faults
 
 Baseline = Literal["depth-drop", "lower-resolution", "smaller-sibling"]
 

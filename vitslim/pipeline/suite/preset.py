@@ -17,9 +17,10 @@ from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
 from vitslim.pipeline.verbs import device_named
-from vitslim.recipe import describe_faults, read_settings_file
+from vitslim.recipe import read_settings_file
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
+from vitslim.validation import describe_faults
 
 PRESETS = ("cpu", "gpu")
 COMPILED = ("compiled", "compiled-graph")

@@ -1,0 +1,102 @@
+"""What of a command line can be refused before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+import typer.core
+
+from vitslim.errors import ConfigError, DataError
+from vitslim.names import ALIASES, BUILTIN, check_device, check_method, unknown_model
+
+_FILLS_AN_EMPTY_FOLDER = ("analyze", "train", "pretrain", "import")
+
+
+class CheckedCommand(typer.core.TyperCommand):
+    """A verb whose names, paths and devices are looked at before it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        check(str(self.name), ctx.params)
+        return super().invoke(ctx)
+
+
+def check_early(app: typer.Typer) -> None:
+    """Make every verb a ``CheckedCommand``."""
+    for verb in app.registered_commands:
+        verb.cls = CheckedCommand
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            check_early(group.typer_instance)
+
+
+def check(verb: str, given: dict[str, Any]) -> None:
+    """Look at what a verb was given, by the names of its parameters.
+
+    Raises:
+        ConfigError: an unknown model, method or device, or an output folder that cannot be used.
+        DataError: images that are not there.
+    """
+    for method in (*(given.get("method") or ()), *([given["source"]] if verb == "import" else [])):
+        check_method(method)
+    for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
+        if model is not None:
+            check_model(model)
+    if given.get("device") is not None:
+        check_device(given["device"])
+    if given.get("data") is not None:
+        _check_images(given["data"])
+    if isinstance(out := given.get("out"), Path):
+        kept = given.get("overwrite") or given.get("resume") or verb not in _FILLS_AN_EMPTY_FOLDER
+        _check_output(out, may_be_full=bool(kept))
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that neither vitslim nor the installed timm can know.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    if name in ALIASES or name == BUILTIN or ":" in name or "/" in name or Path(name).exists():
+        return
+    sources = "\n".join(_sources())
+    known = model_names(sources)
+    # Timm makes further names of older ones; each of them is written in its sources too.
+    architecture = name.partition(".")[0]
+    if known and architecture not in known and not re.search(rf"\b{re.escape(architecture)}\b", sources):
+        raise unknown_model(name, known)
+
+
+def model_names(sources: str | None = None) -> list[str]:
+    """The architectures that timm and vitslim define, read from their files: importing timm takes seconds."""
+    text = "\n".join(_sources()) if sources is None else sources
+    return re.findall(r"^@register_model\s*\ndef (\w+)", text, re.MULTILINE)
+
+
+def _sources() -> Iterable[str]:
+    for package in ("timm", "vitslim"):
+        found = find_spec(package)
+        for place in (found and found.submodule_search_locations) or ():
+            for path in sorted(Path(place, "models").glob("*.py")):
+                yield path.read_text(encoding="utf-8")
+
+
+def _check_images(source: str) -> None:
+    is_named = source.startswith(("hfds/", "wds/", "fractals:")) or source == "fractals"
+    if not is_named and not Path(source).exists():
+        raise DataError(
+            f"{source} does not exist; give a folder of images, hfds/NAME, wds/FOLDER, or fractals (built in)"
+        )
+
+
+def _check_output(out: Path, *, may_be_full: bool) -> None:
+    # What begins with a dot is a killed run's, of which the verb itself knows more.
+    if not may_be_full and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ConfigError(f"output folder {out} is not empty; pass --overwrite or another folder")
+    first = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if first != out and not first.is_dir():
+        raise ConfigError(f"output {out}: {first} is a file; name a folder")

@@ -1,0 +1,57 @@
+"""An example for the help of every verb."""
+
+import typer
+
+EXAMPLES = {
+    "list": ("vitslim list methods skipat", "vitslim list models --json"),
+    "inspect": ("vitslim inspect deit_small", "vitslim inspect out"),
+    "analyze": ("vitslim analyze deit_small --data imagenet/ --out analysis",),
+    "doctor": ("vitslim doctor",),
+    "convert": (
+        "vitslim convert builtin --method skipat --data fractals --out out",
+        "vitslim convert deit_small --method skipat --method evo_vit --out pair",
+    ),
+    "train": ("vitslim train out --teacher deit_small --data imagenet/ --epochs 30 --out trained",),
+    "pretrain": ("vitslim pretrain recipes/builtin_teacher.yaml --out teacher",),
+    "run": ("vitslim run recipes/builtin_skipat.yaml --out out --set distill.epochs=1",),
+    "demo": ("vitslim demo --quick --out demo-out",),
+    "import": ("vitslim import skipat_small.pth --from skipat --base deit_small --out out",),
+    "eval": ("vitslim eval out --data imagenet/ --teacher deit_small --limit 5000",),
+    "export": (
+        "vitslim export out --to onnx --precision fp16",
+        "vitslim export out --to tensorrt --batch 1:8:64",
+    ),
+    "refit": ("vitslim refit out/export/model-fp16.engine --from retrained",),
+    "verify": ("vitslim verify out --data imagenet/ --images 64",),
+    "report": ("vitslim report out",),
+    "bench": ("vitslim bench out --backend torch,ort --batch 1,8", "vitslim bench suite --quick"),
+    "bench models": ("vitslim bench out --against deit_tiny --backend torch,ort --batch 1,8",),
+    "bench suite": ("vitslim bench suite --preset cpu --minutes 30 --out out/suite",),
+    "bench accuracy": ("vitslim bench accuracy --preset cpu --quick",),
+    "deploy": (
+        "vitslim deploy out --to triton-server --out models",
+        "vitslim deploy out --to torch-export --out out/model.pt2",
+    ),
+    "quantize": ("vitslim quantize out --data imagenet/ --precision int8",),
+    "plugin": ("vitslim plugin info",),
+    "plugin build": ("vitslim plugin build --arch 80,90",),
+    "plugin info": ("vitslim plugin info --json",),
+}
+"""Command lines by verb; their options and values are those of the real commands."""
+
+
+def add_examples(app: typer.Typer, group: str = "") -> None:
+    """Show each verb's examples below its help."""
+    for verb in app.registered_commands:
+        verb.epilog = _epilog(group + (verb.name or str(getattr(verb.callback, "__name__", ""))))
+    for inner in app.registered_groups:
+        if inner.typer_instance is not None:
+            name = str(inner.typer_instance.info.name)
+            inner.typer_instance.info.epilog = _epilog(name)
+            add_examples(inner.typer_instance, f"{name} ")
+
+
+def _epilog(verb: str) -> str:
+    lines = EXAMPLES.get(verb, ())
+    # Typer keeps a line as it is only behind an empty one.
+    return "\n\n".join(("Example:" if len(lines) == 1 else "Examples:", *lines))
