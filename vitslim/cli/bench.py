@@ -70,7 +70,7 @@ def bench(
 ) -> None:
     """Measure the given models; the word `models` may be left out. A folder called suite is ./suite."""
     from vitslim import pipeline
-    from vitslim.bench import caption, skipped_lines, text_table
+    from vitslim.bench import caption, remarks, skipped_lines, text_table
     from vitslim.files import write_json
 
     with Screen() as screen:
@@ -98,6 +98,8 @@ def bench(
         return
     typer.echo(text_table(found.rows, found.baseline))
     typer.echo(caption(found))
+    for line in remarks(found.rows, found.baseline, found.environment):
+        typer.echo(line)
     for line in skipped_lines(found):
         say(f"not measured: {line}", style="yellow")
 

@@ -19,7 +19,7 @@ _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
     "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
-    "plots": ("report", ("matplotlib", "psutil")),
+    "plots": ("report", ("matplotlib",)),
     "TensorRT engines": ("tensorrt", ("tensorrt",)),
     "TensorRT-RTX engines": ("rtx", ("tensorrt_rtx",)),
 }

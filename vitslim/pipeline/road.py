@@ -17,6 +17,7 @@ from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
 from vitslim.methods import convert, method_named, read_options
 from vitslim.pipeline.checks import check
+from vitslim.pipeline.cost import write_cost
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.opening import data_config, data_inputs, file_state, open_images, open_source
@@ -116,6 +117,7 @@ def _make_student(road: _Road) -> nn.Module:
     if road.enter("convert", inputs, "plan.json", checkpoint.WEIGHTS_FILE):
         folder.discard(*_EVIDENCE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
+        write_cost(folder.path, student)
         _save(road, student, folder.path)
         road.finish("convert")
     student = _warm_start(road, student)
