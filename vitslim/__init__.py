@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitslim.pipeline import (
         analyze,
         benchmark,
+        compare,
         deploy,
         distill,
         evaluate,
@@ -34,12 +35,12 @@ _HOMES = {
     "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
     "vitslim.models": ("open_model",),
     "vitslim.pipeline": (
-        *("analyze", "benchmark", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
+        *("analyze", "benchmark", "compare", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
         "warm_start",
     ),
 }
 __all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
+__all__ += ["compare", "deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
 
 
 # So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.

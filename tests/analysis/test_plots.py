@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from vitslim.analysis.plots import write_plots
+from vitslim.analysis.colour import heat_colour
+from vitslim.analysis.plots import _heat_map, write_plots
 from vitslim.analysis.recommend import recommend
 from vitslim.analysis.result import AnalysisReport, Replacement, Similarity
 from vitslim.errors import MissingDependencyError
@@ -47,6 +48,16 @@ def test_every_report_can_be_drawn(found: AnalysisReport, tmp_path: Path) -> Non
     assert [path.name for path in paths] == NAMES
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
+
+
+def test_a_heat_map_lies_as_the_page_draws_it_and_has_its_colours() -> None:
+    from matplotlib.colors import to_hex
+
+    found = report(4)
+    (image,) = _heat_map(found, found.cka.z, "title").axes[0].images
+    assert image.origin == "upper"
+    shares = (0.0, 0.3, 0.5, 1.0)
+    assert [to_hex(image.cmap(image.norm(share))) for share in shares] == [heat_colour(share) for share in shares]
 
 
 def test_without_matplotlib_the_extra_is_named_and_nothing_is_written(

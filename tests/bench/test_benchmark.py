@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from vitslim.bench import BenchReport, benchmark
+from vitslim.bench import BenchReport, benchmark, caption
 from vitslim.errors import ConfigError
 from vitslim.export import export_onnx
 from vitslim.methods import convert
@@ -152,3 +152,24 @@ def test_the_baseline_must_be_there_dense_and_fused(dense):
 def test_an_unknown_option_is_named_with_the_known_ones(dense):
     with pytest.raises(ConfigError, match="round: Extra inputs are not permitted; known are backends"):
         benchmark({"dense": dense}, baseline="dense", round=3)
+
+
+def test_every_row_says_what_the_whole_session_knows(report):
+    for row in report.rows:
+        assert (row.verdict is None) == (row.model == "dense")
+        dense = next(
+            one
+            for one in report.rows
+            if (one.model, one.backend, one.precision) == ("dense", "torch", "fp32") and one.batch == row.batch
+        )
+        assert row.speedup_vs_dense_torch == dense.latency_ms_p50 / row.latency_ms_p50
+        assert not row.other_image_size
+    assert BenchReport(**json.loads(report.model_dump_json())) == report
+
+
+def test_a_model_of_another_input_size_is_flagged(dense):
+    larger = copy.deepcopy(dense)
+    larger.set_input_size(img_size=64)
+    found = benchmark({"dense": dense, "larger": larger}, baseline="dense", backends=("torch",), batches=(1,), **FAST)
+    assert {row.model: row.other_image_size for row in found.rows} == {"dense": False, "larger": True}
+    assert "models marked * at another resolution than the baseline" in caption(found)

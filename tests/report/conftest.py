@@ -1,10 +1,16 @@
 """An output folder with every part of a report, small enough to write in each test."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.variants import dense
+from vitslim.methods import convert
+from vitslim.train.settings import TrainResult
+from vitslim.trunk import plan_summary
 
 LAYERS = 4
 
@@ -33,6 +39,35 @@ def bench_row(model: str, backend: str, batch: int, latency_ms: float, speedup: 
         "peak_memory_mib": None,
         "rounds": 30,
     }
+
+
+@cache
+def plan_rows() -> list[dict[str, Any]]:
+    """The plan of a student that has every kind of step but those of SReT."""
+    student = convert(dense("vit_plain"), "skipat", layers=(1,), expansion=0.5)
+    return plan_summary(convert(student, "evo_vit", stages=(3,), keep=0.5))
+
+
+def result(stage: str, before: dict[int, float] | None = None, after: dict[int, float] | None = None) -> dict[str, Any]:
+    """What a stage of training leaves behind."""
+    return TrainResult(
+        stage=stage,
+        settings={"lr": 5e-4},
+        steps=20,
+        planned_steps=20,
+        epochs=1.0,
+        images=320,
+        seconds=2.5,
+        images_per_second=128.0,
+        parameters=27_936,
+        precision="no",
+        stopped="finished",
+        losses={"total": 0.25},
+        evaluations=[],
+        corrupt=0,
+        step_losses_before=before,
+        step_losses_after=after,
+    ).model_dump(mode="json")
 
 
 def documents() -> dict[str, Any]:
@@ -64,24 +99,18 @@ def documents() -> dict[str, Any]:
             },
             "notes": ["Few images."],
         },
-        "plan.json": [
-            {
-                "step": step,
-                "block": step,
-                "mixing": "reuse (expansion 0.5)" if step > 1 else "dense",
-                "tokens": "kept 8 of 16" if step == 3 else "all",
-                "weights": "own",
-                "parameters": 27_936,
-            }
-            for step in range(LAYERS)
+        "plan.json": plan_rows(),
+        "cost.json": {"params": 1_500_000, "macs": 30_000_000, "dense_params": 2_000_000, "dense_macs": 40_000_000},
+        "choices.json": [
+            {"method": "skipat", "option": "layers", "recommended": [2, 3], "used": [1], "reason": "given"},
         ],
         "metrics.json": {
             "teacher": {"images": 400, "top1": 0.8125, "top5": 0.95, "agreement": None, "kl": None},
             "student": {"images": 400, "top1": 0.7875, "top5": 0.94, "agreement": 0.9025, "kl": 0.0321},
             "dense_control": {"images": 400, "top1": 0.8175, "top5": 0.95, "agreement": 0.93, "kl": 0.01},
-            "warm_start": {"steps": 9, "step_losses_before": {"2": 0.66}, "step_losses_after": {"2": 0.022}},
-            "distill": {"steps": 20, "settings": {"lr": 5e-4}},
         },
+        "train/warm_start/result.json": result("warm_start", {2: 0.66}, {2: 0.022}),
+        "train/result.json": result("distill"),
         "export/parity.json": {
             "checks": [
                 {"artifact": "model.onnx", "precision": "fp32", "batch": 3, "max_abs": 3.1e-6, "passed": True},
@@ -122,7 +151,6 @@ def parts() -> dict[str, Any]:
 def folder(tmp_path: Path, parts: dict[str, Any]) -> Path:
     out = tmp_path / "out"
     write_documents(out, parts)
-    (out / "train").mkdir()
     log = [
         {"event": "start", "step": 0, "stage": "warm_start"},
         *({"event": "train", "step": step, "loss": 2.0 / step, "lr": 1e-3, "img_per_s": 100.0} for step in (1, 2, 3)),

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,14 @@ import pytest
 from test_report_page import read, words
 
 from vitslim.errors import CheckpointError
-from vitslim.report import Comparison, ComparisonEntry, read_comparison, render_comparison, write_comparison
+from vitslim.report import (
+    Comparison,
+    ComparisonEntry,
+    comparison_rows,
+    read_comparison,
+    render_comparison,
+    write_comparison,
+)
 from vitslim.report.documents import Bench, Evaluation
 
 
@@ -33,7 +41,6 @@ def family(tmp_path: Path, parts: dict[str, Any]) -> Path:
 def test_dense_models_come_first_then_students_in_the_order_of_the_benchmark(family: Path) -> None:
     comparison = read_comparison(family, "Toys")
     assert [entry.name for entry in comparison.entries] == ["dense teacher", "dense control", "paper", "narrow"]
-    assert comparison.teacher is comparison.entries[0]
     assert comparison.settings == [("torch", "fp32", 1)]
 
 
@@ -61,15 +68,15 @@ def test_folders_with_benchmarks_of_their_own_are_compared_by_ratio_only(family:
     for name in ("narrow", "paper"):
         (family / name / "bench.json").write_text(json.dumps(parts["bench.json"]))
     text = words(render_comparison(read_comparison(family)))
-    assert "The timings come from 2 runs" in text
+    assert "The timings come from 2 sessions" in text
     assert text.count("1.25× faster") == 4  # in the overview and in the timings of both
 
 
 def test_without_timings_the_page_says_so(family: Path) -> None:
     (family / "bench.json").unlink()
     text = words(render_comparison(read_comparison(family)))
-    assert "Speed not measured: run vitslim bench …" in text
-    assert "Not counted: run vitslim bench …" in text
+    assert "Speed not measured: run vitslim bench narrow paper --out bench.json" in text
+    assert "Not counted" in text
 
 
 def test_a_student_without_accuracy_is_named_not_dropped(family: Path) -> None:
@@ -77,20 +84,46 @@ def test_a_student_without_accuracy_is_named_not_dropped(family: Path) -> None:
     assert "Not shown, accuracy or speed missing: paper." in words(render_comparison(read_comparison(family)))
 
 
-def test_students_of_different_teachers_are_cautioned(family: Path, parts: dict[str, Any]) -> None:
-    config = parts["config.json"] | {"base": {"architecture": "other"}}
-    (family / "paper" / "config.json").write_text(json.dumps(config))
+def test_students_of_different_teachers_are_cautioned_and_held_against_their_own(
+    family: Path, parts: dict[str, Any]
+) -> None:
     metrics = parts["metrics.json"] | {"teacher": {"images": 5, "top1": 0.2}}
     (family / "paper" / "metrics.json").write_text(json.dumps(metrics))
-    cautions = read_comparison(family).cautions
-    assert any("different models: other, vit_toy" in caution for caution in cautions)
-    assert any("evaluated differently" in caution for caution in cautions)
+    assert read_comparison(family).cautions == [
+        "The folders report different figures for the teacher, so they were evaluated differently."
+    ]
+    config = parts["config.json"] | {"base": {"architecture": "other"}}
+    (family / "paper" / "config.json").write_text(json.dumps(config))
+    found = read_comparison(family)
+    assert found.cautions == ["The students start from different models: other, vit_toy."]
+    rows = {row.model: row for row in comparison_rows(found)}
+    assert rows["paper"].top1_vs_teacher == pytest.approx(0.7875 - 0.2)
+    assert rows["narrow"].top1_vs_teacher == pytest.approx(0.77 - 0.8125)
+    assert {"dense teacher (other)", "dense teacher (vit_toy)"} < set(rows)
+
+
+def test_folders_are_given_one_by_one_or_by_what_holds_them(family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "paper", tmp_path / "elsewhere" / "paper")
+    both = read_comparison([family / "narrow", family / "paper", family])
+    assert [entry.name for entry in both.entries if not entry.is_dense] == ["paper", "narrow"]
+    alike = read_comparison([family / "paper", tmp_path / "elsewhere"])
+    assert [entry.name for entry in alike.entries if not entry.is_dense] == ["family/paper", "elsewhere/paper"]
+    assert alike.title == "vit_toy: 2 students"
+
+
+def test_a_student_that_the_common_benchmark_leaves_out_has_its_own(family: Path, parts: dict[str, Any]) -> None:
+    shutil.copytree(family / "paper", family / "late")
+    (family / "late" / "bench.json").write_text(json.dumps(parts["bench.json"]))
+    found = read_comparison(family)
+    late = next(entry for entry in found.entries if entry.name == "late")
+    assert [row.speedup_vs_dense for row in late.rows] == [1.25, 0.9]
+    assert len(found.benches) == 2
 
 
 def test_a_comparison_can_be_put_together_by_hand(tmp_path: Path, parts: dict[str, Any]) -> None:
     bench = Bench.model_validate(parts["bench.json"])
     entries = [
-        ComparisonEntry("dense", Evaluation(images=100, top1=0.8), bench.rows_of("dense"), is_dense=True),
+        ComparisonEntry("dense", Evaluation(images=100, top1=0.8), bench.rows_of("dense"), is_dense=True, macs=40),
         ComparisonEntry("<b>", Evaluation(images=100, top1=0.7), bench.rows_of("student"), note="by hand"),
     ]
     path = write_comparison(Comparison("By hand", entries, [bench], ["Toys only."]), tmp_path / "page.html")

@@ -2,22 +2,33 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from tests.pipeline.tiny import MODEL
+from tests.variants import dense
+from vitslim.checkpoint import save
 from vitslim.errors import CheckpointError
+from vitslim.methods import convert
+from vitslim.models import open_model
+from vitslim.pipeline import run
+from vitslim.recipe import read_recipe
 from vitslim.report import ReportParts, read_parts, render_report, write_report
 from vitslim.report.markup import VOID_ELEMENTS
+from vitslim.report.sections.origin import conversion_code
 
-SENTENCES = {
-    "analysis.json": "vitslim analyze …",
-    "plan.json": "vitslim convert …",
-    "metrics.json": "vitslim eval …",
-    "export/parity.json": "vitslim verify …",
-    "bench.json": "vitslim bench …",
+COMMANDS = {
+    "analysis.json": "vitslim run out/recipe.yaml --out out --overwrite --set analyze={} --set data.source=IMAGES",
+    "plan.json": "vitslim convert vit_toy --method skipat --out out --overwrite",
+    "metrics.json": "vitslim run out/recipe.yaml --out out --overwrite --set data.source=IMAGES",
+    "export/parity.json": "vitslim export out &amp;&amp; vitslim verify out",
+    "bench.json": "vitslim bench out",
 }
 
 
@@ -60,8 +71,8 @@ def test_every_section_stands_on_the_page_of_a_whole_folder(folder: Path) -> Non
     ids = {attributes.get("id") for tag, attributes in read(page).tags if tag == "section"}
     assert ids == {"redundancy", "change", "training", "accuracy", "speed", "parity", "environment", "reproduce"}
     assert 'class="absent">Not measured: run' not in page
-    # three heat maps, their scale, two bar charts, the strip, two losses, one accuracy, speed, work
-    assert page.count("<svg") == 12
+    # three heat maps, two bar charts, the strip for wide and for narrow pages, two losses, speed, work
+    assert page.count("<svg") == 11
 
 
 def test_numbers_on_the_page_are_those_of_the_files(folder: Path) -> None:
@@ -71,26 +82,35 @@ def test_numbers_on_the_page_are_those_of_the_files(folder: Path) -> None:
         *("1.25× faster", "0.90× slower", "10.00", "125.0", "1.500 M", "30.00 MMAC", "75.0 %"),  # bench
         *("0.871", "0.512", "0.123", "91.7 %", "76.5 %"),  # analysis
         *("3.1e−06", "2.0e−02", "out of tolerance", "1 of 2 checks"),  # parity
-        *("27.94 k", "reuse (expansion 0.5)", "kept 8 of 16"),  # plan
+        *("reuse (expansion 0.5)", "kept 8 of 16, chosen by class attention, others frozen"),  # plan
         *("0.66", "0.022", "0.6667", "100.0"),  # training
         *("Toy CPU", "tensorrt fp16: no GPU.", "1.00", "3.11"),  # environment, files
     ):
         assert number in text, number
 
 
-@pytest.mark.parametrize("name", SENTENCES)
-def test_a_missing_part_is_said_in_one_sentence(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_missing_part_is_said_with_the_command_that_makes_it(folder: Path, name: str) -> None:
     (folder / name).unlink()
     page = render_report(read_parts(folder))
-    assert page.count(f"<code>{SENTENCES[name]}</code>") == 1
+    assert page.count(f"<code>{COMMANDS[name]}</code>") == 1
     read(page)
+
+
+def test_the_images_of_the_recipe_stand_in_the_commands(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text("data: {source: my images}\n")
+    (folder / "metrics.json").unlink()
+    command = "vitslim eval out --teacher vit_toy --data 'my images'"
+    assert f"<code>{escape(command)}</code>" in render_report(read_parts(folder))
 
 
 def test_a_page_of_nothing_but_absences_is_whole_and_honest() -> None:
     page = render_report(ReportParts(name="empty"))
-    assert all(f"<code>{sentence}</code>" in page for sentence in SENTENCES.values())
-    assert "vitslim train …" in page
-    assert words(page).count("not measured") >= 4
+    for verb in ("analyze", "convert", "train", "eval", "bench", "verify"):
+        assert re.search(rf"<code>[^<]*vitslim {verb} [^<]*empty[^<]*</code>", page), verb
+    assert "…</code>" not in page
+    assert words(page).count("not measured") == 2
+    assert words(page).count("not counted") == 2
 
 
 def test_training_that_left_no_trace_is_said(folder: Path) -> None:
@@ -204,3 +224,84 @@ def test_images_without_labels_show_agreement_instead_of_accuracy(folder: Path, 
     text = words(render_report(read_parts(folder)))
     assert "Agreement with the teacher 90.25 %" in text
     assert "The images have no labels" in text
+
+
+def test_the_title_says_what_was_made_of_which_model(folder: Path, parts: dict) -> None:
+    def title(base: dict, conversions: list) -> str:
+        document = parts["config.json"] | {"base": base, "conversions": conversions}
+        (folder / "config.json").write_text(json.dumps(document))
+        return read_parts(folder).title
+
+    both = [{"method": "skipat", "options": {}}, {"method": "evo_vit", "options": {}}]
+    assert title({"architecture": "deit_small_patch16_224.fb_in1k"}, both) == "deit_small → skipat + evo_vit"
+    shape = {"depth": 8, "embed_dim": 96}
+    own = {"architecture": ":VisionTransformer", "options": shape}
+    assert title(own, both[:1]) == "VisionTransformer (8 blocks, 96 wide) → skipat"
+    assert title(own, []) == "VisionTransformer (8 blocks, 96 wide), dense"
+
+
+def test_size_is_known_without_a_benchmark(folder: Path) -> None:
+    (folder / "bench.json").unlink()
+    text = words(render_report(read_parts(folder)))
+    assert "Parameters 1.500 M 75.0 % of dense (2.000 M)" in text
+    assert "Multiply-accumulates 30.00 MMAC 75.0 % of dense (40.00 MMAC)" in text
+
+
+def test_ratios_of_ten_and_more_are_sorted_as_numbers(folder: Path, parts: dict) -> None:
+    for row, ratio in zip(parts["bench.json"]["rows"][1::2], (12.5, 9.5), strict=True):
+        row |= {"speedup_vs_dense": ratio, "speedup_p10": ratio, "speedup_p90": ratio}
+    (folder / "bench.json").write_text(json.dumps(parts["bench.json"]))
+    assert "9.50–12.50×" in words(render_report(read_parts(folder)))
+
+
+def test_what_was_recommended_and_what_was_used_is_one_sentence(folder: Path, parts: dict) -> None:
+    text = words(render_report(read_parts(folder)))
+    assert "skipat.layers: recommended blocks 2–3, used block 1: given." in text
+    parts["choices.json"][0] |= {"used": [2, 3], "reason": ""}
+    (folder / "choices.json").write_text(json.dumps(parts["choices.json"]))
+    assert "skipat.layers: used blocks 2–3 as recommended." in words(render_report(read_parts(folder)))
+
+
+def test_a_student_that_shares_weights_is_not_called_unchanged(tmp_path: Path) -> None:
+    for name, method in (("sret", {"convert": [{"method": "sret", "groups": [[0, 1], [2, 3]]}]}), ("plain", {})):
+        run(read_recipe({"model": MODEL, "report": True, **method}), tmp_path / name)
+    text = words((tmp_path / "sret" / "report.html").read_text())
+    assert "2 of them apply the weights of an earlier step again." in text
+    assert "nothing was changed" not in text
+    assert "builtin → sret" in text
+    assert "Nothing: this is a dense model." in words((tmp_path / "plain" / "report.html").read_text())
+
+
+def test_assumed_preprocessing_is_marked(folder: Path, parts: dict) -> None:
+    made = parts["config.json"]["input"] | {"mean": [0.5], "std": [0.25], "assumed": ["mean"]}
+    (folder / "config.json").write_text(json.dumps(parts["config.json"] | {"input": made}))
+    text = words(render_report(read_parts(folder)))
+    assert "mean 0.5 (assumed) standard deviation 0.25 Assumed: nobody stated it" in text
+
+
+def test_images_that_could_not_be_read_are_counted(folder: Path, parts: dict) -> None:
+    parts["metrics.json"]["student"] |= {"corrupt": 3, "examples": ["a.png", "b.png"]}
+    (folder / "metrics.json").write_text(json.dumps(parts["metrics.json"]))
+    text = words(render_report(read_parts(folder)))
+    assert "Left out because unreadable: 3 images (a.png, b.png, …)." in text
+
+
+def test_the_python_that_is_shown_makes_the_model(tmp_path: Path) -> None:
+    by_hand = convert(dense("vit_plain"), "sret", groups=((0, 1), (2, 3)))
+    named = convert(open_model("builtin", pretrained=False, img_size=32, **MODEL["options"]), "skipat", layers=(1,))
+    for name, model in (("hand", by_hand), ("named", named)):
+        save(model, tmp_path / name)
+        parts = replace(read_parts(tmp_path / name), recipe="model: {pretrained: false}")
+        assert parts.config is not None
+        made: dict[str, Any] = {}
+        exec(conversion_code(parts, parts.config, str(parts.config.base_name)), made)
+        found = {name: value.shape for name, value in made["model"].state_dict().items()}
+        assert found == {name: value.shape for name, value in model.state_dict().items()}
+
+
+def test_a_plain_export_that_gains_more_than_the_conversion_is_said(folder: Path, parts: dict) -> None:
+    parts["bench.json"]["rows"][2]["latency_ms_p50"] = 5.0
+    (folder / "bench.json").write_text(json.dumps(parts["bench.json"]))
+    text = words(render_report(read_parts(folder)))
+    assert "the unchanged dense model in ort fp32 is 2.00 times as fast as in torch fp32, which is more" in text
+    assert "Backends are timed one after the other" in text

@@ -2,13 +2,18 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
+from torch import nn
 
+from tests.variants import dense
 from vitslim.errors import CheckpointError
+from vitslim.methods import convert
 from vitslim.report import read_parts
 from vitslim.report.documents import Bench, PlanStep
-from vitslim.report.parts import PART_FILES
+from vitslim.report.parts import PART_FILES, STAGE_FILES
+from vitslim.trunk import plan_summary
 
-JSON_FILES = [name for name in PART_FILES if name.endswith(".json")]
+JSON_FILES = [*(name for name in PART_FILES if name.endswith(".json")), *STAGE_FILES.values()]
 
 
 @pytest.mark.parametrize("name", JSON_FILES)
@@ -96,11 +101,34 @@ def test_sizes_of_the_files_to_deploy_are_taken_from_the_disk(folder: Path) -> N
     assert read_parts(folder).file_bytes == {"model.safetensors": 2**20}
 
 
-def test_a_plan_step_says_what_its_words_mean() -> None:
-    step = PlanStep(step=5, block=2, mixing="reuse (expansion 0.25)", tokens="kept 98 of 196", weights="shared with 4")
-    assert (step.mixing_kind, step.reuses, step.kept_tokens, step.shares_with) == ("reuse", True, (98, 196), 4)
-    plain = PlanStep(step=0, block=0, mixing="dense")
-    assert (plain.reuses, plain.kept_tokens, plain.shares_with) == (False, None, None)
+def test_every_method_says_in_typed_fields_what_it_did_to_a_step() -> None:
+    """Nothing is read out of the words that stand beside them."""
+    source = dense("vit_plain")
+    kinds = {
+        "skipat": {"layers": (1,)},
+        "sparsifiner": {"layers": (1,)},
+        "evo_vit": {"stages": (2,), "keep": 0.5},
+        "sret": {"groups": ((0, 1), (2, 3)), "slices": 2},
+    }
+    found = {name: plan_of(convert(source, name, **options)) for name, options in kinds.items()}
+    assert {name: [step.attention for step in plan] for name, plan in found.items()} == {
+        "skipat": ["dense", "reuse", "dense", "dense"],
+        "sparsifiner": ["dense", "sparse", "dense", "dense"],
+        "evo_vit": ["dense"] * 4,
+        "sret": ["sliced"] * 4,
+    }
+    assert [(step.kept, step.of) for step in found["evo_vit"]] == [(16, 16), (16, 16), (8, 16), (8, 16)]
+    assert [step.shares_with for step in found["sret"]] == [None, 0, None, 2]
+    assert {name: [step.converted for step in plan] for name, plan in found.items()} == {
+        "skipat": [False, True, False, False],
+        "sparsifiner": [False, True, False, False],
+        "evo_vit": [False, False, True, True],
+        "sret": [True] * 4,
+    }
+
+
+def plan_of(student: nn.Module) -> list[PlanStep]:
+    return TypeAdapter(list[PlanStep]).validate_python(plan_summary(student))
 
 
 def test_the_baseline_is_found_without_being_named(parts: dict) -> None:
@@ -109,8 +137,13 @@ def test_the_baseline_is_found_without_being_named(parts: dict) -> None:
     assert (bench.dense_name, bench.student_name) == ("dense", "student")
 
 
-def test_a_ratio_whose_spread_holds_one_is_even(parts: dict) -> None:
-    row = Bench.model_validate(parts["bench.json"]).rows[1]
-    assert row.verdict == "faster"
-    assert row.model_copy(update={"speedup_p10": 0.99}).verdict == "even"
-    assert row.model_copy(update={"speedup_vs_dense": None}).verdict is None
+def test_a_file_without_verdicts_is_given_those_of_its_own_figures(parts: dict) -> None:
+    document = parts["bench.json"] | {"environment": {"load_average": [0.1, 0.1, 0.1], "cores": 2}}
+    assert [row.verdict for row in Bench.model_validate(document).rows] == [None, "faster", None, "slower"]
+    document["rows"][1] |= {"speedup_p10": 0.99, "speedup_p90": 1.05}
+    assert Bench.model_validate(document).rows[1].verdict == "even"
+    document["rows"][1] |= {"speedup_p90": 1.4}
+    assert Bench.model_validate(document).rows[1].verdict == "too noisy"
+    # The dense model takes 10 ms in torch.
+    ratios = [row.speedup_vs_dense_torch for row in Bench.model_validate(document).rows]
+    assert ratios == [pytest.approx(10 / ms) for ms in (10, 8, 9, 10)]

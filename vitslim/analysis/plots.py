@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.analysis.canvas import GRID, INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
+from vitslim.analysis.colour import heat_colour
 from vitslim.analysis.result import AnalysisReport, Kind, Table
 
-_COLOURS = "cividis"  # perceptually uniform, reads the same with colour-vision deficiency and in print
 _COLOUR_OF: dict[Kind, str] = {"identity": "#9aa5b1", "linear": "#00538a"}
 _LABEL_OF: dict[Kind, str] = {"identity": "previous output as it is", "linear": "linear map of previous output"}
 _REUSED = "#c2410c"
@@ -49,7 +49,8 @@ def _heat_map(report: AnalysisReport, table: Table, title: str) -> Figure:
     figure, axes = canvas(side + 0.8, side + 0.7, title, subtitle)
     axes.set_facecolor(GRID)
     values = [[float("nan") if value is None else value for value in row] for row in table]
-    image = axes.imshow(values, cmap=_COLOURS, vmin=0.0, vmax=1.0, origin="lower")
+    # The first block at the top left and the colours of the report's page: the same map twice, not two to be matched.
+    image = axes.imshow(values, cmap=_colour_map(), vmin=0.0, vmax=1.0, origin="upper")
     if layers <= _FIGURES_UP_TO:
         _write_figures(axes, table)
     axes.set_xlabel("block", color=MUTED, fontsize=SMALL)
@@ -62,6 +63,12 @@ def _heat_map(report: AnalysisReport, table: Table, title: str) -> Figure:
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelcolor=MUTED, labelsize=SMALL)
     return figure
+
+
+def _colour_map() -> Any:
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap([heat_colour(step / 255) for step in range(256)])
 
 
 def _write_figures(axes: Axes, table: Table) -> None:

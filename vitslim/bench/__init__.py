@@ -3,6 +3,7 @@
 from vitslim.bench.benchmark import BenchConfig, benchmark
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.environment import environment
+from vitslim.bench.ratios import remarks
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
 from vitslim.bench.tables import (
     caption,
@@ -23,6 +24,7 @@ __all__ = [
     "count_parameters",
     "environment",
     "markdown_table",
+    "remarks",
     "replace_between_markers",
     "skipped_lines",
     "text_table",

@@ -11,6 +11,7 @@ from vitslim.arguments import checked
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
 from vitslim.bench.contest import Backend, Cell, Contest, EngineExporter, OnnxExporter, entrants
 from vitslim.bench.environment import environment, load_average
+from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
 from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -19,7 +20,7 @@ from vitslim.shapes import Config
 from vitslim.trunk import is_converted
 
 _NO_CPU_MEMORY = (
-    "peak_memory_mib is null on the CPU: the resident peak belongs to the process, which holds every competitor"
+    "No peak memory (peak_memory_mib) on the CPU: the resident peak belongs to the process, which holds every model."
 )
 
 
@@ -48,8 +49,8 @@ def benchmark(
 ) -> BenchReport:
     """Latency, throughput, cost of every model, each next to the dense baseline of the same run.
 
-    All models of one backend, precision and batch size are timed in interleaved rounds. A backend that is missing or
-    fails is named in ``skipped``; the others go on.
+    All models of one backend, precision and batch size are timed in interleaved rounds; backends, precisions and batch
+    sizes follow one after the other. A backend that is missing or fails is named in ``skipped``; the others go on.
 
     Args:
         models: by the name of their rows; each runs at its own image size, none is changed.
@@ -81,10 +82,27 @@ def benchmark(
         settings=config.model_dump(mode="json"),
         environment=before | {"torch_threads": config.threads},
         load_average_end=load_average(),
-        rows=rows,
+        rows=_judged(rows, baseline, crowded=is_crowded(before, config.threads)),
         skipped=skipped,
         notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *contest.notes],
     )
+
+
+def _judged(rows: list[BenchRow], baseline: str, *, crowded: bool) -> list[BenchRow]:
+    """The rows with what only the whole session can say of each."""
+    sizes = {row.image_size for row in rows if row.model == baseline}
+    return [
+        row.model_copy(
+            update={
+                "verdict": None
+                if row.model == baseline
+                else verdict(row.speedup_vs_dense, (row.speedup_p10, row.speedup_p90), crowded=crowded),
+                "speedup_vs_dense_torch": against_dense_torch(row, rows, baseline),
+                "other_image_size": row.image_size not in sizes,
+            }
+        )
+        for row in rows
+    ]
 
 
 def _run(contest: Contest, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vitslim.bench.ratios import Verdict
 from vitslim.runtime import Precision
 from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Result
@@ -13,7 +14,10 @@ class BenchRow(Result):
     """One model in one backend, precision and batch size.
 
     Latencies are of one call with the whole batch. ``speedup_vs_dense`` is the ratio of medians, baseline over model,
-    of the same interleaved run; ``speedup_p10`` and ``speedup_p90`` are percentiles of that ratio over the rounds.
+    of the same interleaved run; ``speedup_p10`` and ``speedup_p90`` are percentiles of that ratio over the rounds, and
+    ``verdict`` what they say (``None`` for the baseline itself). ``speedup_vs_dense_torch`` is the ratio to the
+    baseline in torch fp32 at the same batch: of the same session, but not of the same rounds; ``None`` where the
+    session has no such row. With ``other_image_size`` the baseline's input was larger or smaller than this one's.
     ``peak_memory_mib`` is weights plus the peak of one call; ``None`` where no backend can tell it per model.
     ``file_mib`` is the ONNX file or the engine that was run; ``None`` where torch runs the model itself.
     Energy (millijoule per image), mean power and the clock of the multiprocessors are NVML's, in a loop of their own
@@ -40,6 +44,9 @@ class BenchRow(Result):
     power_w: float | None = None
     sm_clock_mhz: int | None = None
     file_mib: float | None = None
+    verdict: Verdict | None = None
+    speedup_vs_dense_torch: float | None = None
+    other_image_size: bool = False
 
     @property
     def weights_mib(self) -> float:

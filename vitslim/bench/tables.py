@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 
+from vitslim.bench.ratios import is_across
 from vitslim.bench.result import BenchReport, BenchRow
 from vitslim.errors import ConfigError
 
-_COLUMNS: tuple[tuple[str, Callable[[BenchRow], str]], ...] = (
+Column = tuple[str, Callable[[BenchRow], str]]
+
+_COLUMNS: tuple[Column, ...] = (
     ("model", lambda row: row.model),
     ("backend", lambda row: row.backend),
     ("precision", lambda row: row.precision),
@@ -19,6 +22,9 @@ _COLUMNS: tuple[tuple[str, Callable[[BenchRow], str]], ...] = (
     ("params M", lambda row: f"{row.params / 1e6:.2f}"),
     ("GMAC", lambda row: f"{row.macs / 1e9:.3f}"),
 )
+_VERDICT: Column = ("verdict", lambda row: row.verdict or "baseline")
+_ACROSS: Column = ("vs dense torch", lambda row: _ratio(row.speedup_vs_dense_torch))
+_PIXELS: Column = ("px", lambda row: "x".join(map(str, row.image_size)) + ("*" if row.other_image_size else ""))
 _TEXT_COLUMNS = 4  # the first columns are words, left-aligned; figures follow, right-aligned
 
 
@@ -87,6 +93,8 @@ def caption(report: BenchReport, command: str | None = None) -> str:
         f"torch {environment['torch']}, onnxruntime {environment['onnxruntime'] or 'not installed'}",
         f"load average {load}",
     ]
+    if any(row.other_image_size for row in report.rows):
+        parts.append("models marked * at another resolution than the baseline")
     return "; ".join(parts) + (f"; `{command}`" if command else "") + "."
 
 
@@ -116,9 +124,19 @@ def replace_between_markers(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{table.strip()}\n{end}", text)
 
 
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
 def _cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
     dense = next((row.macs for row in rows if row.model == baseline), None)
     columns = list(_COLUMNS)
+    after_spread = 1 + [title for title, _ in columns].index("spread p10–p90")
+    extra = [_VERDICT] if any(row.verdict for row in rows) else []
+    extra += [_ACROSS] if any(is_across(row) for row in rows) else []
+    columns[after_spread:after_spread] = extra
+    if any(row.other_image_size for row in rows):
+        columns.insert(_TEXT_COLUMNS, _PIXELS)
     if dense is not None:
         columns.append(("of MAC ratio", lambda row: f"{100 * share_of_mac_ratio(row, dense):.0f} %"))
     return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]

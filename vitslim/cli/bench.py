@@ -75,7 +75,7 @@ def bench(
 ) -> None:
     """Measure the given models; the word `models` may be left out. A folder called suite is ./suite."""
     from vitslim import pipeline
-    from vitslim.bench import caption, skipped_lines, text_table
+    from vitslim.bench import caption, remarks, skipped_lines, text_table
     from vitslim.files import require_writable, write_json
 
     given = {"img_size": options.image_size(img_size), "num_classes": num_classes}
@@ -108,6 +108,8 @@ def bench(
         return
     typer.echo(text_table(found.rows, found.baseline))
     typer.echo(caption(found))
+    for line in remarks(found.rows, found.baseline, found.environment):
+        typer.echo(line)
     for line in skipped_lines(found):
         say(f"not measured: {line}", style="yellow")
 

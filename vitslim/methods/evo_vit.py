@@ -186,8 +186,11 @@ class Evolution(TokenRule):
     def describe(self) -> str:
         return "all" if not self.reduces else f"kept {100 * self.keep:g} %{self._manner()}"
 
+    def patches_kept(self, layout: TokenLayout) -> int:
+        return self.active(layout) - layout.prefix
+
     def describe_for(self, layout: TokenLayout) -> str:
-        kept = self.active(layout) - layout.prefix
+        kept = self.patches_kept(layout)
         return "all" if kept == layout.patches else f"kept {kept} of {layout.patches}{self._manner()}"
 
     def _manner(self) -> str:

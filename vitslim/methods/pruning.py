@@ -60,8 +60,11 @@ class Pruning(TokenRule):
     def describe(self) -> str:
         return f"kept {100 * self.keep:g} %{self._manner()}" if self.reduces else "all"
 
+    def patches_kept(self, layout: TokenLayout) -> int:
+        return share_of(layout.patches, self.keep)
+
     def describe_for(self, layout: TokenLayout) -> str:
-        kept = share_of(layout.patches, self.keep)
+        kept = self.patches_kept(layout)
         return f"kept {kept} of {layout.patches}{self._manner()}" if self.reduces else "all"
 
     def _manner(self) -> str:

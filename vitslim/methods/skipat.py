@@ -162,6 +162,7 @@ class Reuse(Mixing):
     patch rows pass unchanged.
     """
 
+    attention = "reuse"
     uses_attention = False
     reads_z = True
 

@@ -28,6 +28,7 @@ class SlicedMixing(Mixing):
         seed: of the permutation before cutting; ``None`` cuts in raster order.
     """
 
+    attention = "sliced"
     whole_grid = True
     needs_one_size = "the order of the patches and the size of a slice are fixed for one grid"
 

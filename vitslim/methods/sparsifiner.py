@@ -159,6 +159,7 @@ class SparseMixing(DenseMixing):
     A mask or bias of the caller enters the attention, not the choice. With all keys kept it is the dense attention.
     """
 
+    attention = "sparse"
     fitted_apart = True
     chooses = True
     needs_one_size = "how many keys are kept has to be a constant"

@@ -1,5 +1,6 @@
 """Words into work: the verbs and the road, each writing only where it was told to."""
 
+from vitslim.pipeline.comparing import ComparisonReport, compare
 from vitslim.pipeline.deployment import deploy, quantize
 from vitslim.pipeline.engines import refit
 from vitslim.pipeline.exporting import export, verify
@@ -14,9 +15,11 @@ from vitslim.pipeline.verbs import (
 )
 
 __all__ = [
+    "ComparisonReport",
     "RunResult",
     "analyze",
     "benchmark",
+    "compare",
     "deploy",
     "distill",
     "evaluate",

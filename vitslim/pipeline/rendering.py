@@ -10,14 +10,15 @@ from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
 from vitslim.bench.suite import SUITE_FILE
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json
+from vitslim.pipeline.comparing import compare
 from vitslim.pipeline.demo import DEMO_FILE, write_demo_page
 from vitslim.pipeline.suite.running import read_suite
-from vitslim.report import write_report
+from vitslim.report import is_student, students_in, write_report
 from vitslim.report.suite import write_accuracy, write_suite
 
 
 def render_again(folder: Path) -> Path:
-    """Write the page of a run, of the demo, of a benchmark suite, or of an accuracy benchmark.
+    """Write the page of a run, of the demo, of a benchmark suite, of an accuracy benchmark, or of several students.
 
     Raises:
         CheckpointError: the folder holds none of them, or one of its files cannot be read.
@@ -28,6 +29,8 @@ def render_again(folder: Path) -> Path:
         return write_accuracy(read_accuracy(folder), folder)[0]
     if (folder / DEMO_FILE).is_file():
         return write_demo_page(folder)
+    if not is_student(folder) and students_in(folder):
+        return compare(folder).page
     return write_report(folder)
 
 

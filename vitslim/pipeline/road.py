@@ -17,6 +17,7 @@ from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
 from vitslim.pipeline.checks import check, has_new_parameters
 from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
+from vitslim.pipeline.cost import write_cost
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.opening import (
@@ -168,6 +169,7 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
     if road.enter("convert", [*inputs, *decided], *outputs):
         folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
+        write_cost(folder.path, student)
         if choices:
             write_json(folder.path / CHOICES_FILE, [choice.model_dump(mode="json") for choice in choices])
         _save(road, student, folder.path)

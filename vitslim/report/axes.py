@@ -90,7 +90,7 @@ def _x_ticks(axis: Axis, bottom: Number) -> list[Markup]:
     return pieces
 
 
-def drawing(width: Number, height: Number, description: str, *pieces: Markup, min_width: int | None = None) -> Markup:
+def drawing(width: Number, height: Number, description: str, *pieces: Markup) -> Markup:
     """An SVG picture with the sentence that stands for it where it cannot be seen."""
     return element(
         "svg",
@@ -100,7 +100,6 @@ def drawing(width: Number, height: Number, description: str, *pieces: Markup, mi
         height=f"{height:g}",
         role="img",
         aria_label=description,
-        style=f"min-width:{min_width}px" if min_width else None,
     )
 
 

@@ -1,6 +1,6 @@
 """The drawings made of bars: figures per block, speed ratios, sizes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitslim.report.axes import Axis, drawing, fit_axis, value_frame
@@ -9,7 +9,9 @@ from vitslim.report.heatmap import runs
 from vitslim.report.markup import Markup, element
 from vitslim.report.numbers import Number, fixed, times
 
-_LETTER = 6.6  # width of a letter of a label, rather too much
+_WIDTH = 520.0
+_ROW_HEIGHT, _BAR_HEIGHT = 40.0, 14.0
+_END_ROOM = 50.0  # for a ratio that stands beyond the end of its bar
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,17 @@ def block_bars(series: Sequence[Series], layers: Sequence[str], marked: Sequence
     description = f"{y_name} per block: " + "; ".join(
         f"{one.name} " + ", ".join(fixed(value) for value in one.values) for one in series
     )
-    return drawing(width, height, description, *pieces, min_width=420)
+    return drawing(width, height, description, *pieces)
 
 
 def speed_bars(rows: Mapping[str, BenchRow], description: str) -> Markup:
     """Speed ratios against dense as bars that start at 1, to the right faster, to the left slower.
 
-    The thin line over a bar reaches from the 10th to the 90th percentile of the ratio over the rounds.
+    The thin line over a bar reaches from the 10th to the 90th percentile of the ratio over the rounds. Names stand
+    above their bars, so that the drawing is no wider than a narrow page can show.
     """
-    row_height, left = 26.0, _room_for(rows, 260.0, beside=44.0)
-    right, width = left + 430, left + 500
-    bottom = 30 + row_height * len(rows)
+    left, right = _END_ROOM, _WIDTH - _END_ROOM
+    bottom = 24 + _ROW_HEIGHT * len(rows)
     reach = [
         value for row in rows.values() for value in (row.speedup_vs_dense, *(row.spread or ())) if value is not None
     ]
@@ -68,33 +70,34 @@ def speed_bars(rows: Mapping[str, BenchRow], description: str) -> Markup:
     pieces: list[Markup] = []
     for tick in x_axis.ticks():
         x = x_axis.position(tick)
-        pieces.append(element("line", x1=x, x2=x, y1=24, y2=bottom, class_="grid"))
+        pieces.append(element("line", x1=x, x2=x, y1=20, y2=bottom, class_="grid"))
         pieces.append(element("text", times(tick), x=x, y=bottom + 16, text_anchor="middle", class_="tick"))
+    pieces.append(element("line", x1=one, x2=one, y1=18, y2=bottom, class_="baseline"))
     for place, (name, row) in enumerate(rows.items()):
-        pieces += _speed_bar(name, row, x_axis, 30 + place * row_height, row_height)
-    pieces.append(element("line", x1=one, x2=one, y1=20, y2=bottom, class_="baseline"))
-    pieces.append(element("text", "dense, fused attention", x=one, y=13, text_anchor="middle", class_="tick"))
-    return drawing(width, bottom + 24, description, *pieces, min_width=620)
+        pieces += _speed_bar(name, row, x_axis, 24 + place * _ROW_HEIGHT)
+    pieces.append(element("text", "dense, fused attention", x=one, y=12, text_anchor="middle", class_="tick"))
+    return drawing(_WIDTH, bottom + 24, description, *pieces)
 
 
-def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float, row_height: float) -> list[Markup]:
+def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float) -> list[Markup]:
     ratio, word = row.speedup_vs_dense, row.verdict
     if ratio is None or word is None:
         return []
     one, here = x_axis.position(1), x_axis.position(ratio)
     low, high = (x_axis.position(value) for value in row.spread or (ratio, ratio))
+    shade = word.replace(" ", "-")
     title = element("title", f"{name}: {times(ratio)}, {word}")
-    bar = {"x": min(one, here), "width": max(1.5, abs(here - one)), "y": y + 4, "height": row_height - 9}
+    bar = {"x": min(one, here), "width": max(1.5, abs(here - one)), "y": y + 19, "height": _BAR_HEIGHT}
     end = (
-        {"x": max(here, high) + 7, "text_anchor": "start"}
+        {"x": max(here, high, one) + 7, "text_anchor": "start"}
         if ratio >= 1
-        else {"x": min(here, low) - 7, "text_anchor": "end"}
+        else {"x": min(here, low, one) - 7, "text_anchor": "end"}
     )
-    middle = y + 4 + (row_height - 9) / 2
+    middle = y + 19 + _BAR_HEIGHT / 2
     pieces = [
-        element("text", name, x=x_axis.start - 44, y=y + 16, text_anchor="end", class_="label"),
-        element("rect", title, class_=f"speed-{word}", **bar),
-        element("text", times(ratio), y=y + 16, class_=f"label value-{word}", **end),
+        element("text", name, x=0, y=y + 14, class_="label haloed"),
+        element("rect", title, class_=f"speed-{shade}", **bar),
+        element("text", times(ratio), y=middle + 4.5, class_=f"label haloed value-{shade}", **end),
     ]
     if row.spread:
         pieces.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"))
@@ -102,23 +105,16 @@ def _speed_bar(name: str, row: BenchRow, x_axis: Axis, y: float, row_height: flo
 
 
 def size_bars(sizes: Mapping[str, tuple[Number, str]], description: str) -> Markup:
-    """Horizontal bars from zero, each a value with the text that stands at its end."""
-    row_height, left = 26.0, _room_for(sizes, 216.0, beside=10.0)
-    right, width = left + 404, left + 544
+    """Horizontal bars from zero, each below its name and a text on its value."""
     largest = max(value for value, _ in sizes.values()) or 1.0
-    axis = Axis(0, largest, left, right)
+    axis = Axis(0, largest, 0, _WIDTH)
     pieces: list[Markup] = []
     for place, (name, (value, label)) in enumerate(sizes.items()):
-        y, end = place * row_height, axis.position(value)
-        pieces.append(element("text", name, x=left - 10, y=y + 17, text_anchor="end", class_="label"))
-        pieces.append(element("rect", x=left, y=y + 5, width=max(1.0, end - left), height=row_height - 9, class_="bar"))
-        pieces.append(element("text", label, x=end + 7, y=y + 17, class_="label"))
-    return drawing(width, row_height * len(sizes) + 6, description, *pieces, min_width=620)
-
-
-def _room_for(names: Iterable[str], usual: float, beside: float) -> float:
-    """Where bars begin so that the longest name fits before them."""
-    return max([usual, *(beside + _LETTER * len(name) for name in names)])
+        y, end = place * _ROW_HEIGHT, axis.position(value)
+        pieces.append(element("text", name, x=0, y=y + 14, class_="label"))
+        pieces.append(element("text", label, x=_WIDTH, y=y + 14, text_anchor="end", class_="label"))
+        pieces.append(element("rect", x=0, y=y + 19, width=max(1.0, end), height=_BAR_HEIGHT, class_="bar"))
+    return drawing(_WIDTH, _ROW_HEIGHT * len(sizes) + 6, description, *pieces)
 
 
 def _block_labels(layers: Sequence[str], left: float, slot: float, y: float, marked: set[int]) -> list[Markup]:

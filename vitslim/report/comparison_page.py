@@ -1,16 +1,27 @@
 """The page that compares several students of one teacher."""
 
+import shlex
 from pathlib import Path
 
+from vitslim.bench.ratios import VERDICT_RULE, is_across
 from vitslim.files import write_text
 from vitslim.report.bars import size_bars
 from vitslim.report.comparison import Comparison, ComparisonEntry
+from vitslim.report.comparison_table import ComparisonRow, comparison_rows
+from vitslim.report.documents import BenchRow
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
-from vitslim.report.numbers import ABSENT, amount, fixed, half_width, percent, points
+from vitslim.report.numbers import ABSENT, amount, fixed, percent, points
 from vitslim.report.page import compose
 from vitslim.report.scatter import Point, accuracy_speed_scatter, pareto_front
 from vitslim.report.sections.absent import absent
-from vitslim.report.sections.speed import bench_table, not_measured, ratio_cell, setting_name, where_measured
+from vitslim.report.sections.speed import (
+    across_cell,
+    bench_remarks,
+    bench_table,
+    ratio_cell,
+    setting_name,
+    where_measured,
+)
 
 
 def write_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -32,7 +43,8 @@ def render_comparison(comparison: Comparison) -> str:
 
 def _top(comparison: Comparison) -> Markup:
     dense = sum(entry.is_dense for entry in comparison.entries)
-    lead = f"{len(comparison.entries) - dense} students against {dense} dense model{'' if dense == 1 else 's'}."
+    students = len(comparison.entries) - dense
+    lead = f"{_count(students, 'student')} against {_count(dense, 'dense model')}."
     cautions = [paragraph(element("strong", "Mind: "), caution, class_="bad") for caution in comparison.cautions]
     title = element("h1", comparison.title)
     return element(
@@ -40,45 +52,61 @@ def _top(comparison: Comparison) -> Markup:
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _overview(comparison: Comparison) -> Markup:
-    settings = comparison.settings
     header = ("Model", "Top-1", "±", "Against teacher", "Agreement with teacher", "Parameters", "MACs")
-    rows = [_overview_row(entry, comparison) for entry in comparison.entries]
-    caption = (
-        "± is half of the 95 % interval that the number of images allows. Speed is the ratio of median latencies "
-        "against the dense model with fused attention in the same run."
-    )
+    rows = [_overview_cells(row) for row in comparison_rows(comparison)]
+    caption = "± is half of the 95 % interval that the number of images allows."
     notes = [
         element("li", element("strong", entry.name), f": {entry.note}") for entry in comparison.entries if entry.note
     ]
-    pieces = [table(caption, [*header, *map(setting_name, settings)], rows), element("ul", *notes, class_="note")]
-    if not settings:
-        pieces.append(absent("Speed not measured", "vitslim bench …"))
-    return join(pieces)
+    return join([table(caption, header, rows), _speeds(comparison), element("ul", *notes, class_="note")])
 
 
-def _overview_row(entry: ComparisonEntry, comparison: Comparison) -> list[str]:
-    quality, teacher = entry.quality, comparison.teacher
-    top1 = quality.top1 if quality else None
-    reference = teacher.quality.top1 if teacher and teacher.quality and entry is not teacher else None
-    first = entry.rows[0] if entry.rows else None
-    rows = [entry.row_at(setting) for setting in comparison.settings]
+def _overview_cells(row: ComparisonRow) -> list[str]:
     return [
-        entry.name,
-        percent(top1),
-        fixed(100 * half_width(top1, quality.images)) if quality and top1 is not None else ABSENT,
-        points(top1 - reference) if top1 is not None and reference is not None else ABSENT,
-        percent(quality.agreement if quality else None),
-        amount(entry.parameters),
-        amount(first.macs if first else None, "MAC"),
-        *("baseline" if row and entry.is_dense and row.speedup_vs_dense == 1 else ratio_cell(row) for row in rows),
+        row.model,
+        percent(row.top1),
+        ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
+        ABSENT if row.top1_vs_teacher is None else points(row.top1_vs_teacher),
+        percent(row.agreement),
+        amount(row.params),
+        amount(row.macs, "MAC"),
     ]
+
+
+def _speeds(comparison: Comparison) -> Markup:
+    """Every model's ratios, one column per setting."""
+    settings = comparison.settings
+    if not settings:
+        folders = " ".join(shlex.quote(entry.name) for entry in comparison.entries if not entry.is_dense)
+        return absent("Speed not measured", f"vitslim bench {folders} --out bench.json")
+    rows = [
+        [entry.name, *(_speed_cell(entry, entry.row_at(setting)) for setting in settings)]
+        for entry in comparison.entries
+    ]
+    caption = "Speed: the ratio of median latencies against the dense model with fused attention in the same session."
+    has_second = any(is_across(row) for entry in comparison.entries for row in entry.rows)
+    second = " Below it, smaller: against dense in torch fp32 at the same batch." if has_second else ""
+    return table(caption + second, ("Model", *map(setting_name, settings)), rows)
+
+
+def _speed_cell(entry: ComparisonEntry, row: BenchRow | None) -> str:
+    if row is None:
+        return ABSENT
+    first = "baseline" if entry.is_dense and row.speedup_vs_dense == 1 else ratio_cell(row)
+    if not is_across(row):
+        return first
+    return join([first, element("small", f"{across_cell(row)} dense in torch")])
 
 
 def _scatters(comparison: Comparison) -> Markup:
     figures = [one for setting in comparison.settings if (one := _scatter(comparison, setting)) is not None]
     if not figures:
-        return absent("Accuracy and speed were not both measured", "vitslim run …")
+        return paragraph("Accuracy and speed were not both measured.", class_="absent")
     note = (
         "Up and to the right is better. The dashed front joins the models that no other beats in both; left of the "
         "line a model is slower than the dense one. Beside each name: the median latency of one batch."
@@ -109,11 +137,10 @@ def _scatter(comparison: Comparison, setting: tuple[str, str, int]) -> Markup | 
 
 
 def _work(comparison: Comparison) -> Markup:
-    counted = {entry.name: entry.rows[0].macs for entry in comparison.entries if entry.rows and entry.rows[0].macs}
+    counted = {entry.name: entry.macs for entry in comparison.entries if entry.macs}
     if not counted:
-        return absent("Not counted", "vitslim bench …")
-    teacher = comparison.teacher
-    dense = counted.get(teacher.name) if teacher else None
+        return absent("Not counted, the folders are of an older version", "vitslim bench FOLDER")
+    dense = next((entry.macs for entry in comparison.entries if entry.is_dense and entry.macs), None)
     bars = {
         name: (float(macs), amount(macs, "MAC") + (f", {percent(macs / dense, 1)}" if dense else ""))
         for name, macs in counted.items()
@@ -121,17 +148,16 @@ def _work(comparison: Comparison) -> Markup:
     description = "Multiply-accumulates per image: " + "; ".join(f"{name} {label}" for name, (_, label) in bars.items())
     note = "Per image, with the attention core. This is work, not speed: the timings decide."
     return figure(
-        "Multiply-accumulates per image, and their share of the teacher’s", size_bars(bars, description), note
+        "Multiply-accumulates per image, and their share of the first dense model’s", size_bars(bars, description), note
     )
 
 
 def _timings(comparison: Comparison) -> Markup:
     if not comparison.benches:
-        return absent("Not measured", "vitslim bench …")
+        return paragraph("Not measured.", class_="absent")
     several = len(comparison.benches) > 1
-    run = (
-        f"The timings come from {len(comparison.benches)} runs, each with its own dense baseline: compare ratios only."
-    )
+    count = len(comparison.benches)
+    run = f"The timings come from {count} sessions, each with its own dense baseline: compare ratios only."
     head = [paragraph(run, class_="absent")] if several else []
-    remarks = [remark for bench in comparison.benches for remark in not_measured(bench)]
-    return join([*head, *map(bench_table, comparison.benches), *remarks, where_measured(*comparison.benches)])
+    sessions = [piece for bench in comparison.benches for piece in (bench_table(bench), *bench_remarks(bench))]
+    return join([*head, *sessions, paragraph(VERDICT_RULE, class_="note"), where_measured(*comparison.benches)])

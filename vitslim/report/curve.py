@@ -8,10 +8,10 @@ from vitslim.report.markup import Markup, element
 
 
 def step_curve(name: str, steps: Sequence[int], values: Sequence[float | None]) -> Markup | None:
-    """The figure called ``name`` over the steps; None when no value is finite. It breaks where a value is not."""
+    """The figure called ``name`` over the steps; None for fewer than two finite values. It breaks where one is not."""
     width, height = 480.0, 236.0
     points = [(step, value) for step, value in zip(steps, values, strict=True) if _is_drawable(value)]
-    if not points:
+    if len(points) < 2:
         return None
     finite = [value for _, value in points if value is not None]
     y_axis = fit_axis(finite, height - 44, 34, may_be_log=True)
@@ -23,7 +23,7 @@ def step_curve(name: str, steps: Sequence[int], values: Sequence[float | None]) 
     title = element("title", f"step {last_step}: {finite[-1]:.4g}")
     pieces.append(element("circle", title, r=3.5, class_="curve-end", **end))
     description = f"{name}: {finite[0]:.4g} at step {first_step}, {finite[-1]:.4g} at step {last_step}"
-    return drawing(width, height, description, *pieces, min_width=400)
+    return drawing(width, height, description, *pieces)
 
 
 def _broken_path(steps: Sequence[int], values: Sequence[float | None], x_axis: Axis, y_axis: Axis) -> str:

@@ -1,11 +1,11 @@
 """What the report needs of each JSON file of an output folder; fields it does not know are left alone."""
 
-import re
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
-from vitslim.report.numbers import Verdict, verdict
+from vitslim.bench.ratios import Verdict, against_dense_torch, is_crowded, verdict
+from vitslim.trunk.axes import Attention
 
 Matrix = list[list[float | None]]
 
@@ -23,12 +23,23 @@ class Conversion(Document):
     options: dict[str, Any] = {}
 
 
+class ImageInput(Document):
+    """How images become the model's input; ``assumed`` names the fields that nobody stated."""
+
+    image_size: list[int] = []
+    mean: list[float] = []
+    std: list[float] = []
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    assumed: list[str] = []
+
+
 class RunConfig(Document):
     """config.json: what was converted, and how."""
 
     base: dict[str, Any] = {}
     conversions: list[Conversion] = []
-    input: dict[str, Any] = {}
+    input: ImageInput = ImageInput()
     parameters: int | None = None
     versions: dict[str, Any] = {}
 
@@ -40,36 +51,48 @@ class RunConfig(Document):
 
 
 class PlanStep(Document):
-    """One entry of plan.json: one application of a block."""
+    """One entry of plan.json: one application of a block, in typed fields and in words for people."""
 
     step: int
     block: int
     mixing: str
-    tokens: str = "all"
-    weights: str = "own"
+    tokens: str
+    weights: str
     parameters: int | None = None
-
-    @property
-    def mixing_kind(self) -> str:
-        """The first word of the mixing: dense, reuse, sparse, ..."""
-        return re.split(r"[ (]", self.mixing, maxsplit=1)[0]
+    attention: Attention
+    kept: int
+    of: int
+    shares_with: int | None
+    converted: bool
 
     @property
     def reuses(self) -> bool:
         """Whether the attention output comes from an earlier step."""
-        return self.mixing_kind == "reuse"
+        return self.attention == "reuse"
 
     @property
-    def kept_tokens(self) -> tuple[int, int] | None:
-        """How many of how many tokens take part; None when all do."""
-        found = re.match(r"kept (\d+) of (\d+)\b", self.tokens)
-        return (int(found[1]), int(found[2])) if found else None
+    def drops_tokens(self) -> bool:
+        """Whether a part of the patches takes no part."""
+        return self.kept < self.of
 
-    @property
-    def shares_with(self) -> int | None:
-        """The step whose weights this one applies again; None when they are its own."""
-        found = re.fullmatch(r"shared with (\d+)", self.weights)
-        return int(found[1]) if found else None
+
+class Cost(Document):
+    """cost.json: what the model costs on paper, beside the dense one it came from."""
+
+    params: int
+    macs: int
+    dense_params: int
+    dense_macs: int
+
+
+class Choice(Document):
+    """One entry of choices.json: what an analysis recommended for an option, and what was used."""
+
+    method: str
+    option: str
+    recommended: Any = None
+    used: Any = None
+    reason: str = ""
 
 
 class JointReplacement(Document):
@@ -132,16 +155,16 @@ class Evaluation(Document):
     top5: float | None = None
     agreement: float | None = None
     kl: float | None = None
+    corrupt: int = 0  # images that could not be read and were left out
+    examples: list[str] = []
 
 
 class Metrics(Document):
-    """metrics.json: quality of the models, and the last figures of both training stages."""
+    """metrics.json: quality of the models."""
 
     teacher: Evaluation | None = None
     student: Evaluation | None = None
     dense_control: Evaluation | None = None
-    warm_start: dict[str, Any] | None = None
-    distill: dict[str, Any] | None = None
 
 
 class LogLine(Document):
@@ -197,6 +220,9 @@ class BenchRow(Document):
     speedup_vs_dense: float | None = None
     speedup_p10: float | None = None
     speedup_p90: float | None = None
+    speedup_vs_dense_torch: float | None = None
+    verdict: Verdict | None = None
+    other_image_size: bool = False
     params: int | None = None
     macs: int | None = None
     peak_memory_mib: float | None = None
@@ -212,11 +238,6 @@ class BenchRow(Document):
         if self.speedup_p10 is None or self.speedup_p90 is None:
             return None
         return (self.speedup_p10, self.speedup_p90)
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """Faster, slower or even; None without a ratio."""
-        return None if self.speedup_vs_dense is None else verdict(self.speedup_vs_dense, self.spread)
 
 
 class SkippedBackend(Document):
@@ -246,6 +267,19 @@ class Bench(Document):
     skipped: list[SkippedBackend] = []
     notes: list[str] = []
     baseline: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Bench":
+        """Say of the rows of an older file what newer ones say themselves."""
+        crowded = is_crowded(self.environment, int(self.settings.get("threads") or 1))
+        for index, row in enumerate(self.rows):
+            missing: dict[str, Any] = {}
+            if row.speedup_vs_dense_torch is None:
+                missing["speedup_vs_dense_torch"] = against_dense_torch(row, self.rows, self.dense_name)
+            if row.verdict is None and row.speedup_vs_dense is not None and row.model != self.dense_name:
+                missing["verdict"] = verdict(row.speedup_vs_dense, row.spread, crowded=crowded)
+            self.rows[index] = row.model_copy(update=missing)
+        return self
 
     @property
     def dense_name(self) -> str | None:

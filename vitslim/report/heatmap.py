@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from vitslim.analysis.colour import heat_colour
 from vitslim.report.axes import drawing
-from vitslim.report.colour import heat_colour
 from vitslim.report.documents import Matrix
 from vitslim.report.markup import Markup, element
 from vitslim.report.numbers import fixed
@@ -35,32 +35,13 @@ def heat_map(matrix: Matrix, layers: Sequence[str], marked: Sequence[int], descr
     return drawing(SIDE + MARGIN + 4, SIDE + MARGIN + 4, description, *pieces)
 
 
-def heat_legend() -> Markup:
-    """What the colours and the marks of all heat maps mean."""
-    width = 200.0
-    steps = 64
-    bar = [
-        element(
-            "rect",
-            x=8 + i * width / steps,
-            y=4,
-            width=width / steps + 0.5,
-            height=12.0,
-            fill=heat_colour(i / (steps - 1)),
-        )
-        for i in range(steps)
-    ]
-    ticks = [
-        element("text", label, x=8 + share * width, y=30, text_anchor="middle", class_="tick")
-        for share, label in ((0, "0"), (0.5, "0.5"), (1, "1"))
-    ]
-    marks = [
-        element("text", "unrelated to alike", x=width + 24, y=14, class_="tick"),
-        element("rect", x=width + 156, y=4, width=13, height=12, class_="marked"),
-        element("text", "recommended for conversion", x=width + 176, y=14, class_="tick"),
-    ]
-    return drawing(
-        540, 36, "Colour scale from 0, dark, to 1, light; outlined: recommended blocks", *bar, *ticks, *marks
+def heat_legend(*, has_marks: bool) -> Markup:
+    """What the colours of all heat maps mean, and the marks where there are any."""
+    colours = ", ".join(heat_colour(step / 16) for step in range(17))
+    scale = element("i", class_="scale", style=f"background:linear-gradient(to right, {colours})")
+    marks = element("li", element("i", class_="spot marked"), "recommended for conversion")
+    return element(
+        "ul", element("li", "0, unrelated ", scale, " 1, alike"), *([marks] if has_marks else []), class_="key"
     )
 
 

@@ -1,19 +1,13 @@
 """How numbers are written on the page: one place for units, decimals and signs."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 ABSENT = "–"
 NARROW_SPACE = "\u202f"
-# Two runs of one model on one machine easily differ by this much in their median; a smaller gain is not called one.
-EVEN_BAND = 0.02
-EVEN_RULE = (
-    "A ratio is called even where it lies within 2 % of 1, or where a tenth of the rounds or more lie on either side."
-)
 
 # Both spelled out: the run-time check of the tests takes an annotation at its word.
 Number = int | float
-Verdict = Literal["faster", "slower", "even"]
 
 
 def fixed(value: Number | None, decimals: int = 2) -> str:
@@ -63,18 +57,6 @@ def times(ratio: Number | None) -> str:
     return ABSENT if ratio is None else f"{ratio:.2f}×"
 
 
-def verdict(speedup: Number, spread: tuple[float, float] | None = None) -> Verdict:
-    """Whether a speed ratio against dense is a gain, a loss, or too small to tell.
-
-    Args:
-        speedup: ratio of medians.
-        spread: the ratio's 10th and 90th percentile over the rounds.
-    """
-    if abs(speedup - 1) < EVEN_BAND or (spread and spread[0] <= 1 <= spread[1]):
-        return "even"
-    return "faster" if speedup > 1 else "slower"
-
-
 def half_width(share: float, samples: int) -> float:
     """Half of the 95 % interval of a share counted over ``samples`` images (binomial, normal approximation)."""
     return 1.96 * math.sqrt(max(0.0, share * (1 - share)) / samples) if samples else 0.0
@@ -92,7 +74,7 @@ def block_list(blocks: list[int]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any value out of a JSON file, as a reader would write it."""
+    """Any value out of a JSON file, as a reader would write it; lists within a list stand in brackets."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -100,7 +82,7 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}".replace("-", "−")
     if isinstance(value, list):
-        return ", ".join(plain(entry) for entry in value) or "none"
+        return ", ".join(f"({plain(one)})" if isinstance(one, list) else plain(one) for one in value) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(entry)}" for name, entry in value.items())
     return str(value)

@@ -16,6 +16,9 @@ from vitslim.report.sections.speed import speed
 from vitslim.report.sections.training import training
 from vitslim.report.style import STYLE_SHEET
 
+GENERATOR = element("meta", name="generator", content="vitslim")
+_HEAD_BYTES = 4096  # of a page, in which its generator is named
+
 Section = Callable[[ReportParts], Markup]
 
 # anchor, name in the navigation, heading, content
@@ -40,6 +43,14 @@ def write_report(folder: str | Path) -> Path:
     path = Path(folder) / "report.html"
     write_text(path, render_report(read_parts(folder)))
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that vitslim wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as page:
+        return GENERATOR.encode() in page.read(_HEAD_BYTES)
 
 
 def render_report(parts: ReportParts) -> str:
@@ -72,6 +83,7 @@ def compose(title: str, top: Markup, bodies: Sequence[tuple[str, str, str, Marku
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
+        GENERATOR,
         element("title", title),
         element("style", Markup(STYLE_SHEET)),
     )

@@ -1,6 +1,6 @@
 """Reading an output folder into the parts of a report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,13 +9,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json
-from vitslim.report.documents import Analysis, Bench, Metrics, Parity, PlanStep, RunConfig
+from vitslim.report.documents import Analysis, Bench, Choice, Cost, Metrics, Parity, PlanStep, RunConfig
+from vitslim.report.names import conversion_title
 from vitslim.report.training_log import TrainingLog, read_training_log
 
 PART_FILES = (
     "config.json",
     "analysis.json",
     "plan.json",
+    "cost.json",
+    "choices.json",
     "metrics.json",
     "train/log.jsonl",
     "export/parity.json",
@@ -23,6 +26,7 @@ PART_FILES = (
     "env.json",
     "recipe.yaml",
 )
+STAGE_FILES = {"warm_start": "train/warm_start/result.json", "distill": "train/result.json"}
 ARTEFACT_PATTERNS = ("model.safetensors", "export/*.onnx", "export/*.engine")
 
 T = TypeVar("T")
@@ -36,8 +40,11 @@ class ReportParts:
     config: RunConfig | None = None
     analysis: Analysis | None = None
     plan: list[PlanStep] | None = None
+    cost: Cost | None = None
+    choices: Sequence[Choice] = ()
     metrics: Metrics | None = None
     log: TrainingLog | None = None
+    stages: Mapping[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     parity: Parity | None = None
     bench: Bench | None = None
     environment: dict[str, Any] | None = None
@@ -46,8 +53,8 @@ class ReportParts:
 
     @property
     def title(self) -> str:
-        """The dense model's name where it is known, else the folder's."""
-        return (self.config and self.config.base_name) or self.name
+        """What was made of which model, where that is known, else the folder's name."""
+        return (self.config and conversion_title(self.config)) or self.name
 
 
 def read_parts(folder: str | Path) -> ReportParts:
@@ -66,8 +73,15 @@ def read_parts(folder: str | Path) -> ReportParts:
         config=_read(root / "config.json", RunConfig.model_validate),
         analysis=_read(root / "analysis.json", Analysis.model_validate),
         plan=_read(root / "plan.json", TypeAdapter(list[PlanStep]).validate_python),
+        cost=_read(root / "cost.json", Cost.model_validate),
+        choices=_read(root / "choices.json", TypeAdapter(list[Choice]).validate_python) or (),
         metrics=_read(root / "metrics.json", Metrics.model_validate),
         log=read_training_log(root / "train"),
+        stages={
+            stage: found
+            for stage, path in STAGE_FILES.items()
+            if (found := _read(root / path, TypeAdapter(dict[str, Any]).validate_python)) is not None
+        },
         parity=_read(root / "export" / "parity.json", Parity.model_validate),
         bench=_read(root / "bench.json", Bench.model_validate),
         environment=_read(root / "env.json", TypeAdapter(dict[str, Any]).validate_python),

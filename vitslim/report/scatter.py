@@ -8,8 +8,8 @@ from vitslim.report.markup import Markup, element
 from vitslim.report.numbers import percent, times
 
 LABEL_HEIGHT = 14.0
-# Average advance of a character at the label's size; only used to tell which labels would collide.
-CHARACTER_WIDTH = 6.6
+# Average advance of a character of a label, at its larger size on narrow pages; only tells which labels would collide.
+CHARACTER_WIDTH = 7.4
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def accuracy_speed_scatter(points: Sequence[Point], description: str) -> Markup:
     pieces.append(element("path", d=_front_path(pareto_front(points), x_axis, y_axis), class_="front"))
     pieces += _labels(points, x_axis, y_axis)
     pieces += [_dot(point, x_axis, y_axis) for point in points]
-    return drawing(width, height, description, *pieces, min_width=430)
+    return drawing(width, height, description, *pieces)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:

@@ -61,12 +61,12 @@ figcaption { margin-bottom: .5rem; font-size: .92rem; }
 figcaption span { display: block; color: var(--soft); font-size: .88rem; max-width: 70ch; }
 .row { display: grid; gap: 0 24px; }
 .three { grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); }
-.two { grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); }
+.two { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); }
 .scroll { overflow-x: auto; }
 svg { display: block; max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .4rem 0 1.4rem; }
 caption { text-align: left; color: var(--soft); font-size: .88rem; padding-bottom: .45rem; }
-caption span { display: inline-block; position: sticky; left: 0; max-width: min(1000px, 100vw - 48px); }
+caption span { display: block; position: sticky; left: 0; width: max-content; max-width: min(1000px, 100vw - 48px); }
 th, td { text-align: left; font-weight: 400; padding: .36rem .8rem .36rem 0; border-bottom: 1px solid var(--faint);
   vertical-align: baseline; }
 thead th { color: var(--soft); font-size: .84rem; border-bottom: 1px solid var(--rule); vertical-align: bottom;
@@ -84,6 +84,10 @@ tbody th { font-weight: 500; white-space: nowrap; }
 i.tokens { height: 5px; vertical-align: 3px; background: var(--first); }
 i.sharing { height: 0; border: 0; border-top: 2px dashed var(--shares); border-radius: 0; vertical-align: 4px;
   width: 20px; }
+i.marked { border: 2px solid #ff5a36; }
+i.scale { display: inline-block; width: 140px; height: 12px; margin: 0 .3em; vertical-align: -1px; border-radius: 2px; }
+td small { display: block; color: var(--soft); font-size: .85em; }
+.narrow-only { display: none; }
 footer { color: var(--soft); font-size: .85rem; padding-top: 2.6rem; padding-bottom: 3rem; }
 
 svg text { fill: var(--ink); font-family: inherit; font-size: 12px; }
@@ -100,8 +104,10 @@ svg .first { fill: var(--first); } svg .second { fill: var(--second); } svg .bar
 svg .curve { fill: none; stroke: var(--first); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 svg .curve-end { fill: var(--first); }
 svg .baseline { stroke: var(--ink); stroke-width: 1.4; }
-svg .speed-faster { fill: var(--good); } svg .speed-slower { fill: var(--bad); } svg .speed-even { fill: var(--even); }
-svg .value-faster { fill: var(--good); } svg .value-slower { fill: var(--bad); } svg .value-even { fill: var(--even); }
+svg .speed-faster { fill: var(--good); } svg .speed-slower { fill: var(--bad); }
+svg .speed-even, svg .speed-too-noisy { fill: var(--even); }
+svg .value-faster { fill: var(--good); } svg .value-slower { fill: var(--bad); }
+svg .value-even, svg .value-too-noisy { fill: var(--even); }
 svg .whisker { stroke: var(--ink); stroke-width: 1.2; }
 svg .slower-side { fill: var(--faint); }
 svg .front { fill: none; stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 4 4; }
@@ -133,6 +139,13 @@ svg .tokens { fill: var(--first); } svg .tokens-all { fill: none; stroke: var(--
   nav ul { padding-left: 16px; padding-right: 16px; }
   h1 { font-size: 1.7rem; }
   .two, .three { grid-template-columns: minmax(0, 1fr); }
+  .wide-only { display: none; }
+  .narrow-only { display: block; }
+  svg .tick, svg .name { font-size: 13.5px; }
+  svg .label { font-size: 14px; }
+  nav { position: static; }
+  nav ul { flex-wrap: wrap; }
+  tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); padding-right: .5rem; }
 }
 @media print {
   :root { color-scheme: light; --paper: #fff; --raised: #fff; }
@@ -144,6 +157,5 @@ svg .tokens { fill: var(--first); } svg .tokens-all { fill: none; stroke: var(--
   figure, tr, .cards li, pre { break-inside: avoid; }
   pre { white-space: pre-wrap; }
   .scroll { overflow: visible; }
-  svg { min-width: 0 !important; }
 }
 """.strip()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.models import BlockAdapter, Context, DenseTrace, TokenLayout
 from vitslim.trunk.stream import Stream, TokenState
+
+Attention = Literal["dense", "reuse", "sparse", "sliced", "other"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ class Axis(nn.Module):
 class Mixing(Axis):
     """Axis 1: how a step obtains Z, the output of its attention branch."""
 
+    attention: Attention = "other"
+    """The kind of attention, for whatever reads a plan; ``describe`` is for people."""
+
     uses_attention: bool = True
     """Whether the block's own attention is evaluated; where no step does, its weights are dropped."""
 
@@ -146,6 +152,8 @@ class Mixing(Axis):
 
 class DenseMixing(Mixing):
     """The block's own attention, as timm computes it."""
+
+    attention = "dense"
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         attention_input = bound.attention_input(tokens)
@@ -196,6 +204,10 @@ class TokenRule(Axis):
     def leave(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """After the step: let the others follow, or come back."""
         return tokens, stream
+
+    def patches_kept(self, layout: TokenLayout) -> int:
+        """How many patches take part in this step."""
+        return layout.patches
 
     def describe(self) -> str:
         return "all"

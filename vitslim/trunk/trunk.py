@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
 from vitslim.shapes import Count
-from vitslim.trunk.axes import Axis, BoundBlock, LastLinear
+from vitslim.trunk.axes import Axis, BoundBlock, LastLinear, Weights
 from vitslim.trunk.grid import take_grid
 from vitslim.trunk.plan import Conversion, Plan, Step, settle_
 from vitslim.trunk.stream import Stream
@@ -166,18 +166,31 @@ class Trunk(nn.Module):
         return [found for step in self._steps() for found in step.last_linears(dense)]
 
     def summary(self) -> list[dict[str, Any]]:
-        """The plan as plain data, one row per step."""
-        return [
-            {
-                "step": index,
-                "block": step.block,
-                "mixing": step.mixing.describe(),
-                "tokens": step.tokens.describe_for(self.layout),
-                "weights": step.weights.describe(),
-                "parameters": sum(p.numel() for p in (*self.block_of(step).parameters(), *step.parameters())),
-            }
-            for index, step in enumerate(self._steps())
-        ]
+        """The plan as plain data, one row per step: in words, and in typed fields for whatever reads it.
+
+        ``attention`` is the kind of attention, ``kept`` of ``of`` patches take part, ``shares_with`` is the first step
+        that runs the same block, ``converted`` whether the step differs at all from timm's block.
+        """
+        steps = self._steps()
+        first = {step.block: index for index, step in reversed(list(enumerate(steps)))}
+        return [self._row(index, step, first[step.block]) for index, step in enumerate(steps)]
+
+    def _row(self, index: int, step: Step, first: int) -> dict[str, Any]:
+        kept, patches = step.tokens.patches_kept(self.layout), self.layout.patches
+        attention, shares = step.mixing.attention, first < index
+        return {
+            "step": index,
+            "block": step.block,
+            "mixing": step.mixing.describe(),
+            "tokens": step.tokens.describe_for(self.layout),
+            "weights": step.weights.describe(),
+            "parameters": sum(p.numel() for p in (*self.block_of(step).parameters(), *step.parameters())),
+            "attention": attention,
+            "kept": kept,
+            "of": patches,
+            "shares_with": first if shares else None,
+            "converted": attention != "dense" or kept < patches or shares or type(step.weights) is not Weights,
+        }
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -1,8 +1,9 @@
 """Section: accuracy of student, teacher and control."""
 
-from vitslim.report.documents import Evaluation, Metrics
-from vitslim.report.markup import Markup, join, paragraph, table
-from vitslim.report.numbers import ABSENT, fixed, half_width, percent, points, whole
+from vitslim.report.commands import eval_command
+from vitslim.report.documents import Evaluation, ImageInput, Metrics
+from vitslim.report.markup import Markup, element, join, paragraph, table
+from vitslim.report.numbers import ABSENT, digits, fixed, half_width, percent, points, whole
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.absent import absent
 
@@ -17,7 +18,7 @@ def accuracy(parts: ReportParts) -> Markup:
     """A table of the evaluated models and what may be concluded from it."""
     found = _evaluations(parts.metrics) if parts.metrics else {}
     if not found:
-        return absent("Not measured", "vitslim eval …")
+        return join([absent("Not measured", eval_command(parts)), *image_input(parts)])
     header = (
         "Model",
         "Images",
@@ -31,7 +32,45 @@ def accuracy(parts: ReportParts) -> Markup:
     teacher = found.get("teacher")
     rows = [_row(NAMES[key], one, None if key == "teacher" else teacher) for key, one in found.items()]
     caption = "± is half of the 95 % interval that this number of images allows."
-    return join([paragraph(_conclusion(found)), table(caption, header, rows)])
+    pieces = [paragraph(_conclusion(found)), table(caption, header, rows), *_skipped(found), *image_input(parts)]
+    return join(pieces)
+
+
+def image_input(parts: ReportParts) -> list[Markup]:
+    """How images become the model's input; what nobody stated is marked."""
+    found = parts.config.input if parts.config else ImageInput()
+    facts = {
+        "image size, pixels": ("image_size", "×".join(map(str, found.image_size))),
+        "mean": ("mean", ", ".join(digits(value, 4) for value in found.mean)),
+        "standard deviation": ("std", ", ".join(digits(value, 4) for value in found.std)),
+        "interpolation": ("interpolation", found.interpolation or ""),
+        "centre crop, share": ("crop_pct", digits(found.crop_pct, 4) if found.crop_pct is not None else ""),
+    }
+    rows = [
+        [name, join([value, element("strong", " (assumed)", class_="bad")]) if key in found.assumed else value]
+        for name, (key, value) in facts.items()
+        if value
+    ]
+    if not rows:
+        return []
+    note = (
+        [paragraph("Assumed: nobody stated it, so it may not be what the model was trained with.", class_="absent")]
+        if found.assumed
+        else []
+    )
+    title = "How images become the model’s input."
+    return [element("div", table(title, ("Setting", "Value"), rows, text_columns=2), class_="facts"), *note]
+
+
+def _skipped(found: dict[str, Evaluation]) -> list[Markup]:
+    """How many images could not be read; all models see the same ones."""
+    worst = max(found.values(), key=lambda one: one.corrupt)
+    if not worst.corrupt:
+        return []
+    named = f" ({', '.join(worst.examples)}{', …' if worst.corrupt > len(worst.examples) else ''})"
+    count = "1 image" if worst.corrupt == 1 else f"{whole(worst.corrupt)} images"
+    sentence = f"Left out because unreadable: {count}{named if worst.examples else ''}."
+    return [paragraph(sentence, class_="absent")]
 
 
 def _evaluations(metrics: Metrics) -> dict[str, Evaluation]:

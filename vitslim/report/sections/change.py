@@ -1,36 +1,66 @@
 """Section: what was changed, step by step."""
 
-from vitslim.report.documents import PlanStep
-from vitslim.report.markup import Markup, figure, join, paragraph, table
-from vitslim.report.numbers import amount
+from typing import Any
+
+from vitslim.report.commands import convert_command
+from vitslim.report.documents import Choice, PlanStep
+from vitslim.report.markup import Markup, element, figure, join, paragraph, table
+from vitslim.report.numbers import amount, block_list, plain
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.absent import absent
 from vitslim.report.strip import plan_key, plan_strip
 
 
 def change(parts: ReportParts) -> Markup:
-    """The plan as a strip of steps and as a table."""
+    """What was chosen, then the plan as a strip of steps and as a table."""
     plan = parts.plan
     if not plan:
-        return absent("Not known, the folder has no plan", "vitslim convert …")
+        is_dense = parts.config is not None and not parts.config.conversions
+        return (
+            paragraph("Nothing: this is a dense model.")
+            if is_dense
+            else absent("Not known, the folder has no plan", convert_command(parts))
+        )
+    is_converted = parts.config is None or bool(parts.config.conversions)
+    choices = [paragraph(choice_sentence(one)) for one in parts.choices]
+    summary = paragraph(_summary(plan, is_converted=is_converted))
     strip = figure("The plan, from the first step to the last", plan_strip(plan))
-    return join([paragraph(_summary(plan)), strip, plan_key(plan), _plan_table(plan)])
+    return join([*choices, summary, strip, plan_key(plan), _plan_table(plan)])
 
 
-def _summary(plan: list[PlanStep]) -> str:
+def choice_sentence(choice: Choice) -> Markup:
+    """What the analysis recommended beside what was used."""
+    reason = f": {choice.reason.rstrip('.')}" if choice.reason else ""
+    same = choice.recommended == choice.used
+    words = (
+        f"used {_value(choice.used)} as recommended{reason}."
+        if same
+        else f"recommended {_value(choice.recommended)}, used {_value(choice.used)}{reason}."
+    )
+    return join([element("strong", f"{choice.method}.{choice.option}: "), words])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and all(type(entry) is int for entry in value):
+        return f"block{'' if len(value) == 1 else 's'} {block_list(value)}"
+    return "nothing" if value is None else plain(value)
+
+
+def _summary(plan: list[PlanStep], *, is_converted: bool) -> str:
     blocks = len({step.block for step in plan})
-    reusing = [step for step in plan if step.reuses]
-    fewer_tokens = [step for step in plan if step.kept_tokens]
-    sharing = [step for step in plan if step.shares_with is not None]
+    attend = [step.attention for step in plan]
+    counted = (
+        (sum(step.reuses for step in plan), "an earlier attention output instead of computing its own", "take"),
+        (attend.count("sparse"), "only to the keys that were chosen for each query", "attend"),
+        (attend.count("sliced"), "within groups of tokens", "attend"),
+        (sum(step.drops_tokens for step in plan), "on a part of the tokens", "run"),
+        (sum(step.shares_with is not None for step in plan), "the weights of an earlier step again", "apply"),
+    )
     sentences = [f"The model walks {len(plan)} steps over {blocks} blocks."]
-    if reusing:
-        sentences.append(f"{len(reusing)} of them take an earlier attention output instead of computing their own.")
-    if fewer_tokens:
-        sentences.append(f"{len(fewer_tokens)} of them run on a part of the tokens.")
-    if sharing:
-        sentences.append(f"{len(sharing)} of them apply weights of an earlier step again.")
-    if all(step.mixing == "dense" and not step.kept_tokens and step.shares_with is None for step in plan):
-        sentences.append("All of them are dense: nothing was changed.")
+    sentences += [f"{n} of them {verb}{'s' if n == 1 else ''} {what}." for n, what, verb in counted if n]
+    if not any(step.converted for step in plan):
+        again, unchanged = "Every step is an ordinary dense block again.", "All of them are dense: nothing was changed."
+        sentences.append(again if is_converted else unchanged)
     return " ".join(sentences)
 
 

@@ -3,9 +3,10 @@
 import itertools
 from typing import Any
 
+from vitslim.bench.ratios import Verdict, is_across
 from vitslim.report.documents import Bench, BenchRow
 from vitslim.report.markup import Markup, element, join, paragraph
-from vitslim.report.numbers import Verdict, amount, block_list, percent, plain, points, times
+from vitslim.report.numbers import amount, block_list, percent, plain, points, times
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.speed import TONES
 
@@ -34,8 +35,8 @@ def conversion_sentence(parts: ReportParts) -> str:
         one.method + (f" ({words})" if (words := _option_words(one.options)) else "")
         for one in parts.config.conversions
     ]
-    size = parts.config.input.get("image_size")
-    at_size = f" at {_pixels(size)} pixels" if size is not None else ""
+    size = parts.config.input.image_size
+    at_size = f" at {'×'.join(map(str, size))} pixels" if size else ""
     return f"Converted with {', then '.join(methods)}{at_size}."
 
 
@@ -61,11 +62,14 @@ def _speed_card(parts: ReportParts) -> Markup:
     name = "Speed against dense, fused attention"
     if not rows:
         return _card(name, None, "not measured")
-    ratios = sorted({times(row.speedup_vs_dense) for row in rows})
-    figure = ratios[0] if len(ratios) == 1 else f"{ratios[0].rstrip('×')}–{ratios[-1]}"
+    ratios = [row.speedup_vs_dense or 0.0 for row in rows]
+    slowest, fastest = times(min(ratios)), times(max(ratios))
+    figure = slowest if slowest == fastest else f"{slowest.rstrip('×')}–{fastest}"
     words: list[Verdict | None] = [row.verdict for row in rows]
     tone = TONES[words[0]] if words[0] and len(set(words)) == 1 else None
-    return _card(name, figure, _speed_detail(words), tone=tone)
+    across = [row.speedup_vs_dense_torch for row in rows if is_across(row)]
+    exported = f"; exported, up to {times(max(one or 0.0 for one in across))} dense in torch" if across else ""
+    return _card(name, figure, join([_speed_detail(words), exported]), tone=tone)
 
 
 def _speed_detail(words: list[Verdict | None]) -> Markup:
@@ -80,17 +84,33 @@ def _speed_detail(words: list[Verdict | None]) -> Markup:
 
 
 def _size_cards(parts: ReportParts) -> list[Markup]:
-    student, dense = _student_rows(parts.bench)[:1], _dense_rows(parts.bench)[:1]
     cards: list[Markup] = []
-    for name, field, unit in (("Parameters", "params", ""), ("Multiply-accumulates", "macs", "MAC")):
-        here = getattr(student[0], field) if student else None
-        before = getattr(dense[0], field) if dense else None
+    for name, unit, here, before in (
+        ("Parameters", "", *_parameters(parts)),
+        ("Multiply-accumulates", "MAC", *_macs(parts)),
+    ):
         if here is None:
-            cards.append(_card(name, None, "not measured"))
+            cards.append(_card(name, None, "not counted"))
             continue
-        detail = f"{percent(here / before, 1)} of dense ({amount(before, unit)})" if before else "dense not measured"
+        detail = f"{percent(here / before, 1)} of dense ({amount(before, unit)})" if before else "dense not counted"
         cards.append(_card(name, amount(here, unit), detail))
     return cards
+
+
+def _parameters(parts: ReportParts) -> tuple[int | None, int | None]:
+    """Of the model and of the dense one: counted at the conversion, else by the benchmark, else as saved."""
+    if parts.cost:
+        return parts.cost.params, parts.cost.dense_params
+    student, dense = next(iter(_student_rows(parts.bench)), None), next(iter(_dense_rows(parts.bench)), None)
+    own = student.params if student else parts.config.parameters if parts.config else None
+    return own, dense.params if dense else None
+
+
+def _macs(parts: ReportParts) -> tuple[int | None, int | None]:
+    if parts.cost:
+        return parts.cost.macs, parts.cost.dense_macs
+    student, dense = next(iter(_student_rows(parts.bench)), None), next(iter(_dense_rows(parts.bench)), None)
+    return student.macs if student else None, dense.macs if dense else None
 
 
 def _card(what: str, figure: str | None, detail: str, *, tone: str | None = None) -> Markup:
@@ -131,9 +151,3 @@ def _in_runs(values: list[Any]) -> str:
     """A long list with what repeats written once: ``1 ×4, 0.5 ×8``."""
     counted = [(plain(value), len(list(run))) for value, run in itertools.groupby(values)]
     return ", ".join(f"{value} ×{count}" if count > 1 else value for value, count in counted)
-
-
-def _pixels(size: object) -> str:
-    if isinstance(size, list):
-        return "×".join(plain(side) for side in size)
-    return plain(size)

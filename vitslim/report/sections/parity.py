@@ -1,5 +1,6 @@
 """Section: whether the exported artefacts compute what the model computes."""
 
+from vitslim.report.commands import verify_command
 from vitslim.report.documents import Parity, ParityCheck
 from vitslim.report.markup import Markup, element, join, paragraph, table
 from vitslim.report.numbers import ABSENT, fixed, percent, scientific
@@ -10,7 +11,7 @@ from vitslim.report.sections.absent import absent
 def parity(parts: ReportParts) -> Markup:
     """One line per comparison, and the count of those that hold."""
     if parts.parity is None or not parts.parity.checks:
-        return absent("Not measured", "vitslim verify …")
+        return absent("Not measured", verify_command(parts))
     checks = parts.parity.checks
     header = (
         "Artefact",

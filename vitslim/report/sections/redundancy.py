@@ -1,6 +1,7 @@
 """Section: what was redundant in the dense model."""
 
 from vitslim.report.bars import Series, block_bars
+from vitslim.report.commands import analyze_command
 from vitslim.report.documents import Analysis
 from vitslim.report.heatmap import heat_legend, heat_map
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
@@ -20,7 +21,7 @@ def redundancy(parts: ReportParts) -> Markup:
     """Heat maps of similarity, then how well each block can be predicted or replaced."""
     analysis = parts.analysis
     if analysis is None:
-        return absent("Not measured", "vitslim analyze …")
+        return absent("Not measured", analyze_command(parts))
     return join([_introduction(analysis), *_heat_maps(analysis), *_bars(analysis), _layer_table(analysis)])
 
 
@@ -68,7 +69,7 @@ def _heat_maps(analysis: Analysis) -> list[Markup]:
         element("h3", "How alike the blocks are"),
         paragraph(note, class_="note"),
         element("div", *found, class_="row three"),
-        element("div", heat_legend(), class_="scroll"),
+        heat_legend(has_marks=bool(analysis.recommended_layers)),
     ]
 
 

@@ -1,13 +1,15 @@
 """Section: latency and size against the dense model."""
 
+from vitslim.bench.ratios import VERDICT_RULE, Verdict, is_across, remarks
 from vitslim.report.bars import size_bars, speed_bars
+from vitslim.report.commands import bench_command
 from vitslim.report.documents import Bench, BenchRow
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
-from vitslim.report.numbers import ABSENT, EVEN_RULE, Verdict, amount, fixed, flatten, percent, times
+from vitslim.report.numbers import ABSENT, amount, fixed, flatten, percent, times
 from vitslim.report.parts import ReportParts
 from vitslim.report.sections.absent import absent
 
-TONES: dict[Verdict, str] = {"faster": "good", "even": "even", "slower": "bad"}
+TONES: dict[Verdict, str] = {"faster": "good", "even": "even", "too noisy": "even", "slower": "bad"}
 
 
 def speed(parts: ReportParts) -> Markup:
@@ -15,12 +17,12 @@ def speed(parts: ReportParts) -> Markup:
     bench = parts.bench
     sizes = [_file_table(parts.file_bytes)] if parts.file_bytes else []
     if bench is None or not bench.rows:
-        return join([absent("Not measured", "vitslim bench …"), *(not_measured(bench) if bench else []), *sizes])
+        return join([absent("Not measured", bench_command(parts)), *(bench_remarks(bench) if bench else []), *sizes])
     pieces = [
         _introduction(bench),
         *_ratio_figure(bench),
         bench_table(bench),
-        *not_measured(bench),
+        *bench_remarks(bench),
         size_table(bench.rows),
     ]
     pieces += [*_work_figure(bench), *sizes, where_measured(bench)]
@@ -37,29 +39,39 @@ def ratio_cell(row: BenchRow | None) -> str:
     """A speed ratio with its verdict in words and colour, since colour alone is not seen by all."""
     if row is None or row.verdict is None:
         return ABSENT
-    return element("span", f"{times(row.speedup_vs_dense)} {row.verdict}", class_=TONES[row.verdict])
+    words = f"{times(row.speedup_vs_dense)} {row.verdict}" + (", at another resolution" if row.other_image_size else "")
+    return element("span", words, class_=TONES[row.verdict])
+
+
+def across_cell(row: BenchRow | None) -> str:
+    """The ratio to dense in torch fp32 at the same batch, in the same session."""
+    return times(row.speedup_vs_dense_torch) if row else ABSENT
 
 
 def bench_table(bench: Bench) -> Markup:
     """All timings, grouped by setting."""
+    across = any(map(is_across, bench.rows))
+    has_memory = any(row.peak_memory_mib is not None for row in bench.rows)
     rows = [
         [
             setting_name(row.setting),
             row.model,
             "baseline" if row.model == bench.dense_name else ratio_cell(row),
             _spread(row),
+            *([across_cell(row)] if across else []),
             fixed(row.latency_ms_p50),
             fixed(row.latency_ms_p90),
             fixed(row.latency_ms_p99),
             fixed(row.throughput_img_s, 1),
-            fixed(row.peak_memory_mib, 0),
+            *([fixed(row.peak_memory_mib, 0)] if has_memory else []),
         ]
         for setting in dict.fromkeys(row.setting for row in bench.rows)
         for row in bench.rows
         if row.setting == setting
     ]
-    header = ["Setting", "Model", "Against dense", "p10–p90", "p50, ms", "p90, ms", "p99, ms"]
-    header += ["Images per second", "Peak memory, MiB"]
+    header = ["Setting", "Model", "Against dense", "p10–p90", *(["Against dense in torch"] if across else [])]
+    header += ["p50, ms", "p90, ms", "p99, ms", "Images per second"]
+    header += ["Peak memory, MiB"] if has_memory else []
     caption = "Latency of one batch. Ratios compare medians of the same setting and run; p10–p90 is their spread."
     return table(caption, header, rows, text_columns=2)
 
@@ -94,7 +106,7 @@ def _introduction(bench: Bench) -> Markup:
         "Every ratio is against the dense model ",
         element("strong", bench.dense_name),
         " with fused attention, measured in the same run. ",
-        EVEN_RULE,
+        VERDICT_RULE,
     )
 
 
@@ -129,10 +141,11 @@ def _file_table(file_bytes: dict[str, int]) -> Markup:
     return table("Files to deploy.", ("File", "Size, MiB"), rows)
 
 
-def not_measured(bench: Bench) -> list[Markup]:
-    """What was asked for and could not be measured, and what else the benchmark wants known."""
-    sentences = [*(one.sentence for one in bench.skipped), *bench.notes]
-    return [paragraph(sentence, class_="absent") for sentence in sentences]
+def bench_remarks(bench: Bench) -> list[Markup]:
+    """How to read the rows, what was asked for and could not be measured, and what else the benchmark wants known."""
+    known = [paragraph(sentence) for sentence in remarks(bench.rows, bench.dense_name, bench.environment)]
+    left_out = [*(one.sentence for one in bench.skipped), *bench.notes]
+    return [*known, *(paragraph(sentence, class_="absent") for sentence in left_out)]
 
 
 def _spread(row: BenchRow) -> str:

@@ -4,6 +4,7 @@ import math
 from statistics import median
 from typing import Any
 
+from vitslim.report.commands import train_command
 from vitslim.report.curve import step_curve
 from vitslim.report.documents import LogLine
 from vitslim.report.markup import Markup, element, figure, join, paragraph, table
@@ -19,11 +20,12 @@ SHOWN_ELSEWHERE = frozenset({"stage", "evaluations", "step_losses_before", "step
 def training(parts: ReportParts) -> Markup:
     """Curves of every stage, a line of figures for each, and what the stages report at their end."""
     pieces = _log_pieces(parts.log) if parts.log else []
-    if parts.metrics:
-        pieces += _local_losses(parts.metrics.warm_start)
-        pieces += _last_figures("Warm start: settings and result.", parts.metrics.warm_start)
-        pieces += _last_figures("Distillation: settings and result.", parts.metrics.distill)
-    return join(pieces) if pieces else absent("No training log, the weights may be untrained", "vitslim train …")
+    pieces += _local_losses(parts.stages.get("warm_start"))
+    for stage, figures in parts.stages.items():
+        pieces += _last_figures(f"{STAGE_NAMES[stage]}: settings and result.", figures)
+    if pieces:
+        return join(pieces)
+    return absent("No training log, the weights may be untrained", train_command(parts))
 
 
 def _log_pieces(log: TrainingLog) -> list[Markup]:
@@ -80,9 +82,9 @@ def _local_losses(figures: dict[str, Any] | None) -> list[Markup]:
 
 
 def _last_figures(title: str, figures: dict[str, Any] | None) -> list[Markup]:
-    """What a stage reports at its end, without what stands on the page already."""
-    kept = {name: value for name, value in (figures or {}).items() if name not in SHOWN_ELSEWHERE and value is not None}
-    if not kept:
+    """What a stage reports at its end, without what stands on the page already and what was not set."""
+    kept = {name: value for name, value in (figures or {}).items() if name not in SHOWN_ELSEWHERE}
+    rows = [[name, value] for name, value in flatten(kept).items() if value != ABSENT]
+    if not rows:
         return []
-    rows = [[name, value] for name, value in flatten(kept).items()]
     return [element("div", table(title, ("Figure", "Value"), rows, text_columns=2), class_="facts")]
