@@ -174,16 +174,13 @@ def train_to_folder(
         metrics = {"student": measure(student, held_out, teacher=dense, processes=processes, progress=told)}
         if dense is not None:
             metrics["teacher"] = measure(dense, held_out, processes=processes, progress=told)
-    document = {
-        "out": str(folder),
-        "result": result.model_dump(mode="json"),
-        "metrics": {name: found.model_dump(mode="json") for name, found in metrics.items()},
-    }
+    figures = {name: found.model_dump(mode="json") for name, found in metrics.items()}
+    document = {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": figures}
     if processes.is_main:
         names = held_out.class_names
         fitting = None if names is None or len(names) != getattr(student, "num_classes", 0) else list(names)
-        checkpoint.save(student, folder, overwrite=True, class_names=fitting, metrics=document["metrics"])
-        write_json(folder / "metrics.json", document["metrics"])
+        checkpoint.save(student, folder, overwrite=True, class_names=fitting, metrics=figures)
+        write_json(folder / "metrics.json", figures)
         write_json(folder / _FOLDER / "result.json", document["result"])
     return document
 

@@ -120,17 +120,3 @@ def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: in
         return steps
     return max(1, math.ceil((epochs or 1.0) * batches_per_epoch / accumulate))
 
-
-def _require_optimizer(name: str) -> str:
-    known = [str(optimizer) for optimizer in timm.optim.list_optimizers()]
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown optimizer {name!r}; {hint}choose one of {', '.join(known)}")
-    return name
-
-
-def _require_schedule(name: str) -> str:
-    if name not in SCHEDULES:
-        raise ConfigError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
-    return name
