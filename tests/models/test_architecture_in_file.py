@@ -67,7 +67,7 @@ def test_the_file_of_a_vit_tells_everything_but_its_heads(tmp_path: Path, varian
     ("name", "own"),
     [
         ("deit_tiny_distilled_patch16_224", lambda: VisionTransformerDistilled(**OWN)),
-        ("eva02_tiny_patch14_224", lambda: Eva(**OWN, qkv_fused=False, swiglu_mlp=True, scale_mlp=True, mlp_ratio=3)),
+        ("eva02_base_patch14_224", lambda: Eva(**OWN, qkv_fused=False, swiglu_mlp=True, scale_mlp=True, mlp_ratio=3)),
     ],
 )
 def test_other_plain_families_are_read_too(tmp_path: Path, name: str, own: Any) -> None:
@@ -133,7 +133,6 @@ ODD: dict[str, dict[str, Any]] = {
     "a list for a width": {"embed_dim": [3]},
     "a word for a depth": {"depth": "x"},
     "a mapping for a ratio": {"mlp_ratio": {}},
-    "three sides": {"img_size": [1, 2, 3]},
 }
 
 

@@ -77,7 +77,7 @@ def test_what_is_stated_and_what_is_assumed_survive_saving(tmp_path: Path, conve
 BAD: dict[str, dict[str, Any]] = {
     "two means for three channels": {"mean": (0.5, 0.5)},
     "a deviation of 0": {"std": (0.0, 0.5, 0.5)},
-    "a negative crop": {"crop_pct": -1},
+    "a negative crop": {"crop_pct": -1.0},
     "a crop beyond the image": {"crop_pct": 1.5},
     "a mean of bytes": {"mean": (127.5,) * 3},
     "a mean that is no number": {"mean": (float("nan"),) * 3},

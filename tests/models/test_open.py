@@ -116,7 +116,7 @@ def test_weights_of_another_model_are_never_loaded_in_part(tmp_path: Path, other
     reason = {
         "deeper": "with depth=2: your file has 3 blocks of width 48; this model has 2 blocks of width 48. What is",
         "wider": "with embed_dim=48: your file has 2 blocks of width 96; this model has 2 blocks of width 48. What is",
-        "another family": "of the file's tensors are not in the model, first 'conv1.weight'",
+        "another family": "of the file's tensors are not in the model, first 'bn1.num_batches_tracked'",
     }[other]
     assert message.startswith(f"{path} does not hold weights of {NAME}")
     assert reason in message

@@ -92,9 +92,10 @@ def _is_one_object(path: Path) -> bool:
             first = list(islice(_operations(file), 2))
     except (zipfile.BadZipFile, OSError, ValueError, StopIteration):
         return False
-    # After the protocol: a mapping starts with a dict or with the class of a state dict, an object with its own class.
+    # After the protocol: a mapping starts with a dict or with the class of a state dict, an object with its own class
+    # (in the old form with the words that name it).
     name, argument = first[-1]
-    return name == "GLOBAL" and argument != "collections OrderedDict"
+    return name in ("GLOBAL", "MARK") and argument != "collections OrderedDict"
 
 
 def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any]]:

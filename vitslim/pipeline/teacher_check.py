@@ -202,28 +202,32 @@ def _warning(known: Preprocessing, tried: dict[Preprocessing, _Answers], classes
     if used.right is None or used.labels is None:
         return _warning_without_labels(known, tried)
     share, n = float(used.right.float().mean()), len(used.right)
-    begun = f"the teacher is right on {share:.1%} of {n} held-out images ({classes} classes, chance {1 / classes:.1%})"
+    said = [f"the teacher is right on {share:.1%} of {n} held-out images ({classes} classes, chance {1 / classes:.1%})"]
     best = _clearly_best(tried, known)
+    right = used.labels == tried[best].best
     if best != known:
-        better = float(tried[best].best.eq(used.labels).float().mean())
         changed = {
             name: getattr(best, name)
             for name in ("mean", "std", "crop_pct")
             if getattr(best, name) != getattr(known, name)
         }
-        return f"{begun}, and on {better:.1%} of them with other preparation: {_how_to_state(changed)}"
-    if not is_poor:
-        return None
-    order = ""
-    named = _share_up_to_names(used.best, used.labels, classes)
-    if n >= 4 * classes and named > max(0.5, 2 * share):
-        order = f" (if each class is renamed, {named:.1%} are right, which speaks for this)"
+        said.append(f"on {float(right.float().mean()):.1%} of them with other preparation: {_how_to_state(changed)}")
+    if is_poor and _is_poor(right, classes):
+        said.append(_likely_causes(known, tried[best], classes))
+    return "; ".join(said) if len(said) > 1 else None
+
+
+def _likely_causes(known: Preprocessing, answers: _Answers, classes: int) -> str:
+    assert answers.labels is not None
+    named = _share_up_to_names(answers.best, answers.labels, classes)
+    order = f" (if each class is renamed, {named:.1%} are right, which speaks for this)"
+    is_order = len(answers.best) >= 4 * classes and named > 0.5
     now = ", ".join(f"{name} {setting(getattr(known, name))}" for name in ("mean", "std", "crop_pct"))
     return (
-        f"{begun}; a student learns its teacher's mistakes. Likely causes: classes in another order than the "
-        f"teacher's outputs (data.class_map){order}; weights of another model or another number of heads; images "
-        f"prepared otherwise than in its training (now {now}; no other usual way was clearly better; --set "
-        "data.mean=... states it). Where the task is that hard, nothing is wrong"
+        "a student learns its teacher's mistakes. Likely causes: classes in another order than the teacher's outputs "
+        f"(data.class_map){order if is_order else ''}; weights of another model or another number of heads; images "
+        f"prepared otherwise than in its training (now {now}; of the usual ways none mends it; --set data.mean=... "
+        "states another). Where the task is that hard, nothing is wrong"
     )
 
 
