@@ -87,10 +87,23 @@ def test_a_folder_of_the_same_recipe_is_taken_again(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_recipe_needs_overwrite(tmp_path: Path) -> None:
     RunFolder(tmp_path / "out").begin("seed: 0\n", overwrite=False)
+    (tmp_path / "out" / "model.safetensors").write_text("of the student")
     with pytest.raises(ConfigError, match="holds the run of another recipe; pass --overwrite or another folder"):
         RunFolder(tmp_path / "out").begin("seed: 1\n", overwrite=False)
     assert (tmp_path / "out" / "recipe.yaml").read_text() == "seed: 0\n"
     RunFolder(tmp_path / "out").begin("seed: 1\n", overwrite=True)
+
+
+def test_a_folder_of_a_run_that_converted_nothing_is_taken_by_another_recipe(tmp_path: Path) -> None:
+    RunFolder(tmp_path).begin("seed: 0\n", overwrite=False)
+    RunFolder(tmp_path).enter("analyze", 0, "analysis.json")
+    (tmp_path / "analysis.json").write_text("{}")
+    RunFolder(tmp_path).begin("seed: 1\n", overwrite=False)
+    assert (tmp_path / "recipe.yaml").read_text() == "seed: 1\n"
+    (tmp_path / "recipe.yaml").unlink()
+    # An analysis that was asked for by itself is a result.
+    with pytest.raises(ConfigError, match="holds files that no run of vitslim wrote"):
+        RunFolder(tmp_path).begin("seed: 1\n", overwrite=False)
 
 
 def test_a_folder_of_foreign_files_needs_overwrite(tmp_path: Path) -> None:
