@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.cli.conftest import TINY, Command
 from tests.pipeline.tiny import IMAGES, QUIET
@@ -40,7 +41,7 @@ def test_with_images_a_model_is_converted_trained_and_measured(tmp_path: Path, v
     outcome = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, *words)
     assert outcome.code == 0, outcome.err
     found = outcome.document
-    assert set(found) == {"out", "metrics", "plan", "passed", "training"}
+    assert set(found) == {"out", "metrics", "plan", "choices", "passed", "training"}
     assert set(found["metrics"]) == {"teacher", "student", "dense_control"}
     assert found["passed"] is True
     assert read_json(tmp_path / "out" / "train" / "result.json")["steps"] == 2
@@ -66,12 +67,91 @@ def test_a_saved_student_is_converted_with_another_method(student: Path, tmp_pat
 def test_a_chain_learns_from_the_teacher_that_is_named(
     student: Path, dense: Path, tmp_path: Path, vitslim: Command
 ) -> None:
-    words = ("--data", IMAGES, "--batch-size", 16, "--set", "report=false", "--set", "analyze=null", *SHORT)
+    words = ("--data", IMAGES, "--batch-size", 16, "--set", "report=false", *SHORT)
     start = ("convert", student, "--method", "evo_vit", "--out", tmp_path / "out", *words)
     refused = vitslim(*start)
     assert refused.code == 2
     assert "already converted (skipat), but warm_start read a dense model; name the one to learn from" in refused.error
     assert vitslim(*start, "--teacher", dense).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "is_analyzed"),
+    [
+        (("evo_vit",), False),
+        (("evo_vit", "--analyze"), True),
+        (("evo_vit", "--set", "analyze.images=8"), True),
+        (("evo_vit", "--method", "sret"), True),
+        (("skipat",), True),
+        (("skipat", "-O", "layers=1-2"), False),
+        (("skipat", "-O", "layers=paper"), False),
+        (("skipat", "--set", "analyze=null"), False),
+    ],
+)
+def test_a_method_that_reads_no_analysis_does_not_pay_for_one(
+    words: tuple[str, ...], is_analyzed: bool, tmp_path: Path, vitslim: Command
+) -> None:
+    start = ("convert", BUILTIN, *TINY, "--data", IMAGES, "--out", tmp_path, "--dry-run", "--json")
+    recipe = vitslim(*start, "--method", *words).document["recipe"]
+    assert (recipe["analyze"] is not None) == is_analyzed
+
+
+def test_a_run_says_first_what_it_will_do_and_then_what_it_chose(tmp_path: Path, vitslim: Command) -> None:
+    words = ("--data", IMAGES, "--batch-size", 16, "--set", "report=false", "--json", *SHORT)
+    outcome = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, *words)
+    (choice,) = outcome.document["choices"]
+    assert choice == read_json(tmp_path / "out" / "choices.json")[0]
+    lines = outcome.err.splitlines()
+    header = {line.split()[0]: line for line in lines[:6]}
+    assert list(header) == ["model", "images", "input", "augment", "methods", "budget"]
+    assert "32 to train on, 16 held out, 4 classes" in header["images"]
+    assert "32 × 32 px, bicubic" in header["input"]
+    assert "hflip 0.5, shift 0.06 (off: --set data.augment.hflip=0 --set data.augment.shift=0" in header["augment"]
+    assert "warm start 2 steps of 16 images; distillation 2 steps of 16 images" in header["budget"]
+    said = next(line for line in lines if line.startswith("skipat.layers: recommended blocks "))
+    assert ", used blocks " in said
+    assert said.endswith(", because the analysis recommends them")
+    dry = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "no", *TINY, *words, "--dry-run")
+    assert dry.err.splitlines()[:6] == lines[:6]
+    assert dry.document["choices"][0]["recommended"] is None
+
+
+def test_the_augmentation_that_is_off_is_not_said_to_be_on(tmp_path: Path, vitslim: Command) -> None:
+    words = ("--data", IMAGES, "--set", "data.augment.hflip=0", "--set", "data.augment.shift=0", "--dry-run")
+    outcome = vitslim("convert", BUILTIN, "--method", "evo_vit", "--out", tmp_path, *TINY, *words)
+    assert "augment   none" in outcome.err
+
+
+@pytest.mark.parametrize("verb", ["convert", "train", "run"])
+def test_the_mirroring_of_images_is_named_in_the_help(verb: str, vitslim: Command) -> None:
+    text = " ".join(vitslim(verb, "--help").out.split())
+    assert "mirrored left-right with probability 0.5" in text
+    assert f"--set {'' if verb == 'train' else 'data.'}augment.hflip=0" in text
+
+
+@pytest.mark.parametrize("verb", ["convert", "run", "train", "pretrain"])
+def test_one_set_of_images_for_training_and_measuring_is_said_once(
+    verb: str, dense: Path, recipe_file: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    for name in "abcd":
+        for number in range(4):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number * 60, 0, 0)).save(path)
+    source = tmp_path / "images"
+    phase = {"image_size": 32, "batch_size": 8, "train": {"steps": 1, "hard": 1.0, "soft": 0.0, **QUIET}}
+    phases = {"model": BUILTIN, "data": {"source": str(source)}, "phases": [phase]}
+    (tmp_path / "phases.yaml").write_text(yaml.safe_dump(phases))
+    words = {
+        "convert": (dense, "--method", "evo_vit", "--data", source, "--set", "report=false", *SHORT),
+        "run": (recipe_file, "--set", f"data.source={source}", "--set", "analyze=null"),
+        "train": (dense, "--data", source, *TRAINING),
+        "pretrain": (tmp_path / "phases.yaml",),
+    }[verb]
+    with pytest.warns(UserWarning, match="serves both training and evaluation") as said:
+        outcome = vitslim(verb, *words, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert len([one for one in said if "serves both" in str(one.message)]) == 1
 
 
 def test_a_dry_run_shows_recipe_and_plan_and_writes_nothing(tmp_path: Path, vitslim: Command) -> None:
@@ -103,7 +183,7 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "block 4 does not exist; choose from 1..3"),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
-    "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control and --teacher train the model"),
+    "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control, --teacher and --analyze need images"),
     "missing images": (["--method", "skipat", "--data", "/nowhere"], "/nowhere does not exist; give a folder"),
     "images option": (["--method", "skipat", "--data", "fractals:clases=3"], "did you mean 'classes'?"),
     "wrong classes": (
@@ -238,6 +318,8 @@ def test_a_dense_model_is_trained_on_labels(dense: Path, tmp_path: Path, vitslim
     outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING)
     assert outcome.code == 0, outcome.err
     assert "student" in outcome.out
+    assert "(off: --set augment.hflip=0 --set augment.shift=0" in outcome.err
+    assert "budget    training 2 steps of 16 images" in outcome.err
     assert read_json(tmp_path / "out" / "train" / "result.json")["settings"]["hard"] == 1.0
 
 

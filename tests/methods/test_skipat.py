@@ -150,15 +150,17 @@ def test_layers_written_as_text_are_read_back(layers: list[int]) -> None:
 @pytest.mark.parametrize(
     "recommended", [{"layers": [1, 3], "reason": "alike"}, SimpleNamespace(layers=[1, 3])], ids=["data", "report"]
 )
-def test_auto_takes_the_layers_that_an_analysis_recommends(recommended: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"layers": "auto"}])
+def test_an_analysis_decides_the_layers_that_are_left_to_it(recommended: Any, options: dict[str, Any]) -> None:
     @dataclass(frozen=True)
     class Report:
         recommended: Any
 
-    model = convert(dense("vit_plain"), "skipat", layers="auto", analysis=Report(recommended))
+    model = convert(dense("vit_plain"), "skipat", **options, analysis=Report(recommended))
     assert skipped(model) == [1, 3]
     # A saved model replays numbers, not a word.
     assert trunk_of(model).history[0].options["layers"] == [1, 3]
+    assert skipped(convert(dense("vit_plain"), "skipat", layers="paper", analysis=Report(recommended))) == [1, 2]
 
 
 def test_the_history_holds_the_resolved_options_as_plain_data() -> None:

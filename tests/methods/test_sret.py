@@ -278,18 +278,19 @@ def neighbours(likeness: list[float]) -> list[list[float | None]]:
     return table
 
 
-@pytest.mark.parametrize("as_file", [False, True])
-def test_groups_follow_an_analysis(as_file: bool) -> None:
+@pytest.mark.parametrize(("as_file", "groups"), [(False, "auto"), (True, "auto"), (False, None)])
+def test_groups_follow_an_analysis(as_file: bool, groups: str | None) -> None:
     found = evidence(neighbours([0.1, 0.99, 0.2, 0.95, 0.5]), as_file)
     with torch.device("meta"):
         model = BUILDERS["vit_plain"]().__class__(img_size=32, patch_size=8, embed_dim=48, depth=6, num_heads=3)
-    options = trunk_of(convert(model, "sret", groups="auto", analysis=found)).history[0].options
+    options = trunk_of(convert(model, "sret", groups=groups, analysis=found)).history[0].options
     assert options["groups"] == [[1, 2], [3, 4]]
     uneven = evidence(neighbours([0.1, 0.99, 0.99, 0.1, 0.5]), as_file)
-    assert trunk_of(convert(model, "sret", groups="auto", analysis=uneven)).history[0].options["groups"] == [
+    assert trunk_of(convert(model, "sret", groups=groups, analysis=uneven)).history[0].options["groups"] == [
         [1, 2, 3],
         [4],
     ]
+    assert trunk_of(convert(model, "sret", groups="runs", analysis=uneven)).history[0].options == options
 
 
 def test_auto_needs_an_analysis_of_blocks() -> None:

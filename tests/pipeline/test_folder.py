@@ -291,6 +291,14 @@ def test_a_training_over_a_folder_takes_its_place_at_the_end(old: Path) -> None:
         assert place == old
 
 
+def test_a_folder_of_a_run_that_converted_nothing_is_taken_by_another_recipe(tmp_path: Path) -> None:
+    RunFolder(tmp_path).begin("seed: 0\n", overwrite=False)
+    RunFolder(tmp_path).enter("analyze", 0, "analysis.json")
+    (tmp_path / "analysis.json").write_text("{}")
+    RunFolder(tmp_path).begin("seed: 1\n", overwrite=False)
+    assert (tmp_path / "recipe.yaml").read_text() == "seed: 1\n"
+
+
 def test_a_folder_of_foreign_files_needs_overwrite(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="holds files that no run of vitslim wrote"):

@@ -111,6 +111,7 @@ def test_the_whole_road_writes_the_documented_folder(whole: Path) -> None:
         "stages.json",
         "analysis.json",
         "plan.json",
+        "choices.json",
         "metrics.json",
         "env.json",
         "bench.json",
@@ -420,8 +421,8 @@ def test_checking_a_recipe_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         return create(name, pretrained=pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", without_weights)
-    plan = check(read_recipe({"model": {"name": "deit_small"}, "convert": [{"method": "skipat"}]}))
-    assert [row["block"] for row in plan if row["mixing"] != "dense"] == [3, 4, 5, 6, 7, 8]
+    found = check(read_recipe({"model": {"name": "deit_small"}, "convert": [{"method": "skipat"}]}))
+    assert [row["block"] for row in found.plan if row["mixing"] != "dense"] == [3, 4, 5, 6, 7, 8]
 
 
 # --- chains ---------------------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from vitslim.export import export_onnx
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
 from vitslim.models import open_model
+from vitslim.pipeline.choices import reads_analysis
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.progress import ProgressCallback, silent
-from vitslim.recipe import Recipe, read_recipe
+from vitslim.recipe import AnalyzeSection, Recipe, read_recipe
 from vitslim.report import read_comparison, write_comparison
 
 CONTROL = "dense-control"
@@ -99,15 +100,19 @@ def demo_recipe(student: str) -> Recipe:
 
 
 def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:
-    """The recipe of the dense control, which has everything but a conversion, and those of the students."""
+    """The recipe of the dense control, which has everything but a conversion, and those of the students.
+
+    Those that read the analysis share the one in the cache.
+    """
     students = cast("dict[str, dict[str, Any]]", settings["students"])
-    documents: dict[str, dict[str, Any]] = {CONTROL: {"convert": []}, **students}
-    for number, (name, changes) in enumerate(students.items()):
-        if number == 0 or any("auto" in entry.values() for entry in changes["convert"]):
-            documents[name] = {**changes, "analyze": settings["analyze"]}
-    return {
+    analyze = AnalyzeSection(**settings["analyze"])
+    recipes = {
         name: read_recipe(_merged(settings["recipe"], changes), origin=f"demo, {name}")
-        for name, changes in documents.items()
+        for name, changes in {CONTROL: {"convert": []}, **students}.items()
+    }
+    return {
+        name: recipe.model_copy(update={"analyze": analyze}) if reads_analysis(recipe) else recipe
+        for name, recipe in recipes.items()
     }
 
 

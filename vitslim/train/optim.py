@@ -119,4 +119,3 @@ def planned_steps(epochs: float | None, steps: int | None, batches_per_epoch: in
     if steps is not None:
         return steps
     return max(1, math.ceil((epochs or 1.0) * batches_per_epoch / accumulate))
-
