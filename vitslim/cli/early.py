@@ -41,8 +41,10 @@ def check(verb: str, given: dict[str, Any]) -> None:
         ConfigError: an unknown model, method or device, or an output folder that cannot be used.
         DataError: images that are not there.
     """
-    for method in (*(given.get("method") or ()), *([given["source"]] if verb == "import" else [])):
-        check_method(method)
+    methods = given.get("method") or ()
+    for method in (*methods, given.get("source") if verb == "import" else None):
+        if method is not None:
+            check_method(method)
     for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
         if model is not None:
             check_model(model)

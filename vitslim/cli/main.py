@@ -50,7 +50,7 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"vitslim {installed_version('vitslim')}")
         raise typer.Exit
@@ -59,8 +59,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="say the version", is_eager=True, callback=_show_version)
-    ] = False,
+        bool | None, typer.Option("--version", help="say the version", is_eager=True, callback=_show_version)
+    ] = None,
 ) -> None:
     """Options of the command itself."""
 
