@@ -86,7 +86,7 @@ def _key(base: BaseModel, model: nn.Module, loader: Loader, images: int | None, 
 
 def _digest(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
-    content = hashlib.sha256(plain.flatten().view(torch.uint8).numpy())
+    content = hashlib.sha256(plain.flatten().view(torch.uint8).numpy().data)
     return f"{plain.dtype} {tuple(plain.shape)} {content.hexdigest()}"
 
 

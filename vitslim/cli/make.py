@@ -109,7 +109,7 @@ def convert(
     recipe = read_recipe(document, setting or [])
     is_said = any(word.startswith("analyze") for word in setting or [])
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
-        recipe = recipe.model_copy(update={"analyze": AnalyzeSection()})
+        recipe = recipe.model_copy(update={"analyze": AnalyzeSection.model_validate({})})
     _walk(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
 
 
