@@ -169,6 +169,39 @@ def test_a_file_out_of_tolerance_fails_the_check(tamper: Any, copied: Path, vits
     assert "NO" in vitslim("verify", copied, "--images", 4).out
 
 
+def test_a_broken_promise_is_said_once_for_all_batches(copied: Path, vitslim: Command) -> None:
+    path = copied / "export" / "model.onnx"
+    model = onnx.load(path)
+    onnx.helper.set_model_props(
+        model, {entry.key: entry.value for entry in model.metadata_props} | {"precision": "bf16"}
+    )
+    onnx.save(model, path)
+    outcome = vitslim("verify", copied, "--images", 4)
+    assert outcome.code == 1
+    assert "model.onnx, batch 1 and batch 3: it says bf16 of itself, exported was fp32" in outcome.error
+    assert outcome.error.count("it says bf16") == 1
+    assert vitslim("verify", copied, "--precision", "fp64").code == 2
+
+
+def test_a_model_of_nan_gets_a_verdict(copied: Path, vitslim: Command) -> None:
+    model = checkpoint.load(copied)
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    checkpoint.save(model, copied, overwrite=True)
+    outcome = vitslim("verify", copied, "--images", 4, "--json")
+    assert outcome.code == 1
+    assert not outcome.document["passed"]
+    assert "the model itself gives NaN or infinity for 4 of 4 images" in outcome.error
+
+
+def test_a_folder_that_cannot_be_written_still_gets_its_verdict(copied: Path, vitslim: Command) -> None:
+    (copied / "export" / "parity.json").unlink(missing_ok=True)
+    (copied / "export" / "parity.json").mkdir()
+    outcome = vitslim("verify", copied, "--images", 4, "--json")
+    assert outcome.code == 0
+    assert any("parity.json cannot be written" in note for note in outcome.document["notes"])
+
+
 def test_a_corrupt_file_is_named(copied: Path, vitslim: Command) -> None:
     (copied / "export" / "model.onnx").write_bytes(b"not a model")
     outcome = vitslim("verify", copied, "--images", 4)
@@ -224,6 +257,16 @@ def test_a_student_is_benchmarked_beside_its_dense_model(copied: Path, vitslim: 
     assert all(set(row) >= ROW for row in found["rows"])
     assert all(row["speedup_vs_dense"] == 1.0 for row in found["rows"] if row["model"] == "dense")
     assert read_json(copied / "bench.json") == found
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(
+    student: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitslim.pipeline.benchmark", None)
+    (tmp_path / "file").write_text("")
+    outcome = vitslim("bench", student, "--out", tmp_path / "file" / "b.json", *QUICK)
+    assert outcome.code == 2
+    assert "b.json cannot be written" in outcome.error
 
 
 def test_the_table_names_machine_and_baseline(student: Path, dense: Path, tmp_path: Path, vitslim: Command) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kills import content_of, killed_at
 from vitslim.errors import CheckpointError
 from vitslim.files import atomic_folder
 
@@ -36,6 +37,22 @@ def test_an_old_folder_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
         (scratch / "new").write_text("new")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("point", range(1, 5))
+def test_a_kill_leaves_the_old_folder_or_the_new_one_at_the_next_start(tmp_path: Path, point: int) -> None:
+    def write(text: str) -> None:
+        with atomic_folder(tmp_path / "folder") as scratch:
+            (scratch / "text").write_text(text)
+
+    write("old")
+    was_killed = killed_at(point, lambda: write("new"), ("rename", "rmdir"))
+    assert was_killed == (point < 5)
+    with pytest.raises(ValueError, match="nothing is written"), atomic_folder(tmp_path / "folder"):
+        raise ValueError("nothing is written")
+    assert content_of(tmp_path) in ({"folder/text": b"old"}, {"folder/text": b"new"})
+    write("next")
+    assert content_of(tmp_path) == {"folder/text": b"next"}
 
 
 def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:

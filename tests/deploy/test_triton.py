@@ -76,6 +76,36 @@ def test_weights_beside_the_file_come_along_under_their_name(saved: Path, tmp_pa
         read_servable(big)
 
 
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "model.onnx"])
+def test_no_foreign_file_is_copied_and_none_over_the_model(name: str, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_text("secret")
+    folder = tmp_path / "given"
+    folder.mkdir()
+    file = onnx.load(saved / "export" / "model.onnx")
+    onnx.save(file, folder / "net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (folder / "w.bin").rename(folder / "model.onnx")
+    lean = onnx.load(folder / "net.onnx", load_external_data=False)
+    for tensor in lean.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = name if entry.key == "location" else entry.value
+    (folder / "net.onnx").write_bytes(lean.SerializeToString())
+    message = "the name that it gets itself" if name == "model.onnx" else "wanted a plain file beside it"
+    with pytest.raises(CheckpointError, match=message):
+        write_model_repository(read_servable(folder / "net.onnx"), tmp_path / "models", name="vit")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "said", [{"labels": "["}, {"labels": "{}"}, {"image_size": "[1"}, {"input": "[]"}, {"image_size": "[" * 10**5}]
+)
+def test_a_file_that_says_nonsense_of_itself_is_refused(said: dict[str, str], saved: Path, tmp_path: Path) -> None:
+    file = onnx.load(saved / "export" / "model.onnx")
+    onnx.helper.set_model_props(file, {entry.key: entry.value for entry in file.metadata_props} | said)
+    onnx.save(file, tmp_path / "m.onnx")
+    with pytest.raises(CheckpointError, match=f"does not say of itself what vitslim writes \\({next(iter(said))}\\)"):
+        read_servable(tmp_path / "m.onnx")
+
+
 def test_a_file_of_one_batch_is_left_to_the_client(saved: Path, tmp_path: Path) -> None:
     from vitslim import checkpoint
 

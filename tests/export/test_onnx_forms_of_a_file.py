@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+from functools import partial
 
 import onnx
 import pytest
@@ -23,7 +24,8 @@ from vitslim.export import (
     slimming,
     verify,
 )
-from vitslim.export.onnx_weights import data_path
+from vitslim.export.onnx_weights import data_path, external_files
+from vitslim.export.record import ExportRecord
 from vitslim.methods import convert
 from vitslim.runtime import OrtRunner
 
@@ -149,19 +151,38 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_weights, "FILE_LIMIT", 10_000)
     model, path, images = tiny(), tmp_path / "m.onnx", images_for(dense("vit_plain"), batch=3)
     record = export_onnx(model, path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data", "m.onnx.json"]
     assert record.data_bytes == data_path(path).stat().st_size > record.size_bytes
     assert (record.data_file, record.optimized) == ("m.onnx.data", False)
     assert "onnxslim was left out" in record.notes[0]
     onnx.checker.check_model(str(path), full_check=True)
     assert verify(model, path, images).passed
     data_path(path).rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"m\.onnx\.data is missing"):
+    with pytest.raises(CheckpointError, match=r"keeps its weights in m\.onnx\.data, which is not beside it"):
         verify(model, path, images)
     (tmp_path / "elsewhere").rename(data_path(path))
     monkeypatch.undo()
     export_onnx(model, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "sub/w.bin", "link.bin", "m.onnx", "..", ""])
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_weights_are_plain_files_beside_the_model_or_refused(tmp_path, name, place):
+    (tmp_path / "secret.bin").write_bytes(bytes(4))
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    for plain in ("sub/w.bin", "m.onnx"):
+        (folder / plain).write_bytes(bytes(4))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    model = onnx.ModelProto()
+    if place == "initializer":
+        tensor = model.graph.initializer.add()
+    else:
+        tensor = model.graph.node.add(op_type="Constant").attribute.add(name="value").t
+    tensor.external_data.add(key="location", value=name)
+    with pytest.raises(CheckpointError, match="wanted a plain file beside it"):
+        external_files(model, folder / "m.onnx")
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -169,7 +190,8 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, monkeypatch, failing):
     monkeypatch.setattr(onnx_weights, "FILE_LIMIT", 10)
     model, path = onnx.ModelProto(), tmp_path / "m.onnx"
     model.graph.initializer.add(name="w", data_type=1, dims=[1024], raw_data=bytes(4096))
-    onnx_weights.write_model(path, model)
+    record = partial(ExportRecord, precision="fp32", opset=20, images="normalized", is_inlined=True, model_sha256="")
+    onnx_weights.write_model(path, model, lambda sha256: record(sha256=sha256))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     calls: list[int] = []
 
@@ -180,7 +202,7 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, monkeypatch, failing):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        onnx_weights.write_model(path, model)
+        onnx_weights.write_model(path, model, lambda sha256: record(sha256=sha256))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

@@ -1,5 +1,6 @@
 """What compares and evaluates exported files: the images it takes, the form in which it gives them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from tests.pipeline.tiny import MODEL
 from vitslim.errors import VitslimError
+from vitslim.files import write_json
 from vitslim.pipeline import export, run, verify
 from vitslim.pipeline.engines import RunnerModule
+from vitslim.pipeline.exporting import known_of
 from vitslim.pipeline.task_images import task_images
 from vitslim.pipeline.verbs import open_any
 from vitslim.recipe import read_recipe
@@ -74,3 +77,14 @@ def test_a_file_for_bytes_is_evaluated_as_a_module_on_normalised_images(student:
         expected = model(images)
     # Bytes round what the images say to 1 of 256; the logits are of unit size.
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"student": "good"}', '{"student": {"top1": "high"}}', "null"])
+def test_a_file_of_metrics_that_is_not_ours_is_left_out(text: str, student: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(student, tmp_path / "copied"))
+    assert known_of(folder / "model.safetensors") == {}
+    (folder / "metrics.json").write_text(text)
+    assert known_of(folder) == {}
+    measured = {"top1": 0.5, "top5": 1.0, "agreement": None, "images": 4}
+    write_json(folder / "metrics.json", {"student": {**measured, "kl": 0.1}})
+    assert known_of(folder) == {"metrics": measured}

@@ -117,6 +117,7 @@ def test_the_whole_road_writes_the_documented_folder(whole: Path) -> None:
         "bench.json",
         "report.html",
         "export/model.onnx",
+        "export/model.onnx.json",
         "export/parity.json",
         *(f"plots/{path.name}" for path in (whole / "plots").iterdir()),
         *(f"train/{name}" for name in ("log.jsonl", "state.safetensors", "result.json")),

@@ -69,7 +69,9 @@ def _open_dense(
     file: Path, base: str, option: Sequence[str] | None, img_size: str | None, model_arg: Sequence[str] | None
 ) -> tuple[Any, dict[str, Any]]:
     if option:
-        raise ConfigError(f"-O {option[0]!r} is for files of a method's authors (--from); dense models take --model-arg")
+        raise ConfigError(
+            f"-O {option[0]!r} is for files of a method's authors (--from); dense models take --model-arg"
+        )
     return options.open_named(base, weights=file, img_size=img_size, model_arg=model_arg), {}
 
 

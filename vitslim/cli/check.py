@@ -9,7 +9,7 @@ import typer
 
 from vitslim.cli import complete, engine, options
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say
-from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from vitslim.report import ComparisonRow, ComparisonSpeed
@@ -112,6 +112,7 @@ def export(
 ) -> None:
     """Write a saved model as an ONNX file with a dynamic batch, or build it into a TensorRT engine."""
     from vitslim import pipeline
+    from vitslim.files import require_writable
     from vitslim.pipeline.exporting import default_artifact
 
     for_engine = {
@@ -145,6 +146,7 @@ def export(
         raise ConfigError(f"{path} exists; pass --overwrite or another --out")
     if to != "onnx":
         raise ConfigError(f"--to {to!r}: wanted onnx or tensorrt")
+    require_writable(path)
     result = pipeline.export(
         str(folder),
         path,
@@ -175,6 +177,14 @@ def verify(
     data: options.DataOption = None,
     images: Annotated[int, typer.Option("--images", help="images compared", min=1)] = 32,
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,3",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            help="fp32, fp16 or bf16: what was promised of a file that has no FILE.json beside it; default fp32",
+            show_default=False,
+        ),
+    ] = None,
     setting: options.DataSetOption = None,
     backend: Annotated[str | None, typer.Option("--backend", help="what runs the files; see eval")] = None,
     json: options.JsonOption = False,
@@ -188,10 +198,22 @@ def verify(
 
     options.require_saved(folder)
     batches = options.numbers(batch, "--batch")
-    wanted = options.images(data, setting)
-    found = pipeline.verify(str(folder), artifact or None, data=wanted, images=images, batches=batches, backend=backend)
+    if precision not in (None, "fp32", "fp16", "bf16"):
+        raise ConfigError(f"--precision {precision!r}: wanted fp32, fp16 or bf16")
+    found = pipeline.verify(
+        str(folder),
+        artifact or None,
+        data=options.images(data, setting),
+        images=images,
+        batches=batches,
+        precision=precision,
+        backend=backend,
+    )
+    try:
+        write_json(folder / "export" / "parity.json", found.model_dump(mode="json"))
+    except CheckpointError as error:  # a folder that is only read; the verdict stands
+        found = found.model_copy(update={"notes": [*found.notes, str(error)]})
     document = found.model_dump(mode="json")
-    write_json(folder / "export" / "parity.json", document)
     if json:
         print_json(document)
     else:

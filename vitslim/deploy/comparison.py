@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.errors import CheckFailedError, ConfigError
-from vitslim.export import Tolerance, tolerance_for
+from vitslim.export import TOLERANCES
+from vitslim.export.distance import distance
 from vitslim.runtime import Precision, working_copy
 from vitslim.shapes import Result
+from vitslim.trunk import is_converted, trunk_of
 
 
 class Comparison(Result):
@@ -34,7 +36,7 @@ def compared(
         model: stays as it is; a copy runs on the CPU in float32.
         forward: the file, loaded back.
         images: normalised as the model expects.
-        precision: of the file; ``tolerance_for`` has its limits.
+        precision: of the file; ``TOLERANCES`` has its limits.
 
     Raises:
         ConfigError: fewer images than the largest batch.
@@ -43,31 +45,27 @@ def compared(
     if len(images) < max(batches):
         raise ConfigError(f"{len(images)} images were given for a batch of {max(batches)}")
     reference = working_copy(model).cpu().float()
-    limits = tolerance_for(model, precision)
+    chooses = is_converted(model) and trunk_of(model).chooses
     found: list[Comparison] = []
     with torch.no_grad():
         for batch in batches:
             given = images[:batch].float().cpu()
-            found.append(_compare(reference(given), forward(given).float().cpu(), precision, limits))
+            found.append(_compare(reference(given), forward(given).float().cpu(), precision, chooses))
     return found
 
 
-def _compare(expected: Tensor, given: Tensor, precision: Precision, limits: Tolerance) -> Comparison:
+def _compare(expected: Tensor, given: Tensor, precision: Precision, chooses: bool) -> Comparison:
     batch = len(expected)
     if given.shape != expected.shape:
         raise CheckFailedError(f"batch {batch}: the file gives {tuple(given.shape)}, the model {tuple(expected.shape)}")
-    scale = float(expected.abs().max())
-    cosine = float(torch.cosine_similarity(expected.double(), given.double(), dim=1).min())
-    check = Comparison(
-        batch=batch,
-        max_abs=float((given - expected).abs().max()),
-        cosine=cosine,
-        tolerance=limits.relative * scale,
-    )
-    # Written so that NaN fails.
-    if not check.max_abs <= check.tolerance:
+    limits = TOLERANCES[precision]
+    off = distance(expected, given, limits, classes=False, chooses=chooses)
+    check = Comparison(batch=batch, max_abs=off.max_abs, cosine=off.cosine, tolerance=limits.relative * off.scale)
+    if off.not_finite or off.reference_not_finite:
+        raise CheckFailedError(f"batch {batch}: the file or its model gives NaN or infinity")
+    if check.max_abs > check.tolerance and not off.is_flipped_choice:
         raise CheckFailedError(
             f"batch {batch}: the file differs from the model by {check.max_abs:.3g}, more than {check.tolerance:.3g} "
-            f"({limits.relative:g} of the outputs' scale {scale:.3g} in {precision})"
+            f"({limits.relative:g} of the outputs' scale {off.scale:.3g} in {precision})"
         )
     return check

@@ -4,7 +4,7 @@ from vitslim.export.onnx_export import OPSETS, check_export, export_onnx
 from vitslim.export.onnx_types import broken_promises, operator_types, require_precision
 from vitslim.export.parity import require_parity, verify
 from vitslim.export.result import OnnxExport, ParityCheck, ParityReport, Tolerance
-from vitslim.export.tolerances import TOLERANCES, tolerance_for
+from vitslim.export.tolerances import TOLERANCES
 
 __all__ = [
     "OPSETS",
@@ -19,6 +19,5 @@ __all__ = [
     "operator_types",
     "require_parity",
     "require_precision",
-    "tolerance_for",
     "verify",
 ]

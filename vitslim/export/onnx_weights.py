@@ -80,7 +80,8 @@ def external_files(model: Any, path: Path) -> list[Path]:
     names = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
     for name in sorted(names):
         file = path.parent / name
-        if Path(name).name != name or file.is_symlink() or name in (path.name, export_record_path(path).name):
+        is_plain = Path(name).name == name and not file.is_symlink() and (file.is_file() or not file.exists())
+        if not is_plain or name in (path.name, export_record_path(path).name):
             raise CheckpointError(
                 f"{path.name} names {name!r} as the file of its weights; wanted a plain file beside it, with a name of "
                 "its own. Do not use this file, or export the model again"

@@ -9,13 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.export.distance import Distance, distance
 from vitslim.export.forms import ROUNDED, forms_of, metadata_of
 from vitslim.export.free_sizes import any_size, probe_sizes
 from vitslim.export.onnx_input import as_given_to, form_of
+from vitslim.export.promise import Promise, promise_of
 from vitslim.export.result import ParityCheck, ParityReport, Tolerance
-from vitslim.export.tolerances import tolerance_for
+from vitslim.export.tolerances import TOLERANCES
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner, TorchRunner
+from vitslim.trunk import is_converted, trunk_of
 
 
 def verify(
@@ -24,6 +27,7 @@ def verify(
     images: Float[Tensor, "n c h w"],
     *,
     batches: Sequence[int] = (1, 3),
+    precision: Precision | None = None,
     tolerance: Tolerance | None = None,
     backend: str | None = None,
 ) -> ParityReport:
@@ -38,27 +42,31 @@ def verify(
         artifact_path: the exported file.
         images: normalised as the model expects; real ones say more than noise. Few are repeated to fill a batch.
         batches: images per call; a file with a fixed batch is checked at that one.
-        tolerance: ``None`` for the one that ``tolerance_for`` gives model and precision, with its reason.
+        precision: that was promised of an ONNX file without a record beside it; ``None`` for fp32. What such a file
+            says of itself counts for nothing.
+        tolerance: ``None`` for that of ``TOLERANCES`` for the precision that was promised, with its reason.
         backend: one of ``vitslim.runtime.BACKENDS`` that reads the file; ``None`` for ONNX Runtime on the CPU, and for
             engines their own.
 
     Raises:
-        ConfigError: no image was given.
+        ConfigError: no image was given, or another precision than the record has.
         CheckpointError: the file is missing or cannot be run.
     """
     if len(images) == 0:
         raise ConfigError("verify needs at least one image; pass some")
+    promise = promise_of(Path(artifact_path), precision, model)
     checks: list[ParityCheck] = []
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = dict.fromkeys(promise.notes)
     for form, opened in forms_of(artifact_path, backend):
         with opened as runner:
             notes |= dict.fromkeys(_notes(form, runner, batches))
             taking, sizes = _sizes(model, runner, images)
             with TorchRunner(taking, device="cpu") as reference:
                 for sized in sizes:
-                    checks += _checks(reference, runner, form, sized, batches, tolerance, model)
+                    checks += _checks(reference, runner, form, sized, batches, promise, tolerance, model)
     artifact = Path(artifact_path).name
     checks = [check.model_copy(update={"artifact": artifact}) for check in checks]
+    notes |= dict.fromkeys(_flip_note(check) for check in checks if check.is_flipped_choice)
     return ParityReport(
         artifact=artifact, passed=all(check.passed for check in checks), checks=checks, notes=list(notes)
     )
@@ -80,17 +88,26 @@ def _checks(
     form: str,
     images: Tensor,
     batches: Sequence[int],
+    promise: Promise,
     tolerance: Tolerance | None,
     model: nn.Module,
 ) -> list[ParityCheck]:
     given, images = as_given_to(form_of(metadata_of(runner)), images, preprocessing(model))
     expected = _in_batches(reference, images, 8)
-    limits = tolerance or tolerance_for(model, runner.precision)
-    classes = reference.outputs[0].name == "logits"
+    kept = promise.precision or runner.precision
+    about = _About(
+        form=form,
+        backend=runner.backend,
+        precision=kept,
+        image_size=(images.shape[2], images.shape[3]),
+        limits=tolerance or TOLERANCES[kept],
+        classes=reference.outputs[0].name == "logits",
+        chooses=is_converted(model) and trunk_of(model).chooses,
+        broken=promise.broken,
+    )
     fixed = runner.inputs[0].batch
-    about = _About(form, runner.backend, runner.precision, (images.shape[2], images.shape[3]))
     return [
-        _compare(about, size, expected, _in_batches(runner, given, size), limits, classes)
+        _compare(about, size, expected, _in_batches(runner, given, size))
         for size in ([fixed] if fixed else dict.fromkeys(batches))
     ]
 
@@ -114,6 +131,15 @@ def _notes(form: str, runner: Runner, batches: Sequence[int]) -> list[str]:
     return notes
 
 
+def _flip_note(check: ParityCheck) -> str:
+    exceed = "image exceeds" if check.images == 1 else "images exceeds" if check.exceeding == 1 else "images exceed"
+    same = "" if check.top1_agreement is None else f"top-1 {100 * check.top1_agreement:.0f} %, "
+    return (
+        f"{check.artifact}: {check.exceeding} of {check.images} {exceed}; probably a flipped choice; "
+        f"{same}cosine {check.cosine:.6f}"
+    )
+
+
 def _in_batches(runner: Runner, images: Tensor, size: int) -> Tensor:
     """Outputs for all ``images``; the last batch is filled up with the first images, whose copies are dropped."""
     count = len(images)
@@ -123,26 +149,25 @@ def _in_batches(runner: Runner, images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _About:
-    """What one comparison is about."""
+    """What one comparison is about, and what it is held to."""
 
     form: str
     backend: str
     precision: Precision
     image_size: tuple[int, int]
+    limits: Tolerance
+    classes: bool
+    chooses: bool
+    broken: tuple[str, ...] = ()
 
 
-def _compare(
-    about: _About, batch: int, expected: Tensor, given: Tensor, limits: Tolerance, classes: bool
-) -> ParityCheck:
+def _compare(about: _About, batch: int, expected: Tensor, given: Tensor) -> ParityCheck:
     if given.shape != expected.shape:
         raise CheckFailedError(
             f"the file gives {tuple(given.shape)} at batch {batch}, the model {tuple(expected.shape)}; "
             "was the file made from this model?"
         )
-    finite = given.isfinite()
-    difference = (given - expected)[finite].abs()
-    scale = float(expected.abs().max())
-    changed, ties = _changed_classes(expected, given, limits.tie * scale) if classes else (0, 0)
+    found = distance(expected, given, about.limits, classes=about.classes, chooses=about.chooses)
     check = ParityCheck(
         artifact="",
         form=about.form,
@@ -151,36 +176,28 @@ def _compare(
         batch=batch,
         image_size=about.image_size,
         images=len(expected),
-        max_abs=float(difference.max()) if len(difference) else 0.0,
-        mean_abs=float(difference.mean()) if len(difference) else 0.0,
-        cosine=_cosine(expected, given),
-        top1_agreement=1 - changed / len(expected) if classes else None,
-        ties=ties,
-        not_finite=int((~finite).sum()),
-        scale=scale,
-        tolerance=limits.relative * scale,
-        limits=limits,
+        max_abs=found.max_abs,
+        mean_abs=found.mean_abs,
+        cosine=found.cosine,
+        top1_agreement=1 - found.changed / len(expected) if about.classes else None,
+        ties=found.ties,
+        not_finite=found.not_finite,
+        exceeding=found.exceeding,
+        is_flipped_choice=found.is_flipped_choice,
+        scale=found.scale,
+        tolerance=about.limits.relative * found.scale,
+        limits=about.limits,
         passed=False,
         failures=[],
     )
-    failures = _failures(check)
+    failures = [*about.broken, *_reference_failures(found, len(expected)), *_failures(check)]
     return check.model_copy(update={"passed": not failures, "failures": failures})
 
 
-def _cosine(expected: Tensor, given: Tensor) -> float:
-    # Two rows of zeros are alike; torch calls their cosine 0.
-    both_zero = (expected == 0).all(dim=1) & (given == 0).all(dim=1)
-    cosine = torch.cosine_similarity(expected.double(), given.double().nan_to_num(), dim=1)
-    return float(torch.where(both_zero, 1.0, cosine).min())
-
-
-def _changed_classes(expected: Tensor, given: Tensor, tie: float) -> tuple[int, int]:
-    """How many images changed their best class, and how many of these were closer than ``tie`` before."""
-    changed = expected.argmax(dim=1) != given.argmax(dim=1)
-    if expected.shape[1] < 2:
-        return 0, 0
-    best, second = expected.topk(2, dim=1).values.unbind(dim=1)
-    return int(changed.sum()), int((changed & (best - second < tie)).sum())
+def _reference_failures(found: Distance, images: int) -> list[str]:
+    if not found.reference_not_finite:
+        return []
+    return [f"the model itself gives NaN or infinity for {found.reference_not_finite} of {images} images"]
 
 
 def _failures(check: ParityCheck) -> list[str]:
@@ -188,12 +205,13 @@ def _failures(check: ParityCheck) -> list[str]:
     failures: list[str] = []
     if check.not_finite:
         failures.append(f"{check.not_finite} outputs are NaN or infinite")
-    if check.max_abs > check.tolerance:
+    if check.max_abs > check.tolerance and not check.is_flipped_choice:
         failures.append(
             f"largest difference {check.max_abs:.3g} exceeds {check.tolerance:.3g} "
-            f"({limits.relative:g} of the outputs' scale {check.scale:.3g})"
+            f"({limits.relative:g} of the outputs' scale {check.scale:.3g}); "
+            f"{check.exceeding} of {check.images} images are outside"
         )
-    if check.cosine < limits.cosine:
+    if check.cosine < limits.cosine and not check.is_flipped_choice:
         failures.append(f"cosine {check.cosine:.6f} is below {limits.cosine}")
     changed = 0 if check.top1_agreement is None else round((1 - check.top1_agreement) * check.images)
     if changed - check.ties > (1 - limits.top1_agreement) * check.images:

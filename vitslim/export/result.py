@@ -68,6 +68,9 @@ class ParityCheck(Result):
     ``tolerance`` bounds ``max_abs`` and is ``limits.relative`` times ``scale``, the largest magnitude among the
     reference outputs. ``cosine`` is the least over the images. ``top1_agreement`` counts
     all images and is ``None`` for features; ``ties`` are the changed ones that ``limits.tie`` excuses.
+
+    ``precision`` is the one that was promised. ``exceeding`` counts the images outside of ``limits``; where
+    ``is_flipped_choice``, they are few and such as a token or key that was chosen otherwise leaves them, and pass.
     """
 
     artifact: str
@@ -83,6 +86,8 @@ class ParityCheck(Result):
     top1_agreement: float | None
     ties: int
     not_finite: int
+    exceeding: int
+    is_flipped_choice: bool
     scale: float
     tolerance: float
     limits: Tolerance

@@ -18,6 +18,7 @@ from vitslim.export import verify as verify_artifact
 from vitslim.files import read_json
 from vitslim.pipeline.task_images import task_images
 from vitslim.pipeline.verbs import DataLike, ModelLike, open_any
+from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne, Result
 
 if TYPE_CHECKING:
@@ -130,8 +131,13 @@ class Verification(Result):
     notes: list[str]
 
     def failures(self) -> list[str]:
-        """One sentence per broken promise."""
-        return [f"{check.artifact}, batch {check.batch}: {one}" for check in self.checks for one in check.failures]
+        """One sentence per broken promise, however many batches and forms break it in the same way."""
+        where: dict[tuple[str, str], list[str]] = {}
+        for check in self.checks:
+            form = "" if check.form == "as written" else f" ({check.form})"
+            for failure in check.failures:
+                where.setdefault((check.artifact, failure), []).append(f"batch {check.batch}{form}")
+        return [f"{file}, {' and '.join(dict.fromkeys(places))}: {one}" for (file, one), places in where.items()]
 
 
 @checked
@@ -142,6 +148,7 @@ def verify(
     data: DataLike | None = None,
     images: AtLeastOne = 32,
     batches: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (1, 3),
+    precision: Precision | None = None,
     backend: str | None = None,
 ) -> Verification:
     """Compare exported artefacts with the model on images of its task, at several batch sizes.
@@ -152,27 +159,36 @@ def verify(
     Where no artefacts are named these are all in ``export/`` that the backend reads; engines among them only where
     there is a GPU, which a note says.
 
+    A file is held to the precision that the record beside it promises; one without a record to ``precision``, or fp32.
+
     Raises:
         ConfigError: nothing was exported yet.
     """
     live = open_any(model)
     paths = _artifacts(model, artifacts, backend)
     sample = task_images(model, live, data, max(images, *batches))
-    found = compare(live, paths, sample.images, batches, backend)
+    found = compare(live, paths, sample.images, batches, backend, precision)
     skipped = [] if artifacts is not None else _skipped_engines(model, backend)
     compared = f"compared on {len(sample.images)} {sample.origin}"
     return found.model_copy(update={"notes": [compared, *found.notes, *skipped]})
 
 
 def compare(
-    live: nn.Module, paths: Iterable[Path], images: Tensor, batches: Sequence[int], backend: str | None = None
+    live: nn.Module,
+    paths: Iterable[Path],
+    images: Tensor,
+    batches: Sequence[int],
+    backend: str | None = None,
+    precision: Precision | None = None,
 ) -> Verification:
     """``verify`` for a model and images that are at hand."""
-    reports = [verify_artifact(live, path, images, batches=batches, backend=backend) for path in paths]
+    reports = [
+        verify_artifact(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths
+    ]
     return Verification(
         passed=all(report.passed for report in reports),
         checks=[check for report in reports for check in report.checks],
-        notes=[note for report in reports for note in report.notes],
+        notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
     )
 
 

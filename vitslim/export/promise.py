@@ -1,0 +1,60 @@
+"""What a file is held to: what was promised when it was exported, not what it says of itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from vitslim.errors import ConfigError
+from vitslim.export.forms import precision_in, read_header
+from vitslim.export.record import export_record_path, model_sha256, read_export_record
+from vitslim.runtime import Precision
+from vitslim.runtime.engine import file_sha256
+
+_STRICTEST_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The precision that a file is held to, ``None`` for that of its engine's record; and what is broken already."""
+
+    precision: Precision | None
+    broken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def promise_of(file: Path, asked: Precision | None, model: nn.Module) -> Promise:
+    """What was promised of a file: by the record beside it, else by who asks, else fp32.
+
+    Where the weights in the graph are of a finer precision, that one.
+
+    Raises:
+        ConfigError: another precision is asked for than the record has.
+        CheckpointError: the file or its record is missing or damaged.
+    """
+    if file.suffix != ".onnx":
+        return Promise(None)
+    header = read_header(file)
+    told = next((entry.value for entry in header.metadata_props if entry.key == "precision"), None)
+    record, place = read_export_record(file), export_record_path(file).name
+    if record is None:
+        precision = _stricter(asked or "fp32", precision_in(header))
+        if asked is not None or told in (None, "fp32"):
+            return Promise(precision)
+        hint = f"{file.name} calls itself {told}; no {place} beside it says what was promised, so it is held to fp32"
+        return Promise(precision, notes=(f"{hint} (--precision {told} holds it to that)",))
+    if asked not in (None, record.precision):
+        raise ConfigError(
+            f"{file.name} was exported as {record.precision} ({place}); --precision {asked} contradicts it"
+        )
+    broken = () if told in (None, record.precision) else (f"it says {told} of itself, exported was {record.precision}",)
+    notes: list[str] = []
+    if record.sha256 != file_sha256(file):
+        notes.append(f"{file.name} was changed after it was exported")
+    if record.model_sha256 != model_sha256(model):
+        notes.append(f"{file.name} was exported from other weights than the model has now; export it again")
+    return Promise(_stricter(record.precision, precision_in(header)), broken, tuple(notes))
+
+
+def _stricter(first: Precision, second: Precision) -> Precision:
+    return min(first, second, key=_STRICTEST_FIRST.index)
