@@ -111,6 +111,7 @@ def test_the_whole_road_writes_the_documented_folder(whole: Path) -> None:
         "stages.json",
         "analysis.json",
         "plan.json",
+        "cost.json",
         "metrics.json",
         "env.json",
         "bench.json",
