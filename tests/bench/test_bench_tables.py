@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from inline_snapshot import snapshot
 
@@ -59,12 +61,11 @@ skipat  ort      fp32       8        98.8     109   81.0     1.25x       1.15–
 def test_verdicts_ratios_across_backends_and_other_sizes_have_columns_where_there_are_any():
     torch = ROWS[0].model_copy(update={"backend": "torch", "speedup_vs_dense_torch": 1.0})
     changes = {"verdict": "too noisy", "speedup_vs_dense_torch": 1.8, "other_image_size": True, "image_size": (32, 64)}
-    table = text_table([torch, ROWS[1].model_copy(update=changes)])
-    assert table == snapshot("""\
-model   backend  precision  batch       px  p50 ms  p90 ms  img/s  speed-up  spread p10–p90    verdict  vs dense torch  params M   GMAC
-dense   torch    fp32       8      224x224     123     136   64.8     1.00x       0.90–1.10   baseline           1.00x     22.05  4.599
-skipat  ort      fp32       8       32x64*    98.8     109   81.0     1.25x       1.15–1.35  too noisy           1.80x     22.05  4.599\
-""")
+    changed = ROWS[1].model_copy(update=changes)
+    header, first, second = (re.split(r"  +", line) for line in text_table([torch, changed]).splitlines())
+    columns = [header.index(name) for name in ("px", "verdict", "vs dense torch")]
+    assert [first[column] for column in columns] == ["224x224", "baseline", "1.00x"]
+    assert [second[column] for column in columns] == ["32x64*", "too noisy", "1.80x"]
 
 
 def test_the_share_of_the_mac_ratio_is_shown_beside_a_baseline():

@@ -1,14 +1,20 @@
 """The page of a folder is rendered again from its JSON, whatever wrote it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.report.conftest import bench_row, documents, write_documents
+from tests.report.test_report_page import words
 from tests.report.test_suite_report import ACCURACY, REPORT
+from vitslim.bench import count_macs
+from vitslim.checkpoint import load
 from vitslim.errors import CheckpointError
-from vitslim.files import write_json
+from vitslim.files import read_json, write_json
 from vitslim.pipeline.rendering import render_again
+from vitslim.pipeline.verbs import dense_twin
+from vitslim.report.numbers import amount
 
 
 def test_the_page_of_a_benchmark_is_rendered_again(tmp_path: Path) -> None:
@@ -29,6 +35,32 @@ def test_the_page_of_a_demo_is_its_comparison_again(tmp_path: Path) -> None:
     assert "All models in one table" in text
     assert "A quick run." in text
     assert text.count("1.30× faster") > 0
+
+
+def test_a_folder_of_students_is_compared(finished: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished, tmp_path / name)
+    page = render_again(tmp_path)
+    assert page == tmp_path / "compare.html"
+    assert "builtin: 2 students" in page.read_text()
+    assert render_again(tmp_path / "one") == tmp_path / "one" / "report.html"
+
+
+def test_the_page_of_a_run_holds_what_every_stage_left(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    text = words(render_again(out).read_text())
+    cost = read_json(out / "cost.json")
+    assert cost["params"] == read_json(out / "config.json")["parameters"]
+    assert (cost["macs"], cost["dense_macs"]) == (count_macs(load(out)), count_macs(dense_twin(load(out))))
+    assert f"Parameters {amount(cost['params'])} ".replace("\u202f", " ") in text
+    for phrase in (
+        "builtin → skipat",
+        "Layer-local imitation error on the same batches",
+        "Warm start, layer by layer: settings and result.",
+        "Distillation: settings and result.",
+        "vitslim run recipe.yaml --out run",
+    ):
+        assert phrase in text, phrase
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_the_whole_road_writes_the_documented_folder(whole: Path) -> None:
         "analysis.json",
         "plan.json",
         "choices.json",
+        "cost.json",
         "metrics.json",
         "env.json",
         "bench.json",

@@ -158,6 +158,21 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
     assert accuracy_speed_scatter(models, "five models").count("<circle") == 5
 
 
+def test_names_in_a_scatter_lie_apart_and_inside_it() -> None:
+    names = ("dense", "skipat-identity-evo-vit", "evo-vit", "skipat")
+    models = [Point(name, 1.0 + 0.02 * place, 0.9, 31.4) for place, name in enumerate(names)]
+    drawing = accuracy_speed_scatter(models, "four models at one height")
+    pattern = r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)" class="label haloed">([^<]*)</text>'
+    spans: list[tuple[float, float, float]] = []
+    for x, y, anchor, text in re.findall(pattern, drawing):
+        length = 7.4 * len(text)
+        start = float(x) - (length if anchor == "end" else 0)
+        assert 0 <= start < start + length <= 480
+        assert not any(abs(float(y) - other) < 14 and a < start + length and start < b for other, a, b in spans)
+        spans.append((float(y), start, start + length))
+    assert len(spans) == 4
+
+
 def test_text_is_escaped_and_markup_is_not() -> None:
     assert element("p", "a < b", Markup("<br>"), title='"') == '<p title="&quot;">a &lt; b<br></p>'
     assert element("meta", charset="utf-8") == '<meta charset="utf-8">'

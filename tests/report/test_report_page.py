@@ -260,6 +260,9 @@ def test_what_was_recommended_and_what_was_used_is_one_sentence(folder: Path, pa
     parts["choices.json"][0] |= {"used": [2, 3], "reason": ""}
     (folder / "choices.json").write_text(json.dumps(parts["choices.json"]))
     assert "skipat.layers: used blocks 2–3 as recommended." in words(render_report(read_parts(folder)))
+    parts["choices.json"][0] |= {"recommended": None, "reason": "the paper's"}
+    (folder / "choices.json").write_text(json.dumps(parts["choices.json"]))
+    assert "skipat.layers: used blocks 2–3: the paper's." in words(render_report(read_parts(folder)))
 
 
 def test_a_student_that_shares_weights_is_not_called_unchanged(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def verdict(speedup: float, spread: tuple[float, float] | None = None, *, crowde
         spread: the ratio's 10th and 90th percentile over the rounds.
         crowded: whether other work kept the cores busy; see ``is_crowded``.
     """
-    undecided = spread is not None and spread[0] <= 1 <= spread[1]
-    if undecided and spread[1] - spread[0] > (NOISY_SPREAD_UNDER_LOAD if crowded else NOISY_SPREAD):
+    low, high = spread or (speedup, speedup)
+    undecided = spread is not None and low <= 1 <= high
+    if undecided and high - low > (NOISY_SPREAD_UNDER_LOAD if crowded else NOISY_SPREAD):
         return "too noisy"
     if undecided or abs(speedup - 1) < EVEN_BAND:
         return "even"

@@ -70,7 +70,7 @@ def _open_dense(
 ) -> tuple[Any, dict[str, Any]]:
     if option:
         raise ConfigError(
-            f"-O {option[0]!r} is for files of a method's authors (--from); dense models take --model-arg"
+            f"-O {option[0]!r} goes with --from, for files of a method's authors; a dense model takes --model-arg"
         )
     return options.open_named(base, weights=file, img_size=img_size, model_arg=model_arg), {}
 

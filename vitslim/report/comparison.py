@@ -182,7 +182,11 @@ def _dense_entries(students: Sequence[_Student], base: str) -> list[ComparisonEn
     macs = _timed(rows, "macs") or (cost.dense_macs if cost else None)
     note = "The pretrained model that the students imitate."
     entries: list[ComparisonEntry] = []
-    if (teacher or rows) and not (bench and bench.dense_name in taken):
+    # Where the teacher was not evaluated its timings alone say nothing that a dense folder does not.
+    has_stand_in = bool(bench and bench.dense_name in taken) or (
+        teacher is None and any(one.is_dense for one in of_base)
+    )
+    if (teacher or rows) and not has_stand_in:
         entries.append(ComparisonEntry(TEACHER + known, teacher, rows, note, is_dense=True, parameters=size, macs=macs))
     if control and CONTROL not in taken:
         own = _as_baseline(bench.rows_of(CONTROL) if bench else [])

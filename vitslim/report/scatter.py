@@ -67,31 +67,41 @@ def _dot(point: Point, x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def _labels(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Markup]:
-    """Names beside the points, moved down where two would overlap, then tied to their point by a thin line."""
+    """Names beside the points, moved where two would overlap, then tied to their point by a thin line."""
     # A dot counts as a thin piece of text at its height, so that no name is written over it.
-    dots = [(x_axis.position(point.speedup), y_axis.position(100 * point.top1)) for point in points]
-    placed = [(y + 4, x - 6, x + 6) for x, y in dots]
+    placed = [
+        (y_axis.position(100 * point.top1) + 4, x - 6, x + 6)
+        for point in points
+        for x in [x_axis.position(point.speedup)]
+    ]
     pieces: list[Markup] = []
     for point in sorted(points, key=lambda one: -one.top1):
         x, y = x_axis.position(point.speedup), y_axis.position(100 * point.top1)
         text = f"{point.name}, {point.latency_ms:.2f} ms"
         length = CHARACTER_WIDTH * len(text)
-        to_left = x + 10 + length > x_axis.end + 10
-        left = x - 10 - length if to_left else x + 10
-        label_y = _free_height(y + 4, left, left + length, placed)
+        sides = [start for start in (x + 10, x - 10 - length) if start >= 2 and start + length <= x_axis.end + 10]
+        left, label_y = _free_place(y + 4, length, sides or [2.0], placed, y_axis)
         placed.append((label_y, left, left + length))
-        anchor = {"x": x - 10, "text_anchor": "end"} if to_left else {"x": x + 10, "text_anchor": "start"}
-        if label_y > y + 5:
-            tie = x - 8 if to_left else x + 8
-            pieces.append(element("line", x1=x, y1=y, x2=tie, y2=label_y - 4, class_="leader"))
-        pieces.append(element("text", text, y=label_y, class_="label haloed", **anchor))
+        to_left = left < x
+        edge = left + length if to_left else left
+        if abs(label_y - y - 4) > 1:
+            pieces.append(element("line", x1=x, y1=y, x2=edge, y2=label_y - 4, class_="leader"))
+        anchor = "end" if to_left else "start"
+        pieces.append(element("text", text, x=edge, y=label_y, text_anchor=anchor, class_="label haloed"))
     return pieces
 
 
-def _free_height(wanted: float, left: float, right: float, placed: Sequence[tuple[float, float, float]]) -> float:
-    """The first height from ``wanted`` downwards at which nothing stands between ``left`` and ``right``."""
-    height = wanted
-    for y, other_left, other_right in sorted(placed):
-        if other_left < right and left < other_right and abs(height - y) < LABEL_HEIGHT:
-            height = y + LABEL_HEIGHT
-    return height
+def _free_place(
+    wanted: float, length: float, sides: Sequence[float], placed: Sequence[tuple[float, float, float]], y_axis: Axis
+) -> tuple[float, float]:
+    """The place of a label nearest to a height, on either side of its point, at which nothing stands yet."""
+    steps = range(2 * round(abs(y_axis.start - y_axis.end) / LABEL_HEIGHT))
+    offsets = [(step + 1) // 2 * LABEL_HEIGHT * (1 if step % 2 else -1) for step in steps]
+    heights = [wanted + offset for offset in offsets if y_axis.end < wanted + offset < y_axis.start or not offset]
+    free = (
+        (left, height)
+        for height in heights
+        for left in sides
+        if not any(start < left + length and left < end and abs(height - y) < LABEL_HEIGHT for y, start, end in placed)
+    )
+    return next(free, (sides[0], wanted))

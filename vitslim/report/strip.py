@@ -76,7 +76,7 @@ def _strip(plan: Sequence[PlanStep], per_row: int, shown: str) -> Markup:
 
 def plan_key(plan: Sequence[PlanStep]) -> Markup:
     """What the colours and lines of the strip mean; only what occurs in this plan."""
-    kinds = list(dict.fromkeys(step.attention for step in plan))
+    kinds: list[Attention] = list(dict.fromkeys([step.attention for step in plan]))
     entries = [element("li", element("i", class_=f"spot step-{kind}"), KIND_WORDS[kind]) for kind in kinds]
     if any(step.drops_tokens for step in plan):
         entries.append(element("li", element("i", class_="spot tokens"), "share of the tokens that take part"))

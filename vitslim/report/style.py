@@ -112,7 +112,7 @@ svg .whisker { stroke: var(--ink); stroke-width: 1.2; }
 svg .slower-side { fill: var(--faint); }
 svg .front { fill: none; stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 4 4; }
 svg .haloed { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
-svg .leader { stroke: var(--rule); stroke-width: 1; }
+svg .leader { stroke: var(--soft); stroke-width: .8; }
 svg .point { fill: var(--first); stroke: var(--paper); stroke-width: 1.5; }
 svg .point-dense { fill: var(--ink); stroke: var(--paper); stroke-width: 1.5; }
 .step-dense { fill: var(--dense); stroke: var(--dense-edge); background: var(--dense);

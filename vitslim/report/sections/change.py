@@ -31,12 +31,12 @@ def change(parts: ReportParts) -> Markup:
 def choice_sentence(choice: Choice) -> Markup:
     """What the analysis recommended beside what was used."""
     reason = f": {choice.reason.rstrip('.')}" if choice.reason else ""
-    same = choice.recommended == choice.used
-    words = (
-        f"used {_value(choice.used)} as recommended{reason}."
-        if same
-        else f"recommended {_value(choice.recommended)}, used {_value(choice.used)}{reason}."
-    )
+    if choice.recommended is None:
+        words = f"used {_value(choice.used)}{reason}."
+    elif choice.recommended == choice.used:
+        words = f"used {_value(choice.used)} as recommended{reason}."
+    else:
+        words = f"recommended {_value(choice.recommended)}, used {_value(choice.used)}{reason}."
     return join([element("strong", f"{choice.method}.{choice.option}: "), words])
 
 
