@@ -48,10 +48,11 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"vitslim {installed_version('vitslim')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
