@@ -7,20 +7,45 @@ from pathlib import Path
 
 import pytest
 
+import vitslim as package
 from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
+from vitslim.cli import look
 from vitslim.methods import METHODS
 from vitslim.models import ALIASES
 
 # --- list -----------------------------------------------------------------------------------------------------------
 
 
-def test_methods_are_listed_with_their_options(vitslim: Command) -> None:
+def test_methods_are_listed_with_what_they_do(vitslim: Command) -> None:
     rows = vitslim("list", "--json").document
     assert [row["name"] for row in rows] == list(METHODS)
-    assert "expansion" in rows[0]["options"]
+    assert rows[0]["summary"] == "reuse the attention output of an earlier block through a small skip function"
     table = vitslim("list").out
-    assert all(name in table for name in METHODS)
+    assert all(row["name"] in table and row["source"].split(",")[0] in table for row in rows)
+
+
+def test_the_options_of_one_method_are_listed_with_type_default_meaning_and_example(vitslim: Command) -> None:
+    outcome = vitslim("list", "methods", "skipat")
+    lines = [line.strip() for line in outcome.out.splitlines()]
+    assert "expansion    number, above 0 to 8; default 2; for example 0.5" in lines
+    assert "Hidden width of Φ over the embedding width; 2 is the paper's, 0.5 or 0.25 the narrow form." in lines
+    assert lines[-1] == "example: vitslim convert deit_small --method skipat -O layers=3-8 --out out"
+    found = vitslim("list", "methods", "sret", "--json").document
+    assert {row["name"]: row["default"] for row in found["options"]}["slices"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["methods", "skipatt"], "unknown method 'skipatt'; did you mean 'skipat'?"),
+        (["models", "skipat"], "list models takes no name, given 'skipat'; `vitslim list methods NAME` does"),
+        (["method"], "list 'method' is not known; did you mean 'methods'?"),
+    ],
+)
+def test_a_misspelt_list_names_the_nearest(words: list[str], message: str, vitslim: Command) -> None:
+    outcome = vitslim("list", *words)
+    assert (outcome.code, outcome.error) == (2, message)
 
 
 def test_aliases_are_listed_with_what_they_stand_for(vitslim: Command) -> None:
@@ -187,3 +212,10 @@ def test_the_doctor_names_versions_devices_and_what_is_missing(
     needs = found["purposes"]["ONNX export and verify"]
     assert needs == {"ready": False, "missing": ["onnx"], "install": "pip install 'vitslim[onnx]'"}
     assert "pip install 'vitslim[onnx]'" in vitslim("doctor").out
+
+
+def test_the_doctor_asks_only_for_what_vitslim_imports(vitslim: Command) -> None:
+    sources = "\n".join(path.read_text() for path in Path(package.__file__).parent.rglob("*.py"))
+    for _, modules in look._OPTIONAL.values():
+        for name in modules:
+            assert re.search(rf"(import|from) {name}\b|import_module\(\"{name}\"|[\"']{name}[.\"']", sources), name

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["convertt"], "No such command 'convertt'"),
+        (["covert"], "No such command 'covert'. Did you mean 'convert'? (see `vitslim --help`)"),
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
         (["convert", "builtin", "--out", "x"], "Missing option '--method'"),
         (["convert", "builtin", "--metod", "skipat"], "No such option: --metod"),
@@ -112,10 +113,27 @@ def test_a_full_disk_is_one_line(student: Path, tmp_path: Path, vitslim: Command
 
 def test_the_real_command_answers_with_its_exit_code() -> None:
     command = Path(sys.executable).parent / "vitslim"
-    found = subprocess.run([command, "list", "models?"], capture_output=True, text=True, check=False)
+    found = subprocess.run([command, "list", "colours"], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stdout == ""
-    assert found.stderr == "error: list 'models?' is not known; wanted models, methods, aliases or pairs\n"
+    assert found.stderr == "error: list 'colours' is not known; wanted models, methods, aliases or pairs\n"
+
+
+def test_a_reader_that_leaves_early_is_no_fault() -> None:
+    found = subprocess.Popen(
+        [sys.executable, "-m", "vitslim", "list", "aliases"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert found.stdout is not None
+    assert found.stderr is not None
+    found.stdout.close()
+    with found.stderr as messages:
+        assert messages.read() == ""
+    assert found.wait() == 1
+
+
+def test_the_version_is_that_of_the_package(vitslim: Command) -> None:
+    outcome = vitslim("--version")
+    assert (outcome.code, outcome.out) == (0, f"vitslim {installed_version('vitslim')}\n")
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------

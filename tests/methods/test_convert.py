@@ -92,8 +92,8 @@ def test_all_faults_are_reported_together() -> None:
         ({"layers": (1, 1)}, snapshot("skipat.layers=(1, 1): a layer is named twice")),
         ({"layers": (1.5,)}, snapshot("skipat.layers=(1.5,): every layer is a whole number")),
         (
-            {"layers": 3},
-            snapshot("skipat.layers=3: wanted a range, a list of numbers, text such as '3-8', or 'auto'"),
+            {"layers": True},
+            snapshot("skipat.layers=True: wanted a number, a range, a list of numbers, text such as '3-8', or 'auto'"),
         ),
         (
             {"layers": "one"},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from inline_snapshot import snapshot
 from safetensors.torch import save_file
 from torch import nn
@@ -174,6 +175,7 @@ def test_a_missing_network_names_the_ways_without_it(monkeypatch: pytest.MonkeyP
     def offline(*args: Any, **kwargs: Any) -> nn.Module:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore lines")
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(timm, "create_model", offline)
     assert refusal(ConfigError, "deit_small") == snapshot(
         "the pretrained weights of deit_small_patch16_224.fb_in1k could not be fetched (We couldn't connect to "

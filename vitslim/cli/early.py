@@ -14,6 +14,7 @@ import typer.core
 from vitslim.errors import ConfigError, DataError
 from vitslim.names import ALIASES, BUILTIN, check_device, check_method, unknown_model
 
+_READ = ("folder", "file", "recipe", "settings", "weights", "engine", "compare")
 _FILLS_AN_EMPTY_FOLDER = ("analyze", "train", "pretrain", "import")
 
 
@@ -38,7 +39,8 @@ def check(verb: str, given: dict[str, Any]) -> None:
     """Look at what a verb was given, by the names of its parameters.
 
     Raises:
-        ConfigError: an unknown model, method or device, or an output folder that cannot be used.
+        ConfigError: an unknown model, method or device, a file that is not there, or an output folder that cannot be
+            used.
         DataError: images that are not there.
     """
     methods = given.get("method") or ()
@@ -48,6 +50,9 @@ def check(verb: str, given: dict[str, Any]) -> None:
     for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
         if model is not None:
             check_model(model)
+    for path in (given.get(name) for name in _READ):
+        if isinstance(path, Path) and not path.exists():
+            raise ConfigError(f"{path} does not exist")
     if given.get("device") is not None:
         check_device(given["device"])
     if given.get("data") is not None:

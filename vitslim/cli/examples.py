@@ -11,7 +11,7 @@ EXAMPLES = {
         "vitslim convert builtin --method skipat --data fractals --out out",
         "vitslim convert deit_small --method skipat --method evo_vit --out pair",
     ),
-    "train": ("vitslim train out --teacher deit_small --data imagenet/ --epochs 30 --out trained",),
+    "train": ("vitslim train out --teacher deit_small --data imagenet/ --out trained",),
     "pretrain": ("vitslim pretrain recipes/builtin_teacher.yaml --out teacher",),
     "run": ("vitslim run recipes/builtin_skipat.yaml --out out --set distill.epochs=1",),
     "demo": ("vitslim demo --quick --out demo-out",),

@@ -66,7 +66,7 @@ class EvoViTConfig(Config):
     """``stage`` chooses at the entry of each stage, ``layer`` anew at every block from the first stage on. The authors
     train 200 of 300 epochs with the second and end with the first: that is ``stage`` here, with ``early_tokens`` in the
     settings of the training."""
-    keep: float | tuple[float, ...] = Field(default=0.5, examples=["0.7,0.5"])
+    keep: float | tuple[float, ...] = Field(default=0.5, examples=["0.7"])
     """Share of the patches that take part, 0..1: one for all, one per stage, or one per block of the model. In the
     stage schedule a stage goes by its first block."""
     alpha: float | tuple[float, ...] = Field(default=0.5, examples=["0.4"])

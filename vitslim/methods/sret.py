@@ -82,6 +82,8 @@ class SretConfig(Config):
         if value in (None, "auto", "runs"):
             return value
         parts = [part for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or any(isinstance(part, int) for part in parts):
+            raise ValueError("wanted groups of blocks, such as '1-2; 3-4' or [[1, 2], [3, 4]]")
         return tuple(parse_layers(part) for part in parts)
 
     @field_validator("slices", mode="before")

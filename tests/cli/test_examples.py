@@ -1,0 +1,67 @@
+"""The examples below the help of every verb."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from tests.cli.conftest import Command
+from vitslim.cli.early import CheckedCommand, check_model
+from vitslim.cli.examples import EXAMPLES
+from vitslim.cli.main import app
+from vitslim.names import check_method
+
+ROOT = Path(__file__).parents[2]
+
+
+def verbs(command: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """All commands and groups below one."""
+    found: list[str] = []
+    for name, inner in getattr(command, "commands", {}).items():
+        found += [" ".join((*path, name)), *verbs(inner, (*path, name))]
+    return found
+
+
+VERBS = verbs(typer.main.get_command(app))
+
+
+def test_every_verb_has_an_example_and_no_other_has() -> None:
+    assert sorted(EXAMPLES) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_ends_in_examples_that_fit_a_narrow_terminal(
+    verb: str, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = [line.strip() for line in vitslim(*verb.split(), "--help").out.splitlines()]
+        assert lines[-1] == "" or lines[-1] == EXAMPLES[verb][-1]
+        assert set(EXAMPLES[verb]) <= set(lines)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_taken_by_the_command_they_stand_below(
+    verb: str, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, dict[str, Any]]] = []
+    # In place of the verb: what the real parser made of the line.
+    monkeypatch.setattr(CheckedCommand, "invoke", lambda self, ctx: given.append((ctx.command_path, ctx.params)))
+    for line in EXAMPLES[verb]:
+        command, *words = shlex.split(line)
+        assert command == "vitslim"
+        outcome = vitslim(*words)
+        assert outcome.code == 0, outcome.err
+    assert len(given) == len(EXAMPLES[verb])
+    for path, params in given:
+        assert path.startswith(f"vitslim {verb}")
+        for name in ("model", "teacher", "base", "against"):
+            if params.get(name) not in (None, "out", "dense"):
+                check_model(params[name])
+        for method in params.get("method") or ():
+            check_method(method)
+        for name in ("recipe", "settings"):
+            if isinstance(params.get(name), Path):
+                assert (ROOT / params[name]).is_file()
