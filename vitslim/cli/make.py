@@ -135,10 +135,10 @@ def train(
     from vitslim.cli.look import show_resolved
 
     is_main = started_processes().is_main
-    if is_main:  # the others would find what this one has written already
-        note = claim_folder(out, resume=resume, overwrite=overwrite)
-        if note is not None:
-            say(f"note: {note}")
+    note = claim_folder(out, device, resume=resume, overwrite=overwrite)
+    if note is not None:
+        say(f"note: {note}")
+    if is_main:
         show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     with seeded(seed):  # a classifier for other classes starts anew
