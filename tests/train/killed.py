@@ -69,6 +69,7 @@ def _work(rank: int, count: int, port: int, words: list[str], logs: Path, death:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in {**names, **agent, "OMP_NUM_THREADS": 1}.items()})
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     torch.set_num_threads(1)
     for number, stream in ((1, "out"), (2, "err")):
         with (logs / f"{rank}.{stream}").open("w") as file:

@@ -7,9 +7,10 @@ is imported before a verb runs, so that `vitslim --help` and a misspelt name are
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -17,8 +18,9 @@ from vitslim.cli import bench, bring, check, look, make, plugin, serve
 from vitslim.cli.early import check_early
 from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
-from vitslim.errors import VitslimError
+from vitslim.errors import VitslimError, VitslimWarning
 
+_show_warning = warnings.showwarning
 _INTERRUPTED = 130  # typer's exit code for a KeyboardInterrupt
 
 # Typer has brought its own click since 0.26 and used the installed one before; both know this class only by its heir.
@@ -74,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", VitslimWarning)
+            warnings.showwarning = _note
+            code = app(given or ["--help"], prog_name="vitslim", standalone_mode=False) or 0
         sys.stdout.flush()
     except VitslimError as error:
         _leave(str(error), error.exit_code)
@@ -93,6 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "\ninterrupted; what was finished stays, run the same command again to go on", fg="yellow", err=True
             )
         sys.exit(code)
+
+
+def _note(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+    if issubclass(category, VitslimWarning):
+        say(f"note: {message}", style="yellow")
+    else:
+        _show_warning(message, category, *place, **rest)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -172,10 +172,10 @@ def train(
     if from_scratch and weights is not None:
         raise ConfigError("--from-scratch starts from random weights; leave out --weights, or --from-scratch")
     is_main = started_processes().is_main
-    if is_main:  # the others would find what this one has written already
-        note = claim_folder(out, resume=resume, overwrite=overwrite)
-        if note is not None:
-            say(f"note: {note}")
+    note = claim_folder(out, device, resume=resume, overwrite=overwrite)
+    if note is not None:
+        say(f"note: {note}")
+    if is_main:
         options.show_resolved(model)
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     given |= options.model_arguments(model_arg)

@@ -161,6 +161,12 @@ def replacing(out: str | Path, *, resume: bool, without: Collection[str] = ()) -
         staging.leave()
 
 
+def place_to_resume(out: str | Path) -> Path:
+    """Where ``replacing`` goes on with what was cut off: the copy, or ``out`` itself where there is none."""
+    staging = Staging(Path(out))
+    return staging.path if staging.is_whole else staging.target
+
+
 def has_company() -> bool:
     """Whether several processes train together; they would each make a copy, and so they work in the folder itself."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

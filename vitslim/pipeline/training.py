@@ -18,6 +18,7 @@ from vitslim.errors import ConfigError
 from vitslim.files import write_json
 from vitslim.models import describe
 from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
+from vitslim.pipeline.staging import place_to_resume
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
@@ -26,7 +27,7 @@ from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
 from vitslim.train.journal import LOG_FILE
-from vitslim.train.processes import device_of_process, ending_together, started_processes
+from vitslim.train.processes import device_of_process, ending_together, open_accelerator, started_processes
 from vitslim.train.start import start_from_scratch_
 from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of
@@ -88,20 +89,33 @@ def open_untrained(model: str, seed: int, **options: Any) -> nn.Module:
     return start_from_scratch_(fresh, seed) if is_plain else fresh
 
 
-def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
-    """Refuse a folder in which no training may begin, or go on.
+def claim_folder(folder: Path, device: str, *, resume: bool, overwrite: bool) -> str | None:
+    """Refuse a folder in which no training may begin, or go on; the main one of several processes looks for all.
 
     Returns:
-        What a resumed training finds there, as a sentence.
+        What a resumed training finds there, as a sentence; in the main process only.
 
     Raises:
+        CheckFailedError: the main process refused the folder, and this is another one.
         CheckpointError: the state that lies there is damaged.
         ConfigError: the folder holds something else.
     """
-    state, log = folder / _FOLDER / STATE_FILE, folder / _FOLDER / LOG_FILE
+    processes = started_processes()
+    with ending_together(processes):
+        if processes.count > 1:
+            open_accelerator(torch.device(device_of_process(device)))
+        note = _claim(folder, resume=resume, overwrite=overwrite) if processes.is_main else None
+        # Nobody begins, or waits for the others, before the main one has agreed.
+        processes.gather(note)
+    return note
+
+
+def _claim(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
     if not resume:
         checkpoint.check_output_folder(folder, overwrite=overwrite)
         return None
+    place = place_to_resume(folder) / _FOLDER
+    state, log = place / STATE_FILE, place / LOG_FILE
     if state.is_file():
         found = read_run_state(state)
         if found.finished:

@@ -107,14 +107,17 @@ def open_accelerator(device: torch.device) -> Any:
         several = {"cpu": device.type == "cpu", "kwargs_handlers": [InitProcessGroupKwargs(timeout=PATIENCE)]}
     # It joins processes and nothing else. Precision is ours: accelerate fixes it once per process, a run of two stages
     # may want two; bf16 needs no gradient scaling. Devices are ours: a model trains where it lies.
-    accelerator = Accelerator(mixed_precision="no", device_placement=False, **several)
-    if accelerator.num_processes != started:
-        raise ConfigError(
-            f"{started} processes were started, but accelerate joins {accelerator.num_processes} for a model on "
-            f"{device.type}; start them with torchrun or accelerate launch, and make no Accelerator before training "
-            "(or set ACCELERATE_USE_CPU=true for one on the CPU)"
-        )
-    return accelerator
+    try:
+        accelerator = Accelerator(mixed_precision="no", device_placement=False, **several)
+        if accelerator.num_processes == started:
+            return accelerator
+        reason = f"accelerate joins {accelerator.num_processes}"
+    except ValueError as fault:  # it was set up for another device
+        reason = str(fault)
+    raise ConfigError(
+        f"{started} processes were started to train a model on {device.type}, but {reason}; start them with torchrun "
+        "or accelerate launch, and make no Accelerator before training (or, on the CPU, set ACCELERATE_USE_CPU=true)"
+    )
 
 
 @contextmanager
