@@ -139,7 +139,7 @@ def _ask(
     teacher.train(was_training)
     if not rows:
         return _Answers(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    best, confidence = (torch.cat([row[place] for row in rows]) for place in (0, 1))
+    best, confidence = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
     labels = [row[2] for row in rows if row[2] is not None]
     return _Answers(best, confidence, torch.cat(labels) if labels else None)
 
