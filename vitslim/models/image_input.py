@@ -16,7 +16,7 @@ _ATTRIBUTE = "_vitslim_assumed"  # a setting of no layer, so that it is not comp
 _Side = Annotated[int, Field(ge=1, le=16384)]
 
 
-class Preprocessing(Config, frozen=True):
+class Preprocessing(Config):
     """How an image becomes the input: size in pixels (height, width), per-channel mean and deviation of 0..1."""
 
     image_size: tuple[_Side, _Side]

@@ -93,7 +93,7 @@ def check_teacher(
         return None
     asked = labels_for(teacher) if labels == "auto" else {"labels": "ignore"}
     asked |= {"batch_size": batch_size, "seed": seed}
-    tried = {known: _ask(teacher, data, known, asked, progress)}
+    tried = {known: _ask(teacher, data, known, asked, progress)}  # pyright: ignore[reportUnhashable]  it is frozen
     used = tried[known]
     if len(used.best) < _FEWEST:
         return None
