@@ -27,7 +27,7 @@ class ModelSection(Config):
     pretrained: bool = True
     weights: str | None = None  # local file of weights
     img_size: int | tuple[int, int] | None = None  # pixels
-    num_classes: int | None = Field(None, ge=0)
+    num_classes: int | None = Field(default=None, ge=0)
     options: dict[str, Any] = Field(default_factory=dict)  # further arguments of the timm model (--model-arg)
 
     @field_validator("options")
