@@ -72,6 +72,10 @@ def save(
 
     The same model gives the same bytes.
 
+    The folder is taken wherever a model's name is, so this is also the way in for a dense timm ViT of one's own,
+    however it was built: ``vitslim.save(model, DIR)``. State first how its images were prepared in its training
+    (``vitslim.models.set_preprocessing_``).
+
     Args:
         model: a converted model, or a dense timm model of a supported family.
         out: the folder; made when it is not there.

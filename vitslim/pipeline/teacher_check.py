@@ -93,7 +93,9 @@ def check_teacher(
         return None
     asked = labels_for(teacher) if labels == "auto" else {"labels": "ignore"}
     asked |= {"batch_size": batch_size, "seed": seed}
-    tried = {known: _ask(teacher, data, known, asked, progress)}  # pyright: ignore[reportUnhashable]  it is frozen
+    # Frozen, and so hashable, which pyright does not see.
+    tried: dict[Preprocessing, _Answers] = {}
+    tried[known] = _ask(teacher, data, known, asked, progress)
     used = tried[known]
     if len(used.best) < _FEWEST:
         return None
@@ -129,18 +131,19 @@ def _ask(
     device = next(teacher.parameters()).device
     was_training = teacher.training
     teacher.eval()
-    rows: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    rows: list[tuple[Tensor, Tensor]] = []
+    labels: list[Tensor] = []
     done = 0
     for batch in loader:
         confidence, best = teacher(batch.images.to(device)).float().softmax(1).max(1)
-        rows.append((best.cpu(), confidence.cpu(), batch.labels))
+        rows.append((best.cpu(), confidence.cpu()))
+        labels += [] if batch.labels is None else [batch.labels]
         done += len(batch)
         progress(Progress("teacher check", done, loader.num_images))
     teacher.train(was_training)
     if not rows:
         return _Answers(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    best, confidence = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
-    labels = [row[2] for row in rows if row[2] is not None]
+    best, confidence = (torch.cat([row[place] for row in rows]) for place in (0, 1))
     return _Answers(best, confidence, torch.cat(labels) if labels else None)
 
 
