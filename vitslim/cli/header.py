@@ -87,7 +87,8 @@ def _value(value: Any) -> str:
 def _length(budget: Budget) -> str:
     if budget.steps is not None:
         return f"{budget.stage} {budget.steps} {'step' if budget.steps == 1 else 'steps'} of {budget.batch_size} images"
-    return f"{budget.stage} {budget.epochs:g} times all images"
+    passes = "pass" if budget.epochs == 1 else "passes"
+    return f"{budget.stage} {budget.epochs:g} {passes} over the images, {budget.batch_size} at a time"
 
 
 def _spans(blocks: list[int]) -> str:
