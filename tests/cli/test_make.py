@@ -340,9 +340,43 @@ def test_a_training_that_was_cut_off_is_resumed(
         patch.setattr(_Run, "_step", fall)
         assert vitslim(*words, "--out", tmp_path / "out").code == 130
     assert "is not empty; pass --overwrite" in vitslim(*words, "--out", tmp_path / "out").error
-    assert vitslim(*words, "--out", tmp_path / "out", "--resume").code == 0
+    resumed = vitslim(*words, "--out", tmp_path / "out", "--resume")
+    assert resumed.code == 0
+    assert f"the training in {tmp_path / 'out'} goes on after step 2" in resumed.err
     first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("whole", "out"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_is_resumed_is_said(dense: Path, tmp_path: Path, vitslim: Command) -> None:
+    out = tmp_path / "out"
+    words = ("train", dense, "--data", IMAGES, *TRAINING, "--out", out, "--resume")
+    assert f"{out} holds no training to go on with; it begins at the first step" in vitslim(*words).err
+    found = read_json(out / "metrics.json")
+    finished = vitslim(*words)
+    assert finished.code == 0
+    assert f"the training in {out} has made all of its 2 steps; it is measured and saved again" in finished.err
+    assert read_json(out / "metrics.json") == found
+    (out / "train" / "state.safetensors").unlink()
+    assert "ended before a state was written; it begins again" in vitslim(*words).err
+
+
+def test_only_the_same_training_is_resumed(dense: Path, student: Path, tmp_path: Path, vitslim: Command) -> None:
+    words = ("--data", IMAGES, *TRAINING, "--out", tmp_path / "out")
+    assert vitslim("train", dense, *words).code == 0
+    other = checkpoint.load(dense)
+    other.get_parameter("head.bias").data += 1
+    checkpoint.save(other, tmp_path / "other")
+    for model, teacher, message in (
+        (tmp_path / "other", None, "student was 'VisionTransformer with weights "),
+        (student, None, "student was 'VisionTransformer with weights "),
+        (dense, student, "teacher was None, now 'VisionTransformer with weights "),
+    ):
+        learning = () if teacher is None else ("--teacher", teacher, "--set", "hard=1", "--set", "soft=0")
+        outcome = vitslim("train", model, *words, *learning, "--resume")
+        assert outcome.code == 2
+        assert message in outcome.error
+    refused = vitslim("train", dense, "--data", IMAGES, *TRAINING, "--out", dense, "--resume")
+    assert f"--resume: {dense} holds files but no training to go on with" in refused.error
 
 
 def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vitslim: Command) -> None:
@@ -362,6 +396,9 @@ def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vits
         (["--set", "optimizer=adamww"], "adamww"),
         (["--set", "soft=1"], "soft=1 needs a teacher"),
         (["--set", "hard=0"], "every part of the loss has weight 0"),
+        (["--set", "steps=true"], "--set: steps=True: true and false are no numbers"),
+        (["--set", "lr=.inf"], "--set: lr=inf: Input should be a finite number"),
+        (["--set", "temperature=1e-30"], "--set: temperature=1e-30: Input should be greater than or equal to 0.05"),
         (["--teacher", "deit_smal"], "unknown model 'deit_smal'; did you mean"),
         (["--data", "fractals:classes=5,train_per_class=4,val_per_class=4,image_size=32"], "given 5 classes"),
         (["--num-classes", "7"], "is a saved model, which knows its own num_classes"),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.data import FractalConfig, Loader
-from vitslim.errors import ConfigError, DataError
+from vitslim.errors import CheckFailedError, ConfigError, DataError
 from vitslim.train import evaluate
 
 Build = Callable[..., nn.Module]
@@ -84,3 +84,30 @@ def test_progress_reaches_the_number_of_images(build: Build, open_loader: OpenLo
 def test_data_of_other_classes_is_refused(build: Build, open_loader: OpenLoader) -> None:
     with pytest.raises(DataError, match="given 4 classes, model has 10 outputs"):
         evaluate(build(num_classes=10), open_loader("val"))
+
+
+def test_scores_that_are_no_numbers_are_no_result(build: Build, open_loader: OpenLoader) -> None:
+    model = build()
+    for name in ("blocks.1.norm1.weight", "blocks.3.mlp.fc1.weight"):
+        model.get_parameter(name).data[0] = torch.nan
+    named = r"blocks.1.norm1.weight, blocks.3.mlp.fc1.weight hold NaN"
+    with pytest.raises(CheckFailedError, match=rf"^model: the class scores of 20 of 20 images are NaN.*{named}"):
+        evaluate(model, open_loader("val"))
+    with pytest.raises(CheckFailedError, match=rf"^teacher: the class scores of 20 of 20 .*the teacher's {named}"):
+        evaluate(build(), open_loader("val"), teacher=model)
+    logits = torch.zeros(20, 4)
+    logits[3, 2] = torch.inf
+    with pytest.raises(CheckFailedError, match=r"1 of 20 images are NaN or infinite; the model's told holds"):
+        evaluate(Oracle(logits), open_loader("val"))
+
+
+def test_weights_that_are_finite_are_not_blamed_for_scores_that_are_not(build: Build, open_loader: OpenLoader) -> None:
+    model = build()
+    model.get_parameter("head.weight").data.fill_(1e38)
+    with pytest.raises(CheckFailedError, match="all of its weights are finite, so the numbers grow too large"):
+        evaluate(model, open_loader("val"))
+
+
+def test_a_teacher_of_another_image_size_is_refused_with_both_sizes(build: Build, open_loader: OpenLoader) -> None:
+    with pytest.raises(ConfigError, match=r"teacher takes images of 3x64x64 .*prepared as 3x32x32; .*img_size=32"):
+        evaluate(build(), open_loader("val"), teacher=build(img_size=64))

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
 from tests.train.conftest import same, weights
-from vitslim.data import AugmentConfig, Loader
+from vitslim.data import AugmentConfig, DataConfig, Loader, open_data
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
+from vitslim.models import preprocessing
 from vitslim.progress import Progress
 from vitslim.train import DistillConfig, TrainResult, distill
 from vitslim.train.attention import quick_gradients
@@ -83,6 +85,39 @@ def test_a_resumed_run_ends_with_the_very_same_weights(build: Build, open_loader
     assert steps == [2, 4, 6, 8]  # the step that was made twice stands once
 
 
+@pytest.mark.parametrize("optimizer", ["lamb", "adan"])
+def test_an_optimizer_that_counts_its_own_steps_is_resumed_too(
+    build: Build, open_loader: OpenLoader, tmp_path: Path, optimizer: str
+) -> None:
+    whole, resumed = build(), build()
+    train(whole, open_loader(), config(optimizer=optimizer))
+    with pytest.raises(Interrupted):
+        train(build(), open_loader(), config(optimizer=optimizer), out_dir=tmp_path, progress=stop_at(6))
+    train(resumed, open_loader(), config(optimizer=optimizer), out_dir=tmp_path, resume=True)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_new_run_is_not_resumed_from_the_state_of_an_older_one(
+    build: Build, open_loader: OpenLoader, tmp_path: Path
+) -> None:
+    other, student, expected = build(seed=7), build(), build()
+    train(other, open_loader(), config(), out_dir=tmp_path)
+    with pytest.raises(Interrupted):  # before it has written a state
+        train(build(), open_loader(), config(), out_dir=tmp_path, progress=stop_at(2))
+    train(student, open_loader(), config(), out_dir=tmp_path, resume=True)
+    train(expected, open_loader(), config())
+    assert same(weights(student), weights(expected))
+    assert not same(weights(student), weights(other))
+
+
+def test_a_refused_run_leaves_the_state_of_an_older_one(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
+    train(build(), open_loader(), config(), out_dir=tmp_path)
+    state = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="unknown optimizer"):
+        train(build(), open_loader(), config(optimizer="adamv"), out_dir=tmp_path)
+    assert (tmp_path / "state.safetensors").read_bytes() == state
+
+
 def test_a_paused_run_ends_with_the_very_same_weights(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
     """Unlike the time limit a pause changes nothing of what is learned, and it comes at any step."""
     settings = config(checkpoint_every=100, log_every=100)
@@ -120,8 +155,14 @@ def test_other_settings_or_images_do_not_continue_a_run(build: Build, open_loade
         train(build(), open_loader(), config(lr=0.1), out_dir=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"data.images was 40, now 16"):
         train(build(), open_loader(limit=16), config(), out_dir=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="does not fit this run"):
-        train(build(depth=3), open_loader(), config(), out_dir=tmp_path, resume=True)
+    shallower = build(depth=3)
+    before = weights(shallower)
+    misfit = r"does not fit this run .it is of another model: 12 of 44 tensors differ, the first is blocks.3"
+    with pytest.raises(CheckpointError, match=misfit):
+        train(shallower, open_loader(), config(), out_dir=tmp_path, resume=True)
+    assert same(weights(shallower), before)
+    with pytest.raises(CheckpointError, match=r"another run: teacher was None, now 'a ViT'"):
+        train(build(), open_loader(), config(), out_dir=tmp_path, resume=True, facts={"teacher": "a ViT"})
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a state", None])
@@ -165,6 +206,48 @@ def test_the_weights_are_untouched_by_a_gradient_that_is_not_finite(build: Build
     with pytest.raises(CheckFailedError, match="the gradient's norm is"):
         train(student, open_loader(), config())
     assert same(before, weights(student))
+
+
+def test_a_step_beyond_the_largest_number_is_no_result(build: Build, open_loader: OpenLoader, tmp_path: Path) -> None:
+    """The loss of the last step is finite; only the weights that it leaves are not."""
+    settings = config(steps=1, lr=1e30, warmup=0.0, optimizer="sgd", clip_grad=None)
+    student = build()
+    student.get_parameter("head.weight").register_hook(lambda gradient: torch.full_like(gradient, 1e10))
+    with pytest.raises(CheckFailedError, match=r"step 1 of 1: head.weight became NaN or infinite .*no state"):
+        train(student, open_loader(), settings, out_dir=tmp_path)
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_with_nan_is_refused_before_the_first_step(
+    build: Build, open_loader: OpenLoader, tmp_path: Path, role: str
+) -> None:
+    models = {"student": build(), "teacher": build(seed=1)}
+    models[role].get_parameter("blocks.2.mlp.fc1.weight").data[3, 4] = math.nan
+    with pytest.raises(ConfigError, match=f"the {role}'s blocks.2.mlp.fc1.weight holds NaN or infinity"):
+        distill(models["student"], models["teacher"], open_loader(), config(soft=1.0), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_were_skipped_before_an_interruption_still_count(build: Build, tmp_path: Path) -> None:
+    for index in range(24):
+        path = tmp_path / "images" / f"class{index % 4}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (10 * index, 0, 0)).save(path)
+    for index in (5, 6, 7):
+        (tmp_path / "images" / f"class{index % 4}" / f"{index}.png").write_bytes(b"no image")
+
+    def opened() -> Loader:
+        data = DataConfig(source=str(tmp_path / "images"), max_corrupt_share=0.5)
+        return open_data(data, split="train", preprocessing=preprocessing(build()), batch_size=8, training=True)
+
+    with pytest.raises(Interrupted):  # a pass has three batches
+        train(build(), opened(), config(), out_dir=tmp_path / "out", progress=stop_at(6))
+    for index in (5, 6, 7):
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"class{index % 4}" / f"{index}.png")
+    result = train(build(), opened(), config(), out_dir=tmp_path / "out", resume=True)
+    assert result.corrupt == 3
+    assert {Path(name).name for name in result.examples} == {"5.png", "6.png", "7.png"}
 
 
 def test_accumulated_batches_equal_one_large_batch(build: Build, open_loader: OpenLoader) -> None:

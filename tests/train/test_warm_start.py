@@ -79,3 +79,15 @@ def test_a_conversion_without_new_parameters_is_refused(build: Build, open_loade
     student = convert(teacher, "skipat", layers=(2,), identity=True)
     with pytest.raises(ConfigError, match="nothing to fit"):
         warm_start(student, teacher, open_loader(), config())
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_solved_for(build: Build, open_loader: OpenLoader) -> None:
+    teacher = build()
+    student = convert(teacher, "skipat", layers=(2,))
+    before = weights(student)
+    with pytest.raises(ConfigError, match="unknown schedule 'cosinus'"):
+        warm_start(student, teacher, open_loader(), config(schedule="cosinus"))
+    teacher.get_parameter("norm.bias").data.fill_(float("inf"))
+    with pytest.raises(ConfigError, match=r"the teacher's norm.bias holds NaN or infinity"):
+        warm_start(student, teacher, open_loader(), config())
+    assert same(before, weights(student))

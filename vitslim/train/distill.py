@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
@@ -45,6 +45,13 @@ class DistillConfig(LoopConfig):
     early_tokens: float = Field(
         default=0.0, ge=0, lt=1
     )  # share of the steps, from the first, with tokens chosen as early in training (Evo-ViT: anew at every block)
+
+    @field_validator("mixup", "cutmix")
+    @classmethod
+    def _can_be_drawn(cls, alpha: float) -> float:
+        if 0 < alpha < 1e-3:  # towards 0 the beta distribution's numbers run out, and NaN comes out
+            raise ValueError("wanted 0 for none, or at least 0.001")
+        return alpha
 
     @property
     def weights(self) -> dict[str, float]:
