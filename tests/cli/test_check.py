@@ -184,7 +184,7 @@ def test_an_export_that_is_not_known_is_refused(
 @pytest.mark.parametrize("verb", ["export", "verify"])
 def test_a_folder_that_holds_no_model_is_refused(verb: str, tmp_path: Path, vitslim: Command) -> None:
     assert f"{tmp_path} holds no config.json; wanted a folder that vitslim wrote" in vitslim(verb, tmp_path).error
-    assert "nowhere is not a folder" in vitslim(verb, tmp_path / "nowhere").error
+    assert "nowhere does not exist" in vitslim(verb, tmp_path / "nowhere").error
 
 
 def test_an_absent_library_has_its_own_exit_code(
@@ -396,4 +396,4 @@ def test_a_report_is_rendered_again(copied: Path, vitslim: Command) -> None:
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path, vitslim: Command) -> None:
     assert vitslim("report", tmp_path).code == 2
-    assert vitslim("report", tmp_path / "nowhere").error.endswith("nowhere is not a folder")
+    assert vitslim("report", tmp_path / "nowhere").error.endswith("nowhere does not exist")

@@ -14,8 +14,17 @@ import typer.core
 from vitslim.errors import ConfigError, DataError
 from vitslim.names import ALIASES, BUILTIN, check_device, check_method, unknown_model
 
-_READ = ("folder", "file", "recipe", "settings", "weights", "engine", "compare")
+_READ = {
+    "folder": "folder",
+    "recipe": "recipe",
+    "settings": "file of settings",
+    "file": "weights file",
+    "weights": "weights file",
+    "engine": "engine",
+    "compare": "file",
+}
 _FILLS_AN_EMPTY_FOLDER = ("analyze", "train", "pretrain", "import")
+_MAKES_A_FOLDER = (*_FILLS_AN_EMPTY_FOLDER, "convert", "run", "demo", "suite", "accuracy")
 
 
 class CheckedCommand(typer.core.TyperCommand):
@@ -50,16 +59,18 @@ def check(verb: str, given: dict[str, Any]) -> None:
     for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
         if model is not None:
             check_model(model)
-    for path in (given.get(name) for name in _READ):
+    for name, what in _READ.items():
+        path = given.get(name)
         if isinstance(path, Path) and not path.exists():
-            raise ConfigError(f"{path} does not exist")
+            raise ConfigError(f"{what} {path} does not exist")
     if given.get("device") is not None:
         check_device(given["device"])
     if given.get("data") is not None:
         _check_images(given["data"])
     if isinstance(out := given.get("out"), Path):
-        kept = given.get("overwrite") or given.get("resume") or verb not in _FILLS_AN_EMPTY_FOLDER
-        _check_output(out, may_be_full=bool(kept))
+        _check_place(out, is_folder=verb in _MAKES_A_FOLDER)
+        if verb in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
+            _check_empty(out)
 
 
 def check_model(name: str) -> None:
@@ -100,10 +111,13 @@ def _check_images(source: str) -> None:
         )
 
 
-def _check_output(out: Path, *, may_be_full: bool) -> None:
+def _check_place(out: Path, *, is_folder: bool) -> None:
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() and (is_folder or there != out):
+        raise ConfigError(f"output {out}: {there} is a file; name a folder")
+
+
+def _check_empty(out: Path) -> None:
     # What begins with a dot is a killed run's, of which the verb itself knows more.
-    if not may_be_full and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ConfigError(f"output folder {out} is not empty; pass --overwrite or another folder")
-    first = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if first != out and not first.is_dir():
-        raise ConfigError(f"output {out}: {first} is a file; name a folder")
