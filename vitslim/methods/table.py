@@ -2,6 +2,7 @@
 
 import difflib
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.methods import evo_vit, skipat, sparsifiner, sret
 from vitslim.methods.base import Method
@@ -12,6 +13,7 @@ _METHODS: tuple[Method, ...] = (skipat.METHOD, evo_vit.METHOD, sparsifiner.METHO
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 
 
+@checked
 def list_methods() -> list[str]:
     """Names of all methods."""
     return list(METHODS)
