@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo test check lint format bench bench-check tables-check readme clean
+.PHONY: venv demo test fuzz check lint format bench bench-check tables-check readme clean
 
 venv: $(STAMP)
 
@@ -33,6 +33,10 @@ test: lint tables-check
 	$(TEST_ENV) $(PYTEST) -m "not compiled"; tests=$$?; \
 	wait $$pyright; found=$$?; echo "pyright:"; cat $$types; exit $$((tests || found))
 	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(PYTEST) -m compiled
+
+# Ten thousand bad inputs; a fault is printed with the number that brings it back: python -m tests.fuzz --case N
+fuzz: venv
+	$(TEST_ENV) $(BIN)/python -m tests.fuzz --cases 10000 --seed 0
 
 check: lint
 	$(BIN)/pyright

@@ -1,11 +1,13 @@
 """The face of the package: its names, and that none of them costs anything before it is used."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import vitslim
+from vitslim.errors import ConfigError
 
 HEAVY = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "matplotlib", "accelerate", "datasets")
 
@@ -54,3 +56,18 @@ def test_the_verb_export_is_not_hidden_by_the_room_of_its_name() -> None:
 
     assert vitslim.export.__module__ == "vitslim.pipeline.exporting"
     assert callable(sys.modules["vitslim.export"].parity.verify)
+
+
+def wrong_arguments(name: str) -> dict[str, object]:
+    """Every argument of a public function, as something that it cannot be."""
+    parameters = inspect.signature(getattr(vitslim, name)).parameters
+    return {one: object() for one, how in parameters.items() if how.kind is not how.VAR_KEYWORD} or {"unknown": 1}
+
+
+@pytest.mark.parametrize("name", [name for name in vitslim.__all__ if name[0].islower()])
+def test_a_public_function_refuses_what_it_cannot_take_before_it_does_anything(name: str) -> None:
+    given = wrong_arguments(name)
+    with pytest.raises(ConfigError) as fault:
+        getattr(vitslim, name)(**given)
+    for argument in given:
+        assert argument in str(fault.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -64,7 +64,7 @@ def _kinds_within(annotation: Any) -> set[Any]:
 
 def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong, up to the colon, and why."""
-    place, known = _place(fault["loc"], fields)
+    place, known = _place(fault, fields)
     key = ".".join(place)
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(place[-1], known, n=1)
@@ -74,7 +74,7 @@ def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     if fault["type"] in ("model_type", "dict_type"):
         return f"{key}={shown(given)}: ", "wanted settings, each key: value"
     reason = str(fault["msg"]).removeprefix("Value error, ")
-    is_one_kind = place and fault["loc"][-1] == place[-1]
+    is_one_kind = len(place) == len(fault["loc"])
     if fault["type"] == "string_type" and is_one_kind and isinstance(given, bool | int | float):
         reason = f"{reason}; in quotes it is one"
     if not place:
@@ -83,18 +83,25 @@ def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     return (f"{key}: " if isinstance(given, dict) else f"{key}={shown(given)}: "), reason
 
 
-def _place(location: Iterable[str | int], fields: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _place(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The keys that lead to a fault, and the names known where it lies."""
     place: list[str] = []
-    section, inner = fields, fields
-    for part in location:
-        if isinstance(part, str):
-            if not inner and place:
-                break  # beyond the fields stand names of types, which say nothing to a user
+    section, inner, has_keys = fields, fields, False
+    for part in fault["loc"]:
+        if part in inner:
+            section, inner, has_keys = inner, _fields_within(inner[part]), _takes_keys(inner[part])
+        elif has_keys and isinstance(part, str):
+            has_keys = False
+        elif part == fault["loc"][-1] and fault["type"] == "extra_forbidden":
             section = inner
-            inner = _fields_within(section.get(part))
+        elif isinstance(part, str):
+            break  # the name of one of several types, which says nothing to a user
         place.append(str(part))
     return place, list(section)
+
+
+def _takes_keys(annotation: Any) -> bool:
+    return any(get_origin(kind) in (dict, Mapping) for kind in (annotation, *get_args(annotation)))
 
 
 def _fields_within(annotation: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz --cases 10000 --seed 0``: many cases in worker processes, which a watchdog ends when they hang.
+"""``python -m tests.fuzz --cases 10000 --seed 0``: cases in worker processes, which a watchdog ends when they hang.
 
-``--case N`` tries that one alone, in this process.
+``--case N`` tries that one alone.
 """
 
 import argparse
@@ -31,6 +31,8 @@ def main() -> int:
         maker = mp.Process(target=_make, args=(originals,))  # apart: threads of ONNX Runtime do not survive a fork
         maker.start()
         maker.join()
+        if maker.exitcode:
+            sys.exit("what the cases start from could not be made; see tests.fuzz.place.make_originals")
         numbers = [asked.case] if asked.case is not None else list(range(asked.first, asked.first + asked.cases))
         verdicts = _all(numbers, asked, originals, Path(root))
     return _summary(verdicts, asked.seed)
@@ -56,7 +58,7 @@ def _quiet_surroundings() -> None:
 def _make(originals: Path) -> None:
     os.environ["VITSLIM_CACHE"] = str(originals.parent / "cache")
     _mute()
-    make_originals(originals)
+    make_originals(originals, trained=True)
 
 
 def _mute() -> None:

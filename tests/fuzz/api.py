@@ -45,11 +45,12 @@ def case(rng: random.Random, folder: Path) -> Case:
     """A call that is nearly right."""
     name, usual = rng.choice(CALLS)
     arguments = dict(usual)
-    for _ in range(rng.choice([1, 1, 2])):
+    for _ in range(rng.choice([0, 1, 1, 1, 2])):
         known = (
             rng.choice(sorted(arguments)) if arguments and rng.random() < 0.85 else rng.choice(["modle", "seed", "x"])
         )
-        arguments[known] = rng.choice([values.value(rng), values.value(rng), Path(values.text(rng)), STUDENT, object()])
+        usual = values.value(rng, arguments.get(known))
+        arguments[known] = rng.choice([usual, usual, usual, Path(values.text(rng)), STUDENT, object()])
     if rng.random() < 0.1 and arguments:
         del arguments[rng.choice(sorted(arguments))]
     return Case(f"vitslim.{name}({arguments!r})", lambda: _call(name, arguments))

@@ -40,8 +40,10 @@ COMMANDS = [
 def case(rng: random.Random, folder: Path) -> Case:
     """A command with a word that should not be there."""
     words = rng.choice(COMMANDS).split(" ")
-    for _ in range(rng.choice([1, 1, 2])):
+    for _ in range(rng.choice([0, 1, 1, 1, 1, 2])):
         place = rng.randrange(1, len(words)) if len(words) > 1 else 0
+        if words[place].startswith("--") and rng.random() < 0.8:
+            place = (place + 1) % len(words)  # the value is worth more than its option
         how = rng.random()
         if how < 0.6:
             words[place] = _changed(words[place], rng)
@@ -58,8 +60,8 @@ def case(rng: random.Random, folder: Path) -> Case:
 
 
 def _changed(word: str, rng: random.Random) -> str:
-    key, equals, _ = word.partition("=")
-    return f"{key}={values.text(rng)}" if equals and rng.random() < 0.8 else values.text(rng)
+    key, equals, value = word.partition("=")
+    return f"{key}={values.text(rng, value)}" if equals and rng.random() < 0.8 else values.text(rng, word)
 
 
 def _command(words: list[str]) -> None:

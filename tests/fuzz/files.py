@@ -12,9 +12,11 @@ from PIL import Image
 from tests.fuzz import values
 from tests.fuzz.place import IMAGE_FOLDER_CLASSES, Case
 from vitslim.data import open_data
-from vitslim.models.base import Preprocessing
+from vitslim.models import Preprocessing
 
-PREPROCESSING = Preprocessing(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)
+PREPROCESSING = Preprocessing(
+    image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9, channels=3
+)
 ENDINGS = (".png", ".jpg", ".webp", ".JPEG", ".bmp", ".tif")
 
 
@@ -122,8 +124,8 @@ def _images(rng: random.Random, folder: Path) -> Case:
 def _write_image(path: Path, mode: str, size: tuple[int, int], rng: random.Random) -> None:
     try:
         Image.new(mode, size).save(path)
-    except (OSError, KeyError):  # not every format has every mode
-        Image.new("RGB", size).save(path)
+    except (OSError, KeyError, ValueError):  # not every format has every mode, or such sizes
+        Image.new("RGB", (40, 40)).save(path)
     if rng.random() < 0.4:
         path.write_bytes(values.changed_bytes(path.read_bytes(), rng))
 

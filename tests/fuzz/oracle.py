@@ -88,7 +88,8 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT / "vitslim")] or list(frames)
     last = ours[-1]
-    return f"{type(error).__name__} at {os.path.relpath(last.filename, _ROOT)}:{last.lineno} {last.name}: {str(error)[:200]}"
+    where = f"{os.path.relpath(last.filename, _ROOT)}:{last.lineno} {last.name}"
+    return f"{type(error).__name__} at {where}: {str(error)[:200]}"
 
 
 def _left_behind(before: dict[str, str], after: dict[str, str], ended: str) -> str | None:

@@ -25,13 +25,14 @@ class Case:
     is_command: bool = False
 
 
-def make_originals(root: Path) -> None:
-    """What all cases start from: a trained student's folder with everything a run leaves, and a folder of images."""
+def make_originals(root: Path, *, trained: bool) -> None:
+    """What all cases start from: a student's folder, with what training leaves or without, and a folder of images."""
     from vitslim.pipeline import run
     from vitslim.recipe import read_recipe
 
     recipe = {**RECIPE, "control": False, "report": True, "export": SHORT_EXPORT}
-    run(read_recipe(recipe), root / "student")
+    untrained = {} if trained else {"analyze": None, "warm_start": None, "distill": None, "report": False}
+    run(read_recipe({**recipe, **untrained}), root / "student")
     run(read_recipe({"model": recipe["model"], "report": False}), root / "dense")
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for split in ("train", "val"):

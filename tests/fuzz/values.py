@@ -58,13 +58,18 @@ PLACES = ["a-folder", "a-pipe", "a-device", "a-loop", "an-empty-file", "a-text.o
 """What ``tests.fuzz.place`` puts into the folder of every case."""
 
 
-def value(rng: random.Random) -> Any:
-    """Something nobody expects."""
+def value(rng: random.Random, usual: Any = None) -> Any:
+    """Something nobody expects, half of the time of the usual kind."""
+    alike = [one for one in [*NASTY, *PLACES] if type(one) is type(usual)]
+    if alike and rng.random() < 0.5:
+        return copy.deepcopy(rng.choice(alike))
     return rng.choice(PLACES) if rng.random() < 0.15 else copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, KINDS])))
 
 
-def text(rng: random.Random) -> str:
-    """A word nobody expects."""
+def text(rng: random.Random, usual: str = "") -> str:
+    """A word nobody expects; instead of a number half of the time a number."""
+    if usual.isdecimal() and rng.random() < 0.5:
+        return shown(rng.choice(NUMBERS))
     return str(
         rng.choice([rng.choice(PLACES), rng.choice(TEXTS), shown(rng.choice(NUMBERS)), rng.choice(["[]", "{}"])])
     )
@@ -85,7 +90,7 @@ def changed_document(document: Any, rng: random.Random) -> Any:
         holder, key = rng.choice(places)
         how = rng.random()
         if how < 0.7:
-            holder[key] = value(rng)
+            holder[key] = value(rng, holder[key])
         elif how < 0.8:
             del holder[key]
         elif isinstance(holder, dict):

@@ -201,3 +201,10 @@ def test_layer_wise_learning_rates_of_timm_take_every_parameter_once() -> None:
     # What timm cannot place is new, and learns at the full rate.
     scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     assert {scales[id(parameter)] for parameter in trunk_of(converted).new_parameters().values()} == {1.0}
+
+
+def test_a_config_made_in_python_says_what_is_wrong() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^SkipAtConfig: kernel_size=True: a boolean .*unknown key 'layer'; did you mean 'layers'"
+    ):
+        SkipAtConfig(kernel_size=True, layer=3)  # pyright: ignore[reportCallIssue]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from pydantic import ValidationError
 from torch import nn
 
 from vitslim.errors import ConfigError
 from vitslim.shapes import Config
 from vitslim.trunk import Plan
+from vitslim.validation import describe_faults
 
 
 @runtime_checkable
@@ -43,6 +45,22 @@ def block_similarity(evidence: Evidence) -> list[list[float | None]]:
     if table is None:
         raise ConfigError("this analysis has no similarity of blocks (cka.block); analyze the model again")
     return [list(row) for row in table]
+
+
+class MethodConfig(Config):
+    """Options of one method, as people write them in Python too: what cannot be used is a ``ConfigError``."""
+
+    if not TYPE_CHECKING:  # to editors the arguments stay the fields
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                faults = "; ".join(describe_faults(error, type(self)))
+                raise ConfigError(f"{type(self).__name__}: {faults}") from None
+
+        # For pydantic: no other way to make one, so that reading plain data gives its own error.
+        __init__.__pydantic_base_init__ = True
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def read_options(method: Method, options: Mapping[str, Any]) -> Config:
         ConfigError: unknown fields (with the nearest known one) or unusable values.
     """
     try:
-        return method.config(**options)
+        return method.config.model_validate(dict(options))
     except ValidationError as error:
         raise ConfigError("; ".join(_fault(method, fault) for fault in error.errors())) from None
 

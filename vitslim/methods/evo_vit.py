@@ -30,11 +30,10 @@ from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
-from vitslim.methods.base import Evidence, Method
+from vitslim.methods.base import Evidence, Method, MethodConfig
 from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.models import TokenLayout
 from vitslim.models.readout import read_patch_mean_
-from vitslim.shapes import Config
 from vitslim.trunk import (
     BoundBlock,
     Conversion,
@@ -56,7 +55,7 @@ Score = Literal["class", "mean_query"]
 _TINY = 1e-12
 
 
-class EvoViTConfig(Config):
+class EvoViTConfig(MethodConfig):
     """Options of Evo-ViT; the defaults are those of the authors' DeiT models. No option reads an analysis."""
 
     stages: tuple[int, ...] | None = Field(default=None, examples=["4,8"])

@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.serving import kernels_serve
 from vitslim.kernels.skip_function import channel_attention, channel_scale, depthwise_gelu
-from vitslim.methods.base import Advised, Evidence, Method, recommended_layers
+from vitslim.methods.base import Advised, Evidence, Method, MethodConfig, recommended_layers
 from vitslim.methods.layers import parse_layers
 from vitslim.models import DenseTrace
-from vitslim.shapes import Config, Count
+from vitslim.shapes import Count
 from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_reuse
 
 
-class SkipAtConfig(Config):
+class SkipAtConfig(MethodConfig):
     """Options of SkipAt; the defaults are the paper's."""
 
     layers: tuple[int, ...] | Literal["auto", "paper"] | None = Field(default=None, examples=["3-8"])

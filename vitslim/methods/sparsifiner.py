@@ -43,11 +43,10 @@ from vitslim.kernels.connectivity import ConnectivityPredictor
 from vitslim.kernels.serving import serves_attention
 from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
 from vitslim.kernels.token_axis import columns_at
-from vitslim.methods.base import Evidence, Method
+from vitslim.methods.base import Evidence, Method, MethodConfig
 from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.methods.pruning import faults_of_pruning, share_of, with_pruning
 from vitslim.models import DenseTrace, TokenLayout
-from vitslim.shapes import Config
 from vitslim.trunk import BoundBlock, DenseMixing, Plan, Step, Stream, trunk_of
 
 Granularity = Literal["query", "tile", "image"]
@@ -58,7 +57,7 @@ _IMAGE_ROWS = 32  # rows of the basis where all queries share one key set
 _ALWAYS = 1e4  # a basis entry that outweighs all others
 
 
-class SparsifinerConfig(Config):
+class SparsifinerConfig(MethodConfig):
     """Options of Sparsifiner; the defaults are the paper's. No option reads an analysis."""
 
     layers: tuple[int, ...] | None = Field(default=None, examples=["2-11"])

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.methods.base import Advised, Evidence, Method, block_similarity
+from vitslim.methods.base import Advised, Evidence, Method, MethodConfig, block_similarity
 from vitslim.methods.grouping import Groups, alike_groups, runs, stepwise_picks
 from vitslim.methods.layers import parse_layers, parse_numbers
 from vitslim.methods.recursion import (
@@ -37,11 +37,10 @@ from vitslim.methods.recursion import (
 )
 from vitslim.methods.slices import SlicedMixing
 from vitslim.models.sret_parts import NonLinearProjection
-from vitslim.shapes import Config
 from vitslim.trunk import BoundBlock, Conversion, DenseMixing, Mixing, Plan, Step, Weights, install_trunk_, trunk_of
 
 
-class SretConfig(Config):
+class SretConfig(MethodConfig):
     """Options of the recursive conversion."""
 
     groups: Groups | Literal["auto", "runs"] | None = Field(default=None, examples=["1-2; 3-5"])

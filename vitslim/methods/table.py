@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Method
 from vitslim.names import METHOD_NAMES, check_method
@@ -10,6 +11,7 @@ from vitslim.shapes import Config
 METHODS: dict[str, Method] = {name: import_module(f"vitslim.methods.{name}").METHOD for name in METHOD_NAMES}
 
 
+@checked
 def list_methods() -> list[str]:
     """Names of all methods."""
     return list(METHODS)
