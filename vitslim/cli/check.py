@@ -253,10 +253,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is no page of vitslim's")] = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Compare students: accuracy, size and speed side by side, as a page and as a table.
-
-    Example: vitslim compare out/skipat out/evo-vit
-    """
+    """Compare students: accuracy, size and speed side by side, as a page and as a table."""
     from vitslim import pipeline
 
     found = pipeline.compare(folders, out=out, overwrite=overwrite)

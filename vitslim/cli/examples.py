@@ -15,7 +15,10 @@ EXAMPLES = {
     "pretrain": ("vitslim pretrain recipes/builtin_teacher.yaml --out teacher",),
     "run": ("vitslim run recipes/builtin_skipat.yaml --out out --set distill.epochs=1",),
     "demo": ("vitslim demo --quick --out demo-out",),
-    "import": ("vitslim import skipat_small.pth --from skipat --base deit_small --out out",),
+    "import": (
+        "vitslim import mine.pth --base vit_tiny_patch16_224 --model-arg num_heads=3 --set data.mean=0.5 --out teacher",
+        "vitslim import skipat_small.pth --from skipat --base deit_small --out out",
+    ),
     "eval": ("vitslim eval out --data imagenet/ --teacher deit_small --limit 5000",),
     "export": (
         "vitslim export out --to onnx --precision fp16",
@@ -23,6 +26,7 @@ EXAMPLES = {
     ),
     "refit": ("vitslim refit out/export/model-fp16.engine --from retrained",),
     "verify": ("vitslim verify out --data imagenet/ --images 64",),
+    "compare": ("vitslim compare out/skipat out/evo-vit",),
     "report": ("vitslim report out",),
     "bench": ("vitslim bench out --backend torch,ort --batch 1,8", "vitslim bench suite --quick"),
     "bench models": ("vitslim bench out --against deit_tiny --backend torch,ort --batch 1,8",),
