@@ -170,7 +170,7 @@ def train_to_folder(
         metrics = {"student": measure(student, held_out, teacher=dense, processes=processes, progress=told)}
         if dense is not None:
             metrics["teacher"] = measure(dense, held_out, processes=processes, progress=told)
-    document = {
+    document: dict[str, Any] = {
         "out": str(folder),
         "result": result.model_dump(mode="json"),
         "metrics": {name: found.model_dump(mode="json") for name, found in metrics.items()},
