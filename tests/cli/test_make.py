@@ -1,5 +1,6 @@
 """convert, train, pretrain, run, demo."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 import yaml
 
 from tests.cli.conftest import TINY, Command
+from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
-from vitslim.files import read_json
+from vitslim.files import read_json, write_text
 from vitslim.models.open import BUILTIN
 from vitslim.train.loop import _Run
 
@@ -261,6 +263,34 @@ def test_a_training_that_was_cut_off_is_resumed(
     assert vitslim(*words, "--out", tmp_path / "out", "--resume").code == 0
     first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("whole", "out"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_training_over_another_model_changes_nothing_before_its_end(
+    dense: Path, tmp_path: Path, vitslim: Command, monkeypatch: Any
+) -> None:
+    out = Path(shutil.copytree(dense, tmp_path / "out"))
+    write_text(out / "export" / "model.onnx", "of the old model")
+    write_text(out / "notes.txt", "mine")
+    before = content_of(out)
+    words = ("train", dense, "--data", IMAGES, *TRAINING, "--set", "checkpoint_every=1", "--out", out)
+
+    make_step = _Run._step
+
+    def fall(self: Any, batches: Any, step: int) -> Any:
+        if step == 1:
+            raise KeyboardInterrupt
+        return make_step(self, batches, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", fall)
+        assert vitslim(*words, "--overwrite").code == 130
+    assert content_of(out) == before
+    outcome = vitslim(*words, "--resume", "--json")
+    assert (outcome.code, outcome.document["out"]) == (0, str(out))
+    assert not (out / "export").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    assert content_of(out)["model.safetensors"] != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vitslim: Command) -> None:

@@ -121,8 +121,10 @@ def _candidates(model: nn.Module) -> Iterator[BaseModel]:
     except (AttributeError, TypeError):
         # Layers of the user's own, whose settings have other names.
         return
-    is_named = remembered is not None and _is_local(remembered)
-    architecture = remembered.architecture if is_named else _architecture(model)
+    if remembered is not None and _is_local(remembered):
+        architecture = remembered.architecture
+    else:
+        architecture = _architecture(model)
     if architecture is not None:
         # timm's record leaves out the drop rates, and prune_intermediate_layers does not enter the depth.
         rates = {name: value for name, value in inferred.items() if name.endswith("_rate")}
