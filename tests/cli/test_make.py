@@ -1,5 +1,6 @@
 """convert, train, pretrain, run, demo."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import yaml
 from PIL import Image
 
 from tests.cli.conftest import TINY, Command
+from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
-from vitslim.files import read_json
+from vitslim.files import read_json, write_text
 from vitslim.models.open import BUILTIN
 from vitslim.train.loop import _Run
 
@@ -377,6 +379,34 @@ def test_only_the_same_training_is_resumed(dense: Path, student: Path, tmp_path:
         assert message in outcome.error
     refused = vitslim("train", dense, "--data", IMAGES, *TRAINING, "--out", dense, "--resume")
     assert f"--resume: {dense} holds files but no training to go on with" in refused.error
+
+
+def test_a_training_over_another_model_changes_nothing_before_its_end(
+    dense: Path, tmp_path: Path, vitslim: Command, monkeypatch: Any
+) -> None:
+    out = Path(shutil.copytree(dense, tmp_path / "out"))
+    write_text(out / "export" / "model.onnx", "of the old model")
+    write_text(out / "notes.txt", "mine")
+    before = content_of(out)
+    words = ("train", dense, "--data", IMAGES, *TRAINING, "--set", "checkpoint_every=1", "--out", out)
+
+    make_step = _Run._step
+
+    def fall(self: Any, batches: Any, step: int) -> Any:
+        if step == 1:
+            raise KeyboardInterrupt
+        return make_step(self, batches, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", fall)
+        assert vitslim(*words, "--overwrite").code == 130
+    assert content_of(out) == before
+    outcome = vitslim(*words, "--resume", "--json")
+    assert (outcome.code, outcome.document["out"]) == (0, str(out))
+    assert not (out / "export").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    assert content_of(out)["model.safetensors"] != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vitslim: Command) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kills import content_of, killed_at
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, DataError
-from vitslim.files import read_json, write_text
+from vitslim.files import read_json, write_json, write_text
 from vitslim.pipeline.folder import STAGES_FILE, RunFolder
 from vitslim.pipeline.staging import replacing
 
@@ -234,6 +234,18 @@ def test_files_are_copied_where_there_are_no_hard_links(old: Path, monkeypatch: 
     assert content_of(old) == before
     make(old, "b\n")
     assert (old / "model.bin").read_text() == "convert of b\n"
+
+
+@pytest.mark.parametrize("name", ["../thesis.tex", "/thesis.tex", "away/thesis.tex"])
+def test_names_that_lead_outside_are_not_followed(name: str, old: Path) -> None:
+    # As in a folder that somebody sent.
+    (old.parent / "thesis.tex").write_text("years of work")
+    (old / "away").symlink_to("..")
+    (old.parent / ".out.next" / "ready").mkdir(parents=True)
+    write_json(old.parent / ".out.next" / "origin.json", {name: [13, 0]})
+    with pytest.raises(CheckpointError, match="outside of"):
+        RunFolder(old).begin("b\n", overwrite=True)
+    assert (old.parent / "thesis.tex").exists()
 
 
 def test_two_runs_over_one_folder_do_not_meet(old: Path) -> None:

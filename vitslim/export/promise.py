@@ -57,4 +57,4 @@ def promise_of(file: Path, asked: Precision | None, model: nn.Module) -> Promise
 
 
 def _stricter(first: Precision, second: Precision) -> Precision:
-    return first if _STRICTEST_FIRST.index(first) <= _STRICTEST_FIRST.index(second) else second
+    return next(precision for precision in _STRICTEST_FIRST if precision in (first, second))

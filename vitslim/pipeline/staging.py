@@ -9,7 +9,9 @@ from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitslim.errors import ConfigError
+from pydantic import TypeAdapter, ValidationError
+
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import is_vacant, link_or_copy, read_json, reported_as, write_json
 
 _ORIGIN = "origin.json"
@@ -114,13 +116,16 @@ class Staging:
     def _bring_home(self) -> None:
         # Nothing is moved out of the copy: killed anywhere, this can be done again from its start.
         ready = self._root / _READY
-        origin = {name: tuple(state) for name, state in read_json(self._root / _ORIGIN).items()}
+        try:
+            origin = TypeAdapter(dict[str, tuple[int, int]]).validate_python(read_json(self._root / _ORIGIN))
+        except ValidationError:
+            raise CheckpointError(f"{self._root / _ORIGIN} is damaged; remove {self._root}") from None
         made = dict(_files(ready, None))
         for name, path in made.items():
             if origin.get(name) != _state(path):
-                _put(path, self.target / name, self._root / "link")
+                _put(path, self._inside(name), self._root / "link")
         for name in origin.keys() - made.keys():
-            _remove(self.target / name)
+            _remove(self._inside(name))
             for folder in list(Path(name).parents)[:-1]:
                 place = self.target / folder
                 if not (ready / folder).exists() and place.is_dir() and not any(place.iterdir()):
@@ -128,6 +133,13 @@ class Staging:
         # What is only half there must not be taken for what the work left.
         ready.rename(self._root / "done")
         shutil.rmtree(self._root)
+
+    def _inside(self, name: str) -> Path:
+        # The names may come out of a file that somebody else wrote.
+        within = list(Path(name).parents)[:-1]
+        if ".." in Path(name).parts or name.startswith("/") or any((self.target / one).is_symlink() for one in within):
+            raise CheckpointError(f"{self._root} would change {name!r}, outside of {self.target}; remove {self._root}")
+        return self.target / name
 
 
 @contextmanager

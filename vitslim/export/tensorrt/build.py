@@ -23,7 +23,7 @@ from vitslim.export.tensorrt.plugins import PluginPlan, plan_plugins
 from vitslim.export.tensorrt.process import COMMAND, Built, run_worker
 from vitslim.export.tensorrt.promises import require_promises
 from vitslim.export.tensorrt.source import Source, input_shapes, read_source, write_source
-from vitslim.files import atomic_path, write_json, write_text
+from vitslim.files import atomic_paths, json_text, write_text
 from vitslim.runtime import EngineRecord
 from vitslim.runtime.engine import FusedMha, PluginUse, TensorProfile, TensorRecord, file_sha256, record_path
 from vitslim.runtime.machine import Machine, this_machine
@@ -73,7 +73,8 @@ def build_engine(
     if options.plugins in ("on", "external") and plugins is None:
         raise ConfigError(f"{Path(onnx_file).name} calls none of vitslim's operators; build with --plugins off")
     started = time.perf_counter()
-    with atomic_path(engine) as scratch, tempfile.TemporaryDirectory(prefix="vitslim-engine-") as folder:
+    files = atomic_paths(engine, record_path(engine))
+    with files as (scratch, note), tempfile.TemporaryDirectory(prefix="vitslim-engine-") as folder:
         request = _request(source, options, Path(folder), scratch, plugins)
         try:
             built = run_worker(
@@ -87,7 +88,7 @@ def build_engine(
             log_sha256 = keep_log(Path(folder), engine)
         record = _record(source, options, built, scratch, plugins, log_sha256, time.perf_counter() - started)
         require_promises(record, told_layers(built)[0], options)
-    write_json(record_path(engine), record.model_dump(mode="json"))
+        note.write_text(json_text(record.model_dump(mode="json"), note), "utf-8")
     return record
 
 

@@ -10,7 +10,7 @@ from vitslim.export.tensorrt.fingerprint import weights_sha256
 from vitslim.export.tensorrt.options import EngineOptions
 from vitslim.export.tensorrt.process import COMMAND, run_worker
 from vitslim.export.tensorrt.source import Source, read_source, write_source
-from vitslim.files import atomic_path, write_json
+from vitslim.files import atomic_paths, json_text
 from vitslim.runtime import EngineRecord
 from vitslim.runtime.engine import file_sha256, read_record, record_path
 from vitslim.runtime.fit import require_machine, require_plugins, require_refittable, require_whole
@@ -57,7 +57,8 @@ def refit_engine(
     source = read_source(onnx_file, options_of(record), version, with_plugins=bool(record.plugins.used))
     weights = weights_sha256(source.model, source.path.parent)
     _require_same_model(engine, record, source, weights)
-    with atomic_path(target) as scratch, tempfile.TemporaryDirectory(prefix="vitslim-refit-") as folder:
+    files = atomic_paths(target, record_path(target))
+    with files as (scratch, note), tempfile.TemporaryDirectory(prefix="vitslim-refit-") as folder:
         request: dict[str, Any] = {
             "task": "refit",
             "module": MODULES[record.flavor],
@@ -78,9 +79,8 @@ def refit_engine(
             "has_weights": True,
             "is_refittable": answer["refittable"],
         }
-    # Until this is written the JSON does not describe the file, and the engine is refused.
-    refitted = record.model_copy(update=changed)
-    write_json(record_path(target), refitted.model_dump(mode="json"))
+        refitted = record.model_copy(update=changed)
+        note.write_text(json_text(refitted.model_dump(mode="json"), note), "utf-8")
     return refitted
 
 
