@@ -27,6 +27,18 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def write_labels(folder: Path, labels: list[Any]) -> None:
+    """Put images with these labels, whose names nobody gives, in place of those of the folder."""
+    import datasets
+
+    for path in (folder / "data").iterdir():
+        path.unlink()
+    rows = {"image": [make_image(number) for number in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(
+        folder / "data" / "train-0.parquet"
+    )
+
+
 def test_a_hugging_face_data_set_gives_images_labels_and_names(hub_folder: Path, wanted: Any) -> None:
     loader = open_data(f"hfds/{hub_folder}", split="val", preprocessing=wanted, batch_size=3)
     assert loader.class_names == ("ant", "bee", "cat")
@@ -57,3 +69,28 @@ def test_the_missing_library_is_named_with_its_extra(
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(MissingDependencyError, match=rf"needs {library}: pip install 'vitslim\[data\]'"):
             open_data(f"{kind}/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["ant", "bee"], "must hold class numbers"),
+        ([0.5, 1.0], "found 2 of type float32"),
+        ([0, 10**18], "found 0 to 1000000000000000000"),
+        ([-3, 1], "found -3 to 1"),
+        ([None, 1], "must hold class numbers"),
+    ],
+)
+def test_labels_that_number_no_class_are_refused(
+    hub_folder: Path, wanted: Any, labels: list[Any], message: str
+) -> None:
+    write_labels(hub_folder, labels)
+    with pytest.raises(DataError, match=message):
+        open_data(f"hfds/{hub_folder}", split="train", preprocessing=wanted, batch_size=2)
+
+
+def test_labels_that_are_not_given_away_are_none(hub_folder: Path, wanted: Any) -> None:
+    write_labels(hub_folder, [-1, -1])
+    loader = open_data(f"hfds/{hub_folder}", split="train", preprocessing=wanted, batch_size=2)
+    assert not loader.labelled
+    assert next(iter(loader)).labels is None

@@ -1,6 +1,7 @@
 """Webdataset shards."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ pytestmark = [
 ]
 
 
-def write_shard(path: Path, numbers: range, *, broken: int | None = None) -> None:
+def write_shard(path: Path, numbers: range, *, broken: int | None = None, shift: int = 0) -> None:
     with tarfile.open(path, "w") as tar:
         for number in numbers:
             stream = io.BytesIO()
             make_image(number).save(stream, "PNG")
             pixels = b"gone" if number == broken else stream.getvalue()
-            for name, content in ((f"{number:03d}.png", pixels), (f"{number:03d}.cls", str(number % 3).encode())):
+            for name, content in (
+                (f"{number:03d}.png", pixels),
+                (f"{number:03d}.cls", str(number % 3 + shift).encode()),
+            ):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -90,4 +94,39 @@ def test_missing_shards_are_refused_with_what_was_looked_for(tmp_path: Path, wan
         open_data(f"wds/{tmp_path}/nowhere", split="val", preprocessing=wanted, batch_size=2)
     (tmp_path / "val.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match="not a readable tar file"):
+        open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+
+
+@pytest.mark.parametrize("shift", [10**18, 10**30, -5])
+def test_labels_that_number_no_class_are_refused(tmp_path: Path, wanted: Any, shift: int) -> None:
+    write_shard(tmp_path / "val.tar", range(3), shift=shift)
+    with pytest.raises(DataError, match=f"a label is {str(shift)[:2]}"):
+        list(open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=3))
+
+
+def test_labels_are_held_against_the_model_where_nobody_says_how_many_classes_there_are(
+    tmp_path: Path, wanted: Any
+) -> None:
+    write_shard(tmp_path / "val.tar", range(3))
+    with pytest.raises(DataError, match="a label is 2, but there are 2 classes"):
+        list(open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=3, num_classes=2))
+
+
+@pytest.mark.parametrize("name", ["val-{00000000..99999999}.tar", "val|7.tar", "pipe:val.tar", "val-..tar"])
+def test_a_shard_that_is_called_like_a_pattern_is_refused(tmp_path: Path, wanted: Any, name: str) -> None:
+    write_shard(tmp_path / name, range(2))
+    with pytest.raises(DataError, match=r"takes .* for a pattern of names"):
+        open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)
+
+
+def test_an_info_file_of_something_else_is_refused(tmp_path: Path, wanted: Any) -> None:
+    write_shard(tmp_path / "set-val.tar", range(2))
+    (tmp_path / "_info.json").write_text("3")
+    with pytest.raises(DataError, match="cannot be opened as shards"):
+        list(open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2))
+
+
+def test_what_is_no_file_is_no_shard(tmp_path: Path, wanted: Any) -> None:
+    os.mkfifo(tmp_path / "val.tar")
+    with pytest.raises(DataError, match="has no split 'val'"):
         open_data(f"wds/{tmp_path}", split="val", preprocessing=wanted, batch_size=2)

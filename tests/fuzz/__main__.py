@@ -73,7 +73,7 @@ def _work(pipe: Connection, asked: argparse.Namespace, originals: Path, folder: 
         _mute()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     while (number := pipe.recv()) is not None:
-        pipe.send(judge(number, asked.seed, originals, folder, asked.surface))
+        pipe.send(judge(number, asked.seed, originals, folder, asked.surface, tell=pipe.send))
 
 
 class _Worker:
@@ -81,7 +81,7 @@ class _Worker:
 
     def __init__(self, asked: argparse.Namespace, originals: Path, folder: Path) -> None:
         self._given = asked, originals, folder
-        self.number, self.started = -1, 0.0
+        self.number, self.started, self._what = -1, 0.0, ""
         self._start()
 
     def _start(self) -> None:
@@ -91,14 +91,17 @@ class _Worker:
         theirs.close()
 
     def give(self, number: int | None) -> None:
-        self.number, self.started = -1 if number is None else number, time.monotonic()
+        self.number, self.started, self._what = -1 if number is None else number, time.monotonic(), ""
         self.pipe.send(number)
 
     def outcome(self, seconds: float) -> Verdict | None:
         """What became of its case; None while that goes on."""
         if self.pipe.poll():
             try:
-                return self.pipe.recv()
+                heard = self.pipe.recv()
+                if isinstance(heard, Verdict):
+                    return heard
+                self._what = heard
             except EOFError:
                 self._process.join()
                 return self._replaced(f"the process ended with {self._process.exitcode}")
@@ -110,7 +113,7 @@ class _Worker:
 
     def _replaced(self, fault: str) -> Verdict:
         self._start()
-        return Verdict(self.number, "?", "see --case", "fault", fault)
+        return Verdict(self.number, "?", self._what, "fault", fault)
 
 
 def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: Path) -> list[Verdict]:

@@ -17,7 +17,7 @@ from vitslim.models import Preprocessing
 PREPROCESSING = Preprocessing(
     image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9, channels=3
 )
-ENDINGS = (".png", ".jpg", ".webp", ".JPEG", ".bmp", ".tif")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 
 def case(rng: random.Random, folder: Path) -> Case:
@@ -102,7 +102,7 @@ def _weights(rng: random.Random, folder: Path) -> Case:
 def _images(rng: random.Random, folder: Path) -> Case:
     root = folder / "images" / "val"
     for _ in range(rng.choice([1, 1, 2, 10])):
-        place = root / rng.choice(IMAGE_FOLDER_CLASSES) / f"{rng.randrange(9)}{rng.choice(ENDINGS)}"
+        place = root / rng.choice(IMAGE_FOLDER_CLASSES) / f"{rng.randrange(9)}.png"
         place.unlink(missing_ok=True)
         how = rng.randrange(8)
         if how == 0:
@@ -123,9 +123,9 @@ def _images(rng: random.Random, folder: Path) -> Case:
 
 def _write_image(path: Path, mode: str, size: tuple[int, int], rng: random.Random) -> None:
     try:
-        Image.new(mode, size).save(path)
+        Image.new(mode, size).save(path, rng.choice(FORMATS))
     except (OSError, KeyError, ValueError):  # not every format has every mode, or such sizes
-        Image.new("RGB", (40, 40)).save(path)
+        Image.new("RGB", (40, 40)).save(path, "PNG")
     if rng.random() < 0.4:
         path.write_bytes(values.changed_bytes(path.read_bytes(), rng))
 

@@ -6,6 +6,7 @@ import os
 import random
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +29,22 @@ class Verdict:
     fault: str | None = None
 
 
-def judge(number: int, seed: int, originals: Path, folder: Path, surface: str | None = None) -> Verdict:
-    """Make a case, try it in a folder of its own, and look at everything that it left."""
+def judge(
+    number: int,
+    seed: int,
+    originals: Path,
+    folder: Path,
+    surface: str | None = None,
+    tell: Callable[[str], object] = lambda what: None,
+) -> Verdict:
+    """Make a case, tell what it is, try it in a folder of its own, and look at everything that it left."""
     surface = surface or list(SURFACES)[number % len(SURFACES)]
     rng = random.Random(f"{seed}:{number}")
     lay_out(originals, folder)
     with contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case = SURFACES[surface].case(rng, folder)
+        tell(f"[{surface}] {case.what[:2000]}")
         before = digest(folder)
         ended, fault = _command(case) if case.is_command else _call(case)
         fault = fault or _left_behind(before, digest(folder), ended)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitslim.errors import DataError, VitslimWarning
 
+MAX_CLASSES = 10**7
 MAX_EXAMPLES = 5  # unreadable images named in messages
 
 
@@ -172,9 +173,13 @@ class Loader:
                 f"{self.max_corrupt_share:g} allows; mend or remove them, or raise max_corrupt_share; "
                 f"among them {', '.join(self.corrupt.examples)}"
             )
-        highest = int(batch.labels.max()) if self.labelled and len(batch.labels) else -1
-        if self.num_classes is not None and highest >= self.num_classes:
-            raise DataError(f"{self.origin}: a label is {highest}, but there are {self.num_classes} classes (0 first)")
+        if not (self.labelled and len(batch.labels)):
+            return
+        lowest, highest = int(batch.labels.min()), int(batch.labels.max())
+        if lowest < 0 or (self.num_classes is not None and highest >= self.num_classes):
+            wrong = lowest if lowest < 0 else highest
+            classes = "classes" if self.num_classes is None else f"{self.num_classes} classes"
+            raise DataError(f"{self.origin}: a label is {wrong}, but there are {classes} (0 first)")
 
 
 def warn_of_shared_images(train: Loader, held_out: Loader) -> None:

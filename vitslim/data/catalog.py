@@ -12,6 +12,8 @@ from timm.data.dataset_factory import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
+from vitslim.data.batch import MAX_CLASSES
+from vitslim.data.folder import FolderReader, list_images, number_classes
 from vitslim.data.fractal import Split
 from vitslim.data.samples import Reader, as_reader
 from vitslim.data.spec import SPLIT_NAMES, DataConfig
@@ -40,25 +42,21 @@ def find_folder(config: DataConfig, split: Split, takes_labels: bool) -> Images:
         DataError: the folder, its split or its images are missing.
     """
     folder = _split_folder(Path(config.source), config, split)
-    try:
-        reader: Any = make_dataset("", root=str(folder), class_map=_class_map(config), search_split=False).reader
-    except RuntimeError:  # timm's word for an empty folder
-        reader = None
-    if reader is None or not len(reader):
+    images = list_images(folder)
+    if not images:
         raise DataError(f"{folder} holds no image; known endings are {', '.join(get_img_extensions())}")
-    names: dict[str, int] = reader.class_to_idx
-    if not takes_labels or set(names) == {""}:
-        return Images(str(folder), as_reader(reader), None, None, None)
-    if "" in names:
+    paths, classes = [path for path, _ in images], {name for _, name in images}
+    if not takes_labels or classes == {""}:
+        return Images(str(folder), FolderReader(folder, paths, [-1] * len(paths)), None, None, None)
+    if "" in classes:
         raise DataError(
-            f"{folder} holds images beside {len(names) - 1} class folders; move them into one, or leave the labels out"
+            f"{folder} holds images beside {len(classes) - 1} class folders; move them into one, "
+            "or leave the labels out"
         )
-    labels = torch.tensor([label for _, label in reader.samples], dtype=torch.int64)
-    by_label = {label: name for name, label in names.items()}
-    classes = max(by_label) + 1
-    return Images(
-        str(folder), as_reader(reader), labels, tuple(by_label.get(label, "") for label in range(classes)), classes
-    )
+    numbers = number_classes(classes, config.class_map)
+    labels = [numbers[name] for _, name in images]
+    reader = FolderReader(folder, paths, labels)
+    return Images(str(folder), reader, torch.tensor(labels), tuple(numbers), len(numbers))
 
 
 def find_hfds(config: DataConfig, name: str, split: Split) -> Images:
@@ -86,10 +84,33 @@ def find_hfds(config: DataConfig, name: str, split: Split) -> Images:
     origin = f"hfds/{name} ({chosen})"
     if config.label_key not in features:
         return Images(origin, _Unlabelled(reader), None, None, None)
-    labels = torch.tensor(reader.dataset[config.label_key], dtype=torch.int64)
-    names = tuple(reader.class_to_idx) or None
+    labels = _labels_of(reader.dataset[config.label_key], f"{origin}: column {config.label_key!r}")
+    if labels is None:
+        return Images(origin, _Unlabelled(reader), None, None, None)
+    names = tuple(map(str, reader.class_to_idx)) or None
     classes = len(names) if names else int(labels.max()) + 1
     return Images(origin, as_reader(reader), labels, names, classes)
+
+
+def _labels_of(column: Any, origin: str) -> Int[Tensor, " n"] | None:
+    """Labels as a tensor; None where all are -1, as data sets mark those that they do not give away.
+
+    Raises:
+        DataError: something else than numbers of classes.
+    """
+    wanted = f"{origin} must hold class numbers, from 0 to at most {MAX_CLASSES - 1}; name another with label_key"
+    try:
+        labels = torch.tensor(list(column))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as fault:  # text, lists, nothing at all
+        raise DataError(f"{wanted} ({fault})") from None
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        raise DataError(f"{wanted} (found {len(labels)} of type {str(labels.dtype).removeprefix('torch.')})")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest == highest == -1:
+        return None
+    if lowest < 0 or highest >= MAX_CLASSES:
+        raise DataError(f"{wanted} (found {lowest} to {highest})")
+    return labels.long()
 
 
 class _Unlabelled:
@@ -134,12 +155,3 @@ def _choose_split(origin: str, present: Sequence[str], wanted: Sequence[str]) ->
         if name in present:
             return name
     raise DataError(f"{origin} has no split {' or '.join(map(repr, wanted))}; it has {', '.join(present)}")
-
-
-def _class_map(config: DataConfig) -> str | None:
-    if config.class_map is None:
-        return None
-    path = Path(config.class_map)
-    if not path.is_file() or path.suffix != ".txt":
-        raise DataError(f"class_map={config.class_map!r} must be a text file (.txt) with one class name per line")
-    return str(path)

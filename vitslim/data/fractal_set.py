@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 from vitslim.data.fractal import GENERATOR_VERSION, FractalConfig, Split, labels_of, render, split_shape
 from vitslim.errors import CheckpointError, DataError
 from vitslim.files import atomic_path
+
+MAX_BYTES = 16 * 2**30  # of a drawn split, some hours of drawing; the built-in task has 0.4 GiB
 
 Progress = Callable[[int, int], None]
 
@@ -91,6 +94,7 @@ def open_fractals(
     path = folder / _cache_name(config, split)
     images = _load_cache(path, split_shape(config, split))
     if images is None:
+        _refuse_too_many(config, split, folder)
         try:
             _write_cache(path, config, split, progress)
         except (CheckpointError, OSError) as fault:
@@ -99,6 +103,19 @@ def open_fractals(
     if images is None:
         raise DataError(f"{path} was written but does not read back; check the disk or pass another cache_dir")
     return FractalDataset(config, split, images)
+
+
+def _refuse_too_many(config: FractalConfig, split: Split, folder: Path) -> None:
+    """Refuse to draw what no disk should take, before hours of drawing."""
+    n, channels, height, width = split_shape(config, split)
+    size = n * channels * height * width
+    present = next((place for place in (folder, *folder.parents) if place.is_dir()), Path())
+    room = min(MAX_BYTES, shutil.disk_usage(present).free)
+    if size > room:
+        raise DataError(
+            f"fractals ({split}): {n} images of {height} px are {size / 2**30:.1f} GiB, more than the "
+            f"{room / 2**30:.1f} GiB that there is room for; ask for fewer classes, fewer or smaller images"
+        )
 
 
 def _cache_name(config: FractalConfig, split: Split) -> str:

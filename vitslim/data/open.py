@@ -220,6 +220,8 @@ def _checked(
         contents = replace(contents, labelled=False, num_classes=None, class_names=None)
     if labels == "require" and not contents.labelled:
         raise DataError(f"{contents.origin} has no labels and they are needed; sort the images into class folders")
+    if contents.num_classes is None and contents.labelled:
+        contents = replace(contents, num_classes=num_classes)  # shards do not tell; every batch is checked
     found = contents.num_classes
     if num_classes is not None and found is not None and found != num_classes:
         raise DataError(

@@ -19,6 +19,8 @@ from vitslim.errors import DataError
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
+MAX_ASPECT = 64  # of the sides of an image, that are looked at
+
 # What Pillow and its decoders raise on damaged files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -111,10 +113,34 @@ def read_sample(source: SampleSource, index: int) -> Sample:
         stream, label = source.reader[index]
         with stream:  # files and images alike
             image = stream if isinstance(stream, Image.Image) else Image.open(stream)
-            pixels = image.convert(source.mode)
+            pixels = _without_ends(_in_mode(image, source.mode))
     except UNREADABLE:
         return Sample(None, unreadable=source.reader.filename(index))
     return Sample(source.transform(pixels), label)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image of any kind in colour or grey; transparency is left out."""
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16 bits off at 255, which leaves white.
+        return image.point(lambda level: level / 256).convert("L").convert(mode)
+    if image.mode in ("I", "F"):
+        raise OSError(f"{image.mode} images have no known range")
+    if image.mode == "P":  # with transparent entries Pillow asks for this detour
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """An image without what lies far from its middle, where one side is many times the other.
+
+    The crop from the middle does not see it, but bringing 1x20000 to a height of 256 takes four gigabytes.
+    """
+    reach = MAX_ASPECT * min(image.size)
+    if max(image.size) <= reach:
+        return image
+    left, top = (max(0, (side - reach) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, reach), top + min(image.height, reach)))
 
 
 def collate(samples: Sequence[Sample]) -> ReadBatch:

@@ -1,9 +1,13 @@
 """Batches out of webdataset shards: tar files that are read from front to back."""
 
 import logging
+import lzma
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -12,7 +16,7 @@ from typing import Any
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import DataLoader, IterableDataset
 
-from vitslim.data.batch import ReadBatch
+from vitslim.data.batch import MAX_CLASSES, ReadBatch
 from vitslim.data.fractal import Split
 from vitslim.data.randomness import seeded
 from vitslim.data.samples import ImageTransform, Sample, collate
@@ -22,6 +26,7 @@ from vitslim.errors import ConfigError, DataError, MissingDependencyError
 IMAGE_ENDINGS = (".jpg", ".png", ".webp")  # what timm reads from shards
 make_dataset: Any = create_dataset  # timm declares every kind of data set at once
 
+_SPECIAL = re.compile(r"[{}|:]|\.\.")  # to webdataset: counting, commands, several names
 _TIMM_LOG = "timm.data.readers.reader_wds"  # where timm tells of images that it skips
 
 
@@ -77,21 +82,26 @@ class _Samples(IterableDataset[Sample]):
                 kept += 1
                 with seeded(source.seed, self._epoch, seen):
                     pixels = source.transform(image)
+                if abs(int(label)) >= MAX_CLASSES:
+                    raise DataError(f"{source.folder}: a label is {label}; wanted whole numbers from 0")
                 yield Sample(pixels, int(label))
             yield from self._unreadable(skipped)
 
     def _open(self) -> Any:
         source = self._source
-        reader: Any = make_dataset(
-            "wds/shards",
-            root=source.folder,
-            split=source.pattern,
-            is_training=source.training,
-            batch_size=1,
-            num_samples=source.count,
-            seed=source.seed,
-            input_img_mode=source.mode,
-        ).reader
+        try:
+            reader: Any = make_dataset(
+                "wds/shards",
+                root=source.folder,
+                split=source.pattern,
+                is_training=source.training,
+                batch_size=1,
+                num_samples=source.count,
+                seed=source.seed,
+                input_img_mode=source.mode,
+            ).reader
+        except Exception as fault:  # of many kinds, from an info file that is none
+            raise DataError(f"{source.folder} cannot be opened as shards ({type(fault).__name__}: {fault})") from fault
         reader.set_epoch(self._epoch)
         return reader
 
@@ -148,13 +158,17 @@ def find_shards(
     if not folder.is_dir():
         raise DataError(f"wds/{folder}: {folder} is not a folder; give the folder that holds the .tar shards")
     wanted = config.split_names(split)
-    shards = next((found for name in wanted if (found := sorted(folder.glob(f"*{name}*.tar")))), [])
+    tars = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.is_file())
+    shards = next((found for name in wanted if (found := [tar for tar in tars if fnmatch(tar.name, f"*{name}*")])), [])
     if not shards:
-        present = ", ".join(sorted(path.name for path in folder.glob("*.tar"))[:5]) or "no .tar file"
+        present = ", ".join(tar.name for tar in tars[:5]) or "no .tar file"
         raise DataError(
             f"wds/{folder} has no split {split!r}: looked for {', '.join(f'*{name}*.tar' for name in wanted)}, "
             f"found {present}; name it with {split}_split"
         )
+    odd = [shard.name for shard in shards if _SPECIAL.search(shard.name)]
+    if odd:
+        raise DataError(f"wds/{folder}: webdataset takes {odd[0]} for a pattern of names; give the file a plain name")
     count = sum(count_images(shard) for shard in shards)
     if not count:
         raise DataError(f"wds/{folder}: no image in {', '.join(path.name for path in shards[:5])}")
@@ -178,5 +192,5 @@ def count_images(shard: Path) -> int:
     try:
         with tarfile.open(shard) as tar:
             return sum(PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS for name in tar.getnames())
-    except (OSError, tarfile.TarError) as fault:
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError) as fault:
         raise DataError(f"{shard} is not a readable tar file ({fault})") from None
