@@ -249,7 +249,9 @@ def _locate(path: str | Path) -> tuple[SavedModel, Path]:
     with _opened(place) as tensors:
         described = (tensors.metadata() or {}).get(FORMAT)
     if described is None:
-        raise CheckpointError(f"{place} carries no vitslim description; load its folder, or open it with weights=")
+        raise CheckpointError(
+            f"{place} carries no vitslim description; load its folder, or open it as weights (--weights FILE, weights=)"
+        )
     try:
         document = json.loads(described)
     except ValueError as error:
