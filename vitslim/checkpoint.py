@@ -272,7 +272,9 @@ def _locate(path: str | Path) -> tuple[SavedModel, Path]:
         raise CheckpointError(f"{place} does not exist; wanted a folder or a {WEIGHTS_FILE} that vitslim.save wrote")
     document = _described(place)
     if document is None:
-        raise CheckpointError(f"{place} carries no vitslim description; load its folder, or open it with weights=")
+        raise CheckpointError(
+            f"{place} carries no vitslim description; load its folder, or open it as weights (--weights FILE, weights=)"
+        )
     return _read_config(document, place), place
 
 

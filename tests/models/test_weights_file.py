@@ -161,3 +161,14 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, document: Any, held: s
     torch.save(document, tmp_path / "state.pth")
     with pytest.raises(CheckpointError, match=re.escape(f"state.pth holds {held}")):
         read_weights(tmp_path / "state.pth", containers=("model",))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_file_without_an_ending_is_known_by_its_content(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    state = {"head.weight": torch.ones(2, 3)}
+    save_file(state, path) if kind == "safetensors" else torch.save(state, path)
+    assert torch.equal(read_weights(path)["head.weight"], state["head.weight"])
+    path.write_bytes(b"neither of the two")
+    with pytest.raises(CheckpointError, match=r"weights is not readable as tensors only"):
+        read_weights(path)

@@ -35,8 +35,8 @@ def read_weights(path: Path, *, containers: Sequence[str] = _CONTAINERS) -> dict
     """
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist")
-    if path.suffix not in _SUFFIXES:
-        raise CheckpointError(f"weights file {path} is a {path.suffix or 'nameless'} file; wanted {_SUFFIXES}")
+    if path.suffix not in (*_SUFFIXES, ""):
+        raise CheckpointError(f"weights file {path} is a {path.suffix} file; wanted {_SUFFIXES}")
     document = _document(path)
     held = next((name for name in containers if isinstance(document.get(name), Mapping)), None)
     state = document if held is None else document[held]
@@ -52,7 +52,7 @@ def read_weights(path: Path, *, containers: Sequence[str] = _CONTAINERS) -> dict
 
 def _document(path: Path) -> Mapping[str, Any]:
     try:
-        document = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        document = _safetensors(path) if _is_safetensors(path) else _pickled(path)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
         raise CheckpointError(f"weights file {path} is not readable as tensors only: {_reason(error, path)}") from error
     except Exception as error:
@@ -61,6 +61,14 @@ def _document(path: Path) -> Mapping[str, Any]:
     if not isinstance(document, Mapping):
         raise CheckpointError(f"weights file {path} holds a {type(document).__name__}; wanted tensors by name")
     return cast("Mapping[str, Any]", document)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the ending; a file without one by its content, a JSON object behind eight bytes of length."""
+    if path.suffix:
+        return path.suffix == ".safetensors"
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:

@@ -132,7 +132,9 @@ def _resolve_device(model: nn.Module, device: str | torch.device | None) -> torc
         return torch.device("cpu") if parameter is None else parameter.device
     wanted = torch.device(device)
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise MissingDependencyError(f"device '{device}' was asked for, torch sees no CUDA GPU; use device='cpu'")
+        raise MissingDependencyError(
+            f"device '{device}' was asked for, torch sees no CUDA GPU; use the CPU (--device cpu, device='cpu')"
+        )
     return wanted
 
 

@@ -250,7 +250,7 @@ def _data_faults(student: nn.Module, loader: Loader, config: DistillConfig) -> l
     if config.hard and loader.num_classes is not None and loader.num_classes != outputs:
         faults.append(
             f"{loader.origin} has {loader.num_classes} classes, the model {outputs} outputs; give data of its classes, "
-            f"a model with num_classes={loader.num_classes}, or set hard=0"
+            f"a model with as many outputs (--num-classes {loader.num_classes}, num_classes=), or set hard=0"
         )
     if (config.hard or config.soft) and not outputs:
         faults.append("the model has no classifier; give it one (num_classes) or train with tokens and step_outputs")

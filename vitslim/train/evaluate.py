@@ -136,7 +136,7 @@ def _check_classes(logits: Float[Tensor, "b c"], loader: Loader) -> None:
     if loader.num_classes not in (None, logits.shape[1]):
         raise DataError(
             f"{loader.origin}: given {loader.num_classes} classes, model has {logits.shape[1]} outputs; give data of "
-            "the model's classes, or leave the labels out (labels='ignore')"
+            "the model's classes, or leave the labels out (data.labels: ignore, labels='ignore')"
         )
 
 

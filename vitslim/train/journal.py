@@ -75,7 +75,8 @@ def _open_board(folder: Path, resumed_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingDependencyError(
-            "tensorboard=True needs tensorboard: pip install 'vitslim[train]', or set tensorboard=False"
+            "tensorboard=True needs tensorboard: pip install 'vitslim[train]', or leave it out "
+            "(--set distill.tensorboard=false, tensorboard=False)"
         ) from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step)
 
