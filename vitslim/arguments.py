@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from typing import Annotated, Any, NotRequired, ParamSpec, Required, TypeVar
+from typing import Annotated, Any, NotRequired, ParamSpec, Required, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
@@ -53,7 +53,7 @@ class _Reader:
             for name, one in named.items()
         }
         # A typed dict, not a model: any name can be that of an argument, and what is not given stays out.
-        record = TypedDict(self._name, fields)
+        record = cast(Any, TypedDict)(self._name, fields)
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="forbid")
         self._adapter: Any = TypeAdapter(with_config(config)(record))
 
