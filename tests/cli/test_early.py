@@ -1,5 +1,7 @@
 """What is refused before torch is imported."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +51,6 @@ def test_nothing_heavy_is_imported_for_what_is_refused_early_nor_for_help(tmp_pa
     (full / "file").write_text("")
     places = {"OUT": str(tmp_path / "out"), "FULL": str(full), "FULL/file": str(full / "file")}
     lines = [[places.get(word, word) for word in words] for words, _ in REFUSED.values()]
-    import json
-
     asked = subprocess.run(
         [sys.executable, "-c", ALL_AT_ONCE],
         input=json.dumps([*lines, ["--version"], ["convert", "--help"]]),
@@ -89,3 +89,13 @@ def test_a_killed_runs_leftovers_do_not_fill_a_folder(student: Path, tmp_path: P
     (tmp_path / "out" / ".model.part").write_text("")
     outcome = vitslim("analyze", student, "--data", "/nowhere", "--out", tmp_path / "out")
     assert outcome.error.startswith("/nowhere does not exist")
+
+
+def test_a_folder_without_rights_is_refused(tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A test that runs as root could write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    outcome = vitslim("convert", "builtin", "--method", "skipat", "--out", tmp_path / "deep" / "out")
+    assert (outcome.code, outcome.error) == (
+        2,
+        f"output {tmp_path}/deep/out: no right to write in {tmp_path}; name another place",
+    )

@@ -287,7 +287,7 @@ def test_a_recipe_is_run_and_then_skipped(recipe_file: Path, tmp_path: Path, vit
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "recipe.yaml does not exist"),
+        (None, "bad.yaml does not exist"),
         ("model: [", "is not YAML"),
         ("modle: {}", "unknown key 'modle'; did you mean 'model'?"),
         ("phases: []", "unknown key 'phases'"),

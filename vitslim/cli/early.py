@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -20,8 +21,6 @@ _READ = {
     "settings": "file of settings",
     "file": "weights file",
     "weights": "weights file",
-    "engine": "engine",
-    "compare": "file",
 }
 _FILLS_AN_EMPTY_FOLDER = ("analyze", "train", "pretrain", "import")
 _MAKES_A_FOLDER = (*_FILLS_AN_EMPTY_FOLDER, "convert", "run", "demo", "suite", "accuracy")
@@ -115,6 +114,8 @@ def _check_place(out: Path, *, is_folder: bool) -> None:
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir() and (is_folder or there != out):
         raise ConfigError(f"output {out}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"output {out}: no right to write in {there}; name another place")
 
 
 def _check_empty(out: Path) -> None:
