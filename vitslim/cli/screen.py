@@ -54,7 +54,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Accuracy of several models, by the name of their rows."""
     rows = [
-        (name.replace("_", " "), *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")), str(row["images"]))
+        (
+            {"dense_control": "dense control"}.get(name, name),
+            *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")),
+            str(row["images"]),
+        )
         for name, row in metrics.items()
     ]
     if rows:
