@@ -16,7 +16,7 @@ EXAMPLES = {
     "run": ("vitslim run recipes/builtin_skipat.yaml --out out --set distill.epochs=1",),
     "demo": ("vitslim demo --quick --out demo-out",),
     "import": (
-        "vitslim import mine.pth --base vit_tiny_patch16_224 --model-arg num_heads=3 --set data.mean=0.5 --out teacher",
+        "vitslim import mine.pth --base vit_tiny_patch16_224 --out teacher",
         "vitslim import skipat_small.pth --from skipat --base deit_small --out out",
     ),
     "eval": ("vitslim eval out --data imagenet/ --teacher deit_small --limit 5000",),
