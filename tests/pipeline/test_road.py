@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, MODEL, QUIET, RECIPE, WHOLE
 from vitslim import checkpoint
 from vitslim.errors import (
@@ -314,6 +315,24 @@ def test_a_cut_off_run_is_not_continued_with_other_settings(tmp_path: Path) -> N
     run(recipe, tmp_path / "out", overwrite=True)
     run(recipe, tmp_path / "fresh")
     assert same(state_of(tmp_path / "out"), state_of(tmp_path / "fresh"))
+
+
+def test_another_recipe_that_falls_leaves_every_byte_of_the_finished_run(copied: Path) -> None:
+    (copied / "export").mkdir()
+    (copied / "export" / "model.onnx").write_text("of the old student")
+    before = content_of(copied)
+    recipe = recipe_with(convert=[{"method": "skipat", "layers": [2]}], **ONLY_TRAINED)
+
+    def fall(one: Progress) -> None:
+        if one.stage == "distill" and one.unit == "step" and one.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, copied, overwrite=True, progress=fall)
+    assert content_of(copied) == before
+    assert stages_of(recipe, copied, overwrite=True) == ["distill"]
+    assert not (copied / "export").exists()
+    assert [path.name for path in copied.parent.iterdir()] == ["out"]
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
