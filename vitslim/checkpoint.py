@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, InstanceOf, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def save(
     out: AnyPath,
     *,
     overwrite: bool = False,
-    base: BaseModel | None = None,
+    base: InstanceOf[BaseModel] | None = None,
     class_names: list[str] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:

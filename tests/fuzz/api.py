@@ -49,7 +49,7 @@ def case(rng: random.Random, folder: Path) -> Case:
         known = (
             rng.choice(sorted(arguments)) if arguments and rng.random() < 0.85 else rng.choice(["modle", "seed", "x"])
         )
-        usual = values.value(rng, arguments.get(known))
+        usual = values.value(rng, arguments.get(known), known)
         arguments[known] = rng.choice([usual, usual, usual, Path(values.text(rng)), STUDENT, object()])
     if rng.random() < 0.1 and arguments:
         del arguments[rng.choice(sorted(arguments))]

@@ -103,6 +103,8 @@ def _images(rng: random.Random, folder: Path) -> Case:
     root = folder / "images" / "val"
     for _ in range(rng.choice([1, 1, 2, 10])):
         place = root / rng.choice(IMAGE_FOLDER_CLASSES) / f"{rng.randrange(9)}.png"
+        if place.is_dir() and not place.is_symlink():
+            continue
         place.unlink(missing_ok=True)
         how = rng.randrange(8)
         if how == 0:

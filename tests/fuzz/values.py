@@ -58,8 +58,17 @@ PLACES = ["a-folder", "a-pipe", "a-device", "a-loop", "an-empty-file", "a-text.o
 """What ``tests.fuzz.place`` puts into the folder of every case."""
 
 
-def value(rng: random.Random, usual: Any = None) -> Any:
+WORK = ("steps", "epochs", "rounds", "warmup", "depth")
+"""What may be asked for without end: a training of 10**18 steps is a long one, not a hang."""
+
+
+def value(rng: random.Random, usual: Any = None, key: object = None) -> Any:
     """Something nobody expects, half of the time of the usual kind."""
+    found = _value(rng, usual)
+    return 3 if key in WORK and isinstance(found, int | float) and found > 100 else found
+
+
+def _value(rng: random.Random, usual: Any) -> Any:
     alike = [one for one in [*NASTY, *PLACES] if type(one) is type(usual)]
     if alike and rng.random() < 0.5:
         return copy.deepcopy(rng.choice(alike))
@@ -90,7 +99,7 @@ def changed_document(document: Any, rng: random.Random) -> Any:
         holder, key = rng.choice(places)
         how = rng.random()
         if how < 0.7:
-            holder[key] = value(rng, holder[key])
+            holder[key] = value(rng, holder[key], key)
         elif how < 0.8:
             del holder[key]
         elif isinstance(holder, dict):

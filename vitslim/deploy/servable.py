@@ -188,6 +188,8 @@ def _tensor(value: ValueInfoProto) -> Tensor:
     from onnx import TensorProto
 
     kind = value.type.tensor_type
+    if kind.elem_type not in TensorProto.DataType.values():
+        raise CheckpointError(f"{value.name!r} is of type {kind.elem_type}, which ONNX has not; export the model again")
     sizes = tuple(one.dim_value if one.HasField("dim_value") else -1 for one in kind.shape.dim)
     return Tensor(value.name, TensorProto.DataType.Name(kind.elem_type), sizes[1:])
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitslim.errors import CheckpointError, MissingDependencyError
+from vitslim.errors import CheckpointError, MissingDependencyError, VitslimError
 from vitslim.export.bfloat16 import rounding_twin
 from vitslim.export.onnx_graph import inlined
 from vitslim.export.onnx_weights import data_path, external_files
@@ -98,7 +98,12 @@ def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
     with tempfile.TemporaryDirectory(prefix="vitslim-", dir=near) as folder:
         scratch = Path(folder) / path.name
         whole = rewrite is rounding_twin
-        model = rewrite(onnx.load(str(path), load_external_data=whole))
+        try:
+            model = rewrite(onnx.load(str(path), load_external_data=whole))
+        except VitslimError:
+            raise
+        except Exception as error:  # of onnx, protobuf or numpy, by what is wrong with the graph
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from error
         if is_split and not whole:
             _lend(data_path(path), Path(folder) / data_path(path).name)
         onnx.save(model, str(scratch), save_as_external_data=is_split and whole, location=f"{path.name}.data")

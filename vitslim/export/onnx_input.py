@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vitslim.errors import ConfigError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models import Preprocessing
 
 ImageForm = Literal["normalized", "uint8-nchw", "uint8-nhwc"]
@@ -57,12 +57,18 @@ def form_of(metadata: Mapping[str, str]) -> ImageForm:
 
     Raises:
         ConfigError: the file asks for a form that this version does not know.
+        CheckpointError: what it says is not what vitslim writes.
     """
     import json
 
     if "input" not in metadata:
         return "normalized"
-    form = json.loads(metadata["input"]).get("form")
+    try:
+        form = json.loads(metadata["input"]).get("form")
+    except (ValueError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"the file's metadata say input={metadata['input'][:100]!r}, which vitslim did not write; export it again"
+        ) from None
     if form not in FORMS:
         raise ConfigError(f"the file takes images of the form {form!r}; this vitslim knows {', '.join(FORMS)}")
     return form

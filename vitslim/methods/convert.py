@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import InstanceOf, ValidationError
 from torch import nn
 
 from vitslim.arguments import checked
@@ -22,7 +22,7 @@ from vitslim.trunk import Conversion, Plan, dense_plan, install_trunk_, is_conve
 
 @checked
 def convert(
-    model: nn.Module | str, method: str | Config, *, analysis: Evidence | None = None, **options: Any
+    model: nn.Module | str, method: str | InstanceOf[Config], *, analysis: Evidence | None = None, **options: Any
 ) -> nn.Module:
     """Convert a pretrained ViT; the given model is left as it is and shares nothing with the copy that comes back.
 

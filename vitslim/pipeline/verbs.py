@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ModelLike = nn.Module | AnyPath
 ConfigType = TypeVar("ConfigType", bound=Config)
-DataLike = AnyPath | DataConfig | InstanceOf[Loader]
+DataLike = AnyPath | InstanceOf[DataConfig] | InstanceOf[Loader]
 
 
 def open_any(model: ModelLike, /, **options: Any) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitslim.errors import ConfigError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.runtime.cuda_graph import CapturedRun
 from vitslim.runtime.ort_session import Provider, open_session
 from vitslim.runtime.runner import DTYPES, Images, Precision, TakesDlpack, TensorSpec, check_images
@@ -40,9 +40,14 @@ class OrtRunner(TakesDlpack):
         self._name = name or Path(path).stem
         self._provider: Provider = provider
         self._device = torch.device("cpu" if provider == "cpu" else "cuda")
-        self._metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
-        self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        try:
+            self._metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
+            self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
+            self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is damaged: a name in it is no text ({error}); export it again") from error
+        if not self._inputs or not self._outputs:
+            raise CheckpointError(f"{path} has no input or no output; export it again")
         self._precision: Precision = _precision(self._metadata, self._inputs[0])
 
     @property
@@ -115,7 +120,10 @@ class OrtRunner(TakesDlpack):
         self.close()
 
     def _run_on_cpu(self, images: Tensor) -> Tensor:
-        result = self._session.run([self._outputs[0].name], {self._inputs[0].name: images.numpy()})
+        try:
+            result = self._session.run([self._outputs[0].name], {self._inputs[0].name: images.numpy()})
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes here
+            raise CheckpointError(f"onnxruntime cannot run {self._name}: {error}") from error
         return torch.from_numpy(result[0])
 
     def _run_on_gpu(self, images: Tensor) -> Tensor:
