@@ -105,10 +105,12 @@ def model_arguments(given: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: no ``=``, or an argument that has an option of its own.
     """
-    from vitslim.recipe import read_yaml
+    if not given:
+        return {}
+    from vitslim.plain_yaml import read_yaml
 
     found: dict[str, Any] = {}
-    for one in given or ():
+    for one in given:
         key, equals, value = one.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"--model-arg {one!r}: wanted KEY=VALUE, such as patch_size=4")
@@ -200,7 +202,7 @@ def method_entries(methods: Sequence[str], options: Sequence[str]) -> list[dict[
         if owner not in entries:
             raise ConfigError(f"-O {option!r}: method {owner!r} was not chosen (--method {owner})")
         values.append((entries[owner], field, key, value))
-    from vitslim.recipe import read_yaml
+    from vitslim.plain_yaml import read_yaml
 
     for entry, field, key, value in values:
         entry[field] = read_yaml(value, f"-O {key}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.report import ComparisonRow, comparison_rows, is_page, is_student, read_comparison, write_comparison
-from vitslim.shapes import Result
+from vitslim.shapes import AnyPath, Result
 
 COMPARISON_FILE = "compare.html"
 
@@ -22,8 +23,9 @@ class ComparisonReport(Result):
     page: Path
 
 
+@checked
 def compare(
-    folders: str | Path | Iterable[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+    folders: AnyPath | Sequence[AnyPath], *, out: AnyPath | None = None, overwrite: bool = False
 ) -> ComparisonReport:
     """Write the page that compares students, dense models among them: accuracy, size, speed.
 
