@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(student: Path, tmp_path: Path, vitslim: Command
     monkeypatch.setattr(os, "replace", full)
     outcome = vitslim("convert", student, "--method", "evo_vit", "--out", tmp_path / "out")
     assert outcome.code == 2
-    assert outcome.error.startswith(f"{tmp_path}/out/recipe.yaml cannot be written (No space left on device)")
+    assert outcome.error.startswith(f"{tmp_path}/out/stages.json cannot be written (No space left on device)")
 
 
 def test_the_real_command_answers_with_its_exit_code() -> None:
