@@ -142,6 +142,8 @@ def test_an_unsupported_model_is_described_and_the_reason_noted(vitslim: Command
         (["nowhere/model"], "nowhere/model is neither a folder nor a file that vitslim wrote"),
         (["deit_small", "--img-size", "big"], "--img-size 'big': wanted pixels such as 384 or 256x128"),
         (["deit_small", "--img-size", "0"], "--img-size '0': wanted pixels"),
+        (["deit_small", "--img-size", "²"], "--img-size '²': wanted pixels"),
+        (["deit_small", "--img-size", "9" * 5000], "wanted pixels"),
         (["vit_tiny_patch16_224.nonsense"], "has no weights 'vit_tiny_patch16_224.nonsense'"),
     ],
 )

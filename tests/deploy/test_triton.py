@@ -34,6 +34,14 @@ def profile(*batches: int) -> list[TensorProfile]:
 # --- ONNX -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_of_an_unknown_type_is_refused(saved: Path, tmp_path: Path) -> None:
+    model = onnx.load(choose_artifact(saved))
+    model.graph.output[0].type.tensor_type.elem_type = 99
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="'logits' is of type 99, which ONNX has not"):
+        read_servable(tmp_path / "odd.onnx")
+
+
 def test_the_config_says_what_the_file_says(saved: Path, tmp_path: Path) -> None:
     path = choose_artifact(saved)
     written = write_model_repository(read_servable(path), tmp_path / "models", name="vit", labels=LABELS, instances=2)

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import importlib
 import json
 import os
 from functools import partial
@@ -24,6 +25,7 @@ from vitslim.export import (
     slimming,
     verify,
 )
+from vitslim.export.onnx_input import form_of
 from vitslim.export.onnx_weights import data_path, external_files
 from vitslim.export.record import ExportRecord
 from vitslim.methods import convert
@@ -227,3 +229,20 @@ def test_bytes_go_in_and_the_file_says_what_is_left_to_do(tmp_path):
     assert said["inside"] == ["scale 0..255 to 0..1", "subtract mean", "divide by std"]
     assert said["before"] == ["resize and centre crop to 32x32 (bicubic, crop_pct 0.875)"]
     assert verify(model, tmp_path / "m.onnx", images).failures() == []
+
+
+@pytest.mark.parametrize("said", ["", "3", "[]", "{", "[" * 100_000])
+def test_a_file_that_says_nonsense_of_its_input_is_refused(said):
+    with pytest.raises(CheckpointError, match="which vitslim did not write"):
+        form_of({"input": said})
+
+
+def test_a_graph_that_cannot_be_rewritten_is_refused_by_name(tmp_path, monkeypatch):
+    def refuse(model):
+        raise KeyError("a node that is not there")
+
+    model = sparse()
+    export_onnx(model, tmp_path / "m.onnx")
+    monkeypatch.setattr(importlib.import_module("vitslim.export.forms"), "inlined", refuse)
+    with pytest.raises(CheckpointError, match=r"m\.onnx is damaged \(KeyError"):
+        verify(model, tmp_path / "m.onnx", images_for(model), batches=(1,))

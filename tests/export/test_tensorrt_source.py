@@ -151,5 +151,7 @@ def test_options_that_cannot_be_are_refused(given, message):
 def test_sizes_are_three_numbers_or_one():
     assert parse_sizes("1:8:64", "--batch") == (1, 8, 64)
     assert parse_sizes("8", "--batch") == (8, 8, 8)
+    with pytest.raises(ConfigError, match="wanted min:opt:max"):
+        parse_sizes("²", "--batch")
     with pytest.raises(ConfigError, match=r"--batch '1:8': wanted min:opt:max such as 1:8:64"):
         parse_sizes("1:8", "--batch")

@@ -124,3 +124,35 @@ def test_a_half_precision_file_does_not_take_the_process_down(tmp_path):
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(Path(vitslim.__file__).parents[1])}
+
+
+def changed(path, change):
+    """The same file after somebody changed its graph."""
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_file_without_an_output_is_refused_when_it_is_opened(tmp_path):
+    path = changed(write_mean(tmp_path / "mean.onnx"), lambda model: model.graph.ClearField("output"))
+    with pytest.raises(CheckpointError, match="no input or no output"):
+        OrtRunner(path)
+
+
+def test_a_name_that_is_no_text_is_refused_when_it_is_opened(tmp_path):
+    path = write_mean(tmp_path / "mean.onnx", properties={"labels": "abcdefgh"})
+    path.write_bytes(path.read_bytes().replace(b"abcdefgh", b"abc\xff\xfefgh"))
+    with pytest.raises(CheckpointError, match=r"mean\.onnx"):
+        OrtRunner(path)
+
+
+def test_a_graph_that_cannot_be_computed_is_refused_when_it_is_run(tmp_path):
+    def demand_another_axis(model):
+        model.graph.initializer[0].CopyFrom(onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3]))
+        model.graph.node[0].op_type = "Reshape"
+        del model.graph.node[0].attribute[:]
+
+    path = changed(write_mean(tmp_path / "mean.onnx"), demand_another_axis)
+    with OrtRunner(path) as runner, pytest.raises(CheckpointError, match="onnxruntime cannot run mean"):
+        runner.run(torch.zeros(1, 3, 4, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from vitslim.cli import complete
 from vitslim.cli.screen import say
 from vitslim.errors import ConfigError
+
+_COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
 ModelArgument = Annotated[
     str,
@@ -155,7 +158,7 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) > 2:
+    if not all(_COUNT.fullmatch(part) for part in parts) or len(parts) > 2:
         raise ConfigError(f"--img-size {text!r}: wanted pixels such as 384 or 256x128 (height first)")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
@@ -167,7 +170,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         ConfigError: something else, or a number below 1.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not parts or not all(_COUNT.fullmatch(part) for part in parts):
         raise ConfigError(f"{option} {text!r}: wanted whole numbers from 1, such as 1,8")
     return tuple(int(part) for part in parts)
 

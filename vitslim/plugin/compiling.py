@@ -94,7 +94,7 @@ def _number(defined: dict[str, str], name: str) -> int:
     # From 11 on the number stands under another name, to which this one refers.
     value = defined.get(name, "")
     value = defined.get(value, value)
-    if not value.isdigit():
+    if not (value.isdecimal() and len(value) < 10):
         raise ConfigError(f"NvInferVersion.h does not define {name}; name the folder include/ of a whole TensorRT")
     return int(value)
 

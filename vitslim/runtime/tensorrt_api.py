@@ -63,7 +63,7 @@ def version_numbers(version: str) -> tuple[int, ...]:
     """``(11, 1, 0)`` from ``11.1.0``; what is no number ends it."""
     numbers: list[int] = []
     for part in version.split("."):
-        if not part.isdigit():
+        if not (part.isdecimal() and len(part) < 10):
             break
         numbers.append(int(part))
     return tuple(numbers)

@@ -1,5 +1,6 @@
 """What can be asked of an engine."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ from vitslim.shapes import Config
 
 PluginChoice = Literal["auto", "on", "off", "external"]
 Sizes = tuple[int, int, int]
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 class EngineOptions(Config):
@@ -89,7 +92,7 @@ def parse_sizes(text: str, option: str) -> Sizes:
         ConfigError: not one or three whole numbers.
     """
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(_NUMBER.fullmatch(part.strip()) for part in parts):
         raise ConfigError(f"{option} {text!r}: wanted min:opt:max such as 1:8:64, or one number")
     least, best, most = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
     return least, best, most
