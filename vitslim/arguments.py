@@ -53,7 +53,8 @@ class _Reader:
             for name, one in named.items()
         }
         # A typed dict, not a model: any name can be that of an argument, and what is not given stays out.
-        record = TypedDict(self._name, fields)
+        make_record: Any = TypedDict  # to pyright this is only ever written out
+        record = make_record(self._name, fields)
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="forbid")
         self._adapter: Any = TypeAdapter(with_config(config)(record))
 
