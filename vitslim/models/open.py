@@ -3,18 +3,17 @@
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import timm
 import torch
-from pydantic import Field
 from torch import nn
 
 from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.models.base import BaseModel, remember_base
 from vitslim.models.weights_file import read_weights
-from vitslim.shapes import AnyPath, AtLeastOne
+from vitslim.shapes import AnyPath, AtLeastOne, NoneOrMore
 
 ALIASES: dict[str, str] = {
     "deit_tiny": "deit_tiny_patch16_224.fb_in1k",
@@ -87,7 +86,7 @@ def open_model(
     pretrained: bool = True,
     weights: AnyPath | None = None,
     img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
-    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None,
+    num_classes: NoneOrMore | None = None,
     **options: Any,
 ) -> nn.Module:
     """Open a dense model, in eval mode.
