@@ -3,20 +3,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from pydantic import PositiveInt
 from torch import nn
 
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError
+from vitslim.shapes import AtLeastOne
 
 
 @checked
 def measure(
     model: nn.Module | str,
-    images: int = 3,
+    images: AtLeastOne = 3,
     *,
     split: Literal["train", "val"] = "val",
-    batches: tuple[PositiveInt, ...] = (1,),
+    batches: tuple[AtLeastOne, ...] = (1,),
     share: float = 0.5,
     validate: bool = True,
     out: "str | Path | None" = None,
@@ -50,9 +50,9 @@ def test_options_without_a_name_of_their_own_are_passed_on_untouched() -> None:
         ({"model": 3}, "measure: model=3: Input should be an instance of Module or a valid string"),
         ({"model": Path("x")}, "model=PosixPath('x'): Input should be an instance of Module or a valid string"),
         ({"model": "x", "split": "y"}, "split='y': Input should be 'train' or 'val'"),
-        ({"model": "x", "batches": [0]}, "batches.0=0: Input should be greater than 0"),
+        ({"model": "x", "batches": [0]}, "batches.0=0: Input should be greater than or equal to 1"),
         ({"model": "x", "batches": nn.Linear(1, 1)}, "batches=a Linear: Input should be a valid tuple"),
-        ({"model": "x", "images": True}, "images=True: a boolean is not a number"),
+        ({"model": "x", "images": True}, "images=True: true and false are no numbers"),
         ({"model": "x", "images": "²"}, "images='²': Input should be a valid integer"),
         ({"model": "x", "images": None}, "images=None: Input should be a valid integer"),
         ({"model": "x", "share": float("nan")}, "share=nan: Input should be a finite number"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from typing import Annotated, Any, NotRequired, ParamSpec, Required, TypeVar, cast
+from typing import Any, NotRequired, ParamSpec, Required, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vitslim.errors import ConfigError
-from vitslim.validation import describe_named_faults, refuse_misplaced_boolean
+from vitslim.validation import describe_named_faults
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,11 +49,12 @@ class _Reader:
         self._by_place = [name for name, one in named.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
         self._kinds = {name: _resolved(one.annotation, function) for name, one in named.items()}
         fields: Any = {
-            name: (Required if one.default is one.empty else NotRequired)[_without_booleans(self._kinds[name])]
+            name: (Required if one.default is one.empty else NotRequired)[self._kinds[name]]
             for name, one in named.items()
         }
         # A typed dict, not a model: any name can be that of an argument, and what is not given stays out.
-        record = cast(Any, TypedDict)(self._name, fields)
+        make_record: Any = TypedDict  # to pyright this is only ever written out
+        record = make_record(self._name, fields)
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="forbid")
         self._adapter: Any = TypeAdapter(with_config(config)(record))
 
@@ -85,7 +86,3 @@ class _Reader:
 def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
     """The type that an annotation names, which is text where annotations are postponed."""
     return eval(annotation, inspect.unwrap(function).__globals__) if isinstance(annotation, str) else annotation
-
-
-def _without_booleans(kind: Any) -> Any:
-    return Annotated[kind, BeforeValidator(lambda value: refuse_misplaced_boolean(value, kind))]

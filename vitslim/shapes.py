@@ -1,13 +1,51 @@
 """The kinds of plain data that rooms hand to each other: what was asked for, what came out, how many."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from vitslim.validation import refuse_misplaced_boolean
+
+class Config(BaseModel):
+    """Options of one stage: frozen; an unknown field is an error rather than a silent default, and so are numbers that
+    none was meant by: NaN, infinity, ``true``.
+
+    The string under a field is its description, which ``vitslim list methods NAME`` shows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, handler: Callable[[Any], Any]) -> Any:
+        # Python's True is an int of value 1, and pydantic takes it for one.
+        result = handler(value)
+        if _count_truths(value) > _count_truths(result):
+            raise ValueError("true and false are no numbers; give a number")
+        return result
+
+
+class Result(BaseModel):
+    """What one stage found: frozen, and written as it stands to the output folder as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _count_truths(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return sum(map(_count_truths, cast("list[Any]", value)))
+    return int(isinstance(value, bool))
+
+
+if TYPE_CHECKING:
+    Count = int
+else:
+    Count = int | torch.SymInt
+"""A number of rows, columns or tokens: an integer, or a symbol while a model of free image size is traced."""
+
 
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on every system that torch runs on
 
@@ -25,37 +63,19 @@ def _possible(path: str | Path) -> str | Path:
 AnyPath = Annotated[str | Path, AfterValidator(_possible)]
 """Where a file or folder lies, or shall lie."""
 
-AtLeastOne = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers; give a number")
+    return value
+
+
+AtLeastOne = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**31 - 1)]
 """A number of images, batches, threads."""
 
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+NoneOrMore = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**31 - 1)]
 
-
-class Config(BaseModel):
-    """Options of one stage: frozen, and an unknown field is an error rather than a silent default.
-
-    The string under a field is its description, which ``vitslim list methods NAME`` shows.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _booleans_are_no_numbers(cls, value: Any, info: Any) -> Any:
-        return refuse_misplaced_boolean(value, cls.model_fields[str(info.field_name)].annotation)
-
-
-class Result(BaseModel):
-    """What one stage found: frozen, and written as it stands to the output folder as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-if TYPE_CHECKING:
-    Count = int
-else:
-    Count = int | torch.SymInt
-"""A number of rows, columns or tokens: an integer, or a symbol while a model of free image size is traced."""
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**63 - 1)]
 
 
 def _alone(value: Any) -> Any:

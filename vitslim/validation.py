@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, get_args, get_origin
 
@@ -42,24 +42,6 @@ def shown(value: object) -> str:
     except ValueError:  # an integer of thousands of digits
         return "a number too long to show"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
-
-
-def refuse_misplaced_boolean(value: Any, annotation: Any) -> Any:
-    """A value as it is, unless it is, or lists, a boolean where a number is wanted: pydantic takes ``True`` for 1.
-
-    Raises:
-        ValueError: in that case.
-    """
-    several: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
-    if any(isinstance(one, bool) for one in several):
-        kinds = _kinds_within(annotation)
-        if kinds & {int, float} and not kinds & {bool, Any, object}:
-            raise ValueError("a boolean is not a number")
-    return value
-
-
-def _kinds_within(annotation: Any) -> set[Any]:
-    return {annotation}.union(*(_kinds_within(kind) for kind in get_args(annotation) if callable(kind)))
 
 
 def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:

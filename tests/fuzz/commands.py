@@ -12,7 +12,7 @@ TINY = (
 )
 COMMANDS = [
     "list methods --json",
-    "list models vit_tiny*",
+    "list aliases --json",
     "inspect student --json",
     "inspect builtin --img-size 32",
     f"convert {TINY} --method skipat --method evo_vit -O skipat.layers=1-2 --out out --dry-run",

@@ -205,6 +205,6 @@ def test_layer_wise_learning_rates_of_timm_take_every_parameter_once() -> None:
 
 def test_a_config_made_in_python_says_what_is_wrong() -> None:
     with pytest.raises(
-        ConfigError, match=r"^SkipAtConfig: kernel_size=True: a boolean .*unknown key 'layer'; did you mean 'layers'"
+        ConfigError, match=r"^SkipAtConfig: kernel_size=True: true and .*unknown key 'layer'; did you mean 'layers'"
     ):
         SkipAtConfig(kernel_size=True, layer=3)  # pyright: ignore[reportCallIssue]

@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import timm
 import torch
-from pydantic import Field
 from torch import nn
 
 from vitslim.arguments import checked
@@ -19,7 +18,7 @@ from vitslim.models.hub import prepare_fetch, unfetchable
 from vitslim.models.image_input import assume_preprocessing_
 from vitslim.models.weights_file import read_weights
 from vitslim.names import ALIASES, BUILTIN, unknown_model
-from vitslim.shapes import AnyPath, AtLeastOne
+from vitslim.shapes import AnyPath, AtLeastOne, NoneOrMore
 
 _BUILTIN_WEIGHTS = "fractal_vit.safetensors"
 BUILTIN_CLASSES = 200
@@ -62,7 +61,7 @@ def open_model(
     pretrained: bool = True,
     weights: AnyPath | None = None,
     img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
-    num_classes: Annotated[int, Field(ge=0, le=10**7)] | None = None,
+    num_classes: NoneOrMore | None = None,
     **options: Any,
 ) -> nn.Module:
     """Open a dense model, in eval mode.

@@ -6,10 +6,9 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from vitslim import checkpoint
@@ -18,7 +17,7 @@ from vitslim.errors import ConfigError
 from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.verbs import DataLike, ModelLike, device_named, open_any, open_loader
 from vitslim.runtime import Precision
-from vitslim.shapes import AnyPath, AtLeastOne, Seed
+from vitslim.shapes import AnyPath, AtLeastOne, NoneOrMore, Seed
 
 if TYPE_CHECKING:
     from vitslim.deploy import AotPackage, ProgramExport, QuantizedOnnx, Servable, TritonRepository
@@ -64,7 +63,7 @@ def quantize(
     out: AnyPath | None = None,
     artifact: AnyPath | None = None,
     images: AtLeastOne = 512,
-    compare: Annotated[int, Field(ge=0)] = 64,
+    compare: NoneOrMore = 64,
     seed: Seed = 0,
     overwrite: bool = False,
     **options: Any,
