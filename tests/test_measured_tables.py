@@ -18,6 +18,9 @@ def test_a_typed_figure_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> N
     changed = tmp_path / "README.md"
     changed.write_text(text.replace("| evo-vit |", "| evo-vit, twice as good |"))
     monkeypatch.setattr(measure, "README", changed)
+    guide = tmp_path / "own_model.md"
+    guide.write_text(measure.GUIDE.read_text())
+    monkeypatch.setattr(measure, "GUIDE", guide)
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "tables", dict)
     with pytest.raises(SystemExit, match=r"README\.md: a table is not what examples/results/ gives; run `make readme`"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
-from vitslim.files import atomic_paths, is_vacant, json_text, parse_json, read_json, save_tensors
+from vitslim.files import atomic_paths, check_output_folder, json_text, parse_json, read_json, save_tensors
 from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
@@ -104,18 +104,6 @@ def save(
         description.write_text(text, "utf-8")
         card.write_text(model_card(config, metrics), "utf-8")
     return folder
-
-
-def check_output_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that would be written over.
-
-    Raises:
-        ConfigError: it is a file, or it is not empty and ``overwrite`` was not given.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and not is_vacant(folder) and not overwrite:
-        raise ConfigError(f"output folder {folder} is not empty; pass --overwrite (overwrite=True) or another folder")
 
 
 def describe_saved(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vitslim.errors import CheckpointError
+from vitslim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +132,18 @@ def is_scratch(path: Path) -> bool:
     """Whether this is what a killed process of ours may leave: of one write, or of a run over another one."""
     is_copy = path.name == f".{Path(os.path.abspath(path)).parent.name}.next"
     return is_copy or _SCRATCH.fullmatch(path.name) is not None
+
+
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that would be written over.
+
+    Raises:
+        ConfigError: it is a file, or it is not empty and ``overwrite`` was not given.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and not is_vacant(folder) and not overwrite:
+        raise ConfigError(f"output folder {folder} is not empty; pass --overwrite (overwrite=True) or another folder")
 
 
 def require_writable(path: str | Path) -> None:

@@ -22,7 +22,7 @@ def test_a_checkpoint_becomes_a_saved_folder(tmp_path: Path, vitslim: Command) -
     outcome = vitslim("import", tmp_path / "SReT_T.pth", *words)
     assert outcome.code == 0, outcome.err
     assert "the same parameter as transformers.0.blocks.0" in outcome.out
-    assert outcome.err.rstrip().endswith(f"wrote {tmp_path / 'out'}")
+    assert f"wrote {tmp_path / 'out'}" in outcome.err
     assert checkpoint.load(tmp_path / "out").num_classes == 10
 
 

@@ -24,7 +24,7 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "optimizer": ({"distill": {"optimizer": "adamww"}}, "unknown optimizer 'adamww'; did you mean 'adamw'"),
     "warm start's optimizer": ({"warm_start": {"optimizer": "adamww"}}, "unknown optimizer 'adamww'"),
-    "schedule": ({"distill": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'; choose one of cosine"),
+    "schedule": ({"distill": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'; did you mean 'cosine'"),
     "warm start's schedule": ({"warm_start": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'"),
     "no loss": ({"distill": {"soft": 0.0}}, "every part of the loss has weight 0"),
     "odd batches": ({"distill": {"mixup": 0.5}, "data": {"batch_size": 15}}, "batch_size=15 must be even"),

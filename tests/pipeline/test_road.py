@@ -403,7 +403,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[VitslimError], str]] = {
     ),
     "no classifier": ({"model": {**MODEL, "num_classes": 0}}, ConfigError, "has no classifier"),
     "device name": ({"device": "gpu"}, ConfigError, "device 'gpu' is not one; wanted cpu, cuda or cuda:N"),
-    "other device": ({"device": "meta"}, ConfigError, "not one that vitslim runs on"),
+    "other device": ({"device": "meta"}, ConfigError, "wanted cpu, cuda or cuda:N"),
     "unknown teacher": ({"teacher": "nowhere/teacher"}, ConfigError, "nowhere/teacher is neither a folder nor a file"),
 }
 

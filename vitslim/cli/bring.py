@@ -46,8 +46,9 @@ def import_checkpoint(
     that no other verb has to be told again.
     """
     from vitslim import checkpoint
+    from vitslim.files import check_output_folder
 
-    checkpoint.check_output_folder(out, overwrite=overwrite)
+    check_output_folder(out, overwrite=overwrite)
     if source is None:
         model, document = _open_dense(file, base, option, img_size, model_arg)
     else:

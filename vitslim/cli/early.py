@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from vitslim.errors import ConfigError, DataError
+from vitslim.files import check_output_folder
 from vitslim.names import ALIASES, BUILTIN, check_device, check_method, unknown_model
 
 _READ = {
@@ -66,10 +67,11 @@ def check(verb: str, given: dict[str, Any]) -> None:
         check_device(given["device"])
     if given.get("data") is not None:
         _check_images(given["data"])
-    if isinstance(out := given.get("out"), Path):
+    # Of several processes the main one looks; the others may find what it has written already.
+    if isinstance(out := given.get("out"), Path) and os.environ.get("RANK", "0") == "0":
         _check_place(out, is_folder=verb in _MAKES_A_FOLDER)
         if verb in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
-            _check_empty(out)
+            check_output_folder(out, overwrite=False)
 
 
 def check_model(name: str) -> None:
@@ -116,9 +118,3 @@ def _check_place(out: Path, *, is_folder: bool) -> None:
         raise ConfigError(f"output {out}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise ConfigError(f"output {out}: no right to write in {there}; name another place")
-
-
-def _check_empty(out: Path) -> None:
-    # What begins with a dot is a killed run's, of which the verb itself knows more.
-    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise ConfigError(f"output folder {out} is not empty; pass --overwrite or another folder")

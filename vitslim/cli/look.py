@@ -185,8 +185,7 @@ def analyze(
     """Find what is redundant in a dense model: CKA, linear predictability, effect of replacing a layer."""
     from vitslim import pipeline
     from vitslim.analysis import write_plots
-    from vitslim.checkpoint import check_output_folder
-    from vitslim.files import write_json
+    from vitslim.files import check_output_folder, write_json
 
     check_output_folder(out, overwrite=overwrite)
     wanted = options.images(data, setting, batch_size=batch_size)

@@ -218,7 +218,7 @@ def pretrain(
     json: options.JsonOption = False,
 ) -> None:
     """Train a small ViT from scratch in phases; this made the built-in model (recipes/builtin_teacher.yaml)."""
-    from vitslim.checkpoint import check_output_folder
+    from vitslim.files import check_output_folder
     from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import read_pretrain_config
     from vitslim.train import pretrain as train_phases

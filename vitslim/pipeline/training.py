@@ -15,7 +15,7 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
-from vitslim.files import write_json
+from vitslim.files import check_output_folder, write_json
 from vitslim.models import describe
 from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
 from vitslim.pipeline.staging import place_to_resume
@@ -112,7 +112,7 @@ def claim_folder(folder: Path, device: str, *, resume: bool, overwrite: bool) ->
 
 def _claim(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
     if not resume:
-        checkpoint.check_output_folder(folder, overwrite=overwrite)
+        check_output_folder(folder, overwrite=overwrite)
         return None
     place = place_to_resume(folder) / _FOLDER
     state, log = place / STATE_FILE, place / LOG_FILE
@@ -128,7 +128,7 @@ def _claim(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
             f"--resume: {folder} holds files but no training to go on with ({state} is missing); name the folder of "
             "one, or leave --resume out and pass --overwrite"
         )
-    checkpoint.check_output_folder(folder, overwrite=overwrite)
+    check_output_folder(folder, overwrite=overwrite)
     return f"{folder} holds no training to go on with; it begins at the first step"
 
 
