@@ -42,7 +42,7 @@ def test_a_latency_of_zero_and_infinite_numbers_are_refused(folder: Path, parts:
     for broken in (0, float("inf")):
         parts["bench.json"]["rows"][0]["latency_ms_p50"] = broken
         (folder / "bench.json").write_text(json.dumps(parts["bench.json"]))
-        with pytest.raises(CheckpointError, match="latency_ms_p50|Infinity is no JSON"):
+        with pytest.raises(CheckpointError, match=r"latency_ms_p50|Infinity is no JSON"):
             read_parts(folder)
 
 

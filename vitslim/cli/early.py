@@ -67,8 +67,8 @@ def check(verb: str, given: dict[str, Any]) -> None:
         check_device(given["device"])
     if given.get("data") is not None:
         _check_images(given["data"])
-    # Of several processes the main one looks; the others may find what it has written already.
-    if isinstance(out := given.get("out"), Path) and os.environ.get("RANK", "0") == "0":
+    # Several processes have to agree on a folder, which the verb sees to: one may find what another has written.
+    if isinstance(out := given.get("out"), Path) and os.environ.get("WORLD_SIZE", "1") == "1":
         _check_place(out, is_folder=verb in _MAKES_A_FOLDER)
         if verb in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
             check_output_folder(out, overwrite=False)
