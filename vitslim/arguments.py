@@ -45,7 +45,7 @@ class _Reader:
         parameters = inspect.signature(function).parameters
         named = {name: one for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
         self._takes_options = len(named) < len(parameters)
-        self._name = function.__name__
+        self._name = function.__name__.lstrip("_")
         self._by_place = [name for name, one in named.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
         self._kinds = {name: _resolved(one.annotation, function) for name, one in named.items()}
         fields: Any = {

@@ -41,7 +41,7 @@ def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:
         (["--to", "triton-server", "--out", "OUT", "--name", "a b"], "model name 'a b': wanted up to 128 letters"),
         (["--to", "triton-server", "--out", "OUT", "--backend", "openvino"], "backend 'openvino' is not known"),
         (["--to", "triton-server", "--out", "OUT", "--backend", "tensorrt"], "--to tensorrt` first"),
-        (["--to", "triton-server", "--out", "OUT", "--max-batch", "0"], "max_batch=0: wanted a number from 1"),
+        (["--to", "triton-server", "--out", "OUT", "--max-batch", "0"], "max_batch=0: Input should be greater than or equal to 1"),
         (["--to", "triton-server", "--out", "OUT", "--precision", "fp16"], "takes no precision; its options are"),
         (["--to", "triton-server", "--out", "OUT", "--artifact", "no.onnx"], "no.onnx does not exist"),
         (["--to", "torch-export", "--out", "OUT.pt2", "--max-batch", "8"], "deploy to torch-export takes no max_batch"),
