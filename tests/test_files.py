@@ -231,3 +231,8 @@ def test_a_place_without_permission_is_refused_before_any_work(tmp_path: Path, m
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(CheckpointError, match=r"a\.json cannot be written \(no permission to write in "):
         files.require_writable(tmp_path / "deep" / "a.json")
+
+
+def test_text_that_utf8_cannot_hold_is_spelled(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "report.html", "a \ud800 name")
+    assert (tmp_path / "report.html").read_text() == "a \\ud800 name"

@@ -21,7 +21,7 @@ from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
 from vitslim.models.image_input import restore_preprocessing_
-from vitslim.models.open import BUILD_FAULTS
+from vitslim.models.open import BUILD_FAULTS, MOST_BLOCKS
 from vitslim.shapes import AnyPath, Config
 from vitslim.trunk import Conversion, is_converted, trunk_of
 
@@ -34,7 +34,6 @@ _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32,
 # As safetensors names them. Any of the first may stand for another: parts of a model may be of another precision.
 _FLOAT_TYPES = ("F32", "F16", "BF16")
 _OTHER_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
-_MOST_BLOCKS = 1000  # timm's deepest ViT has 64
 
 
 class SavedConversion(Config):
@@ -172,8 +171,8 @@ def build(config: SavedModel) -> nn.Module:
         CheckpointError: the description does not work with this version of vitslim or timm.
     """
     depth = config.base.options.get("depth", 1)
-    if not isinstance(depth, int) or depth > _MOST_BLOCKS:
-        raise CheckpointError(f"the saved description cannot be rebuilt: depth={depth!r}; wanted 1 to {_MOST_BLOCKS}")
+    if not isinstance(depth, int) or depth > MOST_BLOCKS:
+        raise CheckpointError(f"the saved description cannot be rebuilt: depth={depth!r}; wanted 1 to {MOST_BLOCKS}")
     try:
         dense = build_base(config.base)
         model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])

@@ -171,8 +171,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, in UTF-8."""
-    write_bytes(path, text.encode())
+    """Write ``text`` to ``path`` atomically, in UTF-8; half a surrogate pair, which it cannot hold, is spelled out."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, document: Any) -> None:

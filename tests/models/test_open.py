@@ -209,3 +209,15 @@ def test_opening_weights_logs_no_warning(weights: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         open_model(NAME, weights=weights, img_size=32, num_classes=4, **TINY)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 2**31}, "depth=2147483648: wanted 1 to 1000 blocks"),
+        ({"img_size": 3}, "an image of .3, 3. px holds no patch of .8, 8."),
+    ],
+)
+def test_shapes_that_no_model_has_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_model("builtin", pretrained=False, **options)

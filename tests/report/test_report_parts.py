@@ -147,3 +147,11 @@ def test_a_file_without_verdicts_is_given_those_of_its_own_figures(parts: dict) 
     # The dense model takes 10 ms in torch.
     ratios = [row.speedup_vs_dense_torch for row in Bench.model_validate(document).rows]
     assert ratios == [pytest.approx(10 / ms) for ms in (10, 8, 9, 10)]
+
+
+@pytest.mark.parametrize(("field", "value"), [("images", -1), ("images", 10**400), ("top1", 1.5), ("agreement", -0.1)])
+def test_figures_that_no_evaluation_gives_are_refused(folder: Path, parts: dict, field: str, value: float) -> None:
+    parts["metrics.json"]["student"][field] = value
+    (folder / "metrics.json").write_text(json.dumps(parts["metrics.json"]))
+    with pytest.raises(CheckpointError, match=rf"metrics\.json .*{field}"):
+        read_parts(folder)

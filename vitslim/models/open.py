@@ -26,6 +26,8 @@ BUILTIN_ARCHITECTURE = "vit_tiny_patch16_224"
 BUILTIN_OPTIONS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4}
 
 # What the constructors of timm and torch raise for options that they were not meant to get.
+MOST_BLOCKS = 1000  # timm's deepest ViT has 64
+
 BUILD_FAULTS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
 )
@@ -110,17 +112,30 @@ def _refuse_other_sources(name: str, options: dict[str, Any]) -> None:
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    depth = options.get("depth")
+    if isinstance(depth, int) and depth > MOST_BLOCKS:
+        raise ConfigError(f"{name} cannot be built with depth={depth}: wanted 1 to {MOST_BLOCKS} blocks")
     if pretrained and options and timm.is_model(name.split(".", 1)[0]):
         # A fault of the options shows before anything is fetched.
         with torch.device("meta"):
             _create(name, False, options)
     try:
         prepare_fetch(name, pretrained=pretrained)
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return _with_patches(name, timm.create_model(name, pretrained=pretrained, **options))
     except BUILD_FAULTS as error:
         if not pretrained or not isinstance(error, OSError | RuntimeError | ValueError):
             raise _unbuildable(name, options, error) from error
         raise unfetchable(name, _first_line(error)) from error
+
+
+def _with_patches(name: str, model: nn.Module) -> nn.Module:
+    embed = cast(Any, getattr(model, "patch_embed", None))
+    if 0 in (getattr(embed, "grid_size", None) or ()):
+        raise ConfigError(
+            f"{name}: an image of {embed.img_size} px holds no patch of {embed.patch_size}; choose a larger img_size "
+            "(--img-size) or a smaller patch_size"
+        )
+    return model
 
 
 def _unbuildable(name: str, options: dict[str, Any], error: Exception) -> ConfigError:

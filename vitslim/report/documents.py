@@ -1,6 +1,6 @@
 """What the report needs of each JSON file of an output folder; fields it does not know are left alone."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
@@ -8,6 +8,7 @@ from vitslim.bench.ratios import Verdict, against_dense_torch, is_crowded, verdi
 from vitslim.trunk.axes import Attention
 
 Matrix = list[list[float | None]]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Document(BaseModel):
@@ -150,10 +151,10 @@ class Analysis(Document):
 class Evaluation(Document):
     """Quality of one model: shares of 0..1, and None for what needs labels or a teacher that were not there."""
 
-    images: int
-    top1: float | None = None
-    top5: float | None = None
-    agreement: float | None = None
+    images: int = Field(ge=0, le=2**53)
+    top1: Share | None = None
+    top5: Share | None = None
+    agreement: Share | None = None
     kl: float | None = None
     corrupt: int = 0  # images that could not be read and were left out
     examples: list[str] = []
