@@ -236,3 +236,10 @@ def test_a_place_without_permission_is_refused_before_any_work(tmp_path: Path, m
 def test_text_that_utf8_cannot_hold_is_spelled(tmp_path: Path) -> None:
     files.write_text(tmp_path / "report.html", "a \ud800 name")
     assert (tmp_path / "report.html").read_text() == "a \\ud800 name"
+
+
+@pytest.mark.parametrize("number", ["1" + 400 * "0", "-9223372036854775808", str(2**63)])
+def test_integers_beyond_64_bits_are_no_json_of_ours(number: str, tmp_path: Path) -> None:
+    (tmp_path / "cost.json").write_text(f'{{"macs": {number}}}')
+    with pytest.raises(CheckpointError, match="is no count or size"):
+        files.read_json(tmp_path / "cost.json")

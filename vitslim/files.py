@@ -240,13 +240,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it: without NaN, and not deeper than Python can walk.
+    """JSON as the standard has it: without NaN, not deeper than Python can walk, with integers of up to 64 bits.
 
     Raises:
         ValueError: it is something else.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -259,6 +259,12 @@ def reported_as(target: Path) -> Generator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(f"{target} cannot be written ({reason}); what lay there before is unchanged") from error
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or abs(number := int(digits)) >= 2**63:
+        raise ValueError(f"a number of {len(digits)} digits, {digits[:20]}..., is no count or size")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -151,7 +151,7 @@ class Analysis(Document):
 class Evaluation(Document):
     """Quality of one model: shares of 0..1, and None for what needs labels or a teacher that were not there."""
 
-    images: int = Field(ge=0, le=2**53)
+    images: int = Field(ge=0)
     top1: Share | None = None
     top5: Share | None = None
     agreement: Share | None = None
