@@ -12,6 +12,7 @@ from vitslim.files import read_json
 from vitslim.report.documents import Analysis, Bench, Choice, Cost, Metrics, Parity, PlanStep, RunConfig
 from vitslim.report.names import conversion_title
 from vitslim.report.training_log import TrainingLog, read_training_log
+from vitslim.train import TrainResult
 
 PART_FILES = (
     "config.json",
@@ -80,7 +81,7 @@ def read_parts(folder: str | Path) -> ReportParts:
         stages={
             stage: found
             for stage, path in STAGE_FILES.items()
-            if (found := _read(root / path, TypeAdapter(dict[str, Any]).validate_python)) is not None
+            if (found := _read(root / path, _stage_figures)) is not None
         },
         parity=_read(root / "export" / "parity.json", Parity.model_validate),
         bench=_read(root / "bench.json", Bench.model_validate),
@@ -88,6 +89,10 @@ def read_parts(folder: str | Path) -> ReportParts:
         recipe=_read_text(root / "recipe.yaml"),
         file_bytes=_artefact_bytes(root),
     )
+
+
+def _stage_figures(document: Any) -> dict[str, Any]:
+    return TrainResult.model_validate(document).model_dump(mode="json")
 
 
 def has_parts(folder: Path) -> bool:
