@@ -61,6 +61,8 @@ def case(rng: random.Random, folder: Path) -> Case:
 
 def _changed(word: str, rng: random.Random) -> str:
     key, equals, value = word.partition("=")
+    if key.startswith("fractals:"):  # to draw the usual tens of thousands is long work, not a hang
+        return f"{key}={values.text(rng, value)},train_per_class=1,val_per_class=1"
     return f"{key}={values.text(rng, value)}" if equals and rng.random() < 0.8 else values.text(rng, word)
 
 
