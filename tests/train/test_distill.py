@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.train.conftest import same, weights
 from vitslim.data import Loader
-from vitslim.errors import ConfigError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.methods import convert
 from vitslim.models import open_model
 from vitslim.train import DistillConfig, distill, evaluate
@@ -147,3 +147,14 @@ def test_compiled_training_gives_the_same_losses(build: Build, open_loader: Open
         for compiles in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_an_output_folder_that_cannot_be_one_is_refused_before_a_step(
+    build: Build, open_loader: OpenLoader, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    student, before = build(1), weights(build(1))
+    with pytest.raises(CheckpointError, match=r"state\.safetensors cannot be written"):
+        distill(student, build(), open_loader(), config(steps=1), out_dir=tmp_path / "file")
+    assert same(before, weights(student))
+    assert (tmp_path / "file").read_text() == "mine"

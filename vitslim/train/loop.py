@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from vitslim.data.batch import MAX_EXAMPLES, Batch, Loader
 from vitslim.data.randomness import seeded
 from vitslim.errors import CheckFailedError, CheckpointError, DataError
+from vitslim.files import require_writable
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.train.attention import quick_gradients
 from vitslim.train.finite import not_finite
@@ -88,6 +89,8 @@ class _Run:
             objective.compile()
         self.model: nn.Module = self.accelerator.prepare_model(objective, device_placement=False)
         self.folder = stage.out_dir if self.processes.is_main else None
+        if self.folder is not None:
+            require_writable(self.folder / STATE_FILE)
         self.state = RunState(
             stage=stage.name,
             settings=_settings(config),
