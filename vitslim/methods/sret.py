@@ -59,7 +59,7 @@ class SretConfig(MethodConfig):
     rank: int | Literal["full"] | None = Field(default=None, examples=["16"])
     """Rank of the residuals, from 0; 0 is pure sharing, ``full`` the dense model again. By default a twelfth of the
     width, which gives back about a quarter of what sharing saves."""
-    recursions: int = Field(default=1, ge=1, le=64, examples=["2"])
+    recursions: int = Field(default=1, ge=1, le=1000, examples=["2"])
     """Applications of each grouped block in a row; all but the first start as the identity."""
     nll: bool = False
     """A non-linear projection after each application."""
