@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from vitslim.analysis.passes import analyze
 from vitslim.analysis.result import AnalysisReport
@@ -16,6 +16,7 @@ from vitslim.data import Loader
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json, write_json
 from vitslim.models import BaseModel, describe
+from vitslim.models.digest import tensors_sha256
 from vitslim.progress import Progress, ProgressCallback, silent
 
 # A change in these folders may change what an analysis finds.
@@ -76,18 +77,12 @@ def _key(base: BaseModel, model: nn.Module, loader: Loader, images: int | None, 
     first = next((batch.images for batch in loader), torch.empty(0))
     words = [
         base.model_dump(mode="json"),
-        [[name, _digest(value)] for name, value in sorted(model.state_dict().items())],
-        [_digest(first), loader.num_images, loader.batch_size],
+        tensors_sha256(model.state_dict()),
+        [tensors_sha256({"images": first}), loader.num_images, loader.batch_size],
         [images, replacement_images],
         [_code_digest(), torch.__version__],
     ]
     return hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _digest(tensor: Tensor) -> str:
-    plain = tensor.detach().cpu().contiguous()
-    content = hashlib.sha256(plain.flatten().view(torch.uint8).numpy().data)
-    return f"{plain.dtype} {tuple(plain.shape)} {content.hexdigest()}"
 
 
 def _code_digest() -> str:

@@ -30,10 +30,11 @@ from vitslim.export.onnx_trace import traced
 from vitslim.export.onnx_types import operator_types, require_precision, type_faults, value_types
 from vitslim.export.onnx_weights import DATA_DIGEST, is_large, write_model
 from vitslim.export.quiet import captured
-from vitslim.export.record import ExportRecord, model_sha256
+from vitslim.export.record import ExportRecord
 from vitslim.export.result import OnnxExport
 from vitslim.export.slimming import require_same_numbers, slimmed
 from vitslim.models import preprocessing
+from vitslim.models.digest import tensors_sha256
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import AnyPath, AtLeastOne
@@ -132,7 +133,7 @@ def export_onnx(
         "opset": opset_of(graph),
         "images": images,
         "is_inlined": not graph.functions,
-        "model_sha256": model_sha256(model),
+        "model_sha256": tensors_sha256(model.state_dict()),
     }
     written = write_model(path, graph, lambda sha256: ExportRecord(**promised, sha256=sha256))
     return OnnxExport(

@@ -7,7 +7,8 @@ from torch import nn
 
 from vitslim.errors import ConfigError
 from vitslim.export.forms import precision_in, read_header
-from vitslim.export.record import export_record_path, model_sha256, read_export_record
+from vitslim.export.record import export_record_path, read_export_record
+from vitslim.models.digest import tensors_sha256
 from vitslim.runtime import Precision
 from vitslim.runtime.engine import file_sha256
 
@@ -51,7 +52,7 @@ def promise_of(file: Path, asked: Precision | None, model: nn.Module) -> Promise
     notes: list[str] = []
     if record.sha256 != file_sha256(file):
         notes.append(f"{file.name} was changed after it was exported")
-    if record.model_sha256 != model_sha256(model):
+    if record.model_sha256 != tensors_sha256(model.state_dict()):
         notes.append(f"{file.name} was exported from other weights than the model has now; export it again")
     return Promise(_stricter(record.precision, precision_in(header)), broken, tuple(notes))
 

@@ -1,11 +1,8 @@
 """What an export promised of its file, in the JSON beside it."""
 
-import hashlib
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
-from torch import nn
 
 from vitslim.errors import CheckpointError
 from vitslim.export.onnx_input import ImageForm
@@ -52,12 +49,3 @@ def read_export_record(file: str | Path) -> ExportRecord | None:
     if record.format != RECORD_FORMAT:
         raise CheckpointError(f"{path} has format {record.format}, wanted {RECORD_FORMAT}: update vitslim")
     return record
-
-
-def model_sha256(model: nn.Module) -> str:
-    """One digest of all tensors that a model saves: names, types, shapes, numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vitslim.data import AugmentConfig, DataConfig
 from vitslim.errors import ConfigError
 from vitslim.files import check_output_folder, write_json
 from vitslim.models import describe
+from vitslim.models.digest import tensors_sha256
 from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
 from vitslim.pipeline.staging import place_to_resume
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
@@ -210,8 +210,4 @@ def _methods(model: nn.Module) -> list[str]:
 
 def _identity(model: nn.Module) -> str:
     """What tells a model from any other: its kind and a digest of its weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"{type(model).__name__} with weights {digest.hexdigest()[:12]}"
+    return f"{type(model).__name__} with weights {tensors_sha256(model.state_dict())[:12]}"

@@ -4,7 +4,7 @@ import shlex
 from typing import Any, cast
 
 from vitslim.errors import ConfigError
-from vitslim.recipe import read_yaml
+from vitslim.plain_yaml import read_yaml
 from vitslim.report.parts import ReportParts
 
 IMAGES, MODEL = "IMAGES", "MODEL"  # what the folder cannot tell
