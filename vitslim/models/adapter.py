@@ -7,7 +7,7 @@ verb against the module.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,12 @@ class BlockAdapter:
 
     # Parts of a block that only its attention branch reads: dropped when no step uses that branch.
     attention_parts: tuple[str, ...] = ("norm1", "attn")
+
+    attention_add_parts: ClassVar[tuple[str, ...]] = ("norm1", "ls1", "gamma_1", "drop_path1")
+    """Parts that the output of the attention branch passes on its way to the residual stream."""
+
+    mlp_parts: ClassVar[tuple[str, ...]] = ("norm2", "mlp", "ls2", "gamma_2", "drop_path2")
+    """Parts that only the MLP branch reads."""
 
     def attention_input(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """What the attention module reads."""

@@ -1,27 +1,20 @@
-"""The three independent choices of a step and their dense defaults.
-
-A method gives a step another ``Mixing`` (how the attention branch gets its output), another ``TokenRule`` (who takes
-part) or another ``Weights`` (whose parameters). None of them knows of the others.
-"""
+"""The modules of a step, one for each axis of its plan, and their dense forms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.models import BlockAdapter, Context, DenseTrace, TokenLayout
+from vitslim.plans import AllTokens, TokenChoice
 from vitslim.trunk.stream import Stream, TokenState
-
-Attention = Literal["dense", "reuse", "sparse", "sliced", "other"]
 
 
 @dataclass(frozen=True)
 class BoundBlock:
-    """A block as one step sees it: the verbs of ``BlockAdapter`` without the block argument, for the active tokens.
+    """A block as one step sees it: ``BlockAdapter`` without the block argument, for the active tokens.
 
     Args:
         token_state: which tokens are active; ``None`` when all are, in natural order.
@@ -83,7 +76,7 @@ class LastLinear:
     """A linear layer at the end of a new module, whose best weights are known in closed form.
 
     Args:
-        layer: shall map ``inputs`` to ``targets`` in the least-squares sense.
+        layer: should map ``inputs`` to ``targets`` in the least-squares sense.
         inputs: what the layer reads when the module reads what the dense model computed.
         targets: what it should then give.
     """
@@ -93,55 +86,30 @@ class LastLinear:
     targets: Float[Tensor, "s d"]
 
 
-class Axis(nn.Module):
-    """What the three kinds of choices have in common."""
+class AxisModule(nn.Module):
+    """What the modules of all axes have in common."""
 
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
-    chooses: bool = False
-    """Whether it picks tokens or keys by comparing numbers, which rounding may turn."""
-
-    needs_one_size: str = ""
-    """Why a file of free image size cannot hold it, in words; empty where it can."""
-
-    def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
+    def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
 
         Args:
-            step: the dense block in whose place the step stands.
+            block: the dense block in whose place the step stands.
 
         Returns:
             A relative squared error (0 is perfect, 1 as bad as a constant), or ``None`` without new parameters.
         """
         return None
 
-    def last_linears(self, step: int, dense: DenseTrace) -> list[LastLinear]:
+    def last_linears(self, block: int, dense: DenseTrace) -> list[LastLinear]:
         """The regressions that ``local_loss`` is for the last linear layers alone."""
         return []
 
-    def describe(self) -> str:
-        """A few words for lists and plans."""
-        raise NotImplementedError
 
-
-class Mixing(Axis):
-    """Axis 1: how a step obtains Z, the output of its attention branch."""
-
-    attention: Attention = "other"
-    """The kind of attention, for whatever reads a plan; ``describe`` is for people."""
-
-    uses_attention: bool = True
-    """Whether the block's own attention is evaluated; where no step does, its weights are dropped."""
-
-    reads_z: bool = False
-    """Whether it reads ẑ of the step before; otherwise that is not kept up while tokens come and go."""
-
-    reads_grid: bool = False
-    """Whether it reads ẑ of every patch, also of those that wait."""
-
-    whole_grid: bool = False
-    """Whether it works on all tokens in natural order alone."""
+class Attention(AxisModule):
+    """How a step obtains Z, the output of its attention branch."""
 
     def forward(
         self, bound: BoundBlock, tokens: Float[Tensor, "b n d"], stream: Stream
@@ -149,76 +117,80 @@ class Mixing(Axis):
         """Z for the active tokens, and the stream with what later steps may want of it."""
         raise NotImplementedError
 
+    def add(
+        self, bound: BoundBlock, tokens: Float[Tensor, "b n d"], stream: Stream
+    ) -> tuple[Float[Tensor, "b n d"], Stream]:
+        """The tokens after the attention branch with its residual add."""
+        z, stream = self(bound, tokens, stream)
+        return bound.add_attention(tokens, z), stream
 
-class DenseMixing(Mixing):
+
+class DenseAttention(Attention):
     """The block's own attention, as timm computes it."""
-
-    attention = "dense"
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         attention_input = bound.attention_input(tokens)
         if not stream.wants_class_attention:
             z = bound.attend(attention_input, stream.context)
             return z, replace(stream, z=z)
-        return self._with_class_row(bound, attention_input, stream)
-
-    def describe(self) -> str:
-        return "dense"
-
-    def _with_class_row(self, bound: BoundBlock, attention_input: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        # The operands serve twice: fused attention for all rows, one small product for the class row.
-        query, key, value = bound.queries_keys_values(attention_input, stream.context)
-        bias = bound.attention_bias(stream.context, key.shape[2])
-        row = bound.adapter.class_row(query, key, bias, bound.scale)
-        z = bound.merge_heads(attention_input, bound.mix(query, key, value, bias))
-        return z, replace(stream, z=z, class_attention=row)
+        return attend_by_operands(bound, attention_input, stream)
 
 
-class TokenRule(Axis):
-    """Axis 2: who takes part in a step. The default: everybody."""
+def attend_by_operands(
+    bound: BoundBlock, attention_input: Float[Tensor, "b n d"], stream: Stream
+) -> tuple[Float[Tensor, "b n d"], Stream]:
+    """Fused attention of operands projected apart, from which the class row comes too where it is wanted."""
+    query, key, value = bound.queries_keys_values(attention_input, stream.context)
+    bias = bound.attention_bias(stream.context, key.shape[2])
+    row = bound.adapter.class_row(query, key, bias, bound.scale) if stream.wants_class_attention else None
+    z = bound.merge_heads(attention_input, bound.mix(query, key, value, bias))
+    return z, replace(stream, z=z, class_attention=row)
 
-    wants_class_attention: bool = False
 
-    selects: bool = False
-    """Whether other tokens may be active from this step's entry on."""
+class NoAttentionBranch(Attention):
+    """No attention branch."""
 
-    reduces: bool = False
-    """Whether some tokens take no part in this step."""
+    def add(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        return tokens, stream
 
-    reads_row_before: bool = False
-    """Whether it chooses by the class row of the very step before, which therefore has to attend."""
 
-    has_early_form: bool = False
-    """Whether its method chooses in another way early in training."""
+class TokenRule(AxisModule):
+    """Who takes part in a step. The default: everybody, or whoever did before.
 
-    def choose_early_(self, early: bool) -> None:
-        """Choose as the method does early in training, or as it does from then on; see ``Trunk.choose_early_``."""
+    Args:
+        choice: what the plan says; it may be exchanged for its early form.
+    """
 
-    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
-        """Look once at the whole plan that this rule, the one of step ``index``, is part of."""
+    def __init__(self, choice: TokenChoice | None = None) -> None:
+        super().__init__()
+        self.choice: TokenChoice = choice or AllTokens()
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        """Before the step: choose the active tokens."""
+        """Before the attention: choose the active tokens."""
         return tokens, stream
 
-    def leave(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        """After the step: let the others follow, or come back."""
+    def between(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        """Between attention and MLP: choose the active tokens, or note what a later choice reads."""
         return tokens, stream
 
-    def patches_kept(self, layout: TokenLayout) -> int:
-        """How many patches take part in this step."""
-        return layout.patches
 
-    def describe(self) -> str:
-        return "all"
+class MlpBranch(AxisModule):
+    """How a step computes its MLP branch. The default: the block's own, whatever its width."""
 
-    def describe_for(self, layout: TokenLayout) -> str:
-        """The same with the numbers at this image size."""
-        return self.describe()
+    def forward(self, bound: BoundBlock, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The tokens after the MLP branch with its residual add."""
+        return bound.add_mlp(tokens)
 
 
-class Weights(Axis):
-    """Axis 3: whose weights a step runs with. The default: the block's own."""
+class NoMlpBranch(MlpBranch):
+    """No MLP branch."""
+
+    def forward(self, bound: BoundBlock, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+class Weights(AxisModule):
+    """Whose weights a step runs with. The default: the block's own."""
 
     def bind(self, bound: BoundBlock) -> BoundBlock:
         """The block as this step sees it."""
@@ -227,6 +199,3 @@ class Weights(Axis):
     def finish(self, tokens: Tensor) -> Tensor:
         """What follows after the block's two branches in this step alone."""
         return tokens
-
-    def describe(self) -> str:
-        return "own"

@@ -12,7 +12,7 @@ from vitslim.models import Context, TokenLayout
 
 @runtime_checkable
 class TokenState(Protocol):
-    """What the token axis remembers while some tokens wait: who is active, in which order, what the others hold."""
+    """What the token axis remembers while some tokens are inactive: who is active, in which order, what they hold."""
 
     def restore(self, tokens: Tensor) -> Tensor:
         """All n tokens in their natural order, from the active ones and the waiting ones."""
