@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from vitslim.errors import ConfigError
 
 METHOD_NAMES = ("skipat", "evo_vit", "sparsifiner", "sret")
-"""One name per file of ``vitslim/methods`` that defines a ``METHOD``."""
+"""One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"
 """The small ViT that ships with vitslim, trained on the built-in fractal images."""

@@ -12,7 +12,9 @@ def check(plan: ModelPlan) -> list[str]:
     if outline:
         # Without its blocks a step has no sizes to speak of.
         return outline
-    errors = [f"step {at.index}: {error}" for at in places(plan) for choice in at.step.choices for error in choice.errors(at)]
+    errors = [
+        f"step {at.index}: {error}" for at in places(plan) for choice in at.step.choices for error in choice.errors(at)
+    ]
     return errors + _sorted_errors(plan.steps) + _row_errors(plan.steps) + _reuse_errors(plan.steps)
 
 

@@ -119,6 +119,10 @@ class TokenChoice(Choice):
         """Whether some tokens take no part in some of this step."""
         return False
 
+    def early(self) -> TokenChoice:
+        """The choice as its method makes it early in training; this one where there is no such form."""
+        return self
+
     def rows_read(self, steps: Sequence[StepPlan], index: int) -> Iterable[int]:
         """The steps whose class row decides a selection here, this being the choice of step ``index``."""
         return ()

@@ -135,3 +135,51 @@ class ModelShape(Result):
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches at an image size in pixels."""
         return image_size[0] // self.patch[0], image_size[1] // self.patch[1]
+
+
+def vit_shape(*, width: int, depth: int, heads: int, image_size: tuple[int, int], patch: int) -> ModelShape:
+    """The shape of timm's plain VisionTransformer with a class token, ten classes and MLPs four times the width."""
+    hidden, e = 4 * width, width // heads
+    linears = {
+        "attn.qkv": LinearShape(part="attention", outputs=3 * width, inputs=width, bias=True, follows="groups"),
+        "attn.proj": LinearShape(
+            part="attention", outputs=width, inputs=width, bias=True, follows="heads", is_projection=True
+        ),
+        "mlp.fc1": LinearShape(part="mlp", outputs=hidden, inputs=width, bias=True, follows="hidden"),
+        "mlp.fc2": LinearShape(
+            part="mlp", outputs=width, inputs=hidden, bias=True, follows="hidden", is_projection=True
+        ),
+    }
+    block = BlockShape(
+        heads=heads,
+        groups=heads,
+        head_width=e,
+        hidden=hidden,
+        linears=linears,
+        others={"attention": 2 * width, "attention_add": 0, "mlp": 2 * width},
+        others_per_group=0,
+        others_per_neuron=0,
+        attention_dropout=0.0,
+        relative_positions=False,
+    )
+    embed = 3 * patch * patch * width
+    return ModelShape(
+        family="VisionTransformer",
+        width=width,
+        prefix=1,
+        has_class_token=True,
+        reads_class_token_alone=True,
+        image_size=image_size,
+        patch=(patch, patch),
+        channels=3,
+        positions_per_block=False,
+        own_bias=False,
+        embed_products=embed,
+        head_products=10 * width,
+        head_products_per_token=0,
+        # patch embedding, class token and its position, final norm, classifier
+        outside_parameters=embed + width + 2 * width + 2 * width + 10 * width + 10,
+        positions_per_patch=width,
+        shared_relative_heads=0,
+        blocks=(block,) * depth,
+    )

@@ -1,21 +1,31 @@
-"""The trunk: a plan of steps in place of a dense model's blocks."""
+"""The trunk: the steps of a plan in place of a dense model's blocks."""
 
-from vitslim.trunk.axes import BoundBlock, DenseMixing, LastLinear, Mixing, TokenRule, Weights
+from vitslim.trunk.axes import (
+    Attention,
+    BoundBlock,
+    DenseAttention,
+    LastLinear,
+    MlpBranch,
+    TokenRule,
+    Weights,
+    attend_by_operands,
+)
+from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
-from vitslim.trunk.plan import Conversion, Plan, Step, check_reuse, dense_plan, settle_
-from vitslim.trunk.seam import install_trunk_, is_converted, plan_summary, trunk_of
+from vitslim.trunk.step import Step
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
-from vitslim.trunk.trunk import DroppedPart, StepCall, Trunk
+from vitslim.trunk.trunk import Conversion, DroppedPart, StepCall, Trunk
 
 __all__ = [
+    "Attention",
     "BoundBlock",
     "Conversion",
-    "DenseMixing",
+    "DenseAttention",
     "DroppedPart",
     "LastLinear",
-    "Mixing",
-    "Plan",
+    "MlpBranch",
+    "Site",
     "SortedTokens",
     "Step",
     "StepCall",
@@ -24,12 +34,11 @@ __all__ = [
     "TokenState",
     "Trunk",
     "Weights",
-    "check_reuse",
-    "dense_plan",
-    "install_trunk_",
+    "attend_by_operands",
+    "build",
     "is_converted",
-    "plan_summary",
-    "settle_",
+    "plan_of",
+    "register_realiser",
     "trunk_of",
     "watch_grid_",
 ]
