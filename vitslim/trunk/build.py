@@ -13,7 +13,7 @@ from torch import nn
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, TokenLayout, adapter_for, token_layout
 from vitslim.models.readout import read_patch_mean_
-from vitslim.models.shape_of import model_shape
+from vitslim.models.shape_of import model_shape, outside_shape
 from vitslim.plans import (
     AllTokens,
     Choice,
@@ -33,6 +33,9 @@ from vitslim.trunk.axes import BoundBlock, DenseAttention, MlpBranch, NoAttentio
 from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.step import Step
 from vitslim.trunk.trunk import Conversion, DroppedPart, Trunk
+
+
+_OF_THE_BLOCKS = ("family", "width", "prefix", "has_class_token", "patch", "positions_per_block", "own_bias", "blocks")
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,15 @@ def register_realiser(choice: type[Choice], realiser: Realiser) -> None:
 
 
 def plan_of(model: nn.Module) -> ModelPlan:
-    """The plan of a model: its trunk's, or that of a dense one.
+    """The plan of a model: its trunk's with what surrounds it now, or that of a dense one.
 
     Raises:
         UnsupportedModelError: no adapter knows the model.
     """
-    return trunk_of(model).model_plan if is_converted(model) else dense_plan(model_shape(model))
+    if not is_converted(model):
+        return dense_plan(model_shape(model))
+    plan = trunk_of(model).model_plan
+    return plan.model_copy(update={"model": plan.model.model_copy(update=outside_shape(model))})
 
 
 def build(
@@ -167,12 +173,12 @@ def trunk_of(model: nn.Module) -> Trunk:
 
 
 def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
-    """What the plan wants that the model has not."""
+    """What the plan wants that the model has not; what surrounds the blocks may differ."""
     wanted, found = plan.model, before.model
-    if wanted != found:
-        keys = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(found, name)]
-        told = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
-        return [f"the plan is for another model ({told}); make a plan for this one"]
+    keys = [name for name in _OF_THE_BLOCKS if getattr(wanted, name) != getattr(found, name)]
+    if keys:
+        differences = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
+        return [f"the plan is for another model ({differences}); make a plan for this one"]
     gone = {step.block for step in plan.steps} - {step.block for step in before.steps}
     if gone:
         blocks = ", ".join(map(str, sorted(gone)))
