@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from torch import nn
 from vitslim.errors import ConfigError, VitslimError
 from vitslim.methods import Evidence, Method, MethodConfig, planned, read_method
 from vitslim.models import describe
-from vitslim.plans import ModelPlan, changed_blocks
+from vitslim.plans import ModelPlan, changed_blocks, read_plan_file
 from vitslim.recipe import Recipe
 from vitslim.shapes import Result
 from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
@@ -86,25 +87,29 @@ def plan_all(
                     reason=_reason(method, config, advice),
                 )
             )
-        options = {name: value for name, value in config.model_dump(mode="json", exclude_defaults=True).items()}
-        plan, history = after, (*history, Conversion(method.name, options))
+        plan = after
+        history = (*history, Conversion(method.name, config.model_dump(mode="json", exclude_defaults=True)))
     return plan, history, choices
 
 
-def convert_all(
-    entries: Sequence[Mapping[str, Any]], model: nn.Module, advice: Advice | None = None
-) -> tuple[nn.Module, list[Choice]]:
-    """Apply the conversions of a recipe; the given model stays as it is.
+def convert_all(recipe: Recipe, model: nn.Module, advice: Advice | None = None) -> tuple[nn.Module, list[Choice]]:
+    """Apply the plan and the conversions of a recipe; the given model stays as it is.
 
     Raises:
         ConfigError, UnsupportedModelError: as ``convert`` does.
     """
-    if not entries:
-        return model, []
-    before = trunk_of(model).history if is_converted(model) else ()
-    plan, history, choices = plan_all(entries, plan_of(model), advice, before)
+    if not recipe.convert and recipe.plan is None:
+        return copy.deepcopy(model), []
+    plan, before = first_plan(recipe, model)
+    plan, history, choices = plan_all(recipe.convert, plan, advice, before)
     base = trunk_of(model).base if is_converted(model) else describe(model)
     return build(plan, model, history=history, base=base), choices
+
+
+def first_plan(recipe: Recipe, model: nn.Module) -> tuple[ModelPlan, tuple[Conversion, ...]]:
+    """What the methods of a recipe begin with: the plan that it names, else the model's; and the history so far."""
+    history = trunk_of(model).history if is_converted(model) else ()
+    return plan_of(model) if recipe.plan is None else read_plan_file(recipe.plan), history
 
 
 def advise(entries: Sequence[Mapping[str, Any]], plan: ModelPlan, report: AnalysisReport) -> Advice:

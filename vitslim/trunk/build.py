@@ -34,7 +34,6 @@ from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.step import Step
 from vitslim.trunk.trunk import Conversion, DroppedPart, Trunk
 
-
 _OF_THE_BLOCKS = ("family", "width", "prefix", "has_class_token", "patch", "positions_per_block", "own_bias", "blocks")
 
 
