@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from vitslim.plans.place import places
 from vitslim.plans.plan import ModelPlan, StepPlan
 
@@ -29,7 +31,7 @@ def _outline_errors(plan: ModelPlan) -> list[str]:
     blocks = [step.block for step in plan.steps]
     errors += [
         f"step {index + 1}: block {after} follows block {before}; steps keep the order of the blocks"
-        for index, (before, after) in enumerate(zip(blocks, blocks[1:], strict=False))
+        for index, (before, after) in enumerate(pairwise(blocks))
         if after < before
     ]
     for side, size, patch in zip(("height", "width"), plan.image_size, plan.model.patch, strict=True):
@@ -66,7 +68,7 @@ def _row_errors(steps: tuple[StepPlan, ...]) -> list[str]:
 def _reuse_errors(steps: tuple[StepPlan, ...]) -> list[str]:
     """A step that reads the attention output of tokens which have none, as they took no part in the step before."""
     errors: list[str] = []
-    # Whether the output of the step before is known for every token: it took all, or handed on what it had read for all.
+    # Whether the output of the step before is known for every token: it took all, or handed on what it read for all.
     whole = True
     for index, step in enumerate(steps):
         attention, tokens = step.attention, step.tokens
