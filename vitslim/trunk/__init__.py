@@ -12,6 +12,7 @@ from vitslim.trunk.axes import (
 )
 from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
+from vitslim.trunk.resolution import at_plan_size, tokens_at_grid
 from vitslim.trunk.step import Step
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
@@ -34,11 +35,13 @@ __all__ = [
     "TokenState",
     "Trunk",
     "Weights",
+    "at_plan_size",
     "attend_by_operands",
     "build",
     "is_converted",
     "plan_of",
     "register_realiser",
+    "tokens_at_grid",
     "trunk_of",
     "watch_grid_",
 ]
