@@ -54,6 +54,8 @@ def outside_shape(model: nn.Module) -> dict[str, Any]:
     head, head_per_token = _head_products(model)
     return {
         "reads_class_token_alone": reads_class_token_alone(model),
+        "pools": str(getattr(model, "global_pool", "")),
+        "two_heads": hasattr(model, "head_dist"),
         "embed_products": _embed_products(cast(nn.Module, model.patch_embed), size, grid),
         "head_products": head,
         "head_products_per_token": head_per_token,

@@ -8,6 +8,10 @@ from vitslim.plans.place import places
 from vitslim.plans.plan import ModelPlan, StepPlan
 
 
+# What timm pools with that a mean of the patches can take the place of.
+_POOLS = ("token", "avg", "avgmax", "max")
+
+
 def check(plan: ModelPlan) -> list[str]:
     """All refusals, each a sentence that names its step; empty where the plan can be built."""
     outline = _outline_errors(plan)
@@ -17,7 +21,13 @@ def check(plan: ModelPlan) -> list[str]:
     errors = [
         f"step {at.index}: {error}" for at in places(plan) for choice in at.step.choices for error in choice.errors(at)
     ]
-    return errors + _sorted_errors(plan.steps) + _row_errors(plan.steps) + _reuse_errors(plan.steps)
+    return (
+        _readout_errors(plan)
+        + errors
+        + _sorted_errors(plan.steps)
+        + _row_errors(plan.steps)
+        + _reuse_errors(plan.steps)
+    )
 
 
 def _outline_errors(plan: ModelPlan) -> list[str]:
@@ -38,6 +48,24 @@ def _outline_errors(plan: ModelPlan) -> list[str]:
         if size < patch or size % patch:
             errors.append(f"image_size={plan.image_size}: the {side} has to be a multiple of the patch, {patch} pixels")
     return errors
+
+
+def _readout_errors(plan: ModelPlan) -> list[str]:
+    model = plan.model
+    if plan.readout == "model":
+        return []
+    if model.two_heads:
+        return [
+            "readout='mean': a distilled model has two heads, one for the class and one for the distillation token; "
+            "neither can read the mean of the patches"
+        ]
+    if model.pools not in _POOLS:
+        known = ", ".join(_POOLS)
+        return [
+            f"readout='mean': this {model.family} pools with {model.pools!r}; only {known} can be changed to the mean "
+            "of the patches"
+        ]
+    return []
 
 
 def _sorted_errors(steps: tuple[StepPlan, ...]) -> list[str]:
