@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("skipat", "evo_vit", "sparsifiner", "sret")
+METHOD_NAMES = ("prune", "merge", "resolution")
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"

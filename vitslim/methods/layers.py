@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, cast
 
+from vitslim.errors import ConfigError
+from vitslim.plans import ModelPlan
+
 _NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
 
@@ -31,6 +34,37 @@ def parse_layers(value: Any) -> tuple[int, ...]:
 def parse_numbers(value: Any) -> Any:
     """One number or text such as ``2,4`` as a tuple; what is neither comes back for the field's type to judge."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else _listed(value)
+
+
+def steps_of(plan: ModelPlan, blocks: Iterable[int], option: str) -> list[int]:
+    """The first step of each block, in order.
+
+    Args:
+        option: as it is named in a refusal, ``prune.layers``.
+
+    Raises:
+        ConfigError: no step runs such a block.
+    """
+    first = {step.block: index for index, step in reversed(list(enumerate(plan.steps)))}
+    blocks = list(blocks)
+    if missing := [block for block in blocks if block not in first]:
+        known = ", ".join(map(str, sorted(first)))
+        raise ConfigError(f"{option}={tuple(blocks)}: no step runs block {missing[0]}; choose from {known}")
+    return sorted(first[block] for block in blocks)
+
+
+def refuse_second_rule(plan: ModelPlan, method: str) -> None:
+    """Nothing where all steps take all tokens.
+
+    Raises:
+        ConfigError: a step chooses its tokens already.
+    """
+    for index, step in enumerate(plan.steps):
+        if step.tokens.kind != "all":
+            raise ConfigError(
+                f"{method}: step {index} already has a rule for its tokens ({step.tokens.describe()}); one of them "
+                "can rule"
+            )
 
 
 def _listed(value: Any) -> Any:

@@ -17,6 +17,7 @@ from vitslim.plans.choices import (
     WeightsChoice,
     dense_attention_cost,
     linear_cost,
+    share_of,
 )
 from vitslim.plans.cost import PlanCost, StepCost, cost
 from vitslim.plans.place import Place, places
@@ -63,4 +64,5 @@ __all__ = [
     "plan_json",
     "read_plan",
     "register_choice",
+    "share_of",
 ]

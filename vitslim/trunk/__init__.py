@@ -13,6 +13,7 @@ from vitslim.trunk.axes import (
 from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.step import Step
+from vitslim.trunk.merged_tokens import MergedTokens
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
 from vitslim.trunk.trunk import Conversion, DroppedPart, StepCall, Trunk
@@ -24,6 +25,7 @@ __all__ = [
     "DenseAttention",
     "DroppedPart",
     "LastLinear",
+    "MergedTokens",
     "MlpBranch",
     "Site",
     "SortedTokens",
