@@ -17,6 +17,7 @@ from vitslim.plans.choices import (
     WeightsChoice,
     dense_attention_cost,
     linear_cost,
+    share_of,
 )
 from vitslim.plans.cost import PlanCost, StepCost, cost, describe_steps
 from vitslim.plans.place import Place, places
@@ -66,4 +67,5 @@ __all__ = [
     "read_plan",
     "read_plan_file",
     "register_choice",
+    "share_of",
 ]

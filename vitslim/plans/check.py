@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from vitslim.plans.place import places
+from vitslim.plans.place import Place, places
 from vitslim.plans.plan import ModelPlan, StepPlan
 
-
-# What timm pools with that a mean of the patches can take the place of.
 _POOLS = ("token", "avg", "avgmax", "max")
 
 
@@ -18,16 +16,9 @@ def check(plan: ModelPlan) -> list[str]:
     if outline:
         # Without its blocks a step has no sizes to speak of.
         return outline
-    errors = [
-        f"step {at.index}: {error}" for at in places(plan) for choice in at.step.choices for error in choice.errors(at)
-    ]
-    return (
-        _readout_errors(plan)
-        + errors
-        + _sorted_errors(plan.steps)
-        + _row_errors(plan.steps)
-        + _reuse_errors(plan.steps)
-    )
+    found = places(plan)
+    errors = [f"step {at.index}: {error}" for at in found for choice in at.step.choices for error in choice.errors(at)]
+    return _readout_errors(plan) + errors + _rule_errors(plan.steps) + _sorted_errors(found) + _row_errors(plan.steps) + _reuse_errors(found)
 
 
 def _outline_errors(plan: ModelPlan) -> list[str]:
@@ -68,14 +59,36 @@ def _readout_errors(plan: ModelPlan) -> list[str]:
     return []
 
 
-def _sorted_errors(steps: tuple[StepPlan, ...]) -> list[str]:
-    first = next((index for index, step in enumerate(steps) if step.tokens.selects), len(steps))
+def _rule_errors(steps: tuple[StepPlan, ...]) -> list[str]:
+    """Two kinds of choices that both say which tokens take part."""
+    rules = {step.tokens.kind: index for index, step in reversed(list(enumerate(steps))) if step.tokens.kind != "all"}
+    if len(rules) < 2:
+        return []
+    first, second = sorted(rules.values())[:2]
     return [
-        f"step {index} ({step.attention.describe()}) works on the whole grid, but from step {first} on "
-        f"({steps[first].tokens.describe()}) the tokens are sorted; keep such steps before it"
-        for index, step in enumerate(steps)
-        if index >= first and step.attention.whole_grid
+        f"step {second} ({steps[second].tokens.describe()}) chooses tokens, as does step {first} "
+        f"({steps[first].tokens.describe()}) in another way; one of them can rule"
     ]
+
+
+def _sorted_errors(found: list[Place]) -> list[str]:
+    """A step that cannot work on tokens which were sorted or merged."""
+    errors: list[str] = []
+    changed = next((at for at in found if at.in_mlp.is_sorted or at.in_mlp.is_merged), None)
+    for at in found:
+        attention, count = at.step.attention, at.in_attention
+        if attention.whole_grid and (count.is_sorted or count.is_merged):
+            why, told = "works on the whole grid", "the tokens are sorted"
+        elif (attention.picks or attention.reads_z) and count.is_merged:
+            why, told = "works on single patches", "the tokens are merged"
+        else:
+            continue
+        assert changed is not None
+        errors.append(
+            f"step {at.index} ({attention.describe()}) {why}, but from step {changed.index} on "
+            f"({changed.step.tokens.describe()}) {told}; keep such steps before it"
+        )
+    return errors
 
 
 def _row_errors(steps: tuple[StepPlan, ...]) -> list[str]:
@@ -93,27 +106,25 @@ def _row_errors(steps: tuple[StepPlan, ...]) -> list[str]:
     return errors
 
 
-def _reuse_errors(steps: tuple[StepPlan, ...]) -> list[str]:
+def _reuse_errors(found: list[Place]) -> list[str]:
     """A step that reads the attention output of tokens which have none, as they took no part in the step before."""
     errors: list[str] = []
     # Whether the output of the step before is known for every token: it took all, or handed on what it read for all.
     whole = True
-    for index, step in enumerate(steps):
-        attention, tokens = step.attention, step.tokens
-        same = tokens.reduces and not tokens.selects
+    for at, before in zip(found, (None, *found), strict=False):
+        attention = at.step.attention
         if attention.reads_z:
-            before = steps[index - 1].attention if index else None
-            if before is None or not (before.attends or before.reads_z):
-                found = "there is none" if before is None else before.describe()
+            if before is None or not (before.step.attention.attends or before.step.attention.reads_z):
+                told = "there is none" if before is None else before.step.attention.describe()
                 errors.append(
-                    f"step {index} ({attention.describe()}) has no earlier attention output to reuse: the step before "
-                    f"it computes none ({found})"
+                    f"step {at.index} ({attention.describe()}) has no earlier attention output to reuse: the step "
+                    f"before it computes none ({told})"
                 )
-            elif not whole and (attention.reads_grid or not same):
+            elif not whole and (attention.reads_grid or at.step.tokens.selects or before.in_mlp != before.in_attention):
                 errors.append(
-                    f"step {index} ({attention.describe()}) wants the attention output of tokens that took no part in "
-                    f"step {index - 1} ({steps[index - 1].tokens.describe()}); start the run of reusing steps right "
+                    f"step {at.index} ({attention.describe()}) wants the attention output of tokens that took no part "
+                    f"in step {before.index} ({before.step.tokens.describe()}); start the run of reusing steps right "
                     "after a step in which all tokens take part"
                 )
-        whole = not tokens.reduces or (attention.reads_z and whole)
+        whole = at.in_attention.patches == at.plan.patches or (attention.reads_z and whole)
     return errors

@@ -6,6 +6,7 @@ here knows torch. Methods add kinds of their own beside the module that realises
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -49,11 +50,19 @@ class TokenCount:
         patches: active patch tokens.
         extra: tokens that stand for inactive ones (a representative, a fused token).
         is_sorted: whether the tokens have left their natural order.
+        is_merged: whether a token stands for several patches, whose number weighs it as a key.
     """
 
     patches: int
     extra: int = 0
     is_sorted: bool = False
+    is_merged: bool = False
+
+
+def share_of(count: int, rate: float) -> int:
+    """The smallest number that is at least a share of the count, without being fooled by rounding."""
+    # 0.07 · 100 is 7.000000000000001, whose ceiling would be 8.
+    return math.ceil(round(count * rate, 6))
 
 
 class Choice(Config):
@@ -111,12 +120,12 @@ class TokenChoice(Choice):
 
     @property
     def selects(self) -> bool:
-        """Whether other tokens may be active from here on."""
+        """Whether other tokens may be active in this step's attention than in that before."""
         return False
 
     @property
-    def reduces(self) -> bool:
-        """Whether some tokens take no part in some of this step."""
+    def reads_keys(self) -> bool:
+        """Whether it reads the keys of this step's attention."""
         return False
 
     def early(self) -> TokenChoice:

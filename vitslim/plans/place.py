@@ -67,8 +67,9 @@ class Place:
 
     @property
     def needs_operands(self) -> bool:
-        """Whether queries and keys are projected apart, since the block's module would add a bias for all tokens."""
-        return self.in_attention.is_sorted and self.plan.model.own_bias
+        """Whether queries and keys are projected apart: the keys are read, or their bias is not the module's own."""
+        own_bias = self.in_attention.is_sorted and self.plan.model.own_bias
+        return own_bias or self.in_attention.is_merged or self.step.tokens.reads_keys
 
     @property
     def is_first_of_block(self) -> bool:

@@ -14,6 +14,7 @@ from vitslim.trunk.build import Site, build, is_converted, plan_of, register_rea
 from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.resolution import at_plan_size, tokens_at_grid
 from vitslim.trunk.step import Step
+from vitslim.trunk.merged_tokens import MergedTokens
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
 from vitslim.trunk.trunk import Conversion, DroppedPart, StepCall, Trunk
@@ -25,6 +26,7 @@ __all__ = [
     "DenseAttention",
     "DroppedPart",
     "LastLinear",
+    "MergedTokens",
     "MlpBranch",
     "Site",
     "SortedTokens",

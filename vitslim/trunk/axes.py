@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,9 +37,10 @@ class BoundBlock:
         return self.adapter.attention_norm(self.block)
 
     def attend(self, attention_input: Tensor, context: Context) -> Tensor:
-        if self.token_state is None or self.adapter.own_bias(self.block) is None:
+        state = self.token_state
+        if state is None or (state.key_bias() is None and self.adapter.own_bias(self.block) is None):
             return self.adapter.attend(self.block, attention_input, context)
-        # timm's module would add its bias for all tokens.
+        # timm's module would add its own bias for all tokens, and none for the keys.
         query, key, value = self.queries_keys_values(attention_input, context)
         bias = self.attention_bias(context, key.shape[2])
         return self.merge_heads(attention_input, self.mix(query, key, value, bias))
@@ -55,13 +58,14 @@ class BoundBlock:
         return self.adapter.queries_keys_values(self.block, attention_input, context)
 
     def attention_bias(self, context: Context, tokens: int) -> Tensor | None:
-        own = self.adapter.own_bias(self.block)
-        if self.token_state is None or own is None:
+        if self.token_state is None:
             return self.adapter.attention_bias(self.block, context, tokens)
         # The context has been selected already, what the block itself holds has not.
-        own = self.token_state.select_pairs(own)
-        given = self.adapter.context_bias(self.block, context, tokens)
-        return own if given is None else own + given
+        own = self.adapter.own_bias(self.block)
+        own = None if own is None else self.token_state.select_pairs(own)
+        terms = own, self.adapter.context_bias(self.block, context, tokens), self.token_state.key_bias()
+        present = [term for term in terms if term is not None]
+        return functools.reduce(torch.add, present) if present else None
 
     def merge_heads(self, attention_input: Tensor, mixed: Tensor) -> Tensor:
         return self.adapter.merge_heads(self.block, attention_input, mixed)
@@ -130,7 +134,7 @@ class DenseAttention(Attention):
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         attention_input = bound.attention_input(tokens)
-        if not stream.wants_class_attention:
+        if not (stream.wants_class_attention or stream.wants_keys):
             z = bound.attend(attention_input, stream.context)
             return z, replace(stream, z=z)
         return attend_by_operands(bound, attention_input, stream)
@@ -139,12 +143,12 @@ class DenseAttention(Attention):
 def attend_by_operands(
     bound: BoundBlock, attention_input: Float[Tensor, "b n d"], stream: Stream
 ) -> tuple[Float[Tensor, "b n d"], Stream]:
-    """Fused attention of operands projected apart, from which the class row comes too where it is wanted."""
+    """Fused attention of operands projected apart, with the class row and the keys where they are wanted."""
     query, key, value = bound.queries_keys_values(attention_input, stream.context)
     bias = bound.attention_bias(stream.context, key.shape[2])
     row = bound.adapter.class_row(query, key, bias, bound.scale) if stream.wants_class_attention else None
     z = bound.merge_heads(attention_input, bound.mix(query, key, value, bias))
-    return z, replace(stream, z=z, class_attention=row)
+    return z, replace(stream, z=z, class_attention=row, keys=key if stream.wants_keys else None)
 
 
 class NoAttentionBranch(Attention):

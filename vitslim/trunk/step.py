@@ -55,9 +55,11 @@ class Step(nn.Module):
             bound = replace(bound, token_state=stream.token_state)
             stream = replace(stream, context=stream.token_state.select_context(stream.context))
         row = None if self.wants_row else stream.class_attention
-        stream = replace(stream, wants_class_attention=self.wants_row, class_attention=row)
+        wants_keys = self.tokens.choice.reads_keys
+        stream = replace(stream, wants_class_attention=self.wants_row, class_attention=row, wants_keys=wants_keys)
         tokens, stream = self.attention.add(bound, tokens, stream)
         tokens, stream = self.tokens.between(bound, tokens, stream)
+        stream = replace(stream, keys=None)
         return self.weights.finish(self.mlp(bound, tokens)), stream
 
     def local_loss(self, dense: DenseTrace) -> Tensor | None:
