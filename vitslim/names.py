@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("skipat", "evo_vit")
+METHOD_NAMES = ("skipat", "evo_vit", "sparsifiner", "sret")
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"
