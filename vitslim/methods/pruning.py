@@ -8,43 +8,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
-from vitslim.models import TokenLayout
-from vitslim.trunk import BoundBlock, Plan, SortedTokens, Step, Stream, TokenRule
+from vitslim.plans import AllTokens, Place, StepPlan, TokenChoice, TokenCount, register_choice
+from vitslim.trunk import BoundBlock, SortedTokens, Stream, TokenRule, register_realiser
+
+
+class Prune(TokenChoice):
+    """The patches that all prunings before it have left."""
+
+    picks: ClassVar[bool] = True
+    fixed_size: ClassVar[str] = "how many patches take part has to be a constant"
+
+    kind: Literal["prune"] = "prune"
+    keep: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of all patches that is active from here on."""
+    selects: bool = False
+    """Prune here, by the class row of the step before."""
+    where: Literal["before"] = "before"
+    fuse: Literal[False] = False
+    score: Literal["class", "mean_query"] = "class"
+
+    @property
+    def reduces(self) -> bool:
+        return self.keep < 1.0
+
+    def describe(self) -> str:
+        chosen = f", pruned by {self.score.replace('_', ' ')} attention" if self.selects else ""
+        return f"kept {100 * self.keep:g} %{chosen}" if self.reduces else "all"
+
+    def rows_read(self, steps: Sequence[StepPlan], index: int) -> list[int]:
+        return [index - 1] if self.selects else []
+
+    def enter(self, count: TokenCount, at: Place) -> TokenCount:
+        return TokenCount(share_of(at.plan.patches, self.keep), is_sorted=True) if self.selects else count
+
+    def errors(self, at: Place) -> list[str]:
+        kept, before = share_of(at.plan.patches, self.keep), at.before.patches
+        errors: list[str] = []
+        others = [step.tokens for step in at.plan.steps if not isinstance(step.tokens, AllTokens | Prune)]
+        if others:
+            errors.append(
+                f"other steps choose their tokens in another way ({others[0].describe()}); one of them can rule"
+            )
+        if kept > before or (not self.selects and kept != before):
+            errors.append(f"keeps {kept} patches, but {before} are active before it; pruned patches do not come back")
+        return errors
 
 
 class Pruning(TokenRule):
-    """Who takes part in one step: the patches that all prunings before it have left.
+    """Who is active in one step, by its ``Prune``."""
 
-    Args:
-        keep: share of all patches that takes part.
-        selects: prune at the entry, by the class row of the step before.
-        score: the name of what ranks the patches.
-    """
-
-    chooses = True
-    needs_one_size = "how many patches take part has to be a constant"
-
-    def __init__(self, keep: float, *, selects: bool, score: str) -> None:
-        super().__init__()
-        self.keep = keep
-        self.selects = selects
-        self.reduces = keep < 1.0
-        self.reads_row_before = selects
-        self.score = score
-
-    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
-        later = cast("Sequence[Step]", steps[index + 1 : index + 2])
-        self.wants_class_attention = any(isinstance(step.tokens, Pruning) and step.tokens.selects for step in later)
+    choice: Prune
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        if not self.selects:
+        if not self.choice.selects:
             return tokens, stream
         layout, row = stream.layout, stream.class_attention
         if row is None:
@@ -54,21 +78,8 @@ class Pruning(TokenRule):
         # The head-mean of A^[CLS] ranks the active patches; those pruned before stay behind them.
         _, places = ranked(row[:, :, layout.prefix :].float().mean(dim=1), layout.prefix)
         pruned = torch.arange(tokens.shape[1], layout.tokens, device=places.device).expand(places.shape[0], -1)
-        active = layout.prefix + share_of(layout.patches, self.keep)
+        active = layout.prefix + share_of(layout.patches, self.choice.keep)
         return state.select(tokens, stream, torch.cat([places, pruned], dim=1), active)
-
-    def describe(self) -> str:
-        return f"kept {100 * self.keep:g} %{self._manner()}" if self.reduces else "all"
-
-    def patches_kept(self, layout: TokenLayout) -> int:
-        return share_of(layout.patches, self.keep)
-
-    def describe_for(self, layout: TokenLayout) -> str:
-        kept = self.patches_kept(layout)
-        return f"kept {kept} of {layout.patches}{self._manner()}" if self.reduces else "all"
-
-    def _manner(self) -> str:
-        return f", pruned by {self.score} attention" if self.selects else ""
 
 
 def share_of(count: int, rate: float) -> int:
@@ -77,28 +88,5 @@ def share_of(count: int, rate: float) -> int:
     return math.ceil(round(count * rate, 6))
 
 
-def with_pruning(plan: Plan, layers: tuple[int, ...], keep: float) -> Plan:
-    """The plan with patches pruned after these blocks, each time to ``keep`` of what is left."""
-    score = "class" if plan.adapter.has_class_token else "mean query"
-    rules = [
-        Pruning(keep ** sum(layer < index for layer in layers), selects=index - 1 in layers, score=score)
-        for index in range(plan.depth)
-    ]
-    return plan.with_steps({index: step.but(tokens=rules[index]) for index, step in enumerate(plan.steps)})
-
-
-def faults_of_pruning(layers: tuple[int, ...], plan: Plan) -> list[str]:
-    """Why patches cannot be pruned after these blocks; empty where they can."""
-    last = plan.depth - 2
-    faults = [f"no block comes after {layer}; choose from 0..{last}" for layer in layers if not 0 <= layer <= last]
-    for layer in set(layers) & set(range(plan.depth)):
-        if not plan.steps[layer].mixing.uses_attention:
-            found = plan.steps[layer].mixing.describe()
-            faults.append(f"block {layer} has no attention to prune by ({found})")
-    busy = plan.ruled_step
-    if busy is not None:
-        taken = plan.steps[busy].tokens.describe_for(plan.layout)
-        faults.append(
-            f"step {busy} already has a rule for its tokens ({taken}); one of them can rule, leave token_keep_rate at 1"
-        )
-    return faults
+register_choice(Prune)
+register_realiser(Prune, lambda choice, site: Pruning(choice))

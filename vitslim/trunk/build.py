@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -238,7 +238,7 @@ def _step(site: Site, mlp: nn.Module, attention: nn.Module) -> Step:
     plan = site.place.step
     return Step(
         plan,
-        getattr(plan.weights, "home", plan.block),
+        plan.weights.registered_as(plan.block),
         cast(Any, attention),
         cast(TokenRule, _REALISERS[type(plan.tokens)](plan.tokens, site)),
         cast(MlpBranch, mlp),
