@@ -3,10 +3,11 @@
 import difflib
 import re
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("prune", "merge", "resolution")
+METHOD_NAMES = ("skipat", "evo_vit", "prune", "merge", "resolution")
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"
@@ -61,8 +62,9 @@ def check_method(name: str) -> str:
     Raises:
         ConfigError: there is no such method; the message names the nearest.
     """
-    if name not in METHOD_NAMES:
-        hint = did_you_mean(name, METHOD_NAMES) or f"; known: {', '.join(METHOD_NAMES)}"
+    if name not in METHOD_NAMES and name not in (others := entry_points(group="vitslim.methods").names):
+        known = (*METHOD_NAMES, *others)
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"unknown method {name!r}{hint}")
     return name
 

@@ -17,6 +17,7 @@ from vitslim.names import ALIASES, check_method, did_you_mean
 
 if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
+    from vitslim.plans import ModelPlan
 
 _LISTS = ("models", "methods", "aliases", "pairs")
 _OPTIONAL = {
@@ -94,11 +95,23 @@ def inspect(
             ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
         ],
     )
-    if found["plan"]:
-        columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
-        print_table("plan", columns, [[str(row[name]) for name in columns] for row in found["plan"]])
+    if found["steps"]:
+        _print_steps(found["steps"])
     rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
     print_table("methods", ("method", "can convert", "reason"), rows)
+
+
+def print_plan(plan: ModelPlan) -> None:
+    """A plan as a table, one row per step."""
+    from vitslim.plans import describe_steps
+
+    _print_steps(describe_steps(plan))
+    if plan.dropped:
+        say(f"dropped blocks: {', '.join(map(str, plan.dropped))}")
+
+
+def _print_steps(steps: list[dict[str, Any]]) -> None:
+    print_table("plan", tuple(steps[0]), [[str(value) for value in row.values()] for row in steps])
 
 
 def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,8 +137,9 @@ def describe_model(
     from vitslim.bench import count_macs, count_parameters
     from vitslim.errors import UnsupportedModelError
     from vitslim.methods import method_support
-    from vitslim.models import adapter_for, family_of, preprocessing, resolve_name, token_layout
-    from vitslim.trunk import is_converted, plan_summary, trunk_of
+    from vitslim.models import family_of, preprocessing, resolve_name, token_layout
+    from vitslim.plans import describe_steps, plan_json
+    from vitslim.trunk import is_converted, plan_of, trunk_of
 
     is_local = weights is not None or checkpoint.is_saved_model(name)
     with torch.device("cpu" if is_local else "meta"):
@@ -138,11 +152,11 @@ def describe_model(
             model_arg=model_arg,
         )
     converted = is_converted(model)
-    if not converted:
-        try:
-            adapter_for(model)
-        except UnsupportedModelError as error:
-            say(f"note: {error}", style="yellow")
+    plan = None
+    try:
+        plan = plan_of(model)
+    except UnsupportedModelError as error:
+        say(f"note: {error}", style="yellow")
     layout = token_layout(model)
     return {
         "model": name if checkpoint.is_saved_model(name) else resolve_name(name),
@@ -158,8 +172,9 @@ def describe_model(
         "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history]
         if converted
         else [],
-        "plan": plan_summary(model) if converted else [],
-        "methods": method_support(model),
+        "plan": plan_json(plan) if plan is not None and converted else None,
+        "steps": describe_steps(plan) if plan is not None and converted else [],
+        "methods": {} if plan is None else method_support(plan, trunk_of(model).history if converted else ()),
     }
 
 
@@ -267,9 +282,9 @@ def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
 
 
 def _list_methods(json: bool) -> None:
-    from vitslim.methods import METHODS, describe_method
+    from vitslim.methods import describe_method, list_methods
 
-    found = [describe_method(name) for name in METHODS]
+    found = [describe_method(name) for name in list_methods()]
     if json:
         print_json([method.model_dump(mode="json") for method in found])
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from vitslim.errors import ConfigError
-from vitslim.plans import ModelPlan
+from vitslim.plans import AllTokens, ModelPlan
 
 _NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
@@ -36,37 +36,6 @@ def parse_numbers(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else _listed(value)
 
 
-def steps_of(plan: ModelPlan, blocks: Iterable[int], option: str) -> list[int]:
-    """The first step of each block, in order.
-
-    Args:
-        option: as it is named in a refusal, ``prune.layers``.
-
-    Raises:
-        ConfigError: no step runs such a block.
-    """
-    first = {step.block: index for index, step in reversed(list(enumerate(plan.steps)))}
-    blocks = list(blocks)
-    if missing := [block for block in blocks if block not in first]:
-        known = ", ".join(map(str, sorted(first)))
-        raise ConfigError(f"{option}={tuple(blocks)}: no step runs block {missing[0]}; choose from {known}")
-    return sorted(first[block] for block in blocks)
-
-
-def refuse_second_rule(plan: ModelPlan, method: str) -> None:
-    """Nothing where all steps take all tokens.
-
-    Raises:
-        ConfigError: a step chooses its tokens already.
-    """
-    for index, step in enumerate(plan.steps):
-        if step.tokens.kind != "all":
-            raise ConfigError(
-                f"{method}: step {index} already has a rule for its tokens ({step.tokens.describe()}); one of them "
-                "can rule"
-            )
-
-
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -82,3 +51,35 @@ def _parse_layer_text(text: str) -> list[int]:
             raise ValueError(f"the span {part!r} is empty; write the smaller number first")
         layers.extend(span)
     return layers
+
+
+def steps_of(plan: ModelPlan, option: str, blocks: Iterable[int]) -> tuple[int, ...]:
+    """The steps of a plan that run these blocks of the dense model, in order.
+
+    Args:
+        option: names the blocks in messages.
+
+    Raises:
+        ConfigError: a block that the model has not, or that the plan has dropped.
+    """
+    wanted = set(blocks)
+    gone, last = wanted.intersection(plan.dropped), plan.model.depth - 1
+    for block in sorted(wanted):
+        if not 0 <= block <= last:
+            raise ConfigError(f"{option}: block {block} does not exist; choose from 0..{last}")
+        if block in gone:
+            raise ConfigError(f"{option}: block {block} was dropped by an earlier conversion; leave it out")
+    return tuple(index for index, step in enumerate(plan.steps) if step.block in wanted)
+
+
+def refuse_ruled_tokens(method: str, plan: ModelPlan) -> None:
+    """Refuse a plan in which another method chooses the tokens already.
+
+    Raises:
+        ConfigError: with the first step where it reduces them.
+    """
+    ruled = [index for index, step in enumerate(plan.steps) if not isinstance(step.tokens, AllTokens)]
+    if ruled:
+        index = next((index for index in ruled if plan.steps[index].tokens.reduces), ruled[0])
+        found = plan.steps[index].tokens.describe()
+        raise ConfigError(f"{method}: step {index} already has a rule for its tokens ({found}); one of them can rule")

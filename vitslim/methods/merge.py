@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, MethodConfig, register_method
-from vitslim.methods.layers import parse_layers, refuse_second_rule, steps_of
+from vitslim.methods.layers import parse_layers, refuse_ruled_tokens, steps_of
 from vitslim.plans import Cost, ModelPlan, Place, TokenChoice, TokenCount, share_of
 from vitslim.trunk import BoundBlock, MergedTokens, Stream, TokenRule
 
@@ -120,9 +120,9 @@ def merge(plan: ModelPlan, options: MergeConfig, evidence: Evidence | None) -> M
     """The plan with the same number of patches merged in each of some steps."""
     if options.keep == 1.0 and options.r is None:
         return plan
-    refuse_second_rule(plan, "merge")
+    refuse_ruled_tokens("merge", plan)
     blocks = dict.fromkeys(step.block for step in plan.steps) if options.layers is None else options.layers
-    steps = steps_of(plan, blocks, "merge.layers")
+    steps = steps_of(plan, "merge.layers", blocks)
     gone = (1.0 - options.keep) / max(1, len(steps)) if options.r is None else options.r / plan.patches
     if gone * len(steps) >= 1.0:
         raise ConfigError(

@@ -24,7 +24,7 @@ from torch import Tensor
 from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
 from vitslim.methods.base import Evidence, MethodConfig, register_method
-from vitslim.methods.layers import parse_layers, refuse_second_rule, steps_of
+from vitslim.methods.layers import parse_layers, refuse_ruled_tokens, steps_of
 from vitslim.plans import ModelPlan, Place, StepPlan, TokenChoice, TokenCount, share_of
 from vitslim.trunk import BoundBlock, Site, SortedTokens, Stream, TokenRule
 from vitslim.trunk.tokens import weighted_mean
@@ -182,7 +182,7 @@ def prune(plan: ModelPlan, options: PruneConfig, evidence: Evidence | None) -> M
     """The plan with patches pruned in some steps, each time to ``keep`` of what is left."""
     if options.keep == 1.0:
         return plan
-    refuse_second_rule(plan, "prune")
+    refuse_ruled_tokens("prune", plan)
     blocks = options.layers
     if blocks is None:
         blocks = dict.fromkeys(plan.steps[plan.depth * quarter // 4].block for quarter in (1, 2, 3))
@@ -190,7 +190,7 @@ def prune(plan: ModelPlan, options: PruneConfig, evidence: Evidence | None) -> M
     return plan.with_steps(
         {
             index: plan.steps[index].but(tokens=Prune(keep=options.keep**power, fuse=options.fuse, score=score))
-            for power, index in enumerate(steps_of(plan, blocks, "prune.layers"), start=1)
+            for power, index in enumerate(steps_of(plan, "prune.layers", blocks), start=1)
         }
     )
 

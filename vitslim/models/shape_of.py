@@ -24,35 +24,45 @@ def model_shape(model: nn.Module) -> ModelShape:
     """
     adapter, layout = adapter_for(model), token_layout(model)
     size = tuple(int(side) for side in cast(Any, model).patch_embed.img_size)
-    grid = (int(layout.grid[0]), int(layout.grid[1]))
     blocks = list(cast("list[nn.Module]", model.blocks))
-    shared_bias = cast("Any", getattr(model, "rel_pos_bias", None))
-    shared_heads = 0 if shared_bias is None else int(shared_bias.relative_position_bias_table.shape[1])
-    positions = getattr(model, "pos_embed", None)
-    per_patch = int(positions.shape[-1]) if isinstance(positions, Tensor) else 0
-    outside = sum(parameter.numel() for parameter in model.parameters())
-    outside -= sum(parameter.numel() for block in blocks for parameter in block.parameters())
-    outside -= per_patch * grid[0] * grid[1] + shared_heads * relative_places(grid)
-    head, head_per_token = _head_products(model)
     return ModelShape(
         family=adapter.family,
         width=int(cast(Any, model).embed_dim),
         prefix=adapter.prefix,
         has_class_token=adapter.has_class_token,
-        reads_class_token_alone=reads_class_token_alone(model),
         image_size=cast("tuple[int, int]", size),
-        patch=(size[0] // grid[0], size[1] // grid[1]),
+        patch=(size[0] // int(layout.grid[0]), size[1] // int(layout.grid[1])),
         channels=int(getattr(model, "in_chans", 3)),
         positions_per_block=adapter.context_per_block,
         own_bias=any(adapter.own_bias(block) is not None for block in blocks),
-        embed_products=_embed_products(cast(nn.Module, model.patch_embed), size, grid),
-        head_products=head,
-        head_products_per_token=head_per_token,
-        outside_parameters=outside,
-        positions_per_patch=per_patch,
-        shared_relative_heads=shared_heads,
         blocks=tuple(_block_shape(block, adapter) for block in blocks),
+        **outside_shape(model),
     )
+
+
+def outside_shape(model: nn.Module) -> dict[str, Any]:
+    """The fields of a ``ModelShape`` that say what surrounds the blocks, which may be exchanged after a conversion."""
+    layout = token_layout(model)
+    size = tuple(int(side) for side in cast(Any, model).patch_embed.img_size)
+    grid = (int(layout.grid[0]), int(layout.grid[1]))
+    shared_bias = cast("Any", getattr(model, "rel_pos_bias", None))
+    shared_heads = 0 if shared_bias is None else int(shared_bias.relative_position_bias_table.shape[1])
+    positions = getattr(model, "pos_embed", None)
+    per_patch = int(positions.shape[-1]) if isinstance(positions, Tensor) else 0
+    outside = sum(parameter.numel() for parameter in model.parameters())
+    outside -= sum(parameter.numel() for parameter in cast(nn.Module, model.blocks).parameters())
+    head, head_per_token = _head_products(model)
+    return {
+        "reads_class_token_alone": reads_class_token_alone(model),
+        "pools": str(getattr(model, "global_pool", "")),
+        "two_heads": hasattr(model, "head_dist"),
+        "embed_products": _embed_products(cast(nn.Module, model.patch_embed), size, grid),
+        "head_products": head,
+        "head_products_per_token": head_per_token,
+        "outside_parameters": outside - per_patch * grid[0] * grid[1] - shared_heads * relative_places(grid),
+        "positions_per_patch": per_patch,
+        "shared_relative_heads": shared_heads,
+    }
 
 
 def _block_shape(block: nn.Module, adapter: BlockAdapter) -> BlockShape:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +12,15 @@ from vitslim import checkpoint
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
 from vitslim.export import check_export
-from vitslim.pipeline.choices import Choice, try_conversions
+from vitslim.pipeline.choices import Choice, first_plan, forecast
 from vitslim.pipeline.opening import open_images, open_source
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
 from vitslim.pipeline.verbs import device_named, open_any
+from vitslim.plans import ModelPlan
 from vitslim.recipe import Recipe
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
-from vitslim.trunk import is_converted, plan_summary, trunk_of
+from vitslim.trunk import build, is_converted, plan_of, trunk_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Forecast:
     """What is known of a run before it begins.
 
     Args:
-        plan: the steps of the student, as ``plan_summary`` gives them; empty for a dense one.
+        plan: of the student; ``None`` for a model that no adapter knows.
         choices: the blocks that its methods take; where the analysis decides, their ``reason`` says so.
     """
 
     outline: Outline
-    plan: list[dict[str, Any]]
+    plan: ModelPlan | None
     choices: list[Choice]
 
 
@@ -48,7 +48,7 @@ def check(recipe: Recipe) -> Forecast:
     """
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
-    student, choices = try_conversions(recipe, copy.deepcopy(source).to("meta"))
+    student, plan, choices = _forecast_student(recipe, copy.deepcopy(source).to("meta"))
     teacher = _open_teacher(recipe, source)
     _check_teacher(recipe, teacher)
     images, train = _open_images(recipe, source)
@@ -70,7 +70,15 @@ def check(recipe: Recipe) -> Forecast:
         images=images,
         budget=_budget(recipe, student),
     )
-    return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices)
+    return Forecast(outline, plan, choices)
+
+
+def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, ModelPlan | None, list[Choice]]:
+    """The student without weights, its plan, and what its methods choose."""
+    if not recipe.convert and recipe.plan is None:
+        return source, plan_of(source) if is_converted(source) else None, []
+    plan, choices = forecast(recipe, *first_plan(recipe, source))
+    return build(plan, source), plan, choices
 
 
 def has_new_parameters(student: nn.Module) -> bool:

@@ -14,9 +14,9 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
-from vitslim.files import write_json
+from vitslim.files import read_json, write_json
 from vitslim.pipeline.checks import check, has_new_parameters
-from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
+from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all, first_plan
 from vitslim.pipeline.cost import write_cost
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
@@ -33,14 +33,16 @@ from vitslim.pipeline.outline import Announce, keep_quiet
 from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
 from vitslim.pipeline.verbs import dense_twin, on_device, open_any
+from vitslim.plans import plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
 from vitslim.train.processes import refuse_several_processes
-from vitslim.trunk import is_converted, plan_summary
+from vitslim.trunk import is_converted, plan_of
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
 
+PLAN_FILE = "plan.json"
 ANALYSIS_FILE = "analysis.json"
 METRICS_FILE = "metrics.json"
 PARITY_FILE = "export/parity.json"
@@ -56,7 +58,7 @@ EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 class RunResult:
     """What a run left behind: its folder, the student, and whether every promise that it checked was kept.
 
-    ``choices`` are the blocks that the methods took, as choices.json has them.
+    ``choices`` are the blocks that the methods changed, as choices.json has them.
     """
 
     folder: Path
@@ -160,15 +162,16 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
         recipe.model.model_dump(),
         file_state(recipe.model),
         recipe.convert,
+        None if recipe.plan is None else read_json(recipe.plan),
         recipe.seed,
         image_input(road.source),
     ]
     # What another version of the code chose is another student, though the recipe and the analysis are the same.
     decided = [choice.used for choice in choices] if recipe.analyze else []
-    outputs = ("plan.json", checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
+    outputs = (PLAN_FILE, checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
     if road.enter("convert", [*inputs, *decided], *outputs):
         folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
-        write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
+        write_json(folder.path / PLAN_FILE, plan_json(plan_of(student)) if is_converted(student) else {})
         write_cost(folder.path, student)
         if choices:
             write_json(folder.path / CHOICES_FILE, [choice.model_dump(mode="json") for choice in choices])
@@ -180,9 +183,8 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
 
 def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> tuple[nn.Module, list[Choice]]:
     torch.manual_seed(recipe.seed)
-    dense = copy.deepcopy(source)
-    advice = None if analysis is None else advise(recipe.convert, copy.deepcopy(source).to("meta"), analysis)
-    return convert_all(recipe.convert, dense, advice)
+    advice = None if analysis is None else advise(recipe.convert, first_plan(recipe, source)[0], analysis)
+    return convert_all(recipe, source, advice)
 
 
 def _analyze(road: _Road) -> AnalysisReport | None:

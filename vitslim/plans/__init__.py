@@ -19,7 +19,7 @@ from vitslim.plans.choices import (
     linear_cost,
     share_of,
 )
-from vitslim.plans.cost import PlanCost, StepCost, cost
+from vitslim.plans.cost import PlanCost, StepCost, cost, describe_steps
 from vitslim.plans.place import Place, places
 from vitslim.plans.plan import (
     ModelPlan,
@@ -28,6 +28,7 @@ from vitslim.plans.plan import (
     dense_plan,
     plan_json,
     read_plan,
+    read_plan_file,
     register_choice,
 )
 from vitslim.plans.shape import BlockShape, LinearShape, ModelShape
@@ -59,10 +60,12 @@ __all__ = [
     "cost",
     "dense_attention_cost",
     "dense_plan",
+    "describe_steps",
     "linear_cost",
     "places",
     "plan_json",
     "read_plan",
+    "read_plan_file",
     "register_choice",
     "share_of",
 ]

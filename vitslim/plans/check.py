@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from vitslim.plans.place import Place, places
 from vitslim.plans.plan import ModelPlan, StepPlan
+
+_POOLS = ("token", "avg", "avgmax", "max")
 
 
 def check(plan: ModelPlan) -> list[str]:
@@ -14,7 +18,7 @@ def check(plan: ModelPlan) -> list[str]:
         return outline
     found = places(plan)
     errors = [f"step {at.index}: {error}" for at in found for choice in at.step.choices for error in choice.errors(at)]
-    return errors + _rule_errors(plan.steps) + _sorted_errors(found) + _row_errors(plan.steps) + _reuse_errors(found)
+    return _readout_errors(plan) + errors + _rule_errors(plan.steps) + _sorted_errors(found) + _row_errors(plan.steps) + _reuse_errors(found)
 
 
 def _outline_errors(plan: ModelPlan) -> list[str]:
@@ -28,13 +32,31 @@ def _outline_errors(plan: ModelPlan) -> list[str]:
     blocks = [step.block for step in plan.steps]
     errors += [
         f"step {index + 1}: block {after} follows block {before}; steps keep the order of the blocks"
-        for index, (before, after) in enumerate(zip(blocks, blocks[1:], strict=False))
+        for index, (before, after) in enumerate(pairwise(blocks))
         if after < before
     ]
     for side, size, patch in zip(("height", "width"), plan.image_size, plan.model.patch, strict=True):
         if size < patch or size % patch:
             errors.append(f"image_size={plan.image_size}: the {side} has to be a multiple of the patch, {patch} pixels")
     return errors
+
+
+def _readout_errors(plan: ModelPlan) -> list[str]:
+    model = plan.model
+    if plan.readout == "model":
+        return []
+    if model.two_heads:
+        return [
+            "readout='mean': a distilled model has two heads, one for the class and one for the distillation token; "
+            "neither can read the mean of the patches"
+        ]
+    if model.pools not in _POOLS:
+        known = ", ".join(_POOLS)
+        return [
+            f"readout='mean': this {model.family} pools with {model.pools!r}; only {known} can be changed to the mean "
+            "of the patches"
+        ]
+    return []
 
 
 def _rule_errors(steps: tuple[StepPlan, ...]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vitslim.plans.choices import Cost
 from vitslim.plans.place import Place, places, relative_places
 from vitslim.plans.plan import ModelPlan
@@ -49,6 +51,23 @@ def cost(plan: ModelPlan) -> PlanCost:
         parameters=sum(step.parameters for step in steps) + outside,
         activations=max((step.activations for step in steps), default=0),
     )
+
+
+def describe_steps(plan: ModelPlan) -> list[dict[str, Any]]:
+    """One row per step for lists and tables: its choices in words, its cost."""
+    return [
+        {
+            "step": index,
+            "block": step.block,
+            "attention": step.attention.describe(),
+            "tokens": f"{step.tokens.describe()} ({of.tokens})",
+            "mlp": step.mlp.describe(),
+            "weights": step.weights.describe(),
+            "macs": of.macs,
+            "parameters": of.parameters,
+        }
+        for index, (step, of) in enumerate(zip(plan.steps, cost(plan).steps, strict=True))
+    ]
 
 
 def _step_cost(at: Place) -> StepCost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,8 +37,12 @@ class Place:
     @cached_property
     def block(self) -> BlockShape:
         """The block with the heads and neurons that this step leaves it."""
-        dense = self.dense_block
-        return dense.narrowed(self.step.attention.heads(dense.heads), self.step.mlp.hidden(dense.hidden))
+        return self.block_of(self.step)
+
+    def block_of(self, step: StepPlan) -> BlockShape:
+        """The block of another step, in the same way."""
+        dense = self.plan.model.blocks[step.block]
+        return dense.narrowed(step.attention.heads(dense.heads), step.mlp.hidden(dense.hidden))
 
     @property
     def class_row(self) -> bool:
@@ -73,13 +78,7 @@ class Place:
 
     def parts_used(self) -> list[Part]:
         """What any step uses of this step's block."""
-        steps = [step for step in self.plan.steps if step.block == self.step.block]
-        used: dict[Part, bool] = {
-            "attention": any(step.attention.attends for step in steps),
-            "attention_add": any(step.attention.adds_to_block for step in steps),
-            "mlp": any(step.mlp.uses_block for step in steps),
-        }
-        return [part for part, is_used in used.items() if is_used]
+        return parts_used([step for step in self.plan.steps if step.block == self.step.block])
 
     def block_parameters(self) -> int:
         """Live parameters of the block, counted at the first step that names it."""
@@ -92,6 +91,16 @@ class Place:
     def position_tables(self) -> int:
         """Parameters of the block's own relative positions."""
         return self.block.heads * relative_places(self.plan.grid) if self.block.relative_positions else 0
+
+
+def parts_used(steps: Sequence[StepPlan]) -> list[Part]:
+    """What steps of one block use of it."""
+    used: dict[Part, bool] = {
+        "attention": any(step.attention.attends for step in steps),
+        "attention_add": any(step.attention.adds_to_block for step in steps),
+        "mlp": any(step.mlp.uses_block for step in steps),
+    }
+    return [part for part, is_used in used.items() if is_used]
 
 
 def relative_places(grid: tuple[int, int]) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from vitslim.errors import ConfigError
+from vitslim.files import read_json
 from vitslim.plans.choices import (
     AllTokens,
     AttentionChoice,
@@ -180,6 +182,16 @@ def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
     if plan is None or errors:
         raise ConfigError(f"{origin}: " + "; ".join(errors))
     return plan
+
+
+def read_plan_file(path: str | Path) -> ModelPlan:
+    """The plan in a JSON file, such as the plan.json of a run; see ``read_plan``.
+
+    Raises:
+        ConfigError: every error in the plan at once.
+        CheckpointError: the file is missing or is not JSON.
+    """
+    return read_plan(read_json(path), str(path))
 
 
 def plan_json(plan: ModelPlan) -> dict[str, Any]:

@@ -101,6 +101,8 @@ class ModelShape(Result):
         prefix: class, distillation and register tokens.
         image_size: (height, width) in pixels of the model as it was opened.
         patch: pixels of a patch, (height, width).
+        pools: how the classifier reads the tokens, as timm's ``global_pool`` names it.
+        two_heads: one for the class token and one for the distillation token.
         positions_per_block: mixed rotary positions, one table per block, so that there is none for further steps.
         own_bias: the attention adds a bias that the block itself holds, so that sorted tokens need its operands.
         embed_products: multiply-accumulates of the patch embedding per patch.
@@ -115,6 +117,8 @@ class ModelShape(Result):
     prefix: int
     has_class_token: bool
     reads_class_token_alone: bool
+    pools: str
+    two_heads: bool
     image_size: tuple[int, int]
     patch: tuple[int, int]
     channels: int
@@ -169,6 +173,8 @@ def vit_shape(*, width: int, depth: int, heads: int, image_size: tuple[int, int]
         prefix=1,
         has_class_token=True,
         reads_class_token_alone=True,
+        pools="token",
+        two_heads=False,
         image_size=image_size,
         patch=(patch, patch),
         channels=3,

@@ -16,6 +16,7 @@ from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import Result
 from vitslim.train.finite import fault_of_weights
 from vitslim.train.processes import ALONE, Processes
+from vitslim.trunk import at_plan_size
 
 Precision = Literal["no", "bf16"]
 
@@ -106,7 +107,7 @@ def evaluate_all(
 
 def _scores(name: str, model: nn.Module, batch: Batch, loader: Loader) -> Float[Tensor, "b c"]:
     try:
-        return model(batch.images).float()
+        return model(at_plan_size(model, batch.images)).float()
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as fault:

@@ -12,6 +12,7 @@ from vitslim.trunk.axes import (
 )
 from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
+from vitslim.trunk.resolution import at_plan_size, tokens_at_grid
 from vitslim.trunk.step import Step
 from vitslim.trunk.merged_tokens import MergedTokens
 from vitslim.trunk.stream import Stream, TokenState
@@ -36,11 +37,13 @@ __all__ = [
     "TokenState",
     "Trunk",
     "Weights",
+    "at_plan_size",
     "attend_by_operands",
     "build",
     "is_converted",
     "plan_of",
     "register_realiser",
+    "tokens_at_grid",
     "trunk_of",
     "watch_grid_",
 ]

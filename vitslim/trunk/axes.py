@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.models import BlockAdapter, Context, DenseTrace, TokenLayout
+from vitslim.models import BlockAdapter, Context, DenseTrace
 from vitslim.plans import AllTokens, TokenChoice
 from vitslim.trunk.stream import Stream, TokenState
 

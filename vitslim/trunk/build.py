@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, TokenLayout, adapter_for, token_layout
 from vitslim.models.readout import read_patch_mean_
-from vitslim.models.shape_of import model_shape
+from vitslim.models.shape_of import model_shape, outside_shape
 from vitslim.plans import (
     AllTokens,
     Choice,
@@ -34,6 +34,8 @@ from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.step import Step
 from vitslim.trunk.trunk import Conversion, DroppedPart, Trunk
 
+_OF_THE_BLOCKS = ("family", "width", "prefix", "has_class_token", "patch", "positions_per_block", "own_bias", "blocks")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -43,24 +45,28 @@ class Site:
         place: what the plan says of the step and what is before it.
         adapter: for the blocks.
         layout: tokens at the plan's image size.
-        block: of the step; one that no part of is used is an empty module.
         former: the step of the model as it was before that this one takes the place of.
         weights_follow: all weights will be read from a file, so a start that is expensive to compute may be left out.
         shared: blocks of shared matrices by the index they are registered under; the first step of a group adds its.
-        made: the steps before this one.
+        blocks: of the copied model, by their index in the dense one; a realiser may exchange one.
+        weights: the modules of the weights axis of the steps before this one.
     """
 
     place: Place
     adapter: BlockAdapter
     layout: TokenLayout
-    block: nn.Module
     former: Step | None
     device: torch.device
     dtype: torch.dtype
     weights_follow: bool
     shared: dict[int, nn.Module]
-    blocks: Mapping[int, nn.Module]
-    made: list[Step] = field(default_factory=list["Step"])
+    blocks: dict[int, nn.Module]
+    weights: list[nn.Module]
+
+    @property
+    def block(self) -> nn.Module:
+        """Of the step."""
+        return self.blocks[self.place.step.block]
 
     @property
     def width(self) -> int:
@@ -97,12 +103,15 @@ def register_realiser(choice: type[Choice], realiser: Realiser) -> None:
 
 
 def plan_of(model: nn.Module) -> ModelPlan:
-    """The plan of a model: its trunk's, or that of a dense one.
+    """The plan of a model: its trunk's with what surrounds it now, or that of a dense one.
 
     Raises:
         UnsupportedModelError: no adapter knows the model.
     """
-    return trunk_of(model).model_plan if is_converted(model) else dense_plan(model_shape(model))
+    if not is_converted(model):
+        return dense_plan(model_shape(model))
+    plan = trunk_of(model).model_plan
+    return plan.model_copy(update={"model": plan.model.model_copy(update=outside_shape(model))})
 
 
 def build(
@@ -167,12 +176,12 @@ def trunk_of(model: nn.Module) -> Trunk:
 
 
 def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
-    """What the plan wants that the model has not."""
+    """What the plan wants that the model has not; what surrounds the blocks may differ."""
     wanted, found = plan.model, before.model
-    if wanted != found:
-        keys = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(found, name)]
-        told = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
-        return [f"the plan is for another model ({told}); make a plan for this one"]
+    keys = [name for name in _OF_THE_BLOCKS if getattr(wanted, name) != getattr(found, name)]
+    if keys:
+        differences = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
+        return [f"the plan is for another model ({differences}); make a plan for this one"]
     gone = {step.block for step in plan.steps} - {step.block for step in before.steps}
     if gone:
         blocks = ", ".join(map(str, sorted(gone)))
@@ -197,43 +206,43 @@ def _trunk(plan: ModelPlan, before: ModelPlan, model: nn.Module, adapter: BlockA
         blocks = {step.plan.block: old.block_of(step) for step in reversed(old.all_steps())}
     parameter = next(parameter for block in blocks.values() for parameter in block.parameters())
     shared: dict[int, nn.Module] = {}
-    steps: list[Step] = []
-    for place, key in zip(places(plan), plan.applications(), strict=True):
-        site = Site(
+    weights: list[nn.Module] = []
+    layout = replace(token_layout(model), prefix=adapter.prefix)
+    sites = [
+        Site(
             place,
             adapter,
-            replace(token_layout(model), prefix=adapter.prefix),
-            blocks[place.step.block],
+            layout,
             former.get(key),
             parameter.device,
             parameter.dtype,
             weights_follow,
             shared,
             blocks,
-            steps,
+            weights,
         )
-        steps.append(_step(site))
+        for place, key in zip(places(plan), plan.applications(), strict=True)
+    ]
+    # All widths first, since shared matrices are made of narrowed ones.
+    branches = [(_realised(site, "mlp"), _realised(site, "attention")) for site in sites]
+    for site in sites:
+        weights.append(_realised(site, "weights"))
+    steps = [_step(site, *parts) for site, parts in zip(sites, branches, strict=True)]
     used = {step.home: shared.get(step.home, blocks.get(step.plan.block)) for step in steps}
     trunk = Trunk(plan, steps, cast("dict[int, nn.Module]", used), adapter, cast(nn.Module, model.patch_embed))
     _drop_unused_(trunk)
     return trunk
 
 
-def _step(site: Site) -> Step:
+def _step(site: Site, mlp: nn.Module, attention: nn.Module) -> Step:
     plan = site.place.step
-    # Widths first, since shared matrices are made of narrowed ones.
-    mlp = _realised(site, "mlp")
-    attention = _realised(site, "attention")
-    weights = _realised(site, "weights")
-    home = getattr(plan.weights, "home", plan.block)
-    tokens = _REALISERS[type(plan.tokens)](plan.tokens, site)
     return Step(
         plan,
-        home,
+        getattr(plan.weights, "home", plan.block),
         cast(Any, attention),
-        cast(TokenRule, tokens),
+        cast(TokenRule, _REALISERS[type(plan.tokens)](plan.tokens, site)),
         cast(MlpBranch, mlp),
-        cast(Weights, weights),
+        cast(Weights, site.weights[site.place.index]),
         wants_row=site.place.class_row,
     )
 
