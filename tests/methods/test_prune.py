@@ -1,6 +1,5 @@
 """Pruning by class attention between attention and MLP."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +10,10 @@ from tests.methods.slow_tokens import Token, slow_tokens
 from tests.variants import ALL, CHARACTERISTIC, dense, images_for
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.errors import ConfigError
-from vitslim.methods import convert
+from vitslim.methods import convert, planned, read_method
 from vitslim.methods.prune import Prune, PruneConfig
-from vitslim.plans import ModelPlan, check, cost, dense_plan, share_of
+from vitslim.plans import ModelPlan, NoAttention, check, cost, dense_plan, share_of
+from vitslim.plans.shape import vit_shape
 from vitslim.trunk import SortedTokens, Stream, build, plan_of, trunk_of
 
 TWICE: dict[str, Any] = {"layers": (0, 2), "keep": 0.6}
@@ -65,9 +65,6 @@ def test_pruned_patches_come_back_as_they_left() -> None:
 
 
 def test_by_default_a_model_of_twelve_blocks_prunes_after_three_six_and_nine() -> None:
-    from vitslim.methods import planned, read_method
-    from vitslim.plans.shape import vit_shape
-
     plan = dense_plan(vit_shape(width=384, depth=12, heads=6, image_size=(224, 224), patch=16))
     changed = planned(*read_method(PruneConfig(), {}), plan)
     assert [i for i, step in enumerate(changed.steps) if step.tokens.kind == "prune"] == [3, 6, 9]
@@ -89,10 +86,11 @@ def test_the_cost_of_the_plan_is_that_of_the_model(name: str, options: dict[str,
 @torch.no_grad()
 def test_keeping_all_is_the_dense_model_bit_for_bit(name: str) -> None:
     model, images = dense(name), images_for(dense(name))
-    same = build(steps_with(model, Prune(keep=1.0, score=_score(model))), model)
-    for one in (convert(model, "prune", keep=1.0), same):
-        torch.testing.assert_close(one.forward_features(images), model.forward_features(images), atol=1e-5, rtol=1e-5)
     assert torch.equal(convert(model, "prune", keep=1.0)(images), model(images))
+    # The class row is read and nobody leaves; operands projected apart round in another way.
+    score = "class" if plan_of(model).model.has_class_token else "mean_query"
+    watched = build(steps_with(model, Prune(keep=1.0, score=score)), model)
+    torch.testing.assert_close(watched(images), model(images), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vit_no_class_token", "eva_mixed_rotary", "beit_both_biases"])
@@ -155,15 +153,6 @@ def test_before_the_step_it_is_the_selection_by_the_row_of_the_step_before() -> 
     torch.testing.assert_close(found.forward_features(images), model.norm(state.restore(tokens)), atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_steps_one_by_one_are_the_whole_run(tmp_path: Path) -> None:
-    model = convert(dense("eva_mixed_rotary"), "prune", **TWICE)
-    images = images_for(model)
-    features, every = model.forward_intermediates(images, output_fmt="NLC", return_prefix_tokens=False)
-    torch.testing.assert_close(features, model.forward_features(images))
-    assert [tuple(one.shape) for one in every] == [(2, 16, 48)] * 4
-
-
 def test_what_cannot_be_pruned_is_refused_from_the_data_alone() -> None:
     model = dense("vit_plain")
     with pytest.raises(ConfigError, match=r"prune.layers=\(1, 9\): no step runs block 9; choose from 0, 1, 2, 3"):
@@ -177,12 +166,6 @@ def test_what_cannot_be_pruned_is_refused_from_the_data_alone() -> None:
     assert check(grows) == ["step 1: keep=0.7 is 12 of 16 patches, but 8 are left; they only become fewer"]
     mixed = steps_with(model, Prune(keep=0.5), Prune(keep=0.4, fuse=False))
     assert check(mixed) == ["step 1: all prunings of a plan have the same where and fuse"]
-    from vitslim.plans import NoAttention
-
     plan = steps_with(model, None, Prune(keep=0.5))
     idle = plan.with_steps({1: plan.steps[1].but(attention=NoAttention())})
     assert "chooses patches by the attention of itself, which computes none" in check(idle)[0]
-
-
-def _score(model: nn.Module) -> Any:
-    return "class" if plan_of(model).model.has_class_token else "mean_query"

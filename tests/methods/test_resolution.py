@@ -81,8 +81,11 @@ def test_the_way_back_is_a_plan_too() -> None:
 
 
 def test_a_size_that_the_patches_do_not_divide_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"size=\(20, 20\): the height has to be a multiple of the patch, 8 pixels; the nearest: 16 or 24"):
+    with pytest.raises(
+        ConfigError,
+        match=r"size=\(20, 20\): the height has to be a multiple of the patch, 8 pixels; the nearest: 16 or 24",
+    ):
         convert(dense("vit_plain"), "resolution", size=20)
-    with pytest.raises(ConfigError, match="image_size=.*multiple of the patch"):
-        plan = plan_of(dense("vit_plain"))
-        build(plan.model_copy(update={"image_size": (32, 20)}), dense("vit_plain"))
+    plan = plan_of(dense("vit_plain")).model_copy(update={"image_size": (32, 20)})
+    with pytest.raises(ConfigError, match="the width has to be a multiple of the patch, 8 pixels"):
+        build(plan, dense("vit_plain"))

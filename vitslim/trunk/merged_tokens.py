@@ -122,9 +122,7 @@ def _own_precision(tokens: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if cast else nullcontext()
 
 
-def _moves(
-    order: Int[Tensor, "b a"], partner: Int[Tensor, "b a"], others: int, apart: int
-) -> Int[Tensor, "b m"]:
+def _moves(order: Int[Tensor, "b a"], partner: Int[Tensor, "b a"], others: int, apart: int) -> Int[Tensor, "b m"]:
     """For each group its index among the new ones: first ``apart`` of A, then all of B."""
     rank, merged = inverse(order), order.shape[1] - apart
     of_a = torch.where(rank < merged, apart + partner, rank - merged)
