@@ -18,7 +18,14 @@ def check(plan: ModelPlan) -> list[str]:
         return outline
     found = places(plan)
     errors = [f"step {at.index}: {error}" for at in found for choice in at.step.choices for error in choice.errors(at)]
-    return _readout_errors(plan) + errors + _rule_errors(plan.steps) + _sorted_errors(found) + _row_errors(plan.steps) + _reuse_errors(found)
+    return (
+        _readout_errors(plan)
+        + errors
+        + _rule_errors(plan.steps)
+        + _sorted_errors(found)
+        + _row_errors(plan.steps)
+        + _reuse_errors(found)
+    )
 
 
 def _outline_errors(plan: ModelPlan) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,7 @@ class MergedTokens:
         sizes = own + joined.sum(dim=2)
         # x_j ← (s_j x_j + Σ_i s_ij x_i) / (s_j + Σ_i s_ij)
         share, kept = (joined / sizes.unsqueeze(2)).to(tokens.dtype), (own / sizes).to(tokens.dtype)
-        with torch.autocast(tokens.device.type, enabled=False):  # the residual stream keeps its precision
+        with _own_precision(tokens):  # the residual stream keeps its precision
             mean = kept.unsqueeze(2) * b + share @ take(a, leaving)
         state = replace(
             self,
@@ -108,14 +110,19 @@ class MergedTokens:
 
 def _edges(features: Float[Tensor, "b m e"]) -> tuple[Float[Tensor, "b a"], Int[Tensor, "b a"]]:
     """For each group of A the largest cosine to one of B, and which of B that is."""
-    with torch.autocast(features.device.type, enabled=False):  # half precision would make many edges equal
+    with _own_precision(features):  # half precision would make many edges equal
         unit = F.normalize(features.float(), dim=2)
         return (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=2)
 
 
-def _moves(
-    order: Int[Tensor, "b a"], partner: Int[Tensor, "b a"], others: int, apart: int
-) -> Int[Tensor, "b m"]:
+def _own_precision(tokens: Tensor) -> AbstractContextManager[Any]:
+    """No autocast where there is one; on the meta device there is none."""
+    kind = tokens.device.type
+    cast = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if cast else nullcontext()
+
+
+def _moves(order: Int[Tensor, "b a"], partner: Int[Tensor, "b a"], others: int, apart: int) -> Int[Tensor, "b m"]:
     """For each group its index among the new ones: first ``apart`` of A, then all of B."""
     rank, merged = inverse(order), order.shape[1] - apart
     of_a = torch.where(rank < merged, apart + partner, rank - merged)
