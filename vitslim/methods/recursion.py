@@ -26,7 +26,6 @@ from vitslim.plans import Cost, LinearShape, Place, StepPlan, WeightsChoice
 from vitslim.plans.place import parts_used
 from vitslim.trunk import BoundBlock, DroppedPart, Site, Weights
 
-
 _OF_THE_GROUP = "members", "home", "shared", "rank", "merged"
 
 

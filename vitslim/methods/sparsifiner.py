@@ -45,9 +45,19 @@ from vitslim.kernels.sparse_attention import kept_keys, sparse_attention, tile_c
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
-from vitslim.methods.pruning import Prune, share_of
+from vitslim.methods.prune import Prune, own_score
 from vitslim.models import DenseTrace
-from vitslim.plans import AttentionChoice, Cost, Dense, ModelPlan, Place, StepPlan, dense_attention_cost, linear_cost
+from vitslim.plans import (
+    AttentionChoice,
+    Cost,
+    Dense,
+    ModelPlan,
+    Place,
+    StepPlan,
+    dense_attention_cost,
+    linear_cost,
+    share_of,
+)
 from vitslim.trunk import BoundBlock, DenseAttention, Site, Stream, trunk_of
 
 Granularity = Literal["query", "tile", "image"]
@@ -350,7 +360,7 @@ def sparsifiner(plan: ModelPlan, options: SparsifinerConfig, evidence: Evidence 
     """
     changed = _sparse_steps(plan, options)
     if options.token_keep_rate < 1.0:
-        changed = _pruned_steps(plan.with_steps(changed), options)
+        changed |= _pruned_steps(plan.with_steps(changed), options)
     return plan.with_steps(changed)
 
 
@@ -381,7 +391,7 @@ def _sparse_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, Step
 
 
 def _pruned_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, StepPlan]:
-    """All steps, with patches pruned after some, each time to the same share of what is left."""
+    """The steps before which patches are pruned, each time to the same share of what is left."""
     refuse_ruled_tokens("sparsifiner", plan)
     last = plan.depth - 1
     if options.prune_layers is None:
@@ -394,14 +404,8 @@ def _pruned_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, Step
             f"sparsifiner.prune_layers: no block comes after {plan.steps[last].block}; choose from "
             f"0..{plan.model.depth - 2}"
         )
-    score = "class" if plan.model.has_class_token else "mean_query"
+    score, keep = own_score(plan), options.token_keep_rate
     return {
-        index: step.but(
-            tokens=Prune(
-                keep=options.token_keep_rate ** sum(one < index for one in after),
-                selects=index - 1 in after,
-                score=score,
-            )
-        )
-        for index, step in enumerate(plan.steps)
+        index + 1: plan.steps[index + 1].but(tokens=Prune(keep=keep**number, where="before", fuse=False, score=score))
+        for number, index in enumerate(after, start=1)
     }
