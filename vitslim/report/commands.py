@@ -73,8 +73,8 @@ def _run_again(parts: ReportParts) -> str:
 
 def _base(parts: ReportParts) -> str:
     """The dense model as a command takes it; one that was built by hand has no name."""
-    name = parts.config.base_name if parts.config else None
-    return MODEL if name is None or name.startswith(":") else shlex.quote(name)
+    name = parts.config.base.architecture if parts.config else ":"
+    return MODEL if name.startswith(":") else shlex.quote(name)
 
 
 def _images(parts: ReportParts) -> str:

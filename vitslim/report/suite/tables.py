@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
-from vitslim.bench.tables import as_markdown, as_text, share_of_mac_ratio, significant
+from vitslim.bench.tables import share_of_mac_ratio, significant
+from vitslim.report.content import Cell, Table
 
-Cells = list[list[str]]
 Overviewed = tuple[str, str, str]  # model, backend, precision
 
 _IN_BRACKETS = "In brackets: share of what the roofline allows; above 100 % where the L2 cache holds the operands."
 _MANY_COLUMNS = 6
 _MANY_TABLES = 8
 _MANY_NAMES = 8
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its title; the first row is the header, the first column names the rows."""
-
-    title: str
-    cells: Cells
-    note: str = ""
-
-    def markdown(self) -> str:
-        """As GitHub draws it."""
-        return "\n".join([f"**{self.title}**", "", as_markdown(self.cells), *(["", self.note] if self.note else [])])
-
-    def text(self) -> str:
-        """In aligned columns, for a terminal."""
-        return "\n".join([f"{self.title}:", as_text(self.cells), *([self.note] if self.note else [])])
 
 
 def overview(report: SuiteReport, kind: Overviewed, size: int | None = None) -> Table | None:
@@ -50,7 +32,7 @@ def overview(report: SuiteReport, kind: Overviewed, size: int | None = None) -> 
     lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
     dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
     base, backend, precision = kind
-    return Table(f"{base}{f' {size} px' if size else ''}, {backend} {precision}", [header, dense, *lines])
+    return Table(f"{base}{f' {size} px' if size else ''}, {backend} {precision}", header, [dense, *lines])
 
 
 def overviews(report: SuiteReport) -> list[Table]:
@@ -62,11 +44,11 @@ def overviews(report: SuiteReport) -> list[Table]:
 
 
 def main_overviews(report: SuiteReport) -> list[Table]:
-    """All overviews, or where they are many, those in which aims are, if any is."""
+    """All overviews, or where they are many, those in which targets are, if any is."""
     found = {kind: tables for kind in _kinds(report) if (tables := _overviews(report, kind))}
-    aimed = {(aim.model, aim.backend, aim.precision) for aim in report.aims} & {*found}
-    shows_all = not aimed or sum(map(len, found.values())) <= _MANY_TABLES
-    return [table for kind, tables in found.items() if shows_all or kind in aimed for table in tables]
+    wanted = {(one.model, one.backend, one.precision) for one in report.aims} & {*found}
+    shows_all = not wanted or sum(map(len, found.values())) <= _MANY_TABLES
+    return [table for kind, tables in found.items() if shows_all or kind in wanted for table in tables]
 
 
 def _overviews(report: SuiteReport, kind: Overviewed) -> list[Table]:
@@ -80,12 +62,12 @@ def _kinds(report: SuiteReport) -> list[Overviewed]:
     return list(dict.fromkeys(_kind(piece) for piece in report.pieces if piece.piece.kind == "models"))
 
 
-def aims_table(report: SuiteReport) -> Table | None:
-    """The preset's aims with what was measured, met or not."""
+def targets_table(report: SuiteReport) -> Table | None:
+    """The preset's targets with what was measured, met or not."""
     if not report.aims:
         return None
-    lines = [[aim.what, f"{aim.at_least:.2f}x", *_reached(report, aim)] for aim in report.aims]
-    return Table("Aims", [["aim", "at least", "measured", "by", "met"], *lines])
+    lines = [[target.what, f"{target.at_least:.2f}x", *_reached(report, target)] for target in report.aims]
+    return Table("Aims", ("aim", "at least", "measured", "by", "met"), lines)
 
 
 def piece_table(piece: PieceResult, batch: int) -> Table:
@@ -118,9 +100,9 @@ def piece_table(piece: PieceResult, batch: int) -> Table:
         for title, value, form in optional
         if any(value(row) is not None for row in rows)
     ]
-    cells = [["competitor", *(title for title, _ in columns)]]
-    cells += [[row.model, *(cell(row) for _, cell in columns)] for row in rows]
-    return Table(f"{_words(piece)}, batch {batch}", cells, _ceiling_note(piece))
+    header = ["competitor", *(title for title, _ in columns)]
+    lines = [[row.model, *(cell(row) for _, cell in columns)] for row in rows]
+    return Table(f"{_words(piece)}, batch {batch}", header, lines, note=_peak_note(piece))
 
 
 def kernel_table(report: SuiteReport, precision: str) -> Table | None:
@@ -142,7 +124,7 @@ def kernel_table(report: SuiteReport, precision: str) -> Table | None:
         ]
         for kernel in dict.fromkeys(row.kernel for row in rows)
     ]
-    return Table(f"kernels, {precision}", [header, *lines], _IN_BRACKETS)
+    return Table(f"kernels, {precision}", header, lines, note=_IN_BRACKETS)
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
@@ -153,8 +135,11 @@ def kernel_tables(report: SuiteReport) -> list[Table]:
 
 def not_measured(report: SuiteReport) -> list[str]:
     """What was asked for and has no figure, one sentence each."""
-    sentences = [f"{piece.piece.name}: {piece.status}, {piece.reason}" for piece in report.pieces if not piece.rows]
-    sentences = [one for one, piece in zip(sentences, _without_rows(report), strict=True) if not piece.kernel_rows]
+    sentences = [
+        f"{piece.piece.name}: {piece.status}, {piece.reason}"
+        for piece in report.pieces
+        if not piece.rows and not piece.kernel_rows
+    ]
     for piece in report.pieces:
         if piece.rows:
             sentences += [
@@ -195,10 +180,6 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
 
 
-def _without_rows(report: SuiteReport) -> list[PieceResult]:
-    return [piece for piece in report.pieces if not piece.rows]
-
-
 def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
     measured = {row.model for piece in pieces for row in piece.rows}
     named = dict.fromkeys(name for piece in pieces for name in piece.piece.competitors)
@@ -223,30 +204,36 @@ def _dense_cell(piece: PieceResult, batch: int) -> str:
     return "no memory" if piece.status == "out of memory" else "–"
 
 
-def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
-    """The best figure that counts for an aim, who reached it, and whether that is enough."""
-    here = [row for row in report.rows if _setting(row) == aim.setting]
+def _reached(report: SuiteReport, target: Aim) -> tuple[str, str, str | Cell]:
+    """The best figure that counts for a target, who reached it, and whether that is enough."""
+    here = [row for row in report.rows if _setting(row) == target.setting]
     dense = next((row for row in here if row.model == DENSE), None)
-    gains = {row.model: _gain(aim, row, dense) for row in here if row.model in aim.competitors}
+    gains = {row.model: _gain(target, row, dense) for row in here if row.model in target.competitors}
     found = {name: gain for name, gain in gains.items() if gain is not None}
     found |= {
         row.kernel: row.speedup_vs_dense
         for row in report.kernel_rows
-        if (row.kernel, row.tokens, row.batch, row.precision) == (aim.kernel, aim.tokens, aim.batch, aim.precision)
+        if (row.kernel, row.tokens, row.batch, row.precision)
+        == (target.kernel, target.tokens, target.batch, target.precision)
     }
     if not found:
         return "not measured", "–", "–"
     best = max(found, key=lambda name: found[name])
-    return f"{found[best]:.2f}x", best, "yes" if found[best] >= aim.at_least else "no"
+    return f"{found[best]:.2f}x", best, verdict_cell(found[best] >= target.at_least)
 
 
-def _gain(aim: Aim, row: SuiteRow, dense: SuiteRow | None) -> float | None:
+def verdict_cell(is_met: bool) -> Cell:
+    """A target that is met or missed, in its colour."""
+    return Cell("yes", "good") if is_met else Cell("no", "bad")
+
+
+def _gain(target: Aim, row: SuiteRow, dense: SuiteRow | None) -> float | None:
     """How much less a row needs than dense of what the aim is of."""
-    if aim.of == "speed":
+    if target.of == "speed":
         return row.speedup_vs_dense
     if dense is None:
         return None
-    if aim.of == "weights":
+    if target.of == "weights":
         return dense.weights_mib / row.weights_mib
     if dense.peak_memory_mib is None or row.peak_memory_mib is None:
         return None
@@ -272,13 +259,13 @@ def _setting_words(piece: PieceResult, batch: int) -> str:
     return f"{size}b{batch}"
 
 
-def _ceiling_note(piece: PieceResult) -> str:
-    ceilings = piece.ceilings
-    if ceilings is None:
+def _peak_note(piece: PieceResult) -> str:
+    peaks = piece.ceilings
+    if peaks is None:
         return ""
     return (
-        f"Ceilings measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
-        f"{ceilings.gemm_size}), {significant(ceilings.gbytes_s)} GB/s (copy of {ceilings.copy_mib:.0f} MiB)."
+        f"Ceilings measured in the same run: {significant(peaks.tflops)} TFLOP/s (matrix product of "
+        f"{peaks.gemm_size}), {significant(peaks.gbytes_s)} GB/s (copy of {peaks.copy_mib:.0f} MiB)."
     )
 
 
