@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -33,7 +33,7 @@ class Table:
     Args:
         words: columns at the left that hold words; figures follow, right-aligned.
         note: a sentence below it.
-        is_wide: False for two narrow columns of facts.
+        look: ``facts`` are two narrow columns; ``folded`` are those that are shown when asked for.
     """
 
     kind: ClassVar[str] = "table"
@@ -42,7 +42,7 @@ class Table:
     rows: Sequence[Sequence[str | Cell]]
     words: int = 1
     note: str = ""
-    is_wide: bool = True
+    look: Literal["wide", "facts", "folded"] = "wide"
 
     @property
     def cells(self) -> list[list[str]]:
@@ -146,10 +146,9 @@ def absent(what: str, command: str) -> Note:
     return Note(f"{what}: run", "absent", code=command)
 
 
-def facts(title: str, values: dict[str, str] | Sequence[tuple[str, str | Cell]]) -> list[Piece]:
+def facts(title: str, values: Mapping[str, str | Cell], look: Literal["facts", "folded"] = "facts") -> list[Piece]:
     """Names with their values; nothing where there are none."""
-    rows = list(values.items()) if isinstance(values, dict) else list(values)
-    return [Table(title, ("Name", "Value"), rows, words=2, is_wide=False)] if rows else []
+    return [Table(title, ("Name", "Value"), list(values.items()), words=2, look=look)] if values else []
 
 
 def pictures(*found: Picture | None, columns: Literal["one", "two", "three"] = "two") -> list[Piece]:

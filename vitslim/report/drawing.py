@@ -38,6 +38,7 @@ WIDTH = 5.2  # inches; twice on a wide page, and still legible on a narrow one
 SMALL = 8.5  # points
 _LONGEST_LABEL = 46
 _LARGEST = 1e15
+_LARGEST_SCALE = 102  # pixels for an inch of a figure: its letters are then about as large as the text around
 _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: it can be selected, and the file is small
     "text.parse_math": False,  # names come from files, and a dollar sign is none of ours
@@ -74,6 +75,7 @@ class Picture:
 
     Args:
         title: stands above it on a page.
+        width: in inches, as the height.
         description: what is seen, for readers who cannot see it.
         note: stands beneath the title.
     """
@@ -81,14 +83,17 @@ class Picture:
     title: str
     svg: str
     description: str
+    width: float
+    height: float
     note: str = ""
 
     @property
     def markup(self) -> Markup:
         """The SVG as a part of a page: as wide as its place, in the page's colours and letters."""
         body = self.svg[self.svg.index("<svg") :]
-        box = re.search(r'viewBox="[^"]*"', body)
-        opening = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(self.description)}">'
+        box = f"0 0 {72 * self.width:g} {72 * self.height:g}"
+        size = f"max-width:{_LARGEST_SCALE * self.width:g}px"
+        opening = f'<svg viewBox="{box}" style="{size}" role="img" aria-label="{escape(self.description)}">'
         body = opening + body[body.index(">") + 1 :]
         body = re.sub(r'<g id="[^"]*">', "<g>", body).replace("xlink:href", "href")
         body = body.replace("'DejaVu Sans'", "system-ui, sans-serif")
@@ -110,7 +115,7 @@ def draw(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # Names of parts of an SVG must not occur twice on a page.
-    settings = {**_SETTINGS, "svg.hashsalt": f"{title}: {description}"}
+    settings = {**_SETTINGS, "svg.hashsalt": ascii((title, description))}
     text = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the measuring font lacks, bars of no height
@@ -121,7 +126,7 @@ def draw(
             axes.set_facecolor("none")
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=unsaid)
-    return Picture(title, text.getvalue(), description, note)
+    return Picture(title, text.getvalue(), description, width, height, note)
 
 
 def drawable(value: float | None) -> bool:

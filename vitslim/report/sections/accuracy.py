@@ -40,10 +40,10 @@ def _image_input(parts: ReportParts) -> list[Piece]:
         "interpolation": ("interpolation", found.interpolation),
         "centre crop, share": ("crop_pct", digits(found.crop_pct, 4)),
     }
-    rows = [
-        (name, Cell(f"{value} (assumed)", "bad") if key in found.assumed else value)
+    rows = {
+        name: Cell(f"{value} (assumed)", "bad") if key in found.assumed else Cell(value)
         for name, (key, value) in values.items()
-    ]
+    }
     note = "Assumed: nobody stated it, so it may not be what the model was trained with."
     return [*facts("How images become the model’s input.", rows), *([Note(note, "absent")] if found.assumed else [])]
 

@@ -55,7 +55,7 @@ def student_rows(bench: BenchReport | None) -> list[BenchRow]:
 def ratio_cell(row: BenchRow, below: str = "") -> Cell:
     """A speed ratio with its verdict in words and colour, since colour alone is not seen by all."""
     if row.verdict is None:
-        return Cell("baseline", below=below)
+        return Cell("baseline" if row.speedup_vs_dense == 1 else times(row.speedup_vs_dense), below=below)
     where = ", at another resolution" if row.other_image_size else ""
     return Cell(f"{times(row.speedup_vs_dense)} {row.verdict}{where}", TONES[row.verdict], below)
 

@@ -75,4 +75,4 @@ def _local_losses(result: TrainResult) -> list[Piece]:
 def _last_figures(title: str, result: TrainResult) -> list[Piece]:
     """What a stage reports at its end, without what stands on the page already and what was not set."""
     figures = flatten(result.model_dump(mode="json", exclude=_SHOWN_ELSEWHERE))
-    return facts(title, {name: value for name, value in figures.items() if value != ABSENT})
+    return facts(title, {name: value for name, value in figures.items() if value != ABSENT}, "folded")
