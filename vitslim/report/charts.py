@@ -5,45 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitslim.analysis.result import Table as Matrix
 from vitslim.bench.result import BenchRow
 from vitslim.bench.suite import Kind
+from vitslim.report import drawing as look
 from vitslim.report.content import TONES
-from vitslim.report.drawing import (
-    ACCENT,
-    BAD,
-    BAND,
-    FIRST,
-    FOURTH,
-    GOOD,
-    INK,
-    PAPER,
-    RULE,
-    SECOND,
-    SMALL,
-    SOFT,
-    Picture,
-    draw,
-    drawable,
-    label,
-    plain_log,
-)
+from vitslim.report.drawing import Picture, draw, drawable, label, plain_log
 from vitslim.report.numbers import fixed, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SERIES = (FIRST, SECOND)
-_TONE_COLOUR = {"good": GOOD, "bad": BAD, "even": SOFT}
+_SERIES = (look.FIRST, look.SECOND)
+_TONE_COLOUR = {"good": look.GOOD, "bad": look.BAD, "even": look.SOFT}
 _LOG_FROM = 20  # a loss that falls further than this is unreadable on a linear axis
 _NAME_INCHES = 0.16  # from one name beside a scatter to the next
 # Told apart with any colour vision; the shape says the same.
-COLOUR: dict[Kind, str] = {"dense": INK, "method": FIRST, "pair": SECOND, "baseline": FOURTH}
+_COLOUR: dict[Kind, str] = {"dense": look.INK, "method": look.FIRST, "pair": look.SECOND, "baseline": look.FOURTH}
 _SHAPE: dict[Kind, str] = {"dense": "D", "method": "o", "pair": "^", "baseline": "s"}
-_WORDS: dict[Kind, str] = {"dense": "dense", "method": "one method", "pair": "two methods", "baseline": "baseline"}
+_WORDS: dict[Kind, str] = {"dense": "dense", "method": "method", "pair": "pair of methods", "baseline": "baseline"}
 
 
 def heat_map(title: str, matrix: Matrix, marked: Sequence[int], note: str) -> Picture:
@@ -62,7 +45,7 @@ def heat_map(title: str, matrix: Matrix, marked: Sequence[int], note: str) -> Pi
         axes.set_ylabel("block")
         axes.spines[:].set_visible(False)
         for layer in marked:
-            axes.add_patch(Rectangle((layer - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=BAD, linewidth=1.6))
+            axes.add_patch(Rectangle((layer - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=look.BAD, linewidth=1.6))
         scale = axes.inset_axes((1.04, 0.0, 0.045, 1.0))
         scale.imshow([[step / 63] for step in range(64)], cmap="viridis", origin="lower", aspect="auto")
         scale.set_xticks([])
@@ -80,7 +63,7 @@ def block_bars(title: str, values: Sequence[float | None], marked: Sequence[int]
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         known = [(block, value) for block, value in enumerate(values) if value is not None and drawable(value)]
-        axes.bar([block for block, _ in known], [value for _, value in known], width=0.7, color=FIRST)
+        axes.bar([block for block, _ in known], [value for _, value in known], width=0.7, color=look.FIRST)
         axes.set_ylim(min([0.0, *(value for _, value in known)]), max([1.0, *(value for _, value in known)]))
         axes.set_ylabel(name)
         _finish_blocks(axes, len(values), marked)
@@ -108,7 +91,7 @@ def block_dots(
         axes = figure.add_subplot()
         for block in range(depth):
             ends = [value for dots in known.values() for at, value in dots if at == block]
-            axes.plot([block] * len(ends), ends, color=RULE, linewidth=4, solid_capstyle="round", zorder=2)
+            axes.plot([block] * len(ends), ends, color=look.RULE, linewidth=4, solid_capstyle="round", zorder=2)
         for (one, dots), colour in zip(known.items(), _SERIES, strict=False):
             places, values = [at for at, _ in dots], [value for _, value in dots]
             axes.plot(places, values, "o", markersize=6, color=colour, label=one, zorder=3)
@@ -135,8 +118,8 @@ def step_curve(title: str, name: str, steps: Sequence[int], values: Sequence[flo
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         drawn = [value if value is not None and drawable(value) else math.nan for value in values]
-        axes.plot(steps, drawn, color=FIRST, linewidth=1.5)
-        axes.plot(*known[-1], "o", markersize=4, color=FIRST)
+        axes.plot(steps, drawn, color=look.FIRST, linewidth=1.5)
+        axes.plot(*known[-1], "o", markersize=4, color=look.FIRST)
         if is_log:
             plain_log(axes, "y", max(finite) / min(finite))
         axes.set_xlabel("step")
@@ -158,9 +141,9 @@ def speed_bars(title: str, rows: Mapping[str, BenchRow]) -> Picture | None:
         for place, row in enumerate(shown.values()):
             colour = _TONE_COLOUR[TONES[row.verdict or "even"]]
             axes.barh(place, row.speedup_vs_dense - 1, left=1, height=0.34, color=colour)
-            axes.plot([row.speedup_p10, row.speedup_p90], [place, place], color=INK, linewidth=1.1)
+            axes.plot([row.speedup_p10, row.speedup_p90], [place, place], color=look.INK, linewidth=1.1)
             _write_above(axes, place, f"{times(row.speedup_vs_dense)} {row.verdict}", colour)
-        axes.axvline(1, color=INK, linewidth=1.1)
+        axes.axvline(1, color=look.INK, linewidth=1.1)
         axes.margins(x=0.08)
         axes.set_xlabel("speed, dense baseline 1")
         axes.grid(axis="x")
@@ -177,8 +160,8 @@ def size_bars(title: str, sizes: Mapping[str, tuple[float, str]], note: str = ""
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for place, (value, words) in enumerate(sizes.values()):
-            axes.barh(place, value if drawable(value) else 0, height=0.34, color=FIRST)
-            _write_above(axes, place, words, SOFT)
+            axes.barh(place, value if drawable(value) else 0, height=0.34, color=look.FIRST)
+            _write_above(axes, place, words, look.SOFT)
         axes.set_xticks([])
         axes.set_xlim(left=0)
         axes.margins(x=0)
@@ -216,7 +199,7 @@ def scatter(
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for point in shown:
-            axes.errorbar(point.x, point.y, yerr=point.half_width, ecolor=RULE, elinewidth=1, fmt="none", zorder=1)
+            axes.errorbar(point.x, point.y, yerr=point.half_width, ecolor=look.RULE, elinewidth=1, fmt="none", zorder=1)
         mark_kinds(axes, shown)
         axes.margins(0.09)
         axes.set_xlabel(x_name)
@@ -241,8 +224,8 @@ def trade_off(title: str, points: Sequence[Point], note: str = "") -> Picture | 
     def decorate(axes: Axes) -> None:
         places = [point.x for point in front], [point.y for point in front]
         # In steps, since nothing was measured between two points.
-        axes.step(*places, where="pre", color=SOFT, linestyle="--", linewidth=1, zorder=1)
-        axes.axvline(1, color=SOFT, linewidth=0.9, zorder=0)
+        axes.step(*places, where="pre", color=look.SOFT, linestyle="--", linewidth=1, zorder=1)
+        axes.axvline(1, color=look.SOFT, linewidth=0.9, zorder=0)
 
     speed, accuracy = "speed, dense baseline 1", "held-out top-1, %"
     return scatter(title, points, speed, accuracy, note=note, decorate=decorate)
@@ -262,9 +245,9 @@ def mark_kinds(axes: Axes, points: Sequence[Point]) -> None:
     for kind, shape in _SHAPE.items():
         own = [point for point in points if point.kind == kind]
         if own:
-            look = {"color": COLOUR[kind], "markeredgecolor": PAPER, "markeredgewidth": 0.7}
+            style: dict[str, Any] = {"color": _COLOUR[kind], "markeredgecolor": look.PAPER, "markeredgewidth": 0.7}
             places = [point.x for point in own], [point.y for point in own]
-            axes.plot(*places, shape, markersize=6.5, zorder=3, label=_WORDS[kind], **look)
+            axes.plot(*places, shape, markersize=6.5, zorder=3, label=_WORDS[kind], **style)
 
 
 def _name_points(axes: Axes, points: Sequence[Point], gap: float) -> None:
@@ -272,13 +255,19 @@ def _name_points(axes: Axes, points: Sequence[Point], gap: float) -> None:
     ordered = sorted(points, key=lambda point: (-point.y, -point.x))
     heights = spread([(point.y - low) / (high - low) for point in ordered], gap)
     for point, height in zip(ordered, heights, strict=True):
-        arrow = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)}
+        arrow = {
+            "arrowstyle": "-",
+            "color": look.SOFT,
+            "linewidth": 0.5,
+            "shrinkB": 4,
+            "relpos": (0, 0.5),
+        }
         axes.annotate(
             label(point.name),
             (point.x, point.y),
             (1.04, height),
             textcoords="axes fraction",
-            fontsize=SMALL,
+            fontsize=look.SMALL,
             va="center",
             annotation_clip=False,
             arrowprops=arrow,
@@ -314,7 +303,7 @@ def _finish_named(axes: Axes, names: Sequence[str]) -> None:
 
 def _finish_blocks(axes: Axes, count: int, marked: Sequence[int]) -> None:
     for block in marked:
-        axes.axvspan(block - 0.5, block + 0.5, color=BAND, linewidth=0, zorder=0)
+        axes.axvspan(block - 0.5, block + 0.5, color=look.BAND, linewidth=0, zorder=0)
     axes.set_xlim(-0.6, count - 0.4)
     axes.set_xlabel("block")
     axes.grid(axis="y")
@@ -328,5 +317,5 @@ def _number_blocks(axes: Axes, count: int, marked: Sequence[int], sides: str) ->
         axis = axes.xaxis if side == "x" else axes.yaxis
         axis.set_ticks(shown, [str(block) for block in shown])
         for text, block in zip(axis.get_ticklabels(), shown, strict=True):
-            text.set_color(ACCENT if block in marked else SOFT)
+            text.set_color(look.ACCENT if block in marked else look.SOFT)
             text.set_fontweight("bold" if block in marked else "normal")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -115,7 +115,7 @@ def draw(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # Names of parts of an SVG must not occur twice on a page.
-    settings = {**_SETTINGS, "svg.hashsalt": ascii((title, description))}
+    settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": ascii((title, description))}
     text = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the measuring font lacks, bars of no height

@@ -29,5 +29,5 @@ def is_page(path: Path) -> bool:
 @cache
 def _template() -> Template:
     loader = PackageLoader("vitslim.report")
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    return Environment(loader=loader, autoescape=True, **options).get_template("page.html")
+    found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return found.get_template("page.html")

@@ -94,11 +94,7 @@ def _write(axes: Axes, place: int, bottom: float, words: str, colour: str) -> No
 
 def _finish(axes: Axes, columns: Sequence[Column]) -> None:
     every = -(-len(columns) // _NAMED_COLUMNS)
-    names = [
-        f"{block}" if column == block or column.shares_with is None else f"{block}\n= {column.shares_with}"
-        for column in columns
-        for block in [column if isinstance(column, int) else column.block]
-    ]
+    names = [_name(column) for column in columns]
     places = range(0, len(columns), every)
     axes.set_xticks(list(places), [names[place] for place in places])
     middles = [_TOKENS + _TOKEN_HEIGHT / 2, _MLP + _HEIGHT / 2, _ATTENTION + _HEIGHT / 2]
@@ -109,3 +105,9 @@ def _finish(axes: Axes, columns: Sequence[Column]) -> None:
         "block" + (" (= earlier step whose weights it applies)" if any("=" in name for name in names) else "")
     )
     axes.spines[:].set_visible(False)
+
+
+def _name(column: Column) -> str:
+    if isinstance(column, int) or column.shares_with is None:
+        return str(column if isinstance(column, int) else column.block)
+    return f"{column.block}\n= {column.shares_with}"

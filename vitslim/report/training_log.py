@@ -1,6 +1,5 @@
 """Reading the logs that training stages leave behind."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +78,8 @@ def _read_one(path: Path, stage: str) -> TrainingLog:
 
 def _read_line(text: str, origin: str) -> LogLine:
     try:
-        return LogLine.model_validate(json.loads(text))
+        return LogLine.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the line"
-        raise CheckpointError(f"{origin}: {where}: {fault['msg']}; remove the line or train again") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{origin} is not JSON ({error}); remove the line or train again") from None
+        where = ".".join(map(str, fault["loc"]))
+        raise CheckpointError(f"{origin}: {where} {fault['msg']}; remove the line or train again") from None

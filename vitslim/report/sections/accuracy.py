@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vitslim.report.commands import eval_command
+from vitslim.report.commands import command
 from vitslim.report.content import Cell, Note, Piece, Table, absent, facts
 from vitslim.report.numbers import ABSENT, digits, fixed, half_width, percent, points, whole
 from vitslim.report.parts import ReportParts
@@ -20,7 +20,7 @@ def accuracy(parts: ReportParts) -> list[Piece]:
     """A table of the evaluated models and what may be concluded from it."""
     found = {role: parts.metrics[role] for role in _NAMES if role in parts.metrics}
     if not found:
-        return [absent("Not measured", eval_command(parts)), *_image_input(parts)]
+        return [absent("Not measured", command(parts, "eval")), *_image_input(parts)]
     teacher = found.get("teacher")
     rows = [_row(_NAMES[role], one, None if role == "teacher" else teacher) for role, one in found.items()]
     caption = "± is half of the 95 % interval that this number of images allows."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-from vitslim.report.commands import convert_command
+from vitslim.report.commands import command
 from vitslim.report.content import Note, Piece, Table, absent, pictures
 from vitslim.report.numbers import amount, block_list, plain
 from vitslim.report.parts import Choice, ReportParts
@@ -16,7 +16,7 @@ def change(parts: ReportParts) -> list[Piece]:
     if not parts.plan:
         if parts.is_dense:
             return [Note("Nothing: this is a dense model.")]
-        return [absent("Not known, the folder has no plan", convert_command(parts))]
+        return [absent("Not known, the folder has no plan", command(parts, "convert"))]
     depth = _depth(parts)
     return [
         *map(_choice, parts.choices),

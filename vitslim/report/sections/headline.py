@@ -36,7 +36,7 @@ def _speed(parts: ReportParts) -> Card:
     ratios = [row.speedup_vs_dense for row in rows]
     slowest, fastest = times(min(ratios)), times(max(ratios))
     figure = slowest if slowest == fastest else f"{slowest.rstrip('×')}–{fastest}"
-    tones = {TONES[row.verdict] for row in rows if row.verdict}
+    tones: set[Tone] = {TONES[row.verdict] for row in rows if row.verdict}
     across = [row.speedup_vs_dense_torch or 0.0 for row in rows if is_across(row)]
     exported = [f"; exported, up to {times(max(across))} dense in torch"] if across else []
     return Card(name, figure, [*_verdicts(rows), *exported], tones.pop() if len(tones) == 1 else None)

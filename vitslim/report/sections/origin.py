@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from vitslim.checkpoint import SavedModel
-from vitslim.report.commands import recipe_command, recipe_of
+from vitslim.report.commands import command, recipe_of
 from vitslim.report.content import Listing, Note, Piece, absent, facts
 from vitslim.report.numbers import flatten
 from vitslim.report.parts import ReportParts
@@ -28,7 +28,7 @@ def reproduction(parts: ReportParts) -> list[Piece]:
     else:
         pieces += [
             Note("Save this recipe as recipe.yaml and run it:"),
-            Listing([recipe_command(parts)]),
+            Listing([command(parts, "run")]),
             Listing(parts.recipe.rstrip("\n").split("\n")),
         ]
     if parts.config is not None:

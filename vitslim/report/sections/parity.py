@@ -1,7 +1,7 @@
 """Section: whether the exported artifacts compute what the model computes."""
 
 from vitslim.export.result import ParityCheck
-from vitslim.report.commands import verify_command
+from vitslim.report.commands import command
 from vitslim.report.content import Cell, Note, Piece, Table, absent
 from vitslim.report.numbers import fixed, percent, scientific
 from vitslim.report.parts import ReportParts
@@ -22,7 +22,7 @@ _HEADER = (
 def parity(parts: ReportParts) -> list[Piece]:
     """One line per comparison, and the count of those that hold."""
     if parts.parity is None or not parts.parity.checks:
-        return [absent("Not measured", verify_command(parts))]
+        return [absent("Not measured", command(parts, "verify"))]
     checks = parts.parity.checks
     failed = sum(not one.passed for one in checks)
     whole = f"All {len(checks)} checks are within tolerance." if len(checks) > 1 else "The check holds."

@@ -5,7 +5,7 @@ from pathlib import Path
 from vitslim.analysis import AnalysisReport, Recommendation
 from vitslim.files import write_text
 from vitslim.report.charts import block_bars, block_dots, heat_map
-from vitslim.report.commands import analyze_command
+from vitslim.report.commands import command
 from vitslim.report.content import Cell, Heading, Note, Piece, Table, absent, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import block_list, fixed, percent, whole
@@ -23,7 +23,7 @@ def redundancy(parts: ReportParts) -> list[Piece]:
     """Heat maps of similarity, then how well each block can be predicted or replaced."""
     found = parts.analysis
     if found is None:
-        return [absent("Not measured", analyze_command(parts))]
+        return [absent("Not measured", command(parts, "analyze"))]
     alike = (
         "Linear CKA between every pair of blocks: 1 is alike up to rotation and scale. Alike does not mean "
         "replaceable; the figures below test that."

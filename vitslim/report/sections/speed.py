@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from vitslim.bench import BenchReport, BenchRow, skipped_lines
 from vitslim.bench.ratios import VERDICT_RULE, is_across, remarks
 from vitslim.report.charts import size_bars, speed_bars
-from vitslim.report.commands import bench_command
+from vitslim.report.commands import command
 from vitslim.report.content import TONES, Cell, Note, Piece, Table, absent, facts, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import amount, fixed, flatten, percent, times
@@ -20,7 +20,7 @@ def speed(parts: ReportParts) -> list[Piece]:
     sizes = [[name, fixed(size / 2**20)] for name, size in parts.file_bytes.items()]
     files: list[Piece] = [Table("Files to deploy.", ("File", "Size, MiB"), sizes)] if sizes else []
     if bench is None or not bench.rows:
-        return [absent("Not measured", bench_command(parts)), *(bench_remarks(bench) if bench else []), *files]
+        return [absent("Not measured", command(parts, "bench")), *(bench_remarks(bench) if bench else []), *files]
     introduction = (
         f"Every ratio is against the dense model {bench.baseline} with fused attention, measured in the same run. "
     )

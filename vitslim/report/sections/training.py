@@ -4,7 +4,7 @@ import math
 from statistics import median
 
 from vitslim.report.charts import step_curve
-from vitslim.report.commands import train_command
+from vitslim.report.commands import command
 from vitslim.report.content import Note, Piece, Table, absent, facts, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT, digits, fixed, flatten, whole
@@ -21,7 +21,7 @@ def training(parts: ReportParts) -> list[Piece]:
     pieces = _log_pieces(parts.log) if parts.log else []
     for stage, result in parts.stages.items():
         pieces += [*_local_losses(result), *_last_figures(f"{_NAMES[stage]}: settings and result.", result)]
-    return pieces or [absent("No training log, the weights may be untrained", train_command(parts))]
+    return pieces or [absent("No training log, the weights may be untrained", command(parts, "train"))]
 
 
 def _log_pieces(log: TrainingLog) -> list[Piece]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitslim.bench.roofline import Ceilings
 from vitslim.bench.suite import DENSE, PieceResult, SuiteReport
@@ -40,7 +40,7 @@ def roofline(report: SuiteReport) -> Picture | None:
             heights = [min(own.tflops, at * own.gbytes_s / 1e3) for at in places]
             axes.plot(places, heights, ("-", "--", ":")[number % 3], color=SOFT, linewidth=1.3, zorder=1)
             words = f"{precision}: {significant(own.tflops)} TFLOP/s, {significant(own.gbytes_s)} GB/s"
-            above = {"textcoords": "offset points", "ha": "right", "fontsize": SMALL, "color": SOFT}
+            above: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": SMALL, "color": SOFT}
             axes.annotate(words, (places[-1], heights[-1]), (0, 4), **above)
         mark_kinds(axes, points)
         plain_log(axes, "x", high / low)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vitslim.bench.kernels import KernelRow
 from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
 from vitslim.bench.tables import share_of_mac_ratio, significant
 from vitslim.report.content import Cell, Table
@@ -11,6 +12,7 @@ from vitslim.report.content import Cell, Table
 Overviewed = tuple[str, str, str]  # model, backend, precision
 
 _IN_BRACKETS = "In brackets: share of what the roofline allows; above 100 % where the L2 cache holds the operands."
+_ABSENT = "–"
 _MANY_COLUMNS = 6
 _MANY_TABLES = 8
 _MANY_NAMES = 8
@@ -71,66 +73,52 @@ def targets_table(report: SuiteReport) -> Table | None:
 
 
 def piece_table(piece: PieceResult, batch: int) -> Table:
-    """All figures of one setting."""
+    """All figures of one setting; those that nobody has get no column."""
     rows = [row for row in piece.rows if row.batch == batch]
-    dense = next((row for row in rows if row.model == DENSE), None)
-    columns: list[tuple[str, Callable[[SuiteRow], str]]] = [
-        ("speed", lambda row: f"{row.speedup_vs_dense:.2f}x"),
-        ("p10–p90", lambda row: f"{row.speedup_p10:.2f}–{row.speedup_p90:.2f}"),
-        ("p50 ms", lambda row: significant(row.latency_ms_p50)),
-        ("p99 ms", lambda row: significant(row.latency_ms_p99)),
-        ("img/s", lambda row: significant(row.throughput_img_s)),
-        ("GMAC", lambda row: f"{row.macs / 1e9:.4g}"),
-        ("of MAC ratio", lambda row: "–" if dense is None else f"{100 * share_of_mac_ratio(row, dense.macs):.0f} %"),
-        ("params M", lambda row: f"{row.params / 1e6:.2f}"),
-        ("weights MiB", lambda row: f"{row.weights_mib:.1f}"),
-    ]
-    optional: list[tuple[str, Callable[[SuiteRow], float | None], str]] = [
-        ("TFLOP/s", lambda row: row.tflops, "{:.3g}"),
-        ("GB/s", lambda row: row.gbytes_s, "{:.3g}"),
-        ("of roofline", lambda row: None if row.roofline_share is None else 100 * row.roofline_share, "{:.0f} %"),
-        ("file MiB", lambda row: row.file_mib, "{:.1f}"),
-        ("memory MiB", lambda row: row.peak_memory_mib, "{:.0f}"),
-        ("mJ/img", lambda row: row.energy_mj_per_image, "{:.3g}"),
-        ("W", lambda row: row.power_w, "{:.0f}"),
-        ("MHz", lambda row: row.sm_clock_mhz, "{:.0f}"),
-    ]
-    columns += [
-        (title, _optional(value, form))
-        for title, value, form in optional
-        if any(value(row) is not None for row in rows)
-    ]
-    header = ["competitor", *(title for title, _ in columns)]
-    lines = [[row.model, *(cell(row) for _, cell in columns)] for row in rows]
-    return Table(f"{_words(piece)}, batch {batch}", header, lines, note=_peak_note(piece))
-
-
-def kernel_table(report: SuiteReport, precision: str) -> Table | None:
-    """Kernels against their dense twins, a column per number of tokens."""
-    rows = [row for row in report.kernel_rows if row.precision == precision]
-    if not rows:
-        return None
-    tokens = sorted({(row.tokens, row.batch) for row in rows})
-    found = {(row.kernel, row.tokens, row.batch): row for row in rows}
-    header = ["kernel against its dense twin", *(f"{count} tokens, b{batch}" for count, batch in tokens)]
-    lines = [
-        [
-            kernel,
-            *(
-                "–" if row is None else f"{row.speedup_vs_dense:.2f}x ({100 * row.roofline_share:.0f} %)"
-                for count, batch in tokens
-                for row in [found.get((kernel, count, batch))]
-            ),
-        ]
-        for kernel in dict.fromkeys(row.kernel for row in rows)
-    ]
-    return Table(f"kernels, {precision}", header, lines, note=_IN_BRACKETS)
+    dense = next((row.macs for row in rows if row.model == DENSE), None)
+    columns: dict[str, Callable[[SuiteRow], str]] = {
+        "speed": lambda row: f"{row.speedup_vs_dense:.2f}x",
+        "p10–p90": lambda row: f"{row.speedup_p10:.2f}–{row.speedup_p90:.2f}",
+        "p50 ms": lambda row: significant(row.latency_ms_p50),
+        "p99 ms": lambda row: significant(row.latency_ms_p99),
+        "img/s": lambda row: significant(row.throughput_img_s),
+        "GMAC": lambda row: f"{row.macs / 1e9:.4g}",
+        "of MAC ratio": lambda row: _ABSENT if dense is None else f"{100 * share_of_mac_ratio(row, dense):.0f} %",
+        "params M": lambda row: f"{row.params / 1e6:.2f}",
+        "weights MiB": lambda row: f"{row.weights_mib:.1f}",
+        "TFLOP/s": lambda row: _cell(row.tflops, "{:.3g}"),
+        "GB/s": lambda row: _cell(row.gbytes_s, "{:.3g}"),
+        "of roofline": lambda row: _cell(row.roofline_share, "{:.0%}").replace("%", " %"),
+        "file MiB": lambda row: _cell(row.file_mib, "{:.1f}"),
+        "memory MiB": lambda row: _cell(row.peak_memory_mib, "{:.0f}"),
+        "mJ/img": lambda row: _cell(row.energy_mj_per_image, "{:.3g}"),
+        "W": lambda row: _cell(row.power_w, "{:.0f}"),
+        "MHz": lambda row: _cell(row.sm_clock_mhz, "{:.0f}"),
+    }
+    cells = {title: [cell(row) for row in rows] for title, cell in columns.items()}
+    known = {title: column for title, column in cells.items() if {*column} != {_ABSENT}}
+    lines = [list(line) for line in zip([row.model for row in rows], *known.values(), strict=True)]
+    return Table(f"{_words(piece)}, batch {batch}", ["competitor", *known], lines, note=_peak_note(piece))
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
-    """A table per precision in which kernels were timed."""
-    precisions = dict.fromkeys(row.precision for row in report.kernel_rows)
-    return [table for one in precisions if (table := kernel_table(report, one)) is not None]
+    """Kernels against dense, a table per precision, a column per number of tokens."""
+    found = {(row.precision, row.kernel, row.tokens, row.batch): row for row in report.kernel_rows}
+    tables: list[Table] = []
+    for precision in dict.fromkeys(row.precision for row in report.kernel_rows):
+        own = [row for row in report.kernel_rows if row.precision == precision]
+        columns = sorted({(row.tokens, row.batch) for row in own})
+        lines = [
+            [kernel, *(_kernel_cell(found.get((precision, kernel, *column))) for column in columns)]
+            for kernel in dict.fromkeys(row.kernel for row in own)
+        ]
+        header = ["kernel against its dense twin", *(f"{tokens} tokens, b{batch}" for tokens, batch in columns)]
+        tables.append(Table(f"kernels, {precision}", header, lines, note=_IN_BRACKETS))
+    return tables
+
+
+def _kernel_cell(row: KernelRow | None) -> str:
+    return _ABSENT if row is None else f"{row.speedup_vs_dense:.2f}x ({100 * row.roofline_share:.0f} %)"
 
 
 def not_measured(report: SuiteReport) -> list[str]:
@@ -187,18 +175,21 @@ def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
 
 
 def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
-    for row in piece.rows:
-        if (row.model, row.batch) == (name, batch):
-            dense = next((one for one in piece.rows if (one.model, one.batch) == (DENSE, batch)), None)
-            share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
-            return f"{row.speedup_vs_dense:.2f}x{share}"
+    row, dense = _row(piece, name, batch), _row(piece, DENSE, batch)
+    if row is not None:
+        share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
+        return f"{row.speedup_vs_dense:.2f}x{share}"
     if any(skip.out_of_memory and skip.model in (None, name) and skip.batch in (None, batch) for skip in piece.skipped):
         return "no memory"
     return "–"
 
 
+def _row(piece: PieceResult, model: str, batch: int) -> SuiteRow | None:
+    return next((row for row in piece.rows if (row.model, row.batch) == (model, batch)), None)
+
+
 def _dense_cell(piece: PieceResult, batch: int) -> str:
-    found = next((row for row in piece.rows if (row.model, row.batch) == (DENSE, batch)), None)
+    found = _row(piece, DENSE, batch)
     if found is not None:
         return significant(found.latency_ms_p50)
     return "no memory" if piece.status == "out of memory" else "–"
@@ -269,5 +260,5 @@ def _peak_note(piece: PieceResult) -> str:
     )
 
 
-def _optional(value: Callable[[SuiteRow], float | None], form: str) -> Callable[[SuiteRow], str]:
-    return lambda row: "–" if (number := value(row)) is None else form.format(number)
+def _cell(value: float | None, form: str) -> str:
+    return _ABSENT if value is None else form.format(value)
