@@ -24,7 +24,8 @@ class Reader(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text.append(data)
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
 
 
 def read(page: str) -> Reader:
@@ -37,4 +38,4 @@ def read(page: str) -> Reader:
 
 def words(page: str) -> str:
     """What a reader sees, with ordinary spaces."""
-    return " ".join("".join(read(page).text).replace("\u202f", " ").split())
+    return " ".join(" ".join(read(page).text).replace("\u202f", " ").split())

@@ -415,6 +415,12 @@ def test_the_accuracy_page_has_the_front_in_it(tmp_path: Path) -> None:
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
-    places = {"dense": (1.0, 80.0), "worse": (0.9, 79), "fast": (1.4, 70), "middle": (1.2, 75), "lost": (1.1, 74)}
+    places = {
+        "dense": (1.0, 80.0),
+        "worse": (0.9, 79.0),
+        "fast": (1.4, 70.0),
+        "middle": (1.2, 75.0),
+        "lost": (1.1, 74.0),
+    }
     points = [Point(name, *place) for name, place in places.items()]
     assert [point.name for point in pareto_front(points)] == ["fast", "middle", "dense"]

@@ -132,7 +132,11 @@ def step_curve(title: str, name: str, steps: Sequence[int], values: Sequence[flo
 
 def speed_bars(title: str, rows: Mapping[str, BenchRow]) -> Picture | None:
     """Speed ratios as bars that start at 1; a line reaches from the 10th to the 90th percentile over the rounds."""
-    shown = {name: row for name, row in rows.items() if row.verdict and drawable(row.speedup_vs_dense)}
+    shown = {
+        name: row
+        for name, row in rows.items()
+        if row.verdict and all(map(drawable, (row.speedup_vs_dense, row.speedup_p10, row.speedup_p90)))
+    }
     if not shown:
         return None
 

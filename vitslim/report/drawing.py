@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from vitslim.report.numbers import Number
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -95,7 +97,9 @@ class Picture:
         size = f"max-width:{_LARGEST_SCALE * self.width:g}px"
         opening = f'<svg viewBox="{box}" style="{size}" role="img" aria-label="{escape(self.description)}">'
         body = opening + body[body.index(">") + 1 :]
-        body = re.sub(r'<g id="[^"]*">', "<g>", body).replace("xlink:href", "href")
+        used = {*re.findall(r"#(\w+)", body)}
+        body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+        body = body.replace("xlink:href", "href")
         body = body.replace("'DejaVu Sans'", "system-ui, sans-serif")
         return Markup(re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found[0]]})", body))
 
@@ -129,7 +133,7 @@ def draw(
     return Picture(title, text.getvalue(), description, width, height, note)
 
 
-def drawable(value: float | None) -> bool:
+def drawable(value: Number | None) -> bool:
     """Whether a figure has a place for a number out of a file."""
     return value is not None and abs(value) < _LARGEST
 

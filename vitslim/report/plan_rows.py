@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, PositiveInt, TypeAdapter
 
 from vitslim.trunk.axes import Attention
+
+_MOST_BLOCKS = 1024
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class _Step(BaseModel):
     """An entry of plan.json."""
 
     step: int
-    block: int
+    block: Annotated[int, Field(ge=0, lt=_MOST_BLOCKS)]
     mixing: str
     tokens: str
     weights: str
     parameters: int | None = None
     attention: Attention
     kept: int
-    of: int
+    of: PositiveInt
     shares_with: int | None
     converted: bool
 

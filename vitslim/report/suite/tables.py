@@ -8,6 +8,7 @@ from vitslim.bench.kernels import KernelRow
 from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
 from vitslim.bench.tables import share_of_mac_ratio, significant
 from vitslim.report.content import Cell, Table
+from vitslim.report.numbers import Number
 
 Overviewed = tuple[str, str, str]  # model, backend, precision
 
@@ -260,5 +261,5 @@ def _peak_note(piece: PieceResult) -> str:
     )
 
 
-def _cell(value: float | None, form: str) -> str:
+def _cell(value: Number | None, form: str) -> str:
     return _ABSENT if value is None else form.format(value)
