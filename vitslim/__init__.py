@@ -13,12 +13,14 @@ from vitslim.openers import offer_model_opener
 if TYPE_CHECKING:
     from vitslim.authors import import_checkpoint
     from vitslim.checkpoint import load, save
-    from vitslim.methods import SkipAtConfig, convert, list_methods
-    from vitslim.models import open_model
+    from vitslim.methods import EvoViTConfig, SkipAtConfig, SparsifinerConfig, SretConfig, list_methods
+    from vitslim.models import register_adapter
+    from vitslim.opening import open_model
     from vitslim.pipeline import (
         analyze,
         benchmark,
         compare,
+        convert,
         deploy,
         distill,
         evaluate,
@@ -32,15 +34,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "vitslim.authors": ("import_checkpoint",),
     "vitslim.checkpoint": ("load", "save"),
-    "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
-    "vitslim.models": ("open_model",),
+    "vitslim.methods": ("EvoViTConfig", "SkipAtConfig", "SparsifinerConfig", "SretConfig", "list_methods"),
+    "vitslim.models": ("register_adapter",),
+    "vitslim.opening": ("open_model",),
     "vitslim.pipeline": (
-        *("analyze", "benchmark", "compare", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
-        "warm_start",
+        *("analyze", "benchmark", "compare", "convert", "deploy", "distill", "evaluate", "export", "quantize", "refit"),
+        *("verify", "warm_start"),
     ),
 }
-__all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["compare", "deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
+__all__ = ["EvoViTConfig", "SkipAtConfig", "SparsifinerConfig", "SretConfig", "analyze", "benchmark", "compare"]
+__all__ += ["convert", "deploy", "distill", "evaluate", "export", "import_checkpoint", "list_methods", "load"]
+__all__ += ["open_model", "quantize", "refit", "register_adapter", "save", "verify", "warm_start"]
 
 
 # So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.

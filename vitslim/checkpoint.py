@@ -20,8 +20,8 @@ from vitslim.files import atomic_paths, check_output_folder, json_text, parse_js
 from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
+from vitslim.models.create import BUILD_ERRORS, MOST_BLOCKS
 from vitslim.models.image_input import restore_preprocessing_
-from vitslim.models.open import BUILD_FAULTS, MOST_BLOCKS
 from vitslim.shapes import AnyPath, Config
 from vitslim.trunk import Conversion, is_converted, trunk_of
 
@@ -178,7 +178,7 @@ def build(config: SavedModel) -> nn.Module:
         model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
     except CheckpointError:
         raise
-    except (VitslimError, *BUILD_FAULTS) as error:
+    except (VitslimError, *BUILD_ERRORS) as error:
         raise CheckpointError(
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"

@@ -36,7 +36,7 @@ def images(count: int = 1, size: int = 32) -> torch.Tensor:
 
 
 def test_every_source_has_a_case() -> None:
-    assert set(CASES) == set(SOURCES)
+    assert set(CASES) == set(SOURCES.names())
 
 
 @pytest.mark.parametrize("source", CASES)
@@ -227,13 +227,13 @@ def test_a_converted_base_is_refused() -> None:
         import_checkpoint(states.evo_vit_state(), "evo_vit", vitslim.convert(states.vit(), "skipat"))
 
 
-def test_an_unknown_source_is_told_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="by 'evovit'; did you mean 'evo_vit'"):
+def test_an_unknown_source_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown source of checkpoints 'evovit'; did you mean 'evo_vit'"):
         import_checkpoint({}, "evovit", states.vit())
 
 
 def test_options_of_a_base_that_is_built_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the base is built already; build it with img_size"):
+    with pytest.raises(ConfigError, match="this module is built and knows its own img_size"):
         import_checkpoint(states.skipat_state(), "skipat", states.vit(), img_size=64)
 
 

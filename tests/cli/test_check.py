@@ -17,7 +17,7 @@ from tests.pipeline.tiny import IMAGES
 from vitslim import checkpoint
 from vitslim.cli.screen import say_skipped
 from vitslim.files import read_json
-from vitslim.models.open import BUILTIN
+from vitslim.names import BUILTIN
 
 
 @pytest.fixture

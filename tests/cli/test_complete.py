@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from vitslim.cli.main import main
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 
 OFFERED: dict[str, list[str]] = {
     "conv": ["convert"],

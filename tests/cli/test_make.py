@@ -14,7 +14,7 @@ from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
 from vitslim.files import read_json, write_text
-from vitslim.models.open import BUILTIN
+from vitslim.names import BUILTIN
 from vitslim.train.loop import _Run
 
 BUILTIN_WEIGHTS = Path(checkpoint.__file__).parent / "assets" / "fractal_vit.safetensors"

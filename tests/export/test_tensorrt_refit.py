@@ -17,7 +17,7 @@ from vitslim.export import export_onnx
 from vitslim.export.tensorrt import EngineOptions, build_engine, options_of, refit, refit_engine
 from vitslim.export.tensorrt.fingerprint import graph_sha256, weights_sha256
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.engines import refit as refit_from
 from vitslim.runtime.engine import file_sha256, read_record, record_path
 from vitslim.runtime.machine import Machine

@@ -21,7 +21,7 @@ from vitslim.export import export_onnx, verify
 from vitslim.methods import SretConfig, convert, merge_residuals, method_support, replay
 from vitslim.methods.grouping import alike_groups, runs, stepwise_picks
 from vitslim.methods.recursion import Recursive
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.trunk import plan_summary, trunk_of
 
 # Two orders of summation in float32, through four blocks with residuals of rounding size.

@@ -14,7 +14,7 @@ from torch import nn
 from tests.variants import lively_
 from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, VitslimWarning
-from vitslim.models import open_model
+from vitslim.opening import open_model
 
 NAME = "vit_tiny_patch16_224"
 OWN: dict[str, Any] = {

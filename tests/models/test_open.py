@@ -14,8 +14,10 @@ from torch import nn
 
 from tests.variants import lively_
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.models import ALIASES, open_model, resolve_name
-from vitslim.models.open import BUILTIN_CLASSES
+from vitslim.models import resolve_name
+from vitslim.models.create import BUILTIN_CLASSES
+from vitslim.names import ALIASES
+from vitslim.opening import open_model
 
 NAME = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

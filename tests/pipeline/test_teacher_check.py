@@ -12,7 +12,8 @@ from tests.pipeline.tiny import MODEL, QUIET
 from vitslim import checkpoint
 from vitslim.data import DataConfig
 from vitslim.errors import VitslimWarning
-from vitslim.models import open_model, preprocessing, set_preprocessing_
+from vitslim.models import preprocessing, set_preprocessing_
+from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.pipeline.teacher_check import check_teacher, warn_of_poor_teacher
 from vitslim.pipeline.training import train_to_folder

@@ -16,7 +16,7 @@ from tests.variants import dense
 from vitslim.checkpoint import save
 from vitslim.errors import CheckpointError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.recipe import read_recipe
 from vitslim.report import ReportParts, read_parts, render_report, write_report

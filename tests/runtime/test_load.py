@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError, VitslimError
 from vitslim.export import export_onnx
-from vitslim.models import open_model, preprocessing
+from vitslim.models import preprocessing
+from vitslim.opening import open_model
 from vitslim.runtime import OrtRunner, Runner, TensorSpec, TorchRunner, host_buffer, load
 
 pytest.importorskip("onnx")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def check_model(name: str) -> None:
     """
     if name in ALIASES or name == BUILTIN or ":" in name or "/" in name or Path(name).exists():
         return
+    if entry_points(group="vitslim.adapters"):
+        return  # packages with models of their own
     sources = "\n".join(_sources())
     known = model_names(sources)
     # Timm makes further names of older ones; each of them is written in its sources too.

@@ -4,6 +4,7 @@ from vitslim.methods.convert import convert, method_support, plan_of, read_optio
 from vitslim.methods.description import MethodDescription, OptionDescription, describe_method
 from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
 from vitslim.methods.skipat import SkipAtConfig
+from vitslim.methods.sparsifiner import SparsifinerConfig
 from vitslim.methods.sret import SretConfig, merge_residuals
 from vitslim.methods.support import pair_support, support_cells
 from vitslim.methods.table import METHODS, list_methods, method_named
@@ -14,6 +15,7 @@ __all__ = [
     "MethodDescription",
     "OptionDescription",
     "SkipAtConfig",
+    "SparsifinerConfig",
     "SretConfig",
     "convert",
     "describe_method",

@@ -15,19 +15,19 @@ from vitslim.arguments import checked
 from vitslim.errors import ConfigError, UnsupportedModelError, VitslimError
 from vitslim.methods.base import Evidence, Method
 from vitslim.methods.table import METHODS, method_named, method_of
-from vitslim.models import adapter_for, describe, open_model
+from vitslim.models import adapter_for, describe
 from vitslim.shapes import Config
 from vitslim.trunk import Conversion, Plan, dense_plan, install_trunk_, is_converted, trunk_of
 
 
 @checked
 def convert(
-    model: nn.Module | str, method: str | InstanceOf[Config], *, analysis: Evidence | None = None, **options: Any
+    model: nn.Module, method: str | InstanceOf[Config], *, analysis: Evidence | None = None, **options: Any
 ) -> nn.Module:
     """Convert a pretrained ViT; the given model is left as it is and shares nothing with the copy that comes back.
 
     Args:
-        model: a dense or already converted timm model, or a name for ``open_model``.
+        model: a dense or already converted timm model.
         method: the method's name with ``options``, or its config.
         analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
         options: fields of the method's config.
@@ -40,8 +40,7 @@ def convert(
         UnsupportedModelError: no adapter knows the model, or the method refuses it.
     """
     chosen, config = _chosen(method, options)
-    source = open_model(model) if isinstance(model, str) else model
-    return _converted(source, chosen, config, analysis)
+    return _converted(model, chosen, config, analysis)
 
 
 def replay(model: nn.Module, history: list[Conversion]) -> nn.Module:

@@ -6,17 +6,15 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from vitslim import checkpoint
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
 from vitslim.export import check_export
 from vitslim.pipeline.choices import Choice, try_conversions
-from vitslim.pipeline.opening import open_images, open_source
+from vitslim.pipeline.devices import device_named
+from vitslim.pipeline.inputs import open_images, open_source, open_teacher
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
-from vitslim.pipeline.verbs import device_named, open_any
 from vitslim.recipe import Recipe
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
@@ -30,11 +28,15 @@ class Forecast:
     Args:
         plan: the steps of the student, as ``plan_summary`` gives them; empty for a dense one.
         choices: the blocks that its methods take; where the analysis decides, their ``reason`` says so.
+        source: what is converted, as far as it can be opened without fetching weights.
+        teacher: what it learns from, likewise.
     """
 
     outline: Outline
     plan: list[dict[str, Any]]
     choices: list[Choice]
+    source: nn.Module
+    teacher: nn.Module
 
 
 def check(recipe: Recipe) -> Forecast:
@@ -49,7 +51,7 @@ def check(recipe: Recipe) -> Forecast:
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
     student, choices = try_conversions(recipe, copy.deepcopy(source).to("meta"))
-    teacher = _open_teacher(recipe, source)
+    teacher = open_teacher(recipe, source, shape_only=True)
     _check_teacher(recipe, teacher)
     images, train = _open_images(recipe, source)
     _check_training(recipe, student, teacher, train)
@@ -70,22 +72,12 @@ def check(recipe: Recipe) -> Forecast:
         images=images,
         budget=_budget(recipe, student),
     )
-    return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices)
+    return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices, source, teacher)
 
 
 def has_new_parameters(student: nn.Module) -> bool:
     """Whether there is anything for a warm start to fit."""
     return is_converted(student) and bool(trunk_of(student).new_parameters())
-
-
-def _open_teacher(recipe: Recipe, source: nn.Module) -> nn.Module:
-    """The model to learn from, without weights."""
-    if recipe.teacher is None:
-        return source
-    if checkpoint.is_saved_model(recipe.teacher):
-        return open_any(recipe.teacher)
-    with torch.device("meta"):
-        return open_any(recipe.teacher, pretrained=False)
 
 
 def _check_teacher(recipe: Recipe, teacher: nn.Module) -> None:

@@ -18,7 +18,7 @@ from vitslim.errors import ConfigError
 from vitslim.export import export_onnx
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.choices import reads_analysis
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE

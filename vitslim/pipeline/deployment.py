@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vitslim import checkpoint
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError
-from vitslim.pipeline.task_images import default_data, sample_images
-from vitslim.pipeline.verbs import DataLike, ModelLike, device_named, open_any, open_loader
+from vitslim.opening import ModelLike, open_model
+from vitslim.pipeline.devices import device_named
+from vitslim.pipeline.images import DataLike, default_data, open_loader, sample_images
 from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne, NoneOrMore, Seed
 
@@ -168,7 +169,7 @@ def _to_program(
 
     kind = _precision_named(precision)
     path = _program_path(model, out, "model", precision, overwrite)
-    live = open_any(model)
+    live = open_model(model)
     return write_program(live, path, _few_images(live, data), precision=kind)
 
 
@@ -189,7 +190,7 @@ def _to_package(
     place = device_named(device)
     require_compiler()
     path = _program_path(model, out, f"model-aoti-{place.type}", precision, overwrite)
-    live = open_any(model)
+    live = open_model(model)
     return compile_package(live, path, _few_images(live, data), precision=kind, device=place)
 
 

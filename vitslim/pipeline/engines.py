@@ -16,7 +16,7 @@ from vitslim.errors import ConfigError
 from vitslim.export.forms import metadata_of
 from vitslim.export.onnx_input import ImageForm, as_given_to, form_of
 from vitslim.models import preprocessing
-from vitslim.pipeline.verbs import ModelLike
+from vitslim.opening import ModelLike, open_model
 from vitslim.runtime import BACKENDS, EngineRecord, Precision, Runner, load
 from vitslim.runtime.engine import read_record
 from vitslim.runtime.fit import require_refittable
@@ -119,10 +119,9 @@ def default_engine(model: ModelLike, precision: str) -> Path:
 def _write_onnx(model: ModelLike, file: Path, options: EngineOptions) -> None:
     from vitslim.export import export_onnx
     from vitslim.pipeline.exporting import known_of
-    from vitslim.pipeline.verbs import open_any
 
     export_onnx(
-        open_any(model),
+        open_model(model),
         file,
         precision=options.precision,
         dynamic_image_size=options.image_size is not None,

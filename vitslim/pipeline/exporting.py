@@ -16,8 +16,8 @@ from vitslim.errors import CheckpointError, ConfigError
 from vitslim.export import ParityCheck
 from vitslim.export import verify as verify_artifact
 from vitslim.files import read_json
-from vitslim.pipeline.task_images import task_images
-from vitslim.pipeline.verbs import DataLike, ModelLike, open_any
+from vitslim.opening import ModelLike, open_model
+from vitslim.pipeline.images import DataLike, task_images
 from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne, Result
 
@@ -74,7 +74,7 @@ def export(
         forms = {name: options[name] for name in ("images", "inline", "dynamic_image_size") if name in options}
         path = default_artifact(model, precision, **forms)
     options["metadata"] = {**known_of(model), **(options.get("metadata") or {})}
-    return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
+    return export_onnx(open_model(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
 
 
 def known_of(model: ModelLike) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def verify(
     Raises:
         ConfigError: nothing was exported yet.
     """
-    live = open_any(model)
+    live = open_model(model)
     paths = _artifacts(model, artifacts, backend)
     sample = task_images(model, live, data, max(images, *batches))
     found = compare(live, paths, sample.images, batches, backend, precision)

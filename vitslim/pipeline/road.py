@@ -15,24 +15,25 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
 from vitslim.files import write_json
+from vitslim.opening import dense_baseline
 from vitslim.pipeline.checks import check, has_new_parameters
 from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
 from vitslim.pipeline.cost import write_cost
+from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.exporting import compare, default_artifact
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.opening import (
+from vitslim.pipeline.images import data_config, default_data, sample_images
+from vitslim.pipeline.inputs import (
     analysis_images,
-    data_config,
     data_inputs,
     file_state,
     image_input,
     open_images,
     open_source,
+    open_teacher,
 )
 from vitslim.pipeline.outline import Announce, keep_quiet
-from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
-from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
 from vitslim.train.processes import refuse_several_processes
@@ -134,8 +135,8 @@ def run(
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     forecast = check(recipe)
-    source = on_device(open_source(recipe), recipe.device)
-    teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
+    source = on_device(open_source(recipe, opened=forecast.source), recipe.device)
+    teacher = on_device(open_teacher(recipe, source, opened=forecast.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
     announce(forecast.outline)
     with folder:
@@ -338,7 +339,7 @@ def _bench(road: _Road, student: nn.Module) -> None:
     from vitslim.export import export_onnx
 
     if road.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
-        dense = dense_twin(student)
+        dense = dense_baseline(student)
         options = recipe.bench.model_dump()
         models = {"dense": dense, "student": student.cpu()}
         report = benchmark(models, baseline="dense", exporter=export_onnx, progress=road.progress, **options)

@@ -15,7 +15,7 @@ from vitslim.data import DataConfig, open_data
 from vitslim.errors import VitslimWarning
 from vitslim.models import Preprocessing, preprocessing
 from vitslim.models.image_input import setting
-from vitslim.pipeline.verbs import labels_for
+from vitslim.pipeline.images import labels_for
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import Result
 

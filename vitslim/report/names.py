@@ -1,6 +1,6 @@
 """What a page calls a model."""
 
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 from vitslim.report.documents import RunConfig
 
 _SHORT = {name: alias for alias, name in ALIASES.items()}

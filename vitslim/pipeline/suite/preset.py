@@ -16,7 +16,7 @@ from vitslim.bench.contest import IN_TORCH, Backend
 from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
-from vitslim.pipeline.verbs import device_named
+from vitslim.pipeline.devices import device_named
 from vitslim.recipe import read_settings_file
 from vitslim.runtime import Precision
 from vitslim.shapes import Config

@@ -1,25 +1,25 @@
-"""The single verbs, as Python users call them: models by name or object, data by path."""
+"""The public functions, as Python users call them: models by name, path or object, data by path."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import torch
 from pydantic import InstanceOf, ValidationError
 from torch import nn
 
-from vitslim import checkpoint
 from vitslim.arguments import checked
-from vitslim.data import DataConfig, Loader, open_data
-from vitslim.errors import ConfigError, MissingDependencyError, VitslimWarning
-from vitslim.models import open_model, preprocessing, set_preprocessing_
-from vitslim.models.image_input import describe_assumed
-from vitslim.names import check_device
+from vitslim.errors import ConfigError
+from vitslim.methods import convert as convert_module
+from vitslim.methods import method_named, read_options
+from vitslim.methods.base import Evidence
+from vitslim.opening import ModelLike, dense_baseline, is_named, open_model
+from vitslim.pipeline.devices import device_named, on_device
+from vitslim.pipeline.images import DataLike, labels_for, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import AnyPath, AtLeastOne, Config
+from vitslim.trunk import is_converted
 from vitslim.validation import describe_faults
 
 if TYPE_CHECKING:
@@ -27,94 +27,31 @@ if TYPE_CHECKING:
     from vitslim.bench import BenchReport
     from vitslim.train import EvalResult, TrainResult
 
-ModelLike = nn.Module | AnyPath
 ConfigType = TypeVar("ConfigType", bound=Config)
-DataLike = AnyPath | InstanceOf[DataConfig] | InstanceOf[Loader]
 
 
-def open_any(model: ModelLike, /, **options: Any) -> nn.Module:
-    """A module as it is; a folder or file of ours loaded; anything else opened as a dense model by name.
+@checked
+def convert(
+    model: ModelLike, method: str | InstanceOf[Config], *, analysis: Evidence | None = None, **options: Any
+) -> nn.Module:
+    """Convert a pretrained ViT; a given module is left as it is and shares nothing with the copy that comes back.
 
-    Raises:
-        ConfigError: unknown name, or options for something that was saved.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    if checkpoint.is_saved_model(model):
-        given = [name for name, value in options.items() if value not in (None, True)]
-        if given:
-            raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
-        return checkpoint.load(model)
-    if isinstance(model, Path) or ("/" in model and ":" not in model) or Path(model).is_dir():
-        raise ConfigError(f"{model} is neither a folder nor a file that vitslim wrote; wanted one, or a timm name")
-    return open_model(model, **options)
+    Args:
+        model: dense or already converted; whatever ``open_model`` takes.
+        method: the method's name with ``options``, or its config.
+        analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
+        options: fields of the method's config.
 
-
-def on_device(model: nn.Module, device: str) -> nn.Module:
-    """The model moved to a device that is really there; see ``device_named``."""
-    return model.to(device_named(device))
-
-
-def device_named(device: str) -> torch.device:
-    """A device that is really there.
+    Returns:
+        A model of the same timm class whose ``blocks`` are a ``Trunk``. New parameters are not trained yet.
 
     Raises:
-        ConfigError: the device's name is not one.
-        MissingDependencyError: the device is absent.
+        ConfigError: unknown method or option, a value out of range, or a method that was applied before.
+        UnsupportedModelError: no adapter knows the model, or the method refuses it.
     """
-    wanted = torch.device(check_device(device))
-    if wanted.type == "cuda":
-        if not torch.cuda.is_available():
-            raise MissingDependencyError(f"device {device!r} was asked for, but no usable GPU is there; use cpu")
-        if (wanted.index or 0) >= torch.cuda.device_count():
-            raise MissingDependencyError(f"device {device!r} was asked for; there are {torch.cuda.device_count()} GPUs")
-    return wanted
-
-
-def labels_for(model: nn.Module) -> dict[str, Any]:
-    """How ``open_loader`` is told which labels a model can be measured with: its own classes, or none at all."""
-    classes = int(getattr(model, "num_classes", 0))
-    return {"num_classes": classes} if classes else {"labels": "ignore"}
-
-
-def open_loader(
-    data: DataLike,
-    model: nn.Module,
-    *,
-    split: str = "val",
-    training: bool = False,
-    batch_size: int = 64,
-    limit: int | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Loader:
-    """Images prepared as the model wants them, from a path, a data set's name, or a loader that is one already.
-
-    What a ``DataConfig`` states of their preparation is put on the model, and so saved and exported with it.
-    """
-    if isinstance(data, Loader):
-        return data
-    if isinstance(data, DataConfig):
-        set_preprocessing_(model, **data.stated)
-    _tell_what_is_assumed(data, model)
-    return open_data(
-        data,
-        split=split,  # pyright: ignore[reportArgumentType]
-        preprocessing=preprocessing(model),
-        batch_size=batch_size,
-        training=training,
-        limit=limit,
-        seed=seed,
-        **options,
-    )
-
-
-def _tell_what_is_assumed(data: str | Path | DataConfig, model: nn.Module) -> None:
-    source = data.source if isinstance(data, DataConfig) else str(data)
-    known = preprocessing(model)
-    # The built-in images are nobody's task.
-    if known.assumed and not source.startswith("fractals"):
-        warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)
+    if isinstance(method, str):  # refused before weights are fetched
+        method, options = read_options(method_named(method), options), {}
+    return convert_module(open_model(model), method, analysis=analysis, **options)
 
 
 @checked
@@ -138,7 +75,7 @@ def analyze(
     from vitslim.analysis import analyze as analyze_layers
     from vitslim.analysis import analyze_once
 
-    dense = on_device(open_any(model), device)
+    dense = on_device(open_model(model), device)
     loader = open_loader(data, dense, split=split, batch_size=batch_size, limit=images, labels="ignore")
     measure = analyze_once if cache else analyze_layers
     return measure(dense, loader, images=images, replacement_images=replacement_images, progress=progress)
@@ -158,7 +95,7 @@ def warm_start(
     from vitslim.train import WarmStartConfig
     from vitslim.train import warm_start as fit
 
-    dense = open_any(teacher).to(next(student.parameters()).device)
+    dense = open_model(teacher).to(next(student.parameters()).device)
     loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, labels="ignore")
     return fit(student, dense, loader, _configured(WarmStartConfig, options), progress=progress)
 
@@ -176,11 +113,11 @@ def distill(
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> TrainResult:
-    """Train a student in place, to a teacher or to labels, and tell how it went; options are ``DistillConfig``'s."""
+    """Train a student in place, to a teacher or to labels, and report how it went; options are ``DistillConfig``'s."""
     from vitslim.train import DistillConfig
     from vitslim.train import distill as train
 
-    dense = None if teacher is None else open_any(teacher).to(next(student.parameters()).device)
+    dense = None if teacher is None else open_model(teacher).to(next(student.parameters()).device)
     config = _configured(DistillConfig, options)
     labels = labels_for(student)
     loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, **labels)
@@ -210,8 +147,8 @@ def evaluate(
 
     if backend != "torch":
         return _evaluate_exported(model, data, backend, teacher, batch_size, limit, progress)
-    student = on_device(open_any(model), device)
-    dense = None if teacher is None else on_device(open_any(teacher), device)
+    student = on_device(open_model(model), device)
+    dense = None if teacher is None else on_device(open_model(teacher), device)
     loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
     return measure(student, loader, teacher=dense, progress=progress)
 
@@ -228,10 +165,10 @@ def _evaluate_exported(
     from vitslim.pipeline.engines import RunnerModule, open_backend
     from vitslim.train import evaluate as measure
 
-    live = open_any(model)
+    live = open_model(model)
     with open_backend(model, backend) as runner:
         loader = open_loader(data, live, split="val", batch_size=batch_size, limit=limit, **labels_for(live))
-        dense = None if teacher is None else open_any(teacher).to(runner.device)
+        dense = None if teacher is None else open_model(teacher).to(runner.device)
         return measure(RunnerModule(runner, live), loader, teacher=dense, progress=progress)
 
 
@@ -246,7 +183,7 @@ def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigTyp
 def benchmark(
     models: Mapping[str, ModelLike] | Sequence[ModelLike],
     *,
-    against: ModelLike | None = None,
+    baseline: ModelLike | None = None,
     model_options: Mapping[str, Any] | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
@@ -255,7 +192,7 @@ def benchmark(
 
     Args:
         models: names or folders, or a mapping of row names to models.
-        against: the dense baseline; without it the base of the first converted model, or the first dense one.
+        baseline: the dense one; without it the base of the first converted model, or the first dense one.
         model_options: arguments of ``open_model`` for all models that are given by timm name.
         options: fields of ``BenchConfig``.
     """
@@ -266,17 +203,17 @@ def benchmark(
     device_named(str(options.get("device", "cpu")))
     given = {name: value for name, value in (model_options or {}).items() if value is not None}
     rows = list(_by_row_name(models))
-    if given and not any(_is_named(model) for _, model in rows):
+    if given and not any(is_named(model) for _, model in rows):
         raise ConfigError(f"{', '.join(given)} shape a model that is given by its timm name; none of these is")
-    opened = {name: _open_unweighted(model, given) for name, model in rows}
+    opened = {name: _open_for_speed(model, given) for name, model in rows}
     if not opened:
         raise ConfigError("bench was given no model")
-    baseline = _baseline(opened, against, given)
-    others = {name: model for name, model in opened.items() if model is not baseline}
+    dense = _baseline(opened, baseline, given)
+    others = {name: model for name, model in opened.items() if model is not dense}
     if "dense" in others:
-        raise ConfigError("the row 'dense' is the baseline's; give that model as against (--against), or rename it")
+        raise ConfigError("the row 'dense' is the baseline's; give that model as baseline (--baseline), or rename it")
     return measure(
-        {"dense": baseline, **others},
+        {"dense": dense, **others},
         baseline="dense",
         exporter=export_onnx,
         engine_exporter=export_engine,
@@ -285,36 +222,16 @@ def benchmark(
     )
 
 
-def dense_twin(model: nn.Module) -> nn.Module:
-    """The dense model that a converted one came from, at the same size; weights are random.
-
-    Raises:
-        ConfigError: the model does not know its base.
-    """
-    described = checkpoint.describe_saved(model)
-    return checkpoint.build(described.model_copy(update={"conversions": []})).eval()
+def _baseline(opened: Mapping[str, nn.Module], given: ModelLike | None, model_options: Mapping[str, Any]) -> nn.Module:
+    if given is not None and given != "dense":
+        return _open_for_speed(given, model_options)
+    dense = next((model for model in opened.values() if not is_converted(model)), None)
+    return dense_baseline(next(iter(opened.values()))) if dense is None else dense
 
 
-def _baseline(
-    opened: Mapping[str, nn.Module], against: ModelLike | None, model_options: Mapping[str, Any]
-) -> nn.Module:
-    from vitslim.trunk import is_converted
-
-    if against is not None and against != "dense":
-        return _open_unweighted(against, model_options)
-    for model in opened.values():
-        if not is_converted(model):
-            return model
-    return dense_twin(next(iter(opened.values())))
-
-
-def _open_unweighted(model: ModelLike, model_options: Mapping[str, Any]) -> nn.Module:
-    """``open_any`` without fetching weights, on which speed does not depend."""
-    return open_any(model, pretrained=False, **model_options) if _is_named(model) else open_any(model)
-
-
-def _is_named(model: ModelLike) -> bool:
-    return isinstance(model, str) and not checkpoint.is_saved_model(model)
+def _open_for_speed(model: ModelLike, model_options: Mapping[str, Any]) -> nn.Module:
+    """A model without fetching weights, on which speed does not depend."""
+    return open_model(model, pretrained=False, **model_options) if is_named(model) else open_model(model)
 
 
 def _by_row_name(models: Mapping[str, ModelLike] | Iterable[ModelLike]) -> Iterable[tuple[str, ModelLike]]:

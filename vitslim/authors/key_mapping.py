@@ -1,4 +1,4 @@
-"""The books of one import: every given tensor is used or dropped for a reason, every wanted one is filled."""
+"""From the names of an authors' state dict to ours, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ImportReport(Result):
     dropped: dict[str, str]
 
 
-class Ledger:
-    """Books a state dict onto a model; faults are collected, so that they can be reported together.
+class KeyMapping:
+    """Fills the tensors of a model from a state dict; what is missing is collected, to be reported at once.
 
     Args:
         state: the authors' tensors by their names.
@@ -49,7 +49,7 @@ class Ledger:
         """Fill one of our tensors with one of theirs."""
         self._fill(own, (given,), lambda tensors: tensors[0])
 
-    def turn(self, own: str, given: str) -> None:
+    def transpose(self, own: str, given: str) -> None:
         """Fill one of our matrices with the transpose of one of theirs."""
         self._fill(own, (given,), lambda tensors: tensors[0].t())
 
@@ -88,14 +88,14 @@ class Source:
         method: the method to convert the base with; ``None`` where the base is the authors' own network.
         containers: keys under which a file may hold the state dict, in the order in which the authors' loader looks.
         infer: options of the method that the shapes and names of the tensors tell.
-        book: books all tensors onto the model.
+        map_keys: fills the model's tensors.
     """
 
     name: str
     method: str | None
     containers: tuple[str, ...]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    book: Callable[[Ledger, nn.Module], None]
+    map_keys: Callable[[KeyMapping, nn.Module], None]
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, source: str) -> tuple[int, ...]:

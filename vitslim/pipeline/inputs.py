@@ -1,43 +1,53 @@
-"""What a recipe opens: its model, its images."""
+"""What a recipe reads: its models, its images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.data import DataConfig, Loader
-from vitslim.errors import ConfigError
-from vitslim.models import preprocessing, set_preprocessing_
-from vitslim.pipeline.verbs import labels_for, open_any, open_loader
-from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe, with_overrides
-from vitslim.shapes import Config
-from vitslim.validation import describe_faults
+from vitslim.data import Loader
+from vitslim.models import preprocessing
+from vitslim.opening import open_model, open_shape
+from vitslim.pipeline.images import data_config, labels_for, open_loader
+from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe
 
 
-def open_source(recipe: Recipe, *, shape_only: bool = False) -> nn.Module:
-    """The model that a recipe converts; ``shape_only`` fetches no weights and allocates none where it can."""
+def open_source(recipe: Recipe, *, shape_only: bool = False, opened: nn.Module | None = None) -> nn.Module:
+    """The model that a recipe converts.
+
+    Args:
+        shape_only: fetch no weights, and allocate none where they are not here; see ``vitslim.opening.open_shape``.
+        opened: what ``shape_only`` gave; it comes back where it has its weights, so that nothing is opened twice.
+    """
+    if opened is not None and _has_weights(opened):
+        return opened
     section = recipe.model
-    # A file decides the number of classes, and a saved model all of its shape, so these are opened as they are.
-    is_local = section.weights is not None or checkpoint.is_saved_model(section.name)
-    pretrained = section.pretrained and (is_local or not shape_only)
     torch.manual_seed(recipe.seed)
-    with torch.device("meta" if shape_only and not is_local else "cpu"):
-        model = open_any(
-            section.name,
-            pretrained=pretrained,
-            weights=section.weights,
-            img_size=section.img_size,
-            num_classes=section.num_classes,
-            **section.options,
-        )
-    # Before anything is made of it: what is stated of the images is saved with the student too.
-    return set_preprocessing_(model, **({} if recipe.data is None else recipe.data.stated))
+    return (open_shape if shape_only else open_model)(
+        section.name,
+        pretrained=section.pretrained,
+        weights=section.weights,
+        img_size=section.img_size,
+        num_classes=section.num_classes,
+        # Before anything is made of it: what is stated of the images is saved with the student too.
+        stated=None if recipe.data is None else recipe.data.stated,
+        **section.options,
+    )
+
+
+def open_teacher(
+    recipe: Recipe, source: nn.Module, *, shape_only: bool = False, opened: nn.Module | None = None
+) -> nn.Module:
+    """The model that a recipe learns from, ``source`` itself where it names none; arguments as ``open_source``'s."""
+    if recipe.teacher is None:
+        return source
+    if opened is not None and _has_weights(opened):
+        return opened
+    return (open_shape if shape_only else open_model)(recipe.teacher)
 
 
 def open_images(
@@ -83,30 +93,6 @@ def _labels(data: DataSection, model: nn.Module, *, is_measured: bool, is_traine
     return {**labels_for(model), "labels": "require"} if is_trained else labels_for(model)
 
 
-class _DataSettings(Config):
-    """What ``--set`` takes where nothing but images can be set."""
-
-    data: DataConfig = DataConfig()
-
-
-def read_data_settings(source: str, settings: Iterable[str], *, batch_size: int) -> DataConfig:
-    """Images from their name and ``key=value`` assignments, as ``data.mean=0.5``.
-
-    Raises:
-        ConfigError: unknown keys or values out of range.
-    """
-    document = with_overrides({"data": {"source": source, "batch_size": batch_size}}, settings)
-    try:
-        return _DataSettings.model_validate(document).data
-    except ValidationError as error:
-        raise ConfigError(f"--set: {'; '.join(describe_faults(error, _DataSettings))}") from None
-
-
-def data_config(data: DataSection) -> DataConfig:
-    """The part of the section that says where the images come from."""
-    return DataConfig(**data.model_dump(include=set(DataConfig.model_fields)))
-
-
 def data_inputs(recipe: Recipe) -> Any:
     """What of the images a stage depends on."""
     # The number of processes that decode images changes none of them.
@@ -123,3 +109,7 @@ def file_state(section: ModelSection) -> list[int]:
     named = Path(section.weights or section.name)
     path = named / checkpoint.WEIGHTS_FILE if named.is_dir() else named
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+
+def _has_weights(model: nn.Module) -> bool:
+    return not any(parameter.is_meta for parameter in model.parameters())

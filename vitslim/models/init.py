@@ -1,7 +1,7 @@
-"""Start values with which a small ViT begins to learn at once.
+"""Initial weights with which a small ViT begins to learn at once.
 
-timm's start (all matrices at deviation 0.02) suits wide models: in one trial on 30,000 images a 128-wide one was at
-2 % after 0.7 of a pass with it, and at 10 % after half a pass with this one.
+timm's weights (all matrices at deviation 0.02) suit wide models: in one trial on 30,000 images a 128-wide one was at
+2 % after 0.7 of a pass with them, and at 10 % after half a pass with these.
 """
 
 import math
@@ -9,22 +9,25 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def start_from_scratch_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a ViT random weights for training from nothing.
+def init_from_scratch_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a plain ViT random weights for training from nothing; other models keep timm's.
 
     Matrices get deviation 1/√fan_in, those that end a residual branch less the deeper the model, so that the sum of
     all branches stays near the input's size; position embeddings start as sines and cosines of the patch's place, so
     that neighbourhood need not be learned first.
 
     Args:
-        model: a timm VisionTransformer; changed in place.
+        model: changed in place.
         seed: of the random numbers; the same one gives the same weights on every machine.
     """
     vit = cast(Any, model)
+    if type(model) is not VisionTransformer or vit.pos_embed is None or type(vit.blocks) is not nn.Sequential:
+        return model
     generator = torch.Generator().manual_seed(seed)
     # Two branches per block add up: 2 / √(2 L) each.
     ending = 2 / math.sqrt(2 * len(vit.blocks))
