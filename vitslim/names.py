@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
@@ -50,7 +51,7 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def unknown_model(name: str, architectures: Iterable[str]) -> ConfigError:
-    """What is said of a name that neither vitslim nor timm knows."""
+    """The error for a name that neither vitslim nor timm knows."""
     near = did_you_mean(name, [*ALIASES, BUILTIN, *architectures], count=3)
     return ConfigError(f"unknown model {name!r}{near} (`vitslim list models` shows all)")
 
@@ -61,7 +62,7 @@ def check_method(name: str) -> str:
     Raises:
         ConfigError: there is no such method; the message names the nearest.
     """
-    if name not in METHOD_NAMES:
+    if name not in METHOD_NAMES and not entry_points(group="vitslim.methods"):  # other packages have their own
         hint = did_you_mean(name, METHOD_NAMES) or f"; known: {', '.join(METHOD_NAMES)}"
         raise ConfigError(f"unknown method {name!r}{hint}")
     return name

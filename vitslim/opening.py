@@ -47,7 +47,7 @@ def open_model(
         img_size: input size of a named model in pixels, one number or (height, width).
         num_classes: outputs of a named model's classifier; 0 removes it, another number than the weights have starts
             it anew.
-        stated: how the images were prepared in training, where weights do not tell it: ``mean``, ``std``,
+        stated: how the images were prepared in training, which no weights say: ``mean``, ``std``,
             ``interpolation``, ``crop_pct``, as ``vitslim.models.set_preprocessing_`` takes them.
         options: further arguments of a named timm model.
 

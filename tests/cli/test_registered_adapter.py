@@ -1,5 +1,6 @@
 """A model class of another package, which an entry point brings, from its name to an ONNX file."""
 
+import copy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models import _registry
 
 from tests.cli.conftest import Command
 from vitslim.checkpoint import load
@@ -27,6 +29,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     shutil.copy(SOURCE, tmp_path / "site")
     monkeypatch.setattr(families.ADAPTERS, "_entries", dict(families.ADAPTERS._entries))
     monkeypatch.setattr(families.ADAPTERS, "_is_complete", False)
+    for name in ("_model_entrypoints", "_model_to_module", "_module_to_models"):  # so that timm forgets it again
+        monkeypatch.setattr(_registry, name, copy.copy(getattr(_registry, name)))
     monkeypatch.syspath_prepend(tmp_path / "site")
     yield
     sys.modules.pop("toy_vit", None)

@@ -27,7 +27,7 @@ class ToyVit(nn.Module):
 
     def __init__(self, img_size: int = 32, num_classes: int = 10, width: int = 48, depth: int = 4) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.embed_dim = num_classes, width
         self.patch_embed = PatchEmbed(img_size, 8, embed_dim=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(*(ToyBlock(width, 3) for _ in range(depth)))
@@ -35,7 +35,7 @@ class ToyVit(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
-        return self.norm(self.blocks(torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)))
+        return self.norm(self.blocks(torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)))
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         return self.head(tokens[:, 0])

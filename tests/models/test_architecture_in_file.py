@@ -86,8 +86,8 @@ def test_heads_are_those_of_the_name_where_the_width_is_and_this_is_said(tmp_pat
     with pytest.warns(VitslimWarning) as said:
         assert open_model(NAME, weights=path).blocks[0].attn.num_heads == 3
     assert str(said[0].message) == (
-        f"{NAME} with depth 6, patch_size 4, img_size 32, as {path} has them; num_heads 3 as the name says, since no "
-        "file tells it"
+        f"{NAME} with depth 6, patch_size 4, img_size 32, as {path} has them; num_heads 3 as the name has, since no "
+        "file says it"
     )
 
 

@@ -20,7 +20,7 @@ _LISTS = {"norm1": "norms.{}.{}", "attn.proj": "projs.{}.{}"}
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What all DeiT models of the authors have in common; the file tells nothing beyond."""
+    """What all DeiT models of the authors have in common; the file says nothing beyond."""
     shape_of(state, "qks.0.qk.weight", SOURCE.name)
     return {"readout": "mean", "schedule": "stage", "placeholders": "frozen"}
 

@@ -57,7 +57,7 @@ def import_checkpoint(
             dense model or saved folder; its weights are not read, and it is left as it is.
         img_size: pixels of a named base, where the checkpoint is not of its usual ones.
         base_options: further arguments of a named base, as ``patch_size``.
-        options: what the file cannot tell, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
+        options: what the file does not say, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
             with a named base the pyramid's arguments, as ``sliced``.
 
     Raises:

@@ -87,7 +87,7 @@ class Source:
         name: as users type it.
         method: the method to convert the base with; ``None`` where the base is the authors' own network.
         containers: keys under which a file may hold the state dict, in the order in which the authors' loader looks.
-        infer: options of the method that the shapes and names of the tensors tell.
+        infer: options of the method that the shapes and names of the tensors show.
         map_keys: fills the model's tensors.
     """
 

@@ -27,7 +27,7 @@ _PHI = re.compile(r"blocks\.steps\.(\d+)\.mixing\.phi\.(\w+)\.(\w+)")
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Skipped blocks, and the form of Φ.
 
-    A file whose unused attention was cut away tells the skipped blocks; others are taken as the released ones.
+    A file whose unused attention was cut away shows the skipped blocks; others are taken as the released ones.
     """
     hidden, width = shape_of(state, "param_1.linear1.0.weight", SOURCE.name)
     kernel_size = shape_of(state, "param_1.dwconv.0.weight", SOURCE.name)[-1]

@@ -29,7 +29,7 @@ _MAKES_A_FOLDER = (*_FILLS_AN_EMPTY_FOLDER, "convert", "run", "demo", "suite", "
 
 
 class CheckedCommand(typer.core.TyperCommand):
-    """A verb whose names, paths and devices are looked at before it runs."""
+    """A command whose names, paths and devices are checked before it runs."""
 
     def invoke(self, ctx: Any) -> Any:
         check(str(self.name), ctx.params)
@@ -37,16 +37,16 @@ class CheckedCommand(typer.core.TyperCommand):
 
 
 def check_early(app: typer.Typer) -> None:
-    """Make every verb a ``CheckedCommand``."""
-    for verb in app.registered_commands:
-        verb.cls = CheckedCommand
+    """Make every command a ``CheckedCommand``."""
+    for command in app.registered_commands:
+        command.cls = CheckedCommand
     for group in app.registered_groups:
         if group.typer_instance is not None:
             check_early(group.typer_instance)
 
 
-def check(verb: str, given: dict[str, Any]) -> None:
-    """Look at what a verb was given, by the names of its parameters.
+def check(command: str, given: dict[str, Any]) -> None:
+    """Check what a command was given, by the names of its parameters.
 
     Raises:
         ConfigError: an unknown model, method or device, a file that is not there, or an output folder that cannot be
@@ -54,7 +54,7 @@ def check(verb: str, given: dict[str, Any]) -> None:
         DataError: images that are not there.
     """
     methods = given.get("method") or ()
-    for method in (*methods, given.get("source") if verb == "import" else None):
+    for method in (*methods, given.get("source") if command == "import" else None):
         if method is not None:
             check_method(method)
     for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
@@ -68,10 +68,10 @@ def check(verb: str, given: dict[str, Any]) -> None:
         check_device(given["device"])
     if given.get("data") is not None:
         _check_images(given["data"])
-    # Several processes have to agree on a folder, which the verb sees to: one may find what another has written.
+    # Several processes have to agree on a folder, which the command sees to: one may find what another has written.
     if isinstance(out := given.get("out"), Path) and os.environ.get("WORLD_SIZE", "1") == "1":
-        _check_place(out, is_folder=verb in _MAKES_A_FOLDER)
-        if verb in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
+        _check_place(out, is_folder=command in _MAKES_A_FOLDER)
+        if command in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
             check_output_folder(out, overwrite=False)
 
 

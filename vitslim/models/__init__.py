@@ -1,4 +1,4 @@
-"""All that vitslim knows of timm: opening a model, its tokens, the verbs of its blocks."""
+"""All that vitslim knows of timm: creating a model, its tokens, what its blocks do."""
 
 from vitslim.models.adapter import BlockAdapter, Context
 from vitslim.models.any_size import take_any_size_

@@ -1,4 +1,4 @@
-"""What a weights file tells of the plain ViT that it belongs to: depth, width, patches, image size."""
+"""What a weights file says of the plain ViT that it belongs to: depth, width, patches, image size."""
 
 import re
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def options_for(
 
     Raises:
         CheckpointError: a given option contradicts the file.
-        ConfigError: the number of heads cannot be told and was not given.
+        ConfigError: the number of heads is not in the file and was not given.
     """
     found, usual = _in_file(named, state), _in_model(named)
     # timm makes weights of RGB images into those of other channels.
@@ -183,7 +183,7 @@ def _heads_wanted(width: int, path: object) -> str:
     fitting = [heads for heads in range(1, width + 1) if width % heads == 0 and 8 <= width // heads <= 128]
     usual = f" (usual are heads of 64, so {width // 64})" if width % 64 == 0 else ""
     return (
-        f"{path} has blocks of width {width}, and no file of weights tells the number of heads: say it with "
+        f"{path} has blocks of width {width}, and no file of weights has the number of heads: give it with "
         f"--model-arg num_heads=N (num_heads=N); of {width} fit {', '.join(map(str, fitting or [1]))}{usual}"
     )
 

@@ -169,7 +169,7 @@ def _warn_of_inferred(name: str, named: nn.Module, inferred: dict[str, Any], giv
         return
     read = ", ".join(f"{option} {value}" for option, value in inferred.items())
     heads = cast(Any, named).blocks[0].attn.num_heads
-    kept = "" if "num_heads" in {*inferred, *given} else f"; num_heads {heads} as the name says, since no file tells it"
+    kept = "" if "num_heads" in {*inferred, *given} else f"; num_heads {heads} as the name has, since no file says it"
     warnings.warn(f"{name} with {read}, as {path} has them{kept}", VitslimWarning, stacklevel=4)
 
 

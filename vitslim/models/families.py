@@ -48,7 +48,8 @@ def register_adapter(
     Other packages do so in a module that they name as an entry point of the group ``vitslim.adapters``.
 
     Args:
-        model: with ``blocks``, ``patch_embed`` and ``num_prefix_tokens``, as timm's vision transformers have them.
+        model: with ``blocks``, ``patch_embed``, ``embed_dim``, ``num_prefix_tokens``, ``num_classes``, ``global_pool``,
+            ``forward_features`` and ``forward_head``, as timm's vision transformers have them.
         block: class of all its blocks.
         attention: classes of a block's ``attn`` that the adapter knows.
         attention_parts: what of a block only its attention branch reads.

@@ -113,10 +113,10 @@ def output_behind_blocks(
     hooked nor changed, whatever happens in between. Patches are embedded again and thrown away: 2 % of a forward of
     ViT-S at 224 px, against knowing every family's tail.
     """
-    twin = copy.copy(model)
-    vars(twin)["_modules"] = dict(vars(model)["_modules"])
-    cast(Any, twin).blocks = nn.Sequential(_Constant(tokens))
-    return twin(images)
+    tail = copy.copy(model)
+    vars(tail)["_modules"] = dict(vars(model)["_modules"])
+    cast(Any, tail).blocks = nn.Sequential(_Constant(tokens))
+    return tail(images)
 
 
 class _Constant(nn.Module):

@@ -26,24 +26,18 @@ _SURE = 3.0  # standard errors by which one way of preparing must be better than
 _WORTH = 0.02  # and by what share of the images
 
 
-class Preparation(Result):
-    """One way to prepare the images, and how the teacher does on them."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    accuracy: float | None  # share of images, 0..1; None without labels
-    confidence: float  # mean probability of the best class
-    agreement: float  # share of images whose best class is that of the preparation that is used
-
-
 class TeacherCheck(Result):
-    """What was found: first the preparation that is used, then the others that were tried."""
+    """What was found of a teacher.
 
-    images: int
-    classes: int
-    tried: tuple[Preparation, ...]
-    warning: str | None  # one paragraph, where the teacher is poor or another preparation is clearly better
+    Attributes:
+        accuracy: share of the images on which it is right as they are prepared, 0..1; None without labels.
+        tried: the preparation that is used, then the others that were tried.
+        warning: one paragraph, where the teacher is poor or another preparation is clearly better.
+    """
+
+    accuracy: float | None
+    tried: tuple[Preprocessing, ...]
+    warning: str | None
 
 
 class _Answers(NamedTuple):
@@ -79,7 +73,7 @@ def check_teacher(
     normalisations of ImageNet, of 0.5 and none, and the crops 0.875 and 1.
 
     Args:
-        teacher: on the device where it shall run.
+        teacher: on the device where it should run.
         student: whose preparation the images get.
         data: a data set with a held-out split.
         labels: ``ignore`` where they are not those of the teacher's classes.
@@ -108,12 +102,8 @@ def check_teacher(
             wanted = best.model_copy(update={"crop_pct": crop})
             if wanted not in tried:
                 tried[wanted] = _ask(teacher, data, wanted, asked, progress)
-    return TeacherCheck(
-        images=len(used.best),
-        classes=classes,
-        tried=tuple(_described(wanted, answers, used) for wanted, answers in tried.items()),
-        warning=_warning(known, tried, classes, is_poor),
-    )
+    accuracy = None if used.right is None else float(used.right.float().mean())
+    return TeacherCheck(accuracy=accuracy, tried=tuple(tried), warning=_warning(known, tried, classes, is_poor))
 
 
 @torch.no_grad()
@@ -186,18 +176,6 @@ def _clearly_best(tried: dict[Preprocessing, _Answers], known: Preprocessing) ->
         if held is not None and right is not None and len(held) == len(right) and _is_clearly_better(right, held):
             best = wanted
     return best
-
-
-def _described(wanted: Preprocessing, answers: _Answers, used: _Answers) -> Preparation:
-    right = answers.right
-    return Preparation(
-        mean=wanted.mean,
-        std=wanted.std,
-        crop_pct=wanted.crop_pct,
-        accuracy=None if right is None else float(right.float().mean()),
-        confidence=float(answers.confidence.mean()),
-        agreement=float((answers.best == used.best).float().mean()),
-    )
 
 
 def _warning(known: Preprocessing, tried: dict[Preprocessing, _Answers], classes: int, is_poor: bool) -> str | None:

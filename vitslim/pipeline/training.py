@@ -190,5 +190,5 @@ def _methods(model: nn.Module) -> list[str]:
 
 
 def _identity(model: nn.Module) -> str:
-    """What tells a model from any other: its kind and a digest of its weights."""
+    """What makes a model known among others: its kind and a digest of its weights."""
     return f"{type(model).__name__} with weights {tensors_sha256(model.state_dict())[:12]}"
