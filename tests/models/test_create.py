@@ -117,8 +117,8 @@ def test_weights_of_another_model_are_never_loaded_in_part(tmp_path: Path, other
     save_file(foreign.state_dict(), path)
     message = refusal(CheckpointError, NAME, weights=path, img_size=32, num_classes=num_classes, **TINY)
     reason = {
-        "deeper": "with depth=2: your file has 3 blocks of width 48; this model has 2 blocks of width 48. What is",
-        "wider": "with embed_dim=48: your file has 2 blocks of width 96; this model has 2 blocks of width 48. What is",
+        "deeper": "with depth=2: your file has depth=3, with 3 blocks of width 48. What is",
+        "wider": "with embed_dim=48: your file has embed_dim=96, with 2 blocks of width 96. What is",
         "another family": "of the file's tensors are not in the model, first 'bn1.num_batches_tracked'",
     }[other]
     assert message.startswith(f"{path} does not hold weights of {NAME}")

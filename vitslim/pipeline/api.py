@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import InstanceOf, ValidationError
+from pydantic import InstanceOf
 from torch import nn
 
 from vitslim.arguments import checked
@@ -20,14 +21,12 @@ from vitslim.pipeline.images import DataLike, labels_for, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import AnyPath, AtLeastOne, Config
 from vitslim.trunk import is_converted
-from vitslim.validation import describe_faults
+from vitslim.validation import validated
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
     from vitslim.bench import BenchReport
     from vitslim.train import EvalResult, TrainResult
-
-ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 @checked
@@ -95,9 +94,10 @@ def warm_start(
     from vitslim.train import WarmStartConfig
     from vitslim.train import warm_start as fit
 
+    config = validated(WarmStartConfig, options)
     dense = open_model(teacher).to(next(student.parameters()).device)
     loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, labels="ignore")
-    return fit(student, dense, loader, _configured(WarmStartConfig, options), progress=progress)
+    return fit(student, dense, loader, config, progress=progress)
 
 
 @checked
@@ -117,8 +117,8 @@ def distill(
     from vitslim.train import DistillConfig
     from vitslim.train import distill as train
 
+    config = validated(DistillConfig, options)
     dense = None if teacher is None else open_model(teacher).to(next(student.parameters()).device)
-    config = _configured(DistillConfig, options)
     labels = labels_for(student)
     loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, **labels)
     held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels) if validate else None
@@ -143,40 +143,15 @@ def evaluate(
         backend: what runs the model: ``torch`` on ``device``, or its exported file in one of
             ``vitslim.runtime.BACKENDS``, or ``auto`` for the best of them.
     """
-    from vitslim.train import evaluate as measure
-
-    if backend != "torch":
-        return _evaluate_exported(model, data, backend, teacher, batch_size, limit, progress)
-    student = on_device(open_model(model), device)
-    dense = None if teacher is None else on_device(open_model(teacher), device)
-    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
-    return measure(student, loader, teacher=dense, progress=progress)
-
-
-def _evaluate_exported(
-    model: ModelLike,
-    data: DataLike,
-    backend: str,
-    teacher: ModelLike | None,
-    batch_size: int,
-    limit: int | None,
-    progress: ProgressCallback,
-) -> EvalResult:
     from vitslim.pipeline.engines import RunnerModule, open_backend
     from vitslim.train import evaluate as measure
 
-    live = open_model(model)
-    with open_backend(model, backend) as runner:
-        loader = open_loader(data, live, split="val", batch_size=batch_size, limit=limit, **labels_for(live))
-        dense = None if teacher is None else open_model(teacher).to(runner.device)
-        return measure(RunnerModule(runner, live), loader, teacher=dense, progress=progress)
-
-
-def _configured(kind: type[ConfigType], options: Mapping[str, Any]) -> ConfigType:
-    try:
-        return kind(**options)
-    except ValidationError as error:
-        raise ConfigError("; ".join(describe_faults(error, kind))) from None
+    student = on_device(open_model(model), device)
+    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
+    with nullcontext() if backend == "torch" else open_backend(model, backend) as runner:
+        run = student if runner is None else RunnerModule(runner, student)
+        dense = None if teacher is None else open_model(teacher).to(next(run.parameters()).device)
+        return measure(run, loader, teacher=dense, progress=progress)
 
 
 @checked
@@ -205,10 +180,14 @@ def benchmark(
     rows = list(_by_row_name(models))
     if given and not any(is_named(model) for _, model in rows):
         raise ConfigError(f"{', '.join(given)} shape a model that is given by its timm name; none of these is")
-    opened = {name: _open_for_speed(model, given) for name, model in rows}
-    if not opened:
+    if not rows:
         raise ConfigError("bench was given no model")
-    dense = _baseline(opened, baseline, given)
+    opened = {name: _open_for_speed(model, given) for name, model in rows}
+    if baseline is not None and baseline != "dense":
+        dense = _open_for_speed(baseline, given)
+    else:
+        found = next((model for model in opened.values() if not is_converted(model)), None)
+        dense = dense_baseline(next(iter(opened.values()))) if found is None else found
     others = {name: model for name, model in opened.items() if model is not dense}
     if "dense" in others:
         raise ConfigError("the row 'dense' is the baseline's; give that model as baseline (--baseline), or rename it")
@@ -220,13 +199,6 @@ def benchmark(
         progress=progress,
         **options,
     )
-
-
-def _baseline(opened: Mapping[str, nn.Module], given: ModelLike | None, model_options: Mapping[str, Any]) -> nn.Module:
-    if given is not None and given != "dense":
-        return _open_for_speed(given, model_options)
-    dense = next((model for model in opened.values() if not is_converted(model)), None)
-    return dense_baseline(next(iter(opened.values()))) if dense is None else dense
 
 
 def _open_for_speed(model: ModelLike, model_options: Mapping[str, Any]) -> nn.Module:

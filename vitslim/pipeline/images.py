@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import InstanceOf, ValidationError
+from pydantic import InstanceOf
 from torch import Tensor, nn
 
 from vitslim.data import DataConfig, Loader, open_data
-from vitslim.errors import ConfigError, DataError, VitslimError, VitslimWarning
+from vitslim.errors import DataError, VitslimError, VitslimWarning
 from vitslim.models import preprocessing, set_preprocessing_
 from vitslim.models.image_input import describe_assumed
 from vitslim.opening import ModelLike
 from vitslim.pipeline.folder import RECIPE_FILE
 from vitslim.recipe import DataSection, load_recipe, with_overrides
 from vitslim.shapes import AnyPath, Config
-from vitslim.validation import describe_faults
+from vitslim.validation import validated
 
 DataLike = AnyPath | InstanceOf[DataConfig] | InstanceOf[Loader]
 
@@ -50,25 +50,20 @@ def open_loader(
         return data
     if isinstance(data, DataConfig):
         set_preprocessing_(model, **data.stated)
-    _warn_of_assumed(data, model)
+    source, known = data.source if isinstance(data, DataConfig) else str(data), preprocessing(model)
+    # The built-in images are nobody's task.
+    if known.assumed and not source.startswith("fractals"):
+        warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)
     return open_data(
         data,
         split=split,  # pyright: ignore[reportArgumentType]
-        preprocessing=preprocessing(model),
+        preprocessing=known,
         batch_size=batch_size,
         training=training,
         limit=limit,
         seed=seed,
         **options,
     )
-
-
-def _warn_of_assumed(data: str | Path | DataConfig, model: nn.Module) -> None:
-    source = data.source if isinstance(data, DataConfig) else str(data)
-    known = preprocessing(model)
-    # The built-in images are nobody's task.
-    if known.assumed and not source.startswith("fractals"):
-        warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)
 
 
 class _DataSettings(Config):
@@ -84,10 +79,7 @@ def read_data_settings(source: str, settings: Iterable[str], *, batch_size: int)
         ConfigError: unknown keys or values out of range.
     """
     document = with_overrides({"data": {"source": source, "batch_size": batch_size}}, settings)
-    try:
-        return _DataSettings.model_validate(document).data
-    except ValidationError as error:
-        raise ConfigError(f"--set: {'; '.join(describe_faults(error, _DataSettings))}") from None
+    return validated(_DataSettings, document, "--set: ").data
 
 
 def data_config(data: DataSection) -> DataConfig:

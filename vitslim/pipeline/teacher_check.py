@@ -22,6 +22,7 @@ from vitslim.shapes import Result
 IMAGES = 256  # held-out images, spread over the classes
 _FEWEST = 32  # with fewer images anything can be chance
 _CROPS = (0.875, 1.0)
+_TRIED = ("mean", "std", "crop_pct")
 _SURE = 3.0  # standard errors by which one way of preparing must be better than another
 _WORTH = 0.02  # and by what share of the images
 
@@ -42,7 +43,6 @@ class TeacherCheck(Result):
 
 class _Answers(NamedTuple):
     best: Tensor  # (n,) the teacher's best class
-    confidence: Tensor  # (n,) its probability
     labels: Tensor | None
 
     @property
@@ -121,33 +121,24 @@ def _ask(
     device = next(teacher.parameters()).device
     was_training = teacher.training
     teacher.eval()
-    rows: list[tuple[Tensor, Tensor]] = []
-    labels: list[Tensor] = []
-    done = 0
+    best, labels = torch.empty(0, dtype=torch.int64), list[Tensor]()
     for batch in loader:
-        confidence, best = teacher(batch.images.to(device)).float().softmax(1).max(1)
-        rows.append((best.cpu(), confidence.cpu()))
+        best = torch.cat([best, teacher(batch.images.to(device)).argmax(1).cpu()])
         labels += [] if batch.labels is None else [batch.labels]
-        done += len(batch)
-        progress(Progress("teacher check", done, loader.num_images))
+        progress(Progress("teacher check", len(best), loader.num_images))
     teacher.train(was_training)
-    if not rows:
-        return _Answers(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    best, confidence = (torch.cat([row[place] for row in rows]) for place in (0, 1))
-    return _Answers(best, confidence, torch.cat(labels) if labels else None)
+    return _Answers(best, torch.cat(labels) if labels else None)
 
 
 def _normalisations(known: Preprocessing, own: Preprocessing) -> list[Preprocessing]:
     """Other usual ways to normalise, the teacher's own first."""
     usual = [(own.mean, own.std), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((0.5,), (0.5,)), ((0.0,), (1.0,))]
-    found: list[Preprocessing] = []
-    for mean, std in usual:
-        per_channel = mean if len(mean) == known.channels else (sum(mean) / len(mean),) * known.channels
-        spread = std if len(std) == known.channels else (sum(std) / len(std),) * known.channels
-        wanted = known.model_copy(update={"mean": per_channel, "std": spread})
-        if wanted not in (known, *found):
-            found.append(wanted)
-    return found
+
+    def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values if len(values) == known.channels else (sum(values) / len(values),) * known.channels
+
+    found = [known.model_copy(update={"mean": per_channel(mean), "std": per_channel(std)}) for mean, std in usual]
+    return [wanted for index, wanted in enumerate(found) if wanted not in (known, *found[:index])]
 
 
 def _is_poor(right: Tensor, classes: int) -> bool:
@@ -187,11 +178,8 @@ def _warning(known: Preprocessing, tried: dict[Preprocessing, _Answers], classes
     best = _clearly_best(tried, known)
     right = used.labels == tried[best].best
     if best != known:
-        changed = {
-            name: getattr(best, name)
-            for name in ("mean", "std", "crop_pct")
-            if getattr(best, name) != getattr(known, name)
-        }
+        given = {name: getattr(best, name) for name in _TRIED}
+        changed = {name: value for name, value in given.items() if value != getattr(known, name)}
         said.append(f"on {float(right.float().mean()):.1%} of them with other preparation: {_how_to_state(changed)}")
     if is_poor and _is_poor(right, classes):
         said.append(_likely_causes(known, tried[best], classes))
@@ -203,7 +191,7 @@ def _likely_causes(known: Preprocessing, answers: _Answers, classes: int) -> str
     named = _share_up_to_names(answers.best, answers.labels, classes)
     order = f" (if each class is renamed, {named:.1%} are right, which speaks for this)"
     is_order = len(answers.best) >= 4 * classes and named > 0.5
-    now = ", ".join(f"{name} {setting(getattr(known, name))}" for name in ("mean", "std", "crop_pct"))
+    now = ", ".join(f"{name} {setting(getattr(known, name))}" for name in _TRIED)
     return (
         "a student learns its teacher's mistakes. Likely causes: classes in another order than the teacher's outputs "
         f"(data.class_map){order if is_order else ''}; weights of another model or another number of heads; images "
@@ -226,8 +214,7 @@ def _warning_without_labels(known: Preprocessing, tried: dict[Preprocessing, _An
     return (
         f"nobody stated how the teacher's images were prepared, and it matters: its best class is the same on only "
         f"{agreement:.1%} of {len(used.best)} images with mean {setting(known.mean)}, std {setting(known.std)} "
-        f"(assumed; mean confidence {float(used.confidence.mean()):.2f}) and with mean {setting(other.mean)}, std "
-        f"{setting(other.std)} ({float(tried[other].confidence.mean()):.2f}). State those of its training: "
+        f"(assumed) and with mean {setting(other.mean)}, std {setting(other.std)}. State those of its training: "
         f"{_how_to_state({'mean': other.mean, 'std': other.std})}"
     )
 

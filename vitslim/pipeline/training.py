@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from vitslim import checkpoint
@@ -30,7 +29,7 @@ from vitslim.train.journal import LOG_FILE
 from vitslim.train.processes import device_of_process, ending_together, open_accelerator, started_processes
 from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of
-from vitslim.validation import describe_faults
+from vitslim.validation import validated
 
 _FOLDER = "train"  # of log, state and result, inside the folder of the model
 
@@ -50,10 +49,7 @@ def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -
     merged = with_overrides(defaults, settings or [])
     if merged.get("steps") is not None:
         merged.pop("epochs", None)
-    try:
-        found = TrainSettings.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(f"--set: {'; '.join(describe_faults(error, TrainSettings))}") from None
+    found = validated(TrainSettings, merged, "--set: ")
     return DistillConfig(**found.model_dump(include=set(DistillConfig.model_fields))), found.augment
 
 
@@ -63,11 +59,7 @@ def read_pretrain_config(path: str | Path) -> PretrainConfig:
     Raises:
         ConfigError: unreadable YAML, unknown settings or values out of range.
     """
-    document = read_settings_file(path, "settings such as phases: [...]")
-    try:
-        return PretrainConfig(**document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(describe_faults(error, PretrainConfig))}") from None
+    return validated(PretrainConfig, read_settings_file(path, "settings such as phases: [...]"), f"{path}: ")
 
 
 def claim_folder(folder: Path, device: str, *, resume: bool, overwrite: bool) -> str | None:
@@ -96,13 +88,12 @@ def _claim(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
         check_output_folder(folder, overwrite=overwrite)
         return None
     place = place_to_resume(folder) / _FOLDER
-    state, log = place / STATE_FILE, place / LOG_FILE
+    state = place / STATE_FILE
     if state.is_file():
         found = read_run_state(state)
-        if found.finished:
-            return f"the training in {folder} has made all of its {found.step} steps; it is measured and saved again"
-        return f"the training in {folder} goes on after step {found.step}"
-    if log.is_file():
+        rest = "has made all its steps and is measured and saved again" if found.finished else "goes on"
+        return f"the training in {folder} {rest} after step {found.step}"
+    if (place / LOG_FILE).is_file():
         return f"the training in {folder} ended before a state was written; it begins again at the first step"
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(
