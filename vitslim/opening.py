@@ -55,7 +55,7 @@ def open_model(
         ConfigError: unknown name or option, options for a model that has been built, or weights that cannot be fetched.
         CheckpointError: a file is missing, unreadable or of another model than was asked for.
     """
-    shape = {"weights": weights, "img_size": img_size, "num_classes": num_classes, **options}
+    shape: dict[str, Any] = {"weights": weights, "img_size": img_size, "num_classes": num_classes, **options}
     given = [name for name, value in shape.items() if value is not None]
     if is_named(source):
         model = create_model(str(source), pretrained=pretrained, **shape)
@@ -75,8 +75,9 @@ def open_shape(source: ModelLike, **given: Any) -> nn.Module:
     A file decides the number of classes and a saved model all of its shape, so these are opened as they are.
     """
     is_here = not is_named(source) or given.get("weights") is not None
+    wanted: dict[str, Any] = given if is_here else {**given, "pretrained": False}
     with torch.device("cpu" if is_here else "meta"):
-        return open_model(source, **given if is_here else {**given, "pretrained": False})
+        return open_model(source, **wanted)
 
 
 def is_named(source: ModelLike) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,28 +83,26 @@ def check_model(name: str) -> None:
     """
     if name in ALIASES or name == BUILTIN or ":" in name or "/" in name or Path(name).exists():
         return
-    if entry_points(group="vitslim.adapters"):
-        return  # packages with models of their own
-    sources = "\n".join(_sources())
-    known = model_names(sources)
-    # Timm makes further names of older ones; each of them is written in its sources too.
-    architecture = name.partition(".")[0]
-    if known and architecture not in known and not re.search(rf"\b{re.escape(architecture)}\b", sources):
+    architecture, known = name.partition(".")[0], model_names()
+    # Timm makes further names of older ones, which are written in its sources too; other packages have their own.
+    is_known = architecture in known or re.search(rf"\b{re.escape(architecture)}\b", _sources())
+    if known and not is_known and not entry_points(group="vitslim.adapters"):
         raise unknown_model(name, known)
 
 
-def model_names(sources: str | None = None) -> list[str]:
+@cache
+def model_names() -> tuple[str, ...]:
     """The architectures that timm and vitslim define, read from their files: importing timm takes seconds."""
-    text = "\n".join(_sources()) if sources is None else sources
-    return re.findall(r"^@register_model\s*\ndef (\w+)", text, re.MULTILINE)
+    return tuple(re.findall(r"^@register_model\s*\ndef (\w+)", _sources(), re.MULTILINE))
 
 
-def _sources() -> Iterable[str]:
-    for package in ("timm", "vitslim"):
-        found = find_spec(package)
-        for place in (found and found.submodule_search_locations) or ():
-            for path in sorted(Path(place, "models").glob("*.py")):
-                yield path.read_text(encoding="utf-8")
+@cache
+def _sources() -> str:
+    places = [
+        place for name in ("timm", "vitslim") for place in getattr(find_spec(name), "submodule_search_locations", ())
+    ]
+    files = [path for place in places for path in sorted(Path(place, "models").glob("*.py"))]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def _check_images(source: str) -> None:

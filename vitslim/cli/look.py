@@ -125,8 +125,9 @@ def describe_model(
     from vitslim.models import adapter_for, family_of, preprocessing, resolve_name, token_layout
     from vitslim.trunk import is_converted, plan_summary, trunk_of
 
-    given = {"weights": weights, "img_size": img_size, "num_classes": num_classes, "model_arg": model_arg}
-    model = options.open_named(name, shape_only=True, **given)
+    model = options.open_named(
+        name, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
+    )
     converted = is_converted(model)
     if not converted:
         try:

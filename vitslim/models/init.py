@@ -26,7 +26,7 @@ def init_from_scratch_(model: nn.Module, seed: int = 0) -> nn.Module:
         seed: of the random numbers; the same one gives the same weights on every machine.
     """
     vit = cast(Any, model)
-    if type(model) is not VisionTransformer or vit.pos_embed is None or type(vit.blocks) is not nn.Sequential:
+    if not (type(model) is VisionTransformer and _is_dense_with_positions(vit)):
         return model
     generator = torch.Generator().manual_seed(seed)
     # Two branches per block add up: 2 / √(2 L) each.
@@ -47,6 +47,10 @@ def init_from_scratch_(model: nn.Module, seed: int = 0) -> nn.Module:
     if vit.cls_token is not None:
         vit.cls_token.copy_(0.5 * torch.randn(vit.cls_token.shape, generator=generator))
     return model
+
+
+def _is_dense_with_positions(vit: Any) -> bool:
+    return vit.pos_embed is not None and type(vit.blocks) is nn.Sequential
 
 
 def sine_positions(grid: tuple[int, int], width: int, period: float = 30.0) -> Float[Tensor, "p d"]:
