@@ -12,7 +12,7 @@ from tests.pipeline.tiny import IMAGES
 STEP = {"steps": 1, "tensorboard": False, "precision": "no", "batch_size": 4}
 STUDENT, DENSE = object(), object()  # opened within the folder of the case
 CALLS: list[tuple[str, dict[str, Any]]] = [
-    ("open_model", {"name": "builtin", "pretrained": False, "img_size": 32, "num_classes": 4, "depth": 4}),
+    ("open_model", {"source": "builtin", "pretrained": False, "img_size": 32, "num_classes": 4, "depth": 4}),
     ("convert", {"model": DENSE, "method": "skipat", "layers": (1, 2), "expansion": 0.5}),
     ("convert", {"model": DENSE, "method": "sparsifiner", "keep_rate": 0.5}),
     ("list_methods", {}),
