@@ -52,7 +52,7 @@ def test_the_names_are_shown_to_a_curious_user() -> None:
 
 
 def test_the_verb_export_is_not_hidden_by_the_room_of_its_name() -> None:
-    import vitslim.export.parity
+    import vitslim.targets.parity.verify
 
     assert vitslim.export.__module__ == "vitslim.pipeline.exporting"
     assert callable(sys.modules["vitslim.export"].parity.verify)

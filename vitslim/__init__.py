@@ -3,12 +3,8 @@
 The names below are loaded on first use, so that ``import vitslim`` costs nothing.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from vitslim.openers import offer_model_opener
 
 if TYPE_CHECKING:
     from vitslim.authors import import_checkpoint
@@ -19,15 +15,16 @@ if TYPE_CHECKING:
         analyze,
         benchmark,
         compare,
-        deploy,
         distill,
         evaluate,
         export,
+        open_runner,
         quantize,
         refit,
         verify,
         warm_start,
     )
+    from vitslim.targets import list_targets, register_target
 
 _HOMES = {
     "vitslim.authors": ("import_checkpoint",),
@@ -35,16 +32,14 @@ _HOMES = {
     "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
     "vitslim.models": ("open_model",),
     "vitslim.pipeline": (
-        *("analyze", "benchmark", "compare", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
-        "warm_start",
+        *("analyze", "benchmark", "compare", "distill", "evaluate", "export", "open_runner", "quantize", "refit"),
+        *("verify", "warm_start"),
     ),
+    "vitslim.targets": ("list_targets", "register_target"),
 }
 __all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["compare", "deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
-
-
-# So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.
-offer_model_opener(lambda folder: import_module("vitslim.checkpoint").load(folder))
+__all__ += ["compare", "import_checkpoint", "list_targets", "open_model", "open_runner", "quantize", "refit"]
+__all__ += ["register_target", "save", "verify", "warm_start"]
 
 
 def __getattr__(name: str) -> Any:
@@ -56,13 +51,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the room ``vitslim.export`` must not hide the verb of the same name.
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

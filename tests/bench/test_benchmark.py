@@ -8,8 +8,8 @@ import torch
 
 from vitslim.bench import BenchReport, benchmark, caption
 from vitslim.errors import ConfigError
-from vitslim.export import export_onnx
 from vitslim.methods import convert
+from vitslim.targets.onnx.export import export_onnx
 
 FAST = {"rounds": 5, "warmup": 1}
 

@@ -11,12 +11,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.export import export_onnx
-from vitslim.export.tensorrt import EngineOptions, build_engine, refit_engine
 from vitslim.methods import convert
 from vitslim.plugin import plugin_library
 from vitslim.runtime import Runner, TrtRunner, host_buffer
 from vitslim.runtime.tensorrt_api import installed_version
+from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.tensorrt.build import build_engine
+from vitslim.targets.tensorrt.options import EngineOptions
+from vitslim.targets.tensorrt.refit import refit_engine
 
 pytestmark = pytest.mark.gpu
 

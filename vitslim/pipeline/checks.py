@@ -12,12 +12,12 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
-from vitslim.export import check_export
 from vitslim.pipeline.choices import Choice, try_conversions
 from vitslim.pipeline.opening import open_images, open_source
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
 from vitslim.pipeline.verbs import device_named, open_any
 from vitslim.recipe import Recipe
+from vitslim.targets.onnx.export import check_export
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
 from vitslim.trunk import is_converted, plan_summary, trunk_of

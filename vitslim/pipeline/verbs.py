@@ -203,8 +203,8 @@ def evaluate(
     """Top-1, top-5 and agreement with a teacher on the held-out split.
 
     Args:
-        backend: what runs the model: ``torch`` on ``device``, or its exported file in one of
-            ``vitslim.runtime.BACKENDS``, or ``auto`` for the best of them.
+        backend: what runs the model: ``torch`` on ``device``, or its exported file in a backend of
+            ``vitslim list targets``, or ``auto`` for the best of them.
     """
     from vitslim.train import evaluate as measure
 
@@ -225,11 +225,13 @@ def _evaluate_exported(
     limit: int | None,
     progress: ProgressCallback,
 ) -> EvalResult:
-    from vitslim.pipeline.engines import RunnerModule, open_backend
+    from vitslim.pipeline.runners import RunnerModule, open_runner
     from vitslim.train import evaluate as measure
 
+    if isinstance(model, nn.Module):
+        raise ConfigError(f"backend {backend!r} opens saved folders and files; save the model and export it first")
     live = open_any(model)
-    with open_backend(model, backend) as runner:
+    with open_runner(model, backend=None if backend == "auto" else backend) as runner:
         loader = open_loader(data, live, split="val", batch_size=batch_size, limit=limit, **labels_for(live))
         dense = None if teacher is None else open_any(teacher).to(runner.device)
         return measure(RunnerModule(runner, live), loader, teacher=dense, progress=progress)
@@ -260,8 +262,6 @@ def benchmark(
         options: fields of ``BenchConfig``.
     """
     from vitslim.bench import benchmark as measure
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
 
     device_named(str(options.get("device", "cpu")))
     given = {name: value for name, value in (model_options or {}).items() if value is not None}
@@ -278,8 +278,6 @@ def benchmark(
     return measure(
         {"dense": baseline, **others},
         baseline="dense",
-        exporter=export_onnx,
-        engine_exporter=export_engine,
         progress=progress,
         **options,
     )
