@@ -11,6 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tests.targets.serving import saved as saved
 from vitslim.methods import convert
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.result import OnnxExport

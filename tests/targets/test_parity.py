@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from onnx import numpy_helper
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 from vitslim.methods import convert
 from vitslim.runtime import working_copy
+from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.record import export_record_path
-from vitslim.targets.parity import verify as parity
+from vitslim.targets.parity import comparing as parity
 from vitslim.targets.parity.comparing import _About, _compare
 from vitslim.targets.parity.distance import distance
 from vitslim.targets.parity.result import ParityReport
@@ -178,7 +180,7 @@ def test_without_a_record_a_file_is_held_to_fp32_or_to_who_asks_never_to_itself(
     export_record_path(path).unlink()
     report = verify(model, path, images)
     assert (report.passed, report.checks[0].precision) == (False, "fp32")
-    assert "calls itself bf16; no m.onnx.json beside it says what was promised" in report.notes[0]
+    assert "calls itself bf16; no m.onnx.json beside it says what was guaranteed" in report.notes[0]
     # Its weights are float32, whatever is asked.
     assert not verify(model, path, images, precision="bf16").passed
     half = shutil.copy(exported("one_block", "fp16")[1], tmp_path / "half.onnx")

@@ -63,7 +63,7 @@ def prepare_export(
     path: str | Path | None,
     *,
     to: str,
-    precision: Precision | None,
+    precision: str | None,
     data: DataLike | None,
     overwrite: bool,
     options: dict[str, Any],
@@ -74,17 +74,19 @@ def prepare_export(
     source = None if isinstance(model, nn.Module) else Path(model)
     if source is not None and not source.exists():
         source = None  # a dense model's name
-    precision = precision or target.default_precision(source)
-    if precision not in target.precisions:
+    kind = next((one for one in target.precisions if one == precision), None)
+    if precision is None:
+        kind = target.default_precision(source)
+    if kind is None:
         raise ConfigError(f"target {to!r} is not written in {precision}; wanted {', '.join(target.precisions)}")
     if path is None and source is None:
         raise ConfigError("export needs a path (--out), except for a folder that vitslim.save wrote")
-    place = Path(path) if path is not None else target.default_path(Path(str(source)), precision, options)
+    place = Path(path) if path is not None else target.default_path(Path(str(source)), kind, options)
     target.check_path(place, overwrite=overwrite)
     target.require()
     return target, ExportRequest(
         path=place,
-        precision=precision,
+        precision=kind,
         model=lambda: open_any(model),
         source=source,
         metadata=known_of(model),

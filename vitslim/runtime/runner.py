@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -34,6 +34,9 @@ class TensorSpec:
     def batch(self) -> int | None:
         """The fixed batch size; ``None`` when any batch is taken."""
         return self.shape[0]
+
+
+OfOne = TypeVar("OfOne", bound="Runner")
 
 
 class Runner(ABC):
@@ -78,7 +81,7 @@ class Runner(ABC):
             raise ConfigError(f"images are a {type(images).__name__}; wanted a tensor or an array with __dlpack__")
         return self.run(images if isinstance(images, Tensor) else torch.from_dlpack(images))
 
-    def share(self) -> Self:
+    def share(self: OfOne) -> OfOne:
         """A second runner on the same weights, for another thread or stream; each is closed on its own."""
         self.require_open()
         return copy.copy(self)
@@ -107,7 +110,7 @@ class Runner(ABC):
         if not self.is_open:
             raise ConfigError("this runner is closed; open a new one")
 
-    def __enter__(self) -> Self:
+    def __enter__(self: OfOne) -> OfOne:
         return self
 
     def __exit__(self, *exc: object) -> None:

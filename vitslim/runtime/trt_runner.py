@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,7 @@ class TrtRunner(Runner):
         self._check(tuple(shape))
         return capture(self._enqueue, torch.zeros(shape, dtype=self.inputs[0].dtype, device=self.device))
 
-    def share(self) -> Self:
+    def share(self) -> "TrtRunner":
         """A second execution context on the same engine, for another thread or stream."""
         other = super().share()
         with torch.cuda.device(self.device):

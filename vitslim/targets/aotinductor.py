@@ -180,6 +180,6 @@ class AotInductorTarget(Target):
     def timing_options(self, how: Timing) -> dict[str, Any]:
         return {"device": how.device}
 
-    def describe(self, written: AotPackage, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         bound = ", ".join(written.bound_to.values())
         return [*describe_program(written, request), f"note: compiled for {bound}; other machines may refuse it"]

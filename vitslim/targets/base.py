@@ -257,7 +257,7 @@ class Target:
         """Options of ``write`` for what is going to be timed."""
         return {}
 
-    def describe(self, written: BaseModel, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         """What a person is told of something that was just written, a line each."""
         return [f"wrote {request.path} ({_bytes(request.path) / 2**20:.1f} MiB)", *getattr(written, "notes", [])]
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -204,7 +204,7 @@ class TorchExportTarget(Target):
         metadata = parse_json(told[METADATA_FILE] or "{}")
         return ProgramRunner(loaded, metadata, backend="torch-export", device="cpu", name=name or path.stem)
 
-    def describe(self, written: ProgramExport, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         return describe_program(written, request)
 
 
@@ -233,7 +233,7 @@ def describe_program(written: ProgramExport, request: ExportRequest) -> list[str
 
 
 @contextmanager
-def _without_pickles() -> Iterator[None]:
+def _without_pickles() -> Generator[None]:
     # torch.export.load falls back to unpickling where its own safe reader refuses; this variable forbids it.
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)

@@ -77,7 +77,7 @@ class OnnxTarget(Target):
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         return guarantee_of(path, asked, model)
 
-    def describe(self, written: OnnxExport, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         size_mib = request.path.stat().st_size / 2**20
         lines = [f"wrote {request.path} ({size_mib:.1f} MiB, opset {written.opset})"]
         if written.data_file is not None:

@@ -43,8 +43,8 @@ class EngineTarget(Target):
         return [name for name in EngineOptions.model_fields if name not in ("flavor", "precision")]
 
     def default_precision(self, source: Path | None) -> Precision:
-        is_file = source is not None and source.suffix == ".onnx"
-        return (precision_of(source) if is_file else None) or self.precisions[0]
+        told = precision_of(source) if source is not None and source.suffix == ".onnx" else None
+        return told or self.precisions[0]
 
     def default_path(self, source: Path, precision: str, options: Mapping[str, Any]) -> Path:
         if source.suffix == ".onnx":
@@ -84,7 +84,7 @@ class EngineTarget(Target):
     def timing_options(self, how: Timing) -> dict[str, Any]:
         return {"batch": (how.batches[0],) * 3}
 
-    def describe(self, written: EngineRecord, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         size_mib = request.path.stat().st_size / 2**20
         lines = [f"wrote {request.path} ({size_mib:.1f} MiB, {written.seconds:.0f} s): {describe(written)}"]
         lines += [f"note: {what} is not known: {why}" for what, why in written.unknown.items()]

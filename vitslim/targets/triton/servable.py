@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 Backend = Literal["onnx", "tensorrt"]
-SUFFIXES: dict[Backend, str] = {"onnx": ".onnx", "tensorrt": ".engine"}
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "tensorrt": ".engine"}
 
 
 @dataclass(frozen=True)

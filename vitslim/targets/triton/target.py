@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -74,7 +75,7 @@ class TritonServerTarget(Target):
         served = _served(path)
         return target_of(served).guarantee(served, asked, model)
 
-    def describe(self, written: TritonRepository, request: ExportRequest) -> list[str]:
+    def describe(self, written: Any, request: ExportRequest) -> list[str]:
         return [
             f"wrote {written.repository}/{written.name} ({', '.join(written.files)})",
             f"serve it, with the repository at /models: {written.command}",
