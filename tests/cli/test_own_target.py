@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vitslim import checkpoint
 from vitslim.runtime import TorchRunner
-from vitslim.targets import ExportRequest, Target, Written, register_target
+from vitslim.targets import ExportRequest, Opening, Target, Written, register_target
 
 
 @register_target("sidecar")
@@ -28,17 +28,18 @@ class SidecarTarget(Target):
     suffix = ".weights"
 
     def write(self, request: ExportRequest, *, note: str = "") -> Written:
+        request.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(request.model(), folder, overwrite=True)
             shutil.copy(Path(folder, "model.safetensors"), request.path)
             shutil.copy(Path(folder, "config.json"), request.path.with_suffix(".json"))
         return Written(file=request.path.name, precision=request.precision, notes=[f"note: {note}"] if note else [])
 
-    def load(self, path, *, backend=None, device=None, threads=None, name=None) -> TorchRunner:
+    def load(self, path: Path, how: Opening) -> TorchRunner:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(path, Path(folder, "model.safetensors"))
             shutil.copy(path.with_suffix(".json"), Path(folder, "config.json"))
-            return TorchRunner(checkpoint.load(folder), device=device, name=name or path.stem)
+            return TorchRunner(checkpoint.load(folder), device=how.device, name=how.name or path.stem)
 """
 
 

@@ -359,7 +359,7 @@ def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeyp
             other.head.bias += 1.0
         return export_onnx(other, path, **options)
 
-    monkeypatch.setattr(sys.modules["vitslim.export"], "export_onnx", wrong)
+    monkeypatch.setattr(sys.modules["vitslim.targets.onnx.export"], "export_onnx", wrong)
     shallow = MODEL | {"options": MODEL["options"] | {"depth": 2}}
     document = {"model": shallow, "convert": [{"method": "skipat"}], "export": {"images": 4, "batches": [1]}}
     result = run(read_recipe(document), tmp_path / "out")

@@ -10,7 +10,7 @@ from vitslim.runtime.engine import TensorProfile, read_record, record_path
 from vitslim.runtime.fit import check_profile, driver_difference, misfits, require_fit, require_plugins
 from vitslim.runtime.machine import Machine
 from vitslim.runtime.tensorrt_api import version_numbers
-from vitslim.targets import target_of
+from vitslim.targets import Opening, target_of
 
 HERE = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="13.0")
 CONTENT = b"not really an engine"
@@ -114,12 +114,12 @@ def test_a_record_that_cannot_be_read_says_why(tmp_path, text, message):
     if text is not None:
         (tmp_path / "m.engine.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine")
+        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine", Opening())
 
 
 def test_a_missing_engine_says_how_to_build_one(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist; build it with"):
-        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine")
+        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine", Opening())
 
 
 def test_an_engine_of_one_flavor_is_not_opened_as_another(tmp_path):

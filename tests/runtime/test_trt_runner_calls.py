@@ -13,7 +13,7 @@ from tests.targets import tensorrt_twin as twin
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
 from vitslim.pipeline import open_runner
 from vitslim.runtime import TrtRunner, trt_runner
-from vitslim.targets import target_of
+from vitslim.targets import Opening, target_of
 from vitslim.targets.tensorrt.build import build_engine
 from vitslim.targets.tensorrt.options import EngineOptions
 
@@ -107,7 +107,7 @@ def test_contexts_that_share_an_engine_do_not_share_shapes_or_addresses(engine):
 def test_an_engine_that_carries_its_plugin_opens_without_the_library(engine, monkeypatch):
     path = engine("on")
     monkeypatch.setenv("VITSLIM_CACHE", "/nowhere")
-    with target_of(path).load(path) as runner:
+    with target_of(path).load(path, Opening()) as runner:
         torch.testing.assert_close(runner.run(IMAGES), MEANS)
 
 
@@ -115,9 +115,9 @@ def test_an_engine_whose_plugin_lies_outside_opens_with_the_library_only(engine,
     path = engine("external")
     monkeypatch.setenv("VITSLIM_CACHE", "/nowhere")
     with pytest.raises(MissingDependencyError, match="whose library is not here"):
-        target_of(path).load(path)
+        target_of(path).load(path, Opening())
     monkeypatch.setenv("VITSLIM_PLUGIN_LIBRARY", str(library))
-    with target_of(path).load(path) as runner:
+    with target_of(path).load(path, Opening()) as runner:
         torch.testing.assert_close(runner.run(IMAGES), MEANS)
 
 

@@ -21,7 +21,7 @@ from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner
-from vitslim.targets import Timing, find_backend
+from vitslim.targets import Opening, Timing, find_backend
 
 
 def _known_backend(name: str) -> str:
@@ -148,8 +148,9 @@ class Contest:
             return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)
         place = folder / str(len(list(folder.iterdir())))
         place.mkdir()
-        how = Timing(cell.backend, cell.precision, sizes, self.device, self.threads, name)
-        runner, file = find_backend(cell.backend)[0].open_to_time(model, place, how)
+        target, backend = find_backend(cell.backend)
+        opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
+        runner, file = target.open_to_time(model, place, Timing(cell.precision, sizes, self.device, opening))
         if file is not None:
             self._file_mib[name] = file.stat().st_size / MIB
         return runner

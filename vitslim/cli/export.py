@@ -115,7 +115,7 @@ def export(
         "instances": instances,
         "any_gpu": any_gpu,
     }
-    given = {key: value for key, value in flags.items() if value not in (None, False)}
+    given = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= {"optimize": False} if no_optimize else {}
     given |= dict(_setting(one) for one in settings or [])
     target, request = prepare_export(

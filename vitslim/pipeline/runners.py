@@ -15,7 +15,7 @@ from vitslim.models import preprocessing
 from vitslim.names import did_you_mean
 from vitslim.runtime import EngineRecord, Precision, Runner, TorchRunner
 from vitslim.shapes import AnyPath
-from vitslim.targets import TARGETS, Backend, Target, find_backend, target_of
+from vitslim.targets import TARGETS, Backend, Opening, Target, find_backend, target_of
 from vitslim.targets.base import backend_names
 from vitslim.targets.input_format import InputFormat, as_given_to, format_of
 
@@ -77,7 +77,8 @@ def _first(
                 on_skip(reasons[-1])
     if reasons:
         raise CheckpointError(f"nothing of {path} could be opened: {'; '.join(reasons)}")
-    raw = ", ".join(sorted(file.name for file in (path / "export").glob("*") if _takes_bytes(file)))
+    files = [file for file in sorted((path / "export").glob("*")) if _takes_bytes(file)]
+    raw = ", ".join(file.name for file in files if any(target.reads(file) for _, target in TARGETS.items()))
     passed_over = f" for normalised images ({raw} takes bytes; open it by its own path)" if raw else ""
     to = "onnx" if backend is None else _backend(backend)[0].name
     raise ConfigError(
@@ -98,10 +99,7 @@ def _backend(name: str) -> tuple[Target, Backend]:
 def _of_file(path: Path, backend: str | None, threads: int | None) -> list[_Candidate]:
     target = target_of(path, backend)
     named = [_backend(backend)[1]] if backend is not None else _by_preference(target) or [target.backends[0]]
-    return [
-        (one.name, lambda one=one: target.load(path, backend=one.name, threads=None if one.needs_gpu else threads))
-        for one in named
-    ]
+    return [(one.name, lambda one=one: target.load(path, Opening(one.name, threads=threads))) for one in named]
 
 
 def _by_preference(target: Target) -> list[Backend]:
@@ -126,7 +124,7 @@ def _exports(
                 (
                     f"{file.name} in {backend.name}",
                     lambda target=target, backend=backend, file=file: target.load(
-                        file, backend=backend.name, threads=None if backend.needs_gpu else threads
+                        file, Opening(backend.name, threads=threads)
                     ),
                 )
             )

@@ -64,7 +64,7 @@ class FusedMha(Result):
 
 
 class EngineRecord(Result):
-    """engine.json: what an engine is bound to, what it promises, how it was made.
+    """engine.json: what an engine is bound to, what it guarantees, how it was made.
 
     ``gpu``, ``compute_capability``, ``driver``, ``cuda`` are ``None`` for a TensorRT-RTX engine, which is compiled to
     the end on the GPU that runs it. ``layers`` counts the engine's layers by type and by the type of their numbers, as

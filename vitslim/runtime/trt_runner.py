@@ -55,7 +55,7 @@ class TrtRunner(Runner):
         self._log: list[str] = []
         with torch.cuda.device(self.device):
             self._runtime: Any = self._api.Runtime(api_logger(self._api, self._log))
-            # Only where code was put into it; of an engine from elsewhere TensorRT shall run none.
+            # Only where code was put into it; of an engine from elsewhere TensorRT may run none.
             self._runtime.engine_host_code_allowed = self.record.brings_code
             self._engine: Any = self._open(path, plugin_library)
             self._context: Any = self._new_context()

@@ -7,6 +7,7 @@ from vitslim.targets.base import (
     TARGETS,
     Backend,
     ExportRequest,
+    Opening,
     Target,
     Timing,
     Written,
@@ -25,6 +26,14 @@ from vitslim.targets.triton.target import TritonServerTarget
 
 from vitslim.targets.torch_eager import TorchTarget  # isort: skip
 
-__all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "RtxTarget", "Target", "Timing"]
-__all__ += ["TensorrtTarget", "TorchExportTarget", "TorchTarget", "TritonServerTarget", "Written", "find_backend"]
-__all__ += ["list_targets", "register_target", "target_of", "verify"]
+__all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "Opening", "RtxTarget", "Target"]
+__all__ += [
+    "TensorrtTarget",
+    "Timing",
+    "TorchExportTarget",
+    "TorchTarget",
+    "TritonServerTarget",
+    "Written",
+    "find_backend",
+]
+__all__ += ["find_backend", "list_targets", "register_target", "target_of", "verify"]

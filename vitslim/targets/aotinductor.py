@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitslim.errors import CheckFailedError, CheckpointError, MissingDependencyError, UnsupportedModelError
 from vitslim.files import atomic_path
 from vitslim.runtime import Precision
-from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Target, Timing, register_target
+from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Opening, Target, Timing, register_target
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.program_parity import compared
 from vitslim.targets.quiet import captured
@@ -159,15 +159,7 @@ class AotInductorTarget(Target):
         model, place = request.model(), torch.device(device)
         return compile_package(model, request.path, request.sample(model), precision=request.precision, device=place)
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> ProgramRunner:
+    def load(self, path: Path, how: Opening) -> ProgramRunner:
         try:
             with captured():
                 loaded: Any = torch._inductor.aoti_load_package(str(path))  # pyright: ignore[reportPrivateUsage]
@@ -175,7 +167,7 @@ class AotInductorTarget(Target):
         except Exception as error:  # of the linker, of CUDA, of torch
             raise CheckpointError(f"torch cannot load {path.name} ({error}); compile it here") from error
         own = str(metadata.get("AOTI_DEVICE_KEY", "cpu"))
-        return ProgramRunner(loaded, metadata, backend="aotinductor", device=own, name=name or path.stem)
+        return ProgramRunner(loaded, metadata, backend="aotinductor", device=own, name=how.name or path.stem)
 
     def timing_options(self, how: Timing) -> dict[str, Any]:
         return {"device": how.device}

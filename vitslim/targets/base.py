@@ -55,7 +55,7 @@ class ExportRequest:
     """What is to be written where.
 
     Args:
-        path: of the file or folder to write.
+        path: of the file or folder to write; what holds it may have to be made.
         precision: of weights and arithmetic.
         model: gives the model, opened at the first call; eval mode is the target's to set, on a copy.
         source: the saved folder or exported file that the model comes from, where it comes from one.
@@ -82,15 +82,30 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How a target is opened to be timed; ``batches`` are the images per call that are going to be run."""
+class Opening:
+    """How something that was written is opened.
 
-    backend: str
+    Args:
+        backend: one of the target's; ``None`` for its first.
+        device: ``cpu`` or ``cuda``; ``None`` for the backend's own.
+        threads: of the CPU; ``None`` for as many as the backend likes.
+        name: how reports call it; the file's stem by default.
+    """
+
+    backend: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is written to be timed, and opened how; ``batches`` are the images per call that are going to be run."""
+
     precision: Precision
     batches: Sequence[int]
     device: str
-    threads: int
-    name: str
+    opening: Opening
 
 
 class Written(Result):
@@ -185,29 +200,13 @@ class Target:
         """Write the model, or nothing; keyword-only arguments of an override are the target's options."""
         raise UnsupportedModelError(f"{self.name} is no target to export to")
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> Runner:
-        """What was written, ready to run.
-
-        Args:
-            path: of the file or folder.
-            backend: one of ``backends``; ``None`` for the first.
-            device: ``cpu`` or ``cuda``; ``None`` for the backend's own.
-            threads: of the CPU; ``None`` for as many as the backend likes.
-            name: how reports call it; the file's stem by default.
-        """
+    def load(self, path: Path, how: Opening) -> Runner:
+        """What was written, ready to run."""
         raise ConfigError(f"what {self.name} wrote is not run by vitslim")
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         """Every form of a file to be compared with its model: its name, and what opens it."""
-        yield AS_WRITTEN, self.load(path, backend=backend)
+        yield AS_WRITTEN, self.load(path, Opening(backend))
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         """What a file is compared with; here the precision that is asked for, or that the runner has."""
@@ -250,8 +249,7 @@ class Target:
         """A runner of ``model`` for a benchmark, and the file it runs, which lies in ``folder``."""
         path = folder / f"model{self.suffix or ''}"
         self.write(ExportRequest(path, how.precision, lambda: model), **self.timing_options(how))
-        device = None if self._backend(how.backend).needs_gpu else how.device
-        return self.load(path, backend=how.backend, device=device, threads=how.threads, name=how.name), path
+        return self.load(path, how.opening), path
 
     def timing_options(self, how: Timing) -> dict[str, Any]:
         """Options of ``write`` for what is going to be timed."""
@@ -260,9 +258,6 @@ class Target:
     def describe(self, written: Any, request: ExportRequest) -> list[str]:
         """What a person is told of something that was just written, a line each."""
         return [f"wrote {request.path} ({_bytes(request.path) / 2**20:.1f} MiB)", *getattr(written, "notes", [])]
-
-    def _backend(self, name: str) -> Backend:
-        return next(one for one in self.backends if one.name == name)
 
 
 TARGETS: Registry[Target] = Registry("target", "vitslim.targets")
@@ -306,7 +301,7 @@ def find_backend(name: str) -> tuple[Target, Backend]:
         if known == name and target.backends:
             return target, target.backends[0]
     names = backend_names()
-    hint = did_you_mean(name, names) or f"; known: {', '.join(names)}"
+    hint = did_you_mean(name, [*names, *TARGETS.names()]) or f"; known: {', '.join(names)}"
     raise ConfigError(f"unknown backend {name!r}{hint}")
 
 

@@ -22,5 +22,5 @@ class TorchTarget(Target):
     )
 
     def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[TorchRunner, None]:
-        compiled = how.backend != "torch"
-        return TorchRunner(model, compiled=compiled, precision=how.precision, device=how.device, name=how.name), None
+        compiled, name = how.opening.backend != "torch", how.opening.name
+        return TorchRunner(model, compiled=compiled, precision=how.precision, device=how.device, name=name), None

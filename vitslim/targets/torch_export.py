@@ -21,7 +21,7 @@ from vitslim.models import preprocessing
 from vitslim.runtime import Precision, working_copy
 from vitslim.runtime.runner import DTYPES, Images, Runner, TensorSpec, check_images
 from vitslim.shapes import Result
-from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Target, register_target
+from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Opening, Target, register_target
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.program_parity import Comparison, compared
 from vitslim.targets.quiet import captured
@@ -184,17 +184,9 @@ class TorchExportTarget(Target):
         model = request.model()
         return write_program(model, request.path, request.sample(model), precision=request.precision)
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> ProgramRunner:
-        if device not in (None, "cpu"):
-            raise ConfigError(f"{path.name} was traced on the CPU and runs there; device {device} was asked for")
+    def load(self, path: Path, how: Opening) -> ProgramRunner:
+        if how.device not in (None, "cpu"):
+            raise ConfigError(f"{path.name} was traced on the CPU and runs there; device {how.device} was asked for")
         told = {METADATA_FILE: ""}
         try:
             with captured(), _without_pickles():
@@ -202,7 +194,7 @@ class TorchExportTarget(Target):
         except Exception as error:  # zipfile's, json's and torch's own, by what is wrong with the file
             raise CheckpointError(f"torch cannot load {path.name} ({error}); export it again") from error
         metadata = parse_json(told[METADATA_FILE] or "{}")
-        return ProgramRunner(loaded, metadata, backend="torch-export", device="cpu", name=name or path.stem)
+        return ProgramRunner(loaded, metadata, backend="torch-export", device="cpu", name=how.name or path.stem)
 
     def describe(self, written: Any, request: ExportRequest) -> list[str]:
         return describe_program(written, request)

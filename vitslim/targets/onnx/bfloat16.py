@@ -1,7 +1,7 @@
 """Running a bfloat16 graph where nothing computes in bfloat16.
 
 ONNX Runtime's CPU provider (1.31) has no bfloat16 kernels for most operators: the first Conv of a vision transformer is
-refused. Its Cast has them, so a float32 twin of the graph can round after every operator: what hardware with bfloat16
+refused. Its Cast has them, so a float32 copy of the graph can round after every operator: what hardware with bfloat16
 inputs, float32 sums and bfloat16 results computes.
 """
 
@@ -17,7 +17,7 @@ _MOVES = frozenset(
 """Operators whose results are values that were rounded before."""
 
 
-def rounding_twin(model: Any) -> Any:
+def rounding_copy(model: Any) -> Any:
     """A float32 graph that rounds to bfloat16 wherever ``model`` has a bfloat16 value; functions are inlined.
 
     Inside one operator, such as Attention, nothing is rounded. Inputs and outputs of bfloat16 become float32.
@@ -25,9 +25,9 @@ def rounding_twin(model: Any) -> Any:
     import onnx
     import onnx.inliner
 
-    twin = onnx.inliner.inline_local_functions(model)
-    types = value_types(twin)
-    graph = twin.graph
+    copy = onnx.inliner.inline_local_functions(model)
+    types = value_types(copy)
+    graph = copy.graph
     for tensor in graph.initializer:
         _widen(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -45,7 +45,7 @@ def rounding_twin(model: Any) -> Any:
         for name in rounded:
             graph.node.append(onnx.helper.make_node("Cast", [f"{name}/exact"], [f"{name}/rounded"], to=_BFLOAT16))
             graph.node.append(onnx.helper.make_node("Cast", [f"{name}/rounded"], [name], to=_FLOAT))
-    return twin
+    return copy
 
 
 def _widen(tensor: Any) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 from vitslim.errors import CheckFailedError, MissingDependencyError
 from vitslim.runtime import Precision
 from vitslim.runtime.ort_session import open_session
-from vitslim.targets.onnx.bfloat16 import rounding_twin
+from vitslim.targets.onnx.bfloat16 import rounding_copy
 
 
 def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:
-    """The first output of a graph, float32; bfloat16 is rounded to after every operator, see ``rounding_twin``.
+    """The first output of a graph, float32; bfloat16 is rounded to after every operator, see ``rounding_copy``.
 
     ONNX Runtime's own optimisation is off, so that the graph is run as it stands.
 
@@ -24,7 +24,7 @@ def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:
         MissingDependencyError: onnxruntime is not installed.
         CheckFailedError: onnxruntime does not run the graph.
     """
-    model = rounding_twin(model) if precision == "bf16" else model
+    model = rounding_copy(model) if precision == "bf16" else model
     try:
         session = open_session(model.SerializeToString(), threads=torch.get_num_threads(), optimized=False)
         given = session.get_inputs()[0]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +34,7 @@ from vitslim.targets.onnx.record import ExportRecord
 from vitslim.targets.onnx.result import OnnxExport
 from vitslim.targets.onnx.slimming import require_same_numbers, slimmed
 from vitslim.targets.onnx.trace import traced
-from vitslim.targets.onnx.types import operator_types, require_precision, type_faults, value_types
+from vitslim.targets.onnx.types import operator_types, require_precision, type_errors, value_types
 from vitslim.targets.onnx.weights import DATA_DIGEST, is_large, write_model
 from vitslim.targets.quiet import captured
 
@@ -51,7 +50,7 @@ OPSETS: dict[Precision, int] = {
 
 From 23 on torch writes attention as one operator, which fewer runtimes take. ONNX Runtime has it since 1.23. TensorRT
 has it since 10.14, not in fp32, and its parser refuses ``softmax_precision``, without which half precision would not
-promise a softmax in float32: our own engine builder takes the attribute off, ``trtexec --onnx`` fails on it.
+guarantee a softmax in float32: our own engine builder takes the attribute off, ``trtexec --onnx`` fails on it.
 """
 OLDEST_OPSET = 18  # of the operators that the custom ops are spelled out in
 
@@ -118,14 +117,13 @@ def export_onnx(
         axes |= image_axes(model, input_format)
     example = _example(model, precision, fp32_ends, batch, dynamic_image_size, input_format)
     with captured() as log:
-        made = _made(
+        graph, optimized, notes = _made(
             _prepared(model, precision, fp32_ends, input_format), example, axes, precision, opset, optimize, inline
         )
-    graph = made.graph
     write_properties_(graph, properties)
-    faults = type_faults(graph, opset)
-    if faults:
-        raise ConfigError(f"opset {opset} cannot say this in {precision}: {faults[0]}; use {OPSETS[precision]}")
+    errors = type_errors(graph, opset)
+    if errors:
+        raise ConfigError(f"opset {opset} cannot say this in {precision}: {errors[0]}; use {OPSETS[precision]}")
     check_graph(graph, _named(axes, input_format), None if batch == "dynamic" else batch)
     require_precision(graph, precision)
     if dynamic_image_size:
@@ -150,13 +148,13 @@ def export_onnx(
         operators=dict(Counter(node.op_type for node in graph.graph.node).most_common()),
         functions=[f"{function.domain}::{function.name}" for function in graph.functions],
         types=operator_types(graph),
-        optimized=made.optimized,
+        optimized=optimized,
         size_bytes=written.size_bytes,
         sha256=written.sha256,
         data_file=written.data_file,
         data_bytes=written.data_bytes,
         metadata=properties | ({DATA_DIGEST: written.data_sha256} if written.data_sha256 else {}),
-        notes=[*made.notes, *_notes(graph, precision)],
+        notes=[*notes, *_notes(graph, precision)],
         log=list(dict.fromkeys(log)),
     )
 
@@ -185,13 +183,6 @@ def _named(axes: Mapping[int, Any], input_format: InputFormat) -> dict[int, str]
     return {axis: names[axis] for axis in axes}
 
 
-@dataclass(frozen=True)
-class _Made:
-    graph: Any
-    optimized: bool
-    notes: tuple[str, ...] = ()
-
-
 def _made(
     model: nn.Module,
     example: Tensor,
@@ -200,7 +191,8 @@ def _made(
     opset: int,
     optimize: bool,
     inline: bool,
-) -> _Made:
+) -> tuple[Any, bool, list[str]]:
+    """The graph, whether onnxslim simplified it, and notes."""
     graph = traced(model, example, axes, opset, sparse_nodes=True)
     name_after_modules_(graph)
     strip_traces_(graph)
@@ -209,16 +201,16 @@ def _made(
         graph = inlined(graph)
     use_fp32_softmax_(graph, value_types(graph))
     if not optimize:
-        return _Made(graph, False)
+        return graph, False, []
     if is_large(graph):
-        return _Made(graph, False, ("onnxslim was left out: it holds a graph in one message of at most 2 GB",))
+        return graph, False, ["onnxslim was left out: it holds a graph in one message of at most 2 GB"]
     # Bytes everywhere between the smallest and the largest, or noise.
     shape, raw = example.shape, example.dtype == torch.uint8
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(shape, generator=generator) * 255 if raw else torch.randn(shape, generator=generator)
     slim = slimmed(graph)
     require_same_numbers(graph, slim, noise.to(example.dtype), precision)
-    return _Made(slim, True)
+    return slim, True, []
 
 
 def _check_dependencies(runs: bool) -> None:

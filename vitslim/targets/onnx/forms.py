@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitslim.errors import CheckpointError, MissingDependencyError, VitslimError
+from vitslim.errors import CheckpointError, VitslimError
 from vitslim.runtime import OrtRunner, Precision, Runner
-from vitslim.targets.onnx.bfloat16 import rounding_twin
+from vitslim.targets.onnx.bfloat16 import rounding_copy
 from vitslim.targets.onnx.graph import inlined
-from vitslim.targets.onnx.weights import data_path, external_files
+from vitslim.targets.onnx.reading import read_header
+from vitslim.targets.onnx.weights import data_path
 from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, Form
 
 INLINED = "inlined"
@@ -32,34 +33,11 @@ def forms_of(path: Path) -> Iterator[Form]:
     """
     header = read_header(path)
     if precision_in(header) == "bf16":
-        yield ROUNDED, _rewritten(path, rounding_twin)
+        yield ROUNDED, _rewritten(path, rounding_copy)
         return
     yield AS_WRITTEN, OrtRunner(path)
     if header.functions:
         yield INLINED, _rewritten(path, inlined)
-
-
-def read_header(path: Path) -> Any:
-    """An ONNX file without the weights that lie beside it.
-
-    Raises:
-        CheckpointError: it is missing, or is no ONNX file, or its weights are missing.
-        MissingDependencyError: onnx is not installed.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise MissingDependencyError("verifying an ONNX file needs onnx: pip install 'vitslim[onnx]'") from None
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; export the model first")
-    try:
-        header = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own class, which moves between versions
-        raise CheckpointError(f"{path} is not a readable ONNX file ({error}); export it again") from error
-    if not header.graph.node:
-        raise CheckpointError(f"{path} holds no ONNX graph; it may be truncated, export it again")
-    external_files(header, path)
-    return header
 
 
 def precision_in(header: Any) -> Precision:
@@ -80,7 +58,7 @@ def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
     near = path.parent if is_split and os.access(path.parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="vitslim-", dir=near) as folder:
         scratch = Path(folder) / path.name
-        whole = rewrite is rounding_twin
+        whole = rewrite is rounding_copy
         try:
             model = rewrite(onnx.load(str(path), load_external_data=whole))
         except VitslimError:

@@ -8,7 +8,8 @@ from vitslim.errors import ConfigError
 from vitslim.models.digest import tensors_sha256
 from vitslim.runtime import Precision
 from vitslim.runtime.engine import file_sha256
-from vitslim.targets.onnx.forms import precision_in, read_header
+from vitslim.targets.onnx.forms import precision_in
+from vitslim.targets.onnx.reading import metadata_in, read_header
 from vitslim.targets.onnx.record import export_record_path, read_export_record
 from vitslim.targets.parity.guarantee import Guarantee
 
@@ -25,7 +26,7 @@ def guarantee_of(file: Path, asked: Precision | None, model: nn.Module) -> Guara
         CheckpointError: the file or its record is missing or damaged.
     """
     header = read_header(file)
-    told = next((entry.value for entry in header.metadata_props if entry.key == "precision"), None)
+    told = metadata_in(header).get("precision")
     record, place = read_export_record(file), export_record_path(file).name
     if record is None:
         precision = _stricter(asked or "fp32", precision_in(header))

@@ -20,8 +20,7 @@ from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, Missi
 from vitslim.files import atomic_path
 from vitslim.runtime import OrtRunner, Precision, working_copy
 from vitslim.shapes import Result
-from vitslim.targets.onnx.weights import external_files
-from vitslim.targets.triton.servable import read_graph
+from vitslim.targets.onnx.reading import metadata_in, read_header
 
 QuantizedPrecision = Literal["fp8", "int8"]
 PRECISIONS: tuple[QuantizedPrecision, ...] = get_args(QuantizedPrecision)
@@ -182,11 +181,9 @@ def _plain_graph(source: Path) -> Any:
     import onnx
     import onnx.inliner
 
-    if not source.is_file():
-        raise CheckpointError(f"{source} does not exist; run `vitslim export DIR --to onnx` first")
-    external_files(read_graph(source), source)
+    read_header(source)
     model = onnx.load(source)
-    told = {entry.key: entry.value for entry in model.metadata_props}
+    told = metadata_in(model)
     if told.get("precision", "fp32") != "fp32":
         raise ConfigError(f"{source.name} is {told['precision']}; Model-Optimizer is given the float32 file")
     if not len(model.functions):
@@ -218,7 +215,7 @@ def _with_initializers(model: Any) -> Any:
 def _save_plain(graph: Any, source: Path, target: Path) -> None:
     import onnx
 
-    if any(tensor.external_data for tensor in read_graph(source).graph.initializer):
+    if any(tensor.external_data for tensor in read_header(source).graph.initializer):
         raise ConfigError(f"{source.name} is larger than 2 GB, which Model-Optimizer's command does not take")
     for index, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
@@ -261,7 +258,7 @@ def _finish(path: Path, source: Any, precision: QuantizedPrecision, others: Prec
     quantizers = sum(node.op_type in ("QuantizeLinear", "TRT_FP8QuantizeLinear") for node in model.graph.node)
     if quantizers == 0:
         raise UnsupportedModelError("Model-Optimizer quantized nothing in this file")
-    told = {entry.key: entry.value for entry in source.metadata_props}
+    told = metadata_in(source)
     told |= {"precision": others, "quantization": json.dumps({"precision": precision})}
     onnx.helper.set_model_props(model, told)
     onnx.save(model, path)

@@ -1,4 +1,4 @@
-"""What an export promised of its file, in the JSON beside it."""
+"""What an export guarantees of its file, in the JSON beside it."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitslim.runtime import OrtRunner, Precision
 from vitslim.runtime.ort_session import Provider
-from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Target, register_target
+from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening, Target, register_target
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.forms import forms_of
 from vitslim.targets.onnx.guarantee import guarantee_of
@@ -57,19 +57,11 @@ class OnnxTarget(Target):
         metadata = {**request.metadata, **(options.pop("metadata", None) or {})}
         return export_onnx(request.model(), request.path, precision=request.precision, metadata=metadata, **options)
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> OrtRunner:
-        provider = _PROVIDERS[backend or "ort"]
-        if provider == "cpu" and device is not None and torch.device(device).type == "cuda":
+    def load(self, path: Path, how: Opening) -> OrtRunner:
+        provider = _PROVIDERS[how.backend or "ort"]
+        if provider == "cpu" and how.device is not None and torch.device(how.device).type == "cuda":
             provider = "cuda"
-        return OrtRunner(path, threads=threads, provider=provider, name=name)
+        return OrtRunner(path, threads=how.threads, provider=provider, name=how.name)
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         yield from forms_of(path) if backend is None else super().forms(path, backend)

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitslim.errors import CheckFailedError, ConfigError
+from vitslim.errors import CheckFailedError
 from vitslim.runtime import Precision
+from vitslim.targets.onnx.reading import read_header
 from vitslim.targets.onnx.weights import without_weights
 
 _FLOATS = {1: "float", 10: "float16", 16: "bfloat16", 11: "double"}  # of onnx.TensorProto
-_PROMISED: Mapping[Precision, int] = {"fp32": 1, "fp16": 10, "bf16": 16}
+_WANTED: Mapping[Precision, int] = {"fp32": 1, "fp16": 10, "bf16": 16}
 _FLOAT = 1
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "Attention", "SparseAttention"})
-"""Where the time goes; what a promised precision is about."""
+"""Where the time goes; what a guaranteed precision is about."""
 
 _SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization"})
@@ -47,21 +48,21 @@ def operator_types(file: Any) -> dict[str, dict[str, int]]:
 
 
 def require_precision(file: Any, precision: Precision) -> None:
-    """Hold a graph to its promise; ``precision_errors`` says what that is.
+    """Refuse a graph that does not compute in its precision, see ``precision_errors``.
 
     Raises:
         CheckFailedError: with every node that breaks it.
     """
-    faults = precision_errors(file, precision)
-    if faults:
-        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
+    errors = precision_errors(file, precision)
+    if errors:
+        shown = "; ".join(errors[:4]) + (f"; and {len(errors) - 4} more" if len(errors) > 4 else "")
         raise CheckFailedError(f"the graph does not compute in {precision}: {shown}")
 
 
 def precision_errors(file: Any, precision: Precision) -> list[str]:
-    """What in a graph is not of the precision that was promised, one sentence per node.
+    """What in a graph is not of the precision that is guaranteed, one sentence per node.
 
-    Promised are: every product (Conv, Gemm, MatMul, Attention, sparse attention) on the way to the outputs is of
+    Guaranteed are: every product (Conv, Gemm, MatMul, Attention, sparse attention) on the way to the outputs is of
     ``precision``; every softmax is float32 or says so for its insides; every normalisation accumulates in float32. What
     only chooses tokens or keys, that is, reaches the outputs through indices alone, may be float32: a choice that every
     runtime makes alike is worth more than its speed.
@@ -72,21 +73,21 @@ def precision_errors(file: Any, precision: Precision) -> list[str]:
     model = _model(file)
     types = value_types(model)
     on_the_way = _reaching_the_outputs(model, types)
-    wanted = _PROMISED[precision]
-    faults: list[str] = []
+    wanted = _WANTED[precision]
+    errors: list[str] = []
     for index, node in enumerate(model.graph.node):
-        faults += _faults(node, types, wanted, index in on_the_way)
+        errors += _node_errors(node, types, wanted, index in on_the_way)
     for node, inner_types in _body_nodes(model):
-        faults += _faults(node, inner_types, wanted, True)
-    return faults
+        errors += _node_errors(node, inner_types, wanted, True)
+    return errors
 
 
-def type_faults(model: Any, opset: int) -> list[str]:
+def type_errors(model: Any, opset: int) -> list[str]:
     """Operators that do not take the element type they are given, by ONNX's own definition at this opset."""
     import onnx
 
     types = value_types(model)
-    faults: dict[str, None] = {}
+    errors: dict[str, None] = {}
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             continue
@@ -94,8 +95,8 @@ def type_faults(model: Any, opset: int) -> list[str]:
         for formal, name in zip(_formal_inputs(schema, len(node.input)), node.input, strict=True):
             kind = types.get(name)
             if kind is not None and _spelled(kind) not in formal.types:
-                faults[f"{node.op_type} takes no {_spelled(kind)[7:-1]} at opset {opset} (node '{node.name}')"] = None
-    return list(faults)
+                errors[f"{node.op_type} takes no {_spelled(kind)[7:-1]} at opset {opset} (node '{node.name}')"] = None
+    return list(errors)
 
 
 def value_types(model: Any) -> dict[str, int]:
@@ -117,7 +118,7 @@ def value_types(model: Any) -> dict[str, int]:
     return types
 
 
-def _faults(node: Any, types: Mapping[str, int], wanted: int, on_the_way: bool) -> list[str]:
+def _node_errors(node: Any, types: Mapping[str, int], wanted: int, on_the_way: bool) -> list[str]:
     kind = _type_of(node, types)
     if kind is None:
         return []
@@ -183,11 +184,4 @@ def _number(node: Any, attribute: str, otherwise: int) -> int:
 
 
 def _model(file: Any) -> Any:
-    if not isinstance(file, str | Path):
-        return file
-    import onnx
-
-    try:
-        return onnx.load(str(file), load_external_data=False)
-    except Exception as error:  # protobuf's own class, which moves between versions
-        raise ConfigError(f"{file} is not a readable ONNX file: {error}") from error
+    return read_header(file) if isinstance(file, str | Path) else file

@@ -12,7 +12,7 @@ from vitslim.files import json_text, replace_together, reported_as, scratch_besi
 from vitslim.targets.onnx.record import ExportRecord, export_record_path
 
 FILE_LIMIT = 2**31 - 2**24
-"""Bytes that one ONNX file shall hold at most: protobuf's limit for one message, less room for the graph."""
+"""Bytes that one ONNX file should hold at most: protobuf's limit for one message, less room for the graph."""
 
 DATA_DIGEST = "external_data_sha256"
 """Metadata entry of a file whose weights lie beside it."""
@@ -51,7 +51,7 @@ def write_model(path: str | Path, model: Any, record: Callable[[str], ExportReco
     Args:
         path: of the ``.onnx`` file.
         model: an ``onnx.ModelProto``.
-        record: gives what was promised, to be written beside it, for the file's SHA-256.
+        record: gives what is guaranteed, to be written beside it, for the file's SHA-256.
 
     Raises:
         CheckpointError: a file cannot be written; what lay there before is unchanged.

@@ -11,7 +11,7 @@ from vitslim.targets.parity.tolerances import Tolerance
 # taken in torch, the other in the file. That moves the outputs of the image by 1.2 % of the scale (the built-in
 # Sparsifiner student in fp16) and keeps their direction. A cosine of 0.999 is an angle of 2.6 degrees, 4.5 % of the
 # length; as much is granted along it. With random weights 3 of 32 images flip (DeiT-T, Sparsifiner in fp32), while
-# other faults (scaled, permuted or lost weights) move every image: a quarter lies between.
+# other errors (scaled, permuted or lost weights) move every image: a quarter lies between.
 _FLIP_COSINE = 0.999
 _FLIP_RELATIVE = 0.045
 _FLIP_SHARE = 0.25
@@ -51,7 +51,7 @@ def distance(expected: Tensor, given: Tensor, limits: Tolerance, *, classes: boo
     Args:
         expected: of the model, (n, outputs).
         given: of the file, of the same shape.
-        limits: what each image is held to.
+        limits: how far each image may lie off.
         classes: whether the largest output names a class.
         chooses: whether the model chooses tokens or keys.
     """

@@ -15,7 +15,7 @@ class ParityCheck(Result):
     reference outputs. ``cosine`` is the least over the images. ``top1_agreement`` counts
     all images and is ``None`` for features; ``ties`` are the changed ones that ``limits.tie`` excuses.
 
-    ``precision`` is the one that was promised. ``exceeding`` counts the images outside of ``limits``; where
+    ``precision`` is the one that is guaranteed. ``exceeding`` counts the images outside of ``limits``; where
     ``is_flipped_choice``, they are few and such as a token or key that was chosen otherwise leaves them, and pass.
     """
 
@@ -56,5 +56,5 @@ class ParityReport(Result):
     notes: list[str]
 
     def failures(self) -> list[str]:
-        """One readable sentence per broken promise."""
+        """One readable sentence per failed check."""
         return [f"{check.title}: {failure}" for check in self.checks for failure in check.failures]

@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine that keeps its promises, with the JSON that says so."""
+"""From an ONNX file to an engine that keeps its guarantees, with the JSON that says so."""
 
 import hashlib
 import tempfile
@@ -43,7 +43,7 @@ def build_engine(
     command: Sequence[str] = COMMAND,
     timeout_seconds: float | None = None,
 ) -> EngineRecord:
-    """Build ``onnx_file`` into ``engine``, prove what was promised, write ``engine`` and the JSON beside it.
+    """Build ``onnx_file`` into ``engine``, prove what is guaranteed, write ``engine`` and the JSON beside it.
 
     The builder runs in a process of its own. Its log, without the verbose lines, is left in ``<engine>.log``, after a
     failure too. Otherwise a failure changes nothing: an earlier engine stays as it was.
@@ -61,7 +61,7 @@ def build_engine(
         MissingDependencyError: TensorRT, a GPU or the plugin that was asked for is not here.
         UnsupportedModelError: TensorRT's parser does not take the file.
         CheckpointError: the ONNX file is missing or damaged, or the engine cannot be written.
-        CheckFailedError: the builder failed or died, or the engine is not what was promised.
+        CheckFailedError: the builder failed or died, or the engine is not what was asked for.
     """
     engine = Path(engine)
     version = require_installed(options.flavor)
@@ -97,7 +97,7 @@ def _check_gpu(options: EngineOptions) -> None:
         return
     if options.flavor == "tensorrt":
         raise MissingDependencyError(
-            "TensorRT builds on the GPU that the engine shall run on, none is usable here; "
+            "TensorRT builds on the GPU that the engine should run on, none is usable here; "
             "build there, or with --to rtx, which needs no GPU"
         )
     if options.refit or options.strip_plan:

@@ -1,8 +1,8 @@
-"""What was promised of an engine, held against what was built."""
+"""What is guaranteed of an engine, compared with what was built."""
 
 from vitslim.errors import CheckFailedError
 from vitslim.runtime import EngineRecord, Precision
-from vitslim.targets.tensorrt.layers import LEAST_SHARE, PROMISED, EngineLayer, weight_elements
+from vitslim.targets.tensorrt.layers import INSPECTOR_TYPES, LEAST_SHARE, EngineLayer, weight_elements
 from vitslim.targets.tensorrt.options import EngineOptions
 
 _NETWORK_TYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -17,7 +17,7 @@ def require_guarantees(record: EngineRecord, layers: list[EngineLayer], options:
         options: what was asked for.
 
     Raises:
-        CheckFailedError: with what was promised and what was found.
+        CheckFailedError: with what was asked for and what was found.
     """
     _require_precision(record.precision, record.matrix_types, weight_elements(layers))
     if options.plugins in ("on", "external") and not record.plugins.used:
@@ -36,15 +36,15 @@ def require_guarantees(record: EngineRecord, layers: list[EngineLayer], options:
 
 
 def _require_precision(precision: Precision, matrices: dict[str, int], weights: dict[str, int]) -> None:
-    promised = matrices.get(_NETWORK_TYPES[precision], 0)
-    if promised * 2 <= sum(matrices.values()):
+    wanted = matrices.get(_NETWORK_TYPES[precision], 0)
+    if wanted * 2 <= sum(matrices.values()):
         raise CheckFailedError(
-            f"the network is not in {precision}: of its products with weights {promised} of {sum(matrices.values())} "
+            f"the network is not in {precision}: of its products with weights {wanted} of {sum(matrices.values())} "
             f"are ({matrices}); export the ONNX file in {precision}; nothing was written"
         )
     # Absent where the layers are not told with their weights; the network's types then stand alone.
     total = sum(weights.values())
-    stored = weights.get(PROMISED[precision], 0)
+    stored = weights.get(INSPECTOR_TYPES[precision], 0)
     if total and stored < LEAST_SHARE * total:
         raise CheckFailedError(
             f"the engine is not in {precision}: {100 * stored / total:.0f} % of its weights are ({weights}), wanted "

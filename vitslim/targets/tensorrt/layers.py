@@ -9,11 +9,11 @@ from typing import Any
 
 from vitslim.runtime import Precision
 
-PROMISED: dict[Precision, str] = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16"}
+INSPECTOR_TYPES: dict[Precision, str] = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16"}
 """How the inspector writes the element type of each precision."""
 
 LEAST_SHARE = 0.9
-"""Of the elements of all weight matrices, how many must be stored in the promised precision.
+"""Of the elements of all weight matrices, how many must be stored in the asked precision.
 
 Not all: a method may select tokens in float32 on purpose, with a small matrix of its own. The fault that this guards
 against is an engine that is float32 throughout.

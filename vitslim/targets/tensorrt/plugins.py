@@ -13,7 +13,7 @@ from vitslim.targets.tensorrt.options import EngineOptions
 
 @dataclass(frozen=True)
 class PluginPlan:
-    """The form in which the engine shall have its plugins, and the library that has them, if one does."""
+    """The form in which the engine should have its plugins, and the library that has them, if one does."""
 
     form: PluginForm
     library: Path | None = None
@@ -37,7 +37,7 @@ def plan_plugins(options: EngineOptions, library: str | Path | None) -> PluginPl
         return None
     if library is not None:
         return PluginPlan("external" if options.plugins == "external" else "embedded", Path(library))
-    obstacle = "the library shall stay outside" if options.plugins == "external" else ahead_of_time_obstacle()
+    obstacle = "the library has to stay outside" if options.plugins == "external" else ahead_of_time_obstacle()
     if obstacle is None:
         return PluginPlan("ahead-of-time")
     if options.plugins == "auto":

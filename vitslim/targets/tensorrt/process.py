@@ -111,7 +111,7 @@ def _error(error: dict[str, Any], log: list[str], name_module: Callable[[str, st
     if kind in ("option", "plugin", "weights"):
         return ConfigError(message)
     if kind == "disk":
-        return CheckpointError(f"the engine could not be written ({message}); make room, nothing was left behind")
+        return CheckpointError(f"the engine could not be written ({message}); free some space, nothing was left behind")
     if kind == "memory" or is_out_of_memory(log):
         return CheckFailedError(f"the builder ran out of memory; {_LESS_MEMORY}; its last word: {useful_line(log)}")
     return CheckFailedError(f"{message}: {useful_line(log)}")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.errors import ConfigError
 from vitslim.runtime import Precision
 from vitslim.runtime.tensorrt_api import TITLES, version_numbers
+from vitslim.targets.onnx.graph import inlined
+from vitslim.targets.onnx.reading import metadata_in, read_header
 from vitslim.targets.onnx.weights import external_files
 from vitslim.targets.tensorrt.attentions import attentions_in_calls, count_attentions
 from vitslim.targets.tensorrt.fingerprint import graph_sha256
@@ -51,7 +53,7 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
     Args:
         path: the file.
         options: the precision that is asked for, the sizes, the flavor.
-        version: of the TensorRT that shall build it.
+        version: of the TensorRT that should build it.
         with_plugins: whether calls of vitslim's operators stay as they are, or become plain operators.
 
     Raises:
@@ -60,8 +62,8 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
             Attention operator where TensorRT does not build it.
     """
     path = Path(path)
-    model = _read(path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    model = read_header(path)
+    metadata = metadata_in(model)
     _check_precision(path, metadata, options.precision)
     _check_attention(path, model, options, version)
     _check_sizes(path, model, options)
@@ -69,7 +71,7 @@ def read_source(path: str | Path, options: EngineOptions, version: str, *, with_
     changes: list[str] = []
     attentions, in_plugins = count_attentions(model), attentions_in_calls(model, PLUGIN_DOMAIN)
     if not with_plugins and model.functions:
-        model = _inlined(model)
+        model = inlined(model)
         changes.append("vitslim's operators were written out in standard ones")
     if _drop_softmax_precision_(model.graph.node):
         # TensorRT's parser refuses the attribute. Its fused kernel accumulates the softmax in float32 anyway.
@@ -89,7 +91,7 @@ def precision_of(path: str | Path) -> Precision | None:
     Raises:
         CheckpointError: there is no such file, or it is not ONNX.
     """
-    told = {entry.key: entry.value for entry in _read(Path(path)).metadata_props}.get("precision")
+    told = metadata_in(read_header(path)).get("precision")
     return next((one for one in get_args(Precision) if one == told), None)
 
 
@@ -112,7 +114,7 @@ def module_of(graph: Any, node_name: str, operator: str) -> str | None:
     start = next((node for node in nodes if _same_name(node.name, node_name) and node.op_type == operator), None)
     if start is None:
         return None
-    noted = {entry.key: entry.value for entry in start.metadata_props}.get("namespace")
+    noted = metadata_in(start).get("namespace")
     if noted:
         return noted
     # vitslim's own files: ``blocks.1.mlp.act/Gelu``.
@@ -137,25 +139,6 @@ def module_of(graph: Any, node_name: str, operator: str) -> str | None:
 def _same_name(name: str, reported: str) -> bool:
     # TensorRT reports the name with or without the prefix that torch's exporter gives it.
     return reported in (name, name.removeprefix("node_"))
-
-
-def _read(path: Path) -> Any:
-    try:
-        import onnx
-    except ImportError:
-        raise MissingDependencyError("building an engine needs onnx: pip install 'vitslim[onnx]'") from None
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; write it with `vitslim export DIR --to onnx`")
-    try:
-        model: Any = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises classes of its own
-        raise CheckpointError(
-            f"{path.name} is not an ONNX file ({error}); it may be truncated, export it again"
-        ) from None
-    if not model.graph.node:
-        raise CheckpointError(f"{path.name} holds no ONNX graph; it may be truncated, export it again")
-    external_files(model, path)
-    return model
 
 
 def _check_precision(path: Path, metadata: dict[str, str], wanted: Precision) -> None:
@@ -222,12 +205,6 @@ def _all_nodes(model: Any) -> Iterator[Any]:
     yield from model.graph.node
     for function in model.functions:
         yield from function.node
-
-
-def _inlined(model: Any) -> Any:
-    import onnx.inliner
-
-    return onnx.inliner.inline_local_functions(model)
 
 
 def _drop_softmax_precision_(nodes: Iterable[Any]) -> bool:

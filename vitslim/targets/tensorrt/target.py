@@ -15,7 +15,7 @@ from vitslim.plugin import plugin_library
 from vitslim.runtime import EngineRecord, Precision, TrtRunner
 from vitslim.runtime.engine import read_record
 from vitslim.runtime.tensorrt_api import MODULES, Flavor
-from vitslim.targets.base import Backend, ExportRequest, Target, Timing, register_target
+from vitslim.targets.base import Backend, ExportRequest, Opening, Target, Timing, register_target
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.tensorrt.build import build_engine, describe
@@ -63,20 +63,12 @@ class EngineTarget(Target):
             write_onnx(request.model(), file, asked, request.metadata)
             return build_engine(file, request.path, asked, plugin_library=plugin_library())
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> TrtRunner:
+    def load(self, path: Path, how: Opening) -> TrtRunner:
         record = read_record(path)
         if record.flavor != self.flavor:
             raise ConfigError(f"{path.name} was built for {record.flavor}, backend {self.flavor} was asked for")
         library = plugin_library() if record.plugins.needs_library else None
-        return TrtRunner(path, device=device, plugin_library=library, name=name)
+        return TrtRunner(path, device=how.device, plugin_library=library, name=how.name)
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         return Guarantee(None)  # that of its record, which was proven when it was built

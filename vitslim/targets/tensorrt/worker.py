@@ -223,7 +223,7 @@ def _parser_errors(parser: Any) -> list[dict[str, Any]]:
 
 
 def _network_facts(network: Any) -> dict[str, Any]:
-    """Of the network as it was typed, before anything is fused: what the builder has promised to keep."""
+    """Of the network as it was typed, before anything is fused: what the builder has to keep."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     matrices: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The README.md in the folder of a model that Triton Inference Server shall serve."""
+"""The README.md in the folder of a model that Triton Inference Server should serve."""
 
 from __future__ import annotations
 

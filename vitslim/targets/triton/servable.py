@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import parse_json
 from vitslim.runtime.engine import EngineRecord, TensorRecord, read_record, record_path
 from vitslim.runtime.fit import misfits, require_weights, require_whole
 from vitslim.runtime.machine import this_machine
 from vitslim.runtime.tensorrt_api import TITLES
+from vitslim.targets.onnx.reading import metadata_in, read_header
 from vitslim.targets.onnx.weights import external_files
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ValueInfoProto
 
 Backend = Literal["onnx", "tensorrt"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "tensorrt": ".engine"}
@@ -128,7 +129,10 @@ def _is_for_servers(engine: Path) -> bool:
 
 
 def _of_onnx(path: Path) -> Servable:
-    model = read_graph(path)
+    model = read_header(path)
+    values = [*model.graph.input, *model.graph.output]
+    if not (model.graph.input and model.graph.output and all(value.type.tensor_type.shape.dim for value in values)):
+        raise CheckpointError(f"{path} is not an ONNX file with an input and an output; export the model again")
     inputs = tuple(_tensor(value) for value in model.graph.input)
     least = _first_size(model.graph.input[0])
     return Servable(
@@ -138,41 +142,19 @@ def _of_onnx(path: Path) -> Servable:
         inputs=inputs,
         outputs=tuple(_tensor(value) for value in model.graph.output),
         batch=BatchRange(1 if least is None else least, None, least),
-        metadata=_readable(path, {entry.key: entry.value for entry in model.metadata_props}),
+        metadata=_readable(path, metadata_in(model)),
     )
-
-
-def read_graph(path: Path) -> ModelProto:
-    """An ONNX file without the weights that lie beside it.
-
-    Raises:
-        CheckpointError: it is not an ONNX file with an input and an output.
-        MissingDependencyError: onnx is not installed.
-    """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise MissingDependencyError("reading an ONNX file needs onnx: pip install 'vitslim[onnx]'") from None
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise CheckpointError(f"{path} is not an ONNX file, or was cut short: {error}") from None
-    values = [*model.graph.input, *model.graph.output]
-    if not (model.graph.input and model.graph.output and all(value.type.tensor_type.shape.dim for value in values)):
-        raise CheckpointError(f"{path} is not an ONNX file with an input and an output; export the model again")
-    return model
 
 
 def _readable(path: Path, metadata: Mapping[str, str]) -> Mapping[str, str]:
     """The metadata of a file, once what is written on is known to be what vitslim writes."""
     lists = [key for key in ("image_size", "labels") if not _is_json(metadata.get(key, "[]"), list)]
-    faults = lists + ([] if _is_json(metadata.get("input", "{}"), dict) else ["input"])
+    errors = lists + ([] if _is_json(metadata.get("input", "{}"), dict) else ["input"])
     if "image_size" in metadata:
-        faults += [f"no {key}" for key in ("interpolation", "crop_pct", "mean", "std") if key not in metadata]
-    if faults:
+        errors += [f"no {key}" for key in ("interpolation", "crop_pct", "mean", "std") if key not in metadata]
+    if errors:
         raise CheckpointError(
-            f"{path.name} does not say of itself what vitslim writes ({', '.join(faults)}); export the model again"
+            f"{path.name} does not say of itself what vitslim writes ({', '.join(errors)}); export the model again"
         )
     return metadata
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from vitslim.errors import ConfigError
 from vitslim.runtime import Precision, Runner
-from vitslim.targets.base import ExportRequest, Target, register_target, target_of
+from vitslim.targets.base import ExportRequest, Opening, Target, register_target, target_of
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.triton.repository import CONFIG, VERSION, TritonRepository, check_name, write_model_repository
@@ -55,17 +56,9 @@ class TritonServerTarget(Target):
             overwrite=request.overwrite,
         )
 
-    def load(
-        self,
-        path: Path,
-        *,
-        backend: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        name: str | None = None,
-    ) -> Runner:
+    def load(self, path: Path, how: Opening) -> Runner:
         served = _served(path)
-        return target_of(served).load(served, device=device, threads=threads, name=name or path.name)
+        return target_of(served).load(served, replace(how, backend=None, name=how.name or path.name))
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         served = _served(path)
