@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -72,16 +72,15 @@ def prepare_export(
     target = TARGETS.get(to)
     _check_options(target, options)
     source = None if isinstance(model, nn.Module) else Path(model)
-    if source is not None and not source.exists():
+    if source is not None and source.suffix != ".onnx" and not source.exists():
         source = None  # a dense model's name
-    kind = next((one for one in target.precisions if one == precision), None)
-    if precision is None:
-        kind = target.default_precision(source)
+    chosen = precision or target.default_precision(source)
+    kind: Precision | None = next((one for one in target.precisions if one == chosen), None)
     if kind is None:
-        raise ConfigError(f"target {to!r} is not written in {precision}; wanted {', '.join(target.precisions)}")
+        raise ConfigError(f"target {to!r} is not written in {chosen}; wanted {', '.join(target.precisions)}")
     if path is None and source is None:
         raise ConfigError("export needs a path (--out), except for a folder that vitslim.save wrote")
-    place = Path(path) if path is not None else target.default_path(Path(str(source)), kind, options)
+    place = Path(path) if path is not None else target.default_path(cast(Path, source), kind, options)
     target.check_path(place, overwrite=overwrite)
     target.require()
     return target, ExportRequest(

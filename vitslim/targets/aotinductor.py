@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitslim.errors import CheckFailedError, CheckpointError, MissingDependencyError, UnsupportedModelError
+from vitslim.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from vitslim.files import atomic_path
 from vitslim.runtime import Precision
 from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Opening, Target, Timing, register_target
 from vitslim.targets.metadata import artifact_metadata
-from vitslim.targets.program_parity import compared
 from vitslim.targets.quiet import captured
 from vitslim.targets.torch_export import (
     ProgramExport,
     ProgramRunner,
     describe_program,
     holds_machine_code,
+    require_same_numbers,
     traced_program,
 )
 
@@ -58,7 +58,7 @@ def compile_package(
     Args:
         model: dense or converted; stays as it is.
         path: of the package, ``.pt2``.
-        images: at least three, normalised as the model expects; what is loaded back is compared on them.
+        images: some, normalised as the model expects; what is loaded back is compared on them.
         precision: of weights and arithmetic.
         device: ``None`` for the CPU.
 
@@ -76,12 +76,7 @@ def compile_package(
     metadata = artifact_metadata(model, precision, {"bound_to": bound_to})
     with tempfile.TemporaryDirectory() as folder:
         package = _compile(program, Path(folder) / "model.pt2", metadata)
-        with captured():
-            loaded: Any = torch._inductor.aoti_load_package(str(package))  # pyright: ignore[reportPrivateUsage]
-        try:
-            comparisons = compared(model, lambda given: loaded(given.to(device)), images, precision=precision)
-        except CheckFailedError as error:
-            raise CheckFailedError(f"{target.name} was not written: {error}") from None
+        comparisons = require_same_numbers(model, open_package(package, target.name), images)
         digest = hashlib.sha256(package.read_bytes()).hexdigest()
         with atomic_path(target) as scratch:
             shutil.copyfile(package, scratch)
@@ -137,6 +132,22 @@ def _processor(device: torch.device) -> dict[str, str]:
     return {"vectors": torch.backends.cpu.get_cpu_capability()}
 
 
+def open_package(path: Path, name: str) -> ProgramRunner:
+    """A package that was compiled, ready to run: its machine code is loaded.
+
+    Raises:
+        CheckpointError: it cannot be loaded here, or vitslim did not write it.
+    """
+    try:
+        with captured():
+            loaded: Any = torch._inductor.aoti_load_package(str(path))  # pyright: ignore[reportPrivateUsage]
+            metadata: dict[str, str] = loaded.get_metadata()
+    except Exception as error:  # of the linker, of CUDA, of torch
+        raise CheckpointError(f"torch cannot load {name} ({error}); compile it here") from error
+    device = str(metadata.get("AOTI_DEVICE_KEY", "cpu"))
+    return ProgramRunner(loaded, metadata, backend="aotinductor", device=device, name=name)
+
+
 @register_target("aotinductor")
 class AotInductorTarget(Target):
     """A compiled ``.pt2`` package, checked against its model before it is kept."""
@@ -160,14 +171,7 @@ class AotInductorTarget(Target):
         return compile_package(model, request.path, request.sample(model), precision=request.precision, device=place)
 
     def load(self, path: Path, how: Opening) -> ProgramRunner:
-        try:
-            with captured():
-                loaded: Any = torch._inductor.aoti_load_package(str(path))  # pyright: ignore[reportPrivateUsage]
-                metadata: dict[str, str] = loaded.get_metadata()
-        except Exception as error:  # of the linker, of CUDA, of torch
-            raise CheckpointError(f"torch cannot load {path.name} ({error}); compile it here") from error
-        own = str(metadata.get("AOTI_DEVICE_KEY", "cpu"))
-        return ProgramRunner(loaded, metadata, backend="aotinductor", device=own, name=how.name or path.stem)
+        return open_package(path, how.name or path.stem)
 
     def timing_options(self, how: Timing) -> dict[str, Any]:
         return {"device": how.device}

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,9 @@ from vitslim.runtime.runner import DTYPES, Images, Runner, TensorSpec, check_ima
 from vitslim.shapes import Result
 from vitslim.targets.base import ALL_PRECISIONS, ExportRequest, Opening, Target, register_target
 from vitslim.targets.metadata import artifact_metadata
-from vitslim.targets.program_parity import Comparison, compared
+from vitslim.targets.parity.comparing import AS_WRITTEN, compare
+from vitslim.targets.parity.guarantee import Guarantee
+from vitslim.targets.parity.result import ParityCheck
 from vitslim.targets.quiet import captured
 
 METADATA_FILE = "vitslim.json"
@@ -45,7 +47,7 @@ class ProgramExport(Result):
     size_bytes: int
     sha256: str
     spelled_out: int
-    comparisons: list[Comparison]
+    comparisons: list[ParityCheck]
     metadata: dict[str, str]
 
 
@@ -57,7 +59,7 @@ def write_program(
     Args:
         model: dense or converted; stays as it is.
         path: of the file.
-        images: at least three, normalised as the model expects; what is loaded back is compared on them.
+        images: some, normalised as the model expects; what is loaded back is compared on them.
         precision: of weights and arithmetic.
 
     Raises:
@@ -71,11 +73,8 @@ def write_program(
     with captured():
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
         content = buffer.getvalue()
-        loaded = torch.export.load(io.BytesIO(content)).module()
-    try:
-        comparisons = compared(model, cast(Any, loaded), images, precision=precision)
-    except CheckFailedError as error:
-        raise CheckFailedError(f"{Path(path).name} was not written: {error}") from None
+    runner = open_program(io.BytesIO(content), Path(path).name)
+    comparisons = require_same_numbers(model, runner, images)
     write_bytes(path, content)
     return ProgramExport(
         file=Path(path),
@@ -169,6 +168,35 @@ class ProgramRunner(Runner):
         del self._forward
 
 
+def open_program(file: Path | io.BytesIO, name: str) -> ProgramRunner:
+    """A program that was written, ready to run; of a file that holds more than tensors nothing is unpickled.
+
+    Raises:
+        CheckpointError: torch does not load it, or vitslim did not write it.
+    """
+    extra = {METADATA_FILE: ""}
+    try:
+        with captured(), _without_pickles():
+            loaded: Any = torch.export.load(file, extra_files=extra).module()
+            metadata = parse_json(extra[METADATA_FILE] or "{}")
+    except Exception as error:  # zipfile's, json's and torch's own, by what is wrong with the file
+        raise CheckpointError(f"torch cannot load {name} ({error}); export it again") from error
+    return ProgramRunner(loaded, metadata, backend="torch-export", device="cpu", name=name)
+
+
+def require_same_numbers(model: nn.Module, runner: ProgramRunner, images: Tensor) -> list[ParityCheck]:
+    """Compare what was loaded back with its model, at two batch sizes: a frozen batch shows at the second only.
+
+    Raises:
+        CheckFailedError: it computes something else.
+    """
+    form = iter([(AS_WRITTEN, runner)])
+    report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
+    if not report.passed:
+        raise CheckFailedError(f"{runner.name} was not written: {'; '.join(report.failures())}")
+    return report.checks
+
+
 @register_target("torch-export")
 class TorchExportTarget(Target):
     """A ``.pt2`` program, checked against its model before it is kept."""
@@ -187,14 +215,7 @@ class TorchExportTarget(Target):
     def load(self, path: Path, how: Opening) -> ProgramRunner:
         if how.device not in (None, "cpu"):
             raise ConfigError(f"{path.name} was traced on the CPU and runs there; device {how.device} was asked for")
-        told = {METADATA_FILE: ""}
-        try:
-            with captured(), _without_pickles():
-                loaded: Any = torch.export.load(path, extra_files=told).module()
-        except Exception as error:  # zipfile's, json's and torch's own, by what is wrong with the file
-            raise CheckpointError(f"torch cannot load {path.name} ({error}); export it again") from error
-        metadata = parse_json(told[METADATA_FILE] or "{}")
-        return ProgramRunner(loaded, metadata, backend="torch-export", device="cpu", name=how.name or path.stem)
+        return open_program(path, how.name or path.stem)
 
     def describe(self, written: Any, request: ExportRequest) -> list[str]:
         return describe_program(written, request)
