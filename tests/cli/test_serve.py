@@ -21,6 +21,7 @@ def test_a_student_becomes_a_model_repository(student: Path, tmp_path: Path, vit
     again = vitslim(*words)
     assert again.code == 2
     assert "has a model 'student' already; pass --overwrite" in again.error
+    assert vitslim("verify", student, tmp_path / "models" / "student", "--images", 3).code == 0
     said = vitslim(*words, "--overwrite").err
     assert "tritonserver --model-repository=/models" in said
 
@@ -31,6 +32,8 @@ def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:
     assert outcome.document["file"] == str(copied / "export" / "model.pt2")
     assert all(check["max_abs"] <= check["tolerance"] for check in outcome.document["comparisons"])
     assert "exists; pass --overwrite" in vitslim("export", copied, "--to", "torch-export").error
+    found = vitslim("verify", copied, copied / "export" / "model.pt2", "--images", 3, "--json")
+    assert {check["backend"] for check in found.document["checks"]} == {"torch-export"}
 
 
 @pytest.mark.parametrize(

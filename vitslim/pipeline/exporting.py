@@ -17,10 +17,10 @@ from vitslim.files import read_json
 from vitslim.pipeline.task_images import default_data, sample_images, task_images
 from vitslim.pipeline.verbs import DataLike, ModelLike, device_named, open_any
 from vitslim.runtime import Precision
-from vitslim.shapes import AnyPath, AtLeastOne, Result
+from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.targets import TARGETS, ExportRequest, Target, find_backend
 from vitslim.targets import verify as verify_file
-from vitslim.targets.parity.result import ParityCheck
+from vitslim.targets.parity.result import ParityReport
 
 
 @checked
@@ -33,7 +33,7 @@ def export(
     data: DataLike | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> BaseModel:
+) -> Any:
     """Write a model for a runtime or server; for a saved folder it lies in ``export/`` beside the model.
 
     Args:
@@ -47,6 +47,9 @@ def export(
             ``vitslim.targets.tensorrt.options.EngineOptions`` for ``tensorrt`` and ``rtx``, ``device`` for
             ``aotinductor``; ``backend``, ``artifact``, ``name``, ``max_batch``, ``instances``, ``any_gpu`` for
             ``triton-server``.
+
+    Returns:
+        What is known of the file, as the target tells it: ``OnnxExport``, ``EngineRecord``, ``TritonRepository``...
 
     Raises:
         ConfigError: an unknown target or option, no path for a model that is not a folder, or something that would be
@@ -138,23 +141,6 @@ class _Metrics(BaseModel):
     student: _Student
 
 
-class Verification(Result):
-    """What ``verify`` found for all exported files together, as it stands in parity.json."""
-
-    passed: bool
-    checks: list[ParityCheck]
-    notes: list[str]
-
-    def failures(self) -> list[str]:
-        """One sentence per fault, however many batches and forms have it in the same way."""
-        where: dict[tuple[str, str], list[str]] = {}
-        for check in self.checks:
-            form = "" if check.form == "as written" else f" ({check.form})"
-            for failure in check.failures:
-                where.setdefault((check.artifact, failure), []).append(f"batch {check.batch}{form}")
-        return [f"{file}, {' and '.join(dict.fromkeys(places))}: {one}" for (file, one), places in where.items()]
-
-
 @checked
 def verify(
     model: ModelLike,
@@ -165,7 +151,7 @@ def verify(
     batches: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (1, 3),
     precision: Precision | None = None,
     backend: str | None = None,
-) -> Verification:
+) -> ParityReport:
     """Compare exported files with the model on images of its task, at several batch sizes.
 
     The images are those of ``data``; else of the recipe that the model's folder was made by; else built-in ones. A note
@@ -194,10 +180,10 @@ def compare(
     batches: Sequence[int],
     backend: str | None = None,
     precision: Precision | None = None,
-) -> Verification:
+) -> ParityReport:
     """``verify`` for a model and images that are at hand."""
     reports = [verify_file(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths]
-    return Verification(
+    return ParityReport(
         passed=all(report.passed for report in reports),
         checks=[check for report in reports for check in report.checks],
         notes=list(dict.fromkeys(note for report in reports for note in report.notes)),

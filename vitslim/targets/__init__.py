@@ -3,6 +3,7 @@
 A target is one file and one line here; other packages add theirs through the entry point group ``vitslim.targets``.
 """
 
+from vitslim.targets.aotinductor import AotInductorTarget
 from vitslim.targets.base import (
     TARGETS,
     Backend,
@@ -19,12 +20,9 @@ from vitslim.targets.base import (
 )
 from vitslim.targets.onnx.target import OnnxTarget
 from vitslim.targets.tensorrt.target import RtxTarget, TensorrtTarget
+from vitslim.targets.torch_eager import TorchTarget
 from vitslim.targets.torch_export import TorchExportTarget
-
-from vitslim.targets.aotinductor import AotInductorTarget  # isort: skip
 from vitslim.targets.triton.target import TritonServerTarget
-
-from vitslim.targets.torch_eager import TorchTarget  # isort: skip
 
 __all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "Opening", "RtxTarget", "Target"]
 __all__ += [

@@ -193,7 +193,7 @@ class Target:
         if path.is_dir() and self.suffix is not None:
             raise ConfigError(f"{path} is a folder; wanted the path of a file")
         if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists; pass --overwrite (overwrite=True) or another --out")
+            raise ConfigError(f"{path} exists; pass --overwrite or another --out (in Python overwrite=True)")
         require_writable(path)
 
     def write(self, request: ExportRequest) -> BaseModel:

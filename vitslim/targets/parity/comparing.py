@@ -51,18 +51,15 @@ def compare(
             taking, sizes = _sizes(model, runner, images, leaves_sizes_free)
             with TorchRunner(taking, device="cpu") as reference:
                 for sized in sizes:
-                    checks += _checks(reference, runner, form, sized, batches, guarantee, tolerance, model)
-    checks = [check.model_copy(update={"artifact": artifact}) for check in checks]
+                    checks += _checks(reference, runner, (artifact, form), sized, batches, guarantee, tolerance, model)
     notes |= dict.fromkeys(_flip_note(check) for check in checks if check.is_flipped_choice)
-    return ParityReport(
-        artifact=artifact, passed=all(check.passed for check in checks), checks=checks, notes=list(notes)
-    )
+    return ParityReport(passed=all(check.passed for check in checks), checks=checks, notes=list(notes))
 
 
 def _checks(
     reference: Runner,
     runner: Runner,
-    form: str,
+    what: tuple[str, str],
     images: Tensor,
     batches: Sequence[int],
     guarantee: Guarantee,
@@ -73,7 +70,8 @@ def _checks(
     expected = _in_batches(reference, images, 8)
     kept = guarantee.precision or runner.precision
     about = _About(
-        form=form,
+        artifact=what[0],
+        form=what[1],
         backend=runner.backend,
         precision=kept,
         image_size=(images.shape[2], images.shape[3]),
@@ -128,6 +126,7 @@ def _in_batches(runner: Runner, images: Tensor, size: int) -> Tensor:
 class _About:
     """What one comparison is about, and what it is compared with."""
 
+    artifact: str
     form: str
     backend: str
     precision: Precision
@@ -146,7 +145,7 @@ def _compare(about: _About, batch: int, expected: Tensor, given: Tensor) -> Pari
         )
     found = distance(expected, given, about.limits, classes=about.classes, chooses=about.chooses)
     check = ParityCheck(
-        artifact="",
+        artifact=about.artifact,
         form=about.form,
         backend=about.backend,
         precision=about.precision,

@@ -40,21 +40,19 @@ class ParityCheck(Result):
     passed: bool
     failures: list[str]
 
-    @property
-    def title(self) -> str:
-        """What was compared, in a few words."""
-        form = "" if self.form == "as written" else f", {self.form}"
-        return f"{self.artifact} ({self.precision}, batch {self.batch}{form})"
-
 
 class ParityReport(Result):
-    """All checks of one artifact."""
+    """All checks of one exported file or of several, as they stand in parity.json."""
 
-    artifact: str
     passed: bool
     checks: list[ParityCheck]
     notes: list[str]
 
     def failures(self) -> list[str]:
-        """One readable sentence per failed check."""
-        return [f"{check.title}: {failure}" for check in self.checks for failure in check.failures]
+        """One sentence per failure, however many batches and forms have it in the same way."""
+        where: dict[tuple[str, str], list[str]] = {}
+        for check in self.checks:
+            form = "" if check.form == "as written" else f" ({check.form})"
+            for failure in check.failures:
+                where.setdefault((check.artifact, failure), []).append(f"batch {check.batch}{form}")
+        return [f"{file}, {' and '.join(dict.fromkeys(places))}: {one}" for (file, one), places in where.items()]
