@@ -3,12 +3,8 @@
 The names below are loaded on first use, so that ``import vitslim`` costs nothing.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from vitslim.openers import offer_model_opener
 
 if TYPE_CHECKING:
     from vitslim.authors import import_checkpoint
@@ -21,15 +17,16 @@ if TYPE_CHECKING:
         benchmark,
         compare,
         convert,
-        deploy,
         distill,
         evaluate,
         export,
+        open_runner,
         quantize,
         refit,
         verify,
         warm_start,
     )
+    from vitslim.targets import list_targets, register_target
 
 _HOMES = {
     "vitslim.authors": ("import_checkpoint",),
@@ -38,17 +35,16 @@ _HOMES = {
     "vitslim.models": ("register_adapter",),
     "vitslim.opening": ("open_model",),
     "vitslim.pipeline": (
-        *("analyze", "benchmark", "compare", "convert", "deploy", "distill", "evaluate", "export", "quantize", "refit"),
+        *("analyze", "benchmark", "compare", "convert", "distill", "evaluate", "export", "open_runner", "quantize"),
+        "refit",
         *("verify", "warm_start"),
     ),
+    "vitslim.targets": ("list_targets", "register_target"),
 }
 __all__ = ["EvoViTConfig", "SkipAtConfig", "SparsifinerConfig", "SretConfig", "analyze", "benchmark", "compare"]
-__all__ += ["convert", "deploy", "distill", "evaluate", "export", "import_checkpoint", "list_methods", "load"]
-__all__ += ["open_model", "quantize", "refit", "register_adapter", "save", "verify", "warm_start"]
-
-
-# So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.
-offer_model_opener(lambda folder: import_module("vitslim.checkpoint").load(folder))
+__all__ += ["convert", "distill", "evaluate", "export", "import_checkpoint", "list_methods", "list_targets", "load"]
+__all__ += ["open_model", "open_runner", "quantize", "refit", "register_adapter", "register_target", "save", "verify"]
+__all__ += ["warm_start"]
 
 
 def __getattr__(name: str) -> Any:
@@ -60,13 +56,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the room ``vitslim.export`` must not hide the verb of the same name.
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

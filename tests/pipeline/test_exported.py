@@ -11,11 +11,10 @@ from vitslim.errors import VitslimError
 from vitslim.files import write_json
 from vitslim.opening import open_model
 from vitslim.pipeline import export, run, verify
-from vitslim.pipeline.engines import RunnerModule
 from vitslim.pipeline.exporting import known_of
 from vitslim.pipeline.images import task_images
+from vitslim.pipeline.runners import RunnerModule, open_runner
 from vitslim.recipe import read_recipe
-from vitslim.runtime import load
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -69,10 +68,10 @@ def test_a_verification_says_what_it_compared_on(student: Path, tmp_path: Path) 
 
 
 def test_a_file_for_bytes_is_evaluated_as_a_module_on_normalised_images(student: Path, tmp_path: Path) -> None:
-    export(str(student), tmp_path / "raw.onnx", images="uint8-nhwc")
+    export(str(student), tmp_path / "raw.onnx", input_format="uint8-nhwc")
     model = open_model(student).eval()
     images = task_images(student, model, None, 5).images
-    with load(tmp_path / "raw.onnx") as runner, torch.no_grad():
+    with open_runner(tmp_path / "raw.onnx") as runner, torch.no_grad():
         found = RunnerModule(runner, model)(images)
         expected = model(images)
     # Bytes round what the images say to 1 of 256; the logits are of unit size.

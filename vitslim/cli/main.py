@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from vitslim.cli import bench, check, import_weights, look, make, plugin, serve
+from vitslim.cli import bench, evaluate, export, import_weights, look, make, plugin
 from vitslim.cli.early import check_early
 from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
@@ -35,9 +35,9 @@ app = typer.Typer(
 look.register(app)
 make.register(app)
 import_weights.register(app)
-check.register(app)
+evaluate.register(app)
+export.register(app)
 bench.register(app)
-serve.register(app)
 plugin.register(app)
 add_examples(app)
 check_early(app)

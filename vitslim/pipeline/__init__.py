@@ -2,10 +2,11 @@
 
 from vitslim.pipeline.api import analyze, benchmark, convert, distill, evaluate, warm_start
 from vitslim.pipeline.comparing import ComparisonReport, compare
-from vitslim.pipeline.deployment import deploy, quantize
-from vitslim.pipeline.engines import refit
 from vitslim.pipeline.exporting import export, verify
+from vitslim.pipeline.quantizing import quantize
+from vitslim.pipeline.refitting import refit
 from vitslim.pipeline.road import RunResult, require_passed, run
+from vitslim.pipeline.runners import open_runner
 
 __all__ = [
     "ComparisonReport",
@@ -14,10 +15,10 @@ __all__ = [
     "benchmark",
     "compare",
     "convert",
-    "deploy",
     "distill",
     "evaluate",
     "export",
+    "open_runner",
     "quantize",
     "refit",
     "require_passed",

@@ -140,15 +140,22 @@ def evaluate(
     """Top-1, top-5 and agreement with a teacher on the held-out split.
 
     Args:
-        backend: what runs the model: ``torch`` on ``device``, or its exported file in one of
-            ``vitslim.runtime.BACKENDS``, or ``auto`` for the best of them.
+        backend: what runs the model: ``torch`` on ``device``, or its exported file in a backend of
+            ``vitslim list targets``, or ``auto`` for the best of them.
     """
-    from vitslim.pipeline.engines import RunnerModule, open_backend
+    from vitslim.pipeline.runners import RunnerModule, open_runner
     from vitslim.train import evaluate as measure
 
+    if backend != "torch" and isinstance(model, nn.Module):
+        raise ConfigError(f"backend {backend!r} opens saved folders and files; save the model and export it first")
     student = on_device(open_model(model), device)
     loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
-    with nullcontext() if backend == "torch" else open_backend(model, backend) as runner:
+    wanted = None if backend == "auto" else backend
+    with (
+        nullcontext()
+        if isinstance(model, nn.Module) or backend == "torch"
+        else open_runner(model, backend=wanted) as runner
+    ):
         run = student if runner is None else RunnerModule(runner, student)
         dense = None if teacher is None else open_model(teacher).to(next(run.parameters()).device)
         return measure(run, loader, teacher=dense, progress=progress)
@@ -172,8 +179,6 @@ def benchmark(
         options: fields of ``BenchConfig``.
     """
     from vitslim.bench import benchmark as measure
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
 
     device_named(str(options.get("device", "cpu")))
     given = {name: value for name, value in (model_options or {}).items() if value is not None}
@@ -194,8 +199,6 @@ def benchmark(
     return measure(
         {"dense": dense, **others},
         baseline="dense",
-        exporter=export_onnx,
-        engine_exporter=export_engine,
         progress=progress,
         **options,
     )

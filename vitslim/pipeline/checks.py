@@ -10,12 +10,12 @@ from torch import nn
 
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
-from vitslim.export import check_export
 from vitslim.pipeline.choices import Choice, try_conversions
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.inputs import open_images, open_source, open_teacher
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
 from vitslim.recipe import Recipe
+from vitslim.targets.onnx.export import check_export
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
 from vitslim.trunk import is_converted, plan_summary, trunk_of
