@@ -22,8 +22,9 @@ from vitslim.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, load_config, sav
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json, write_json, write_tensors
 from vitslim.methods import convert
-from vitslim.models import BaseModel, open_model, preprocessing
-from vitslim.models.base import remember_base
+from vitslim.models import BaseModel, preprocessing
+from vitslim.models.base_model import remember_base
+from vitslim.opening import open_model
 from vitslim.trunk import trunk_of
 
 DESCRIBABLE = [name for name in ALL if name not in NOT_DESCRIBABLE]

@@ -10,7 +10,7 @@ from torch import nn
 from vitslim.bench import count_macs, count_parameters
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.training import read_pretrain_config
 from vitslim.recipe import Recipe, load_recipe, read_recipe, with_overrides, write_yaml
 from vitslim.train.early_tokens import faults_of_early_tokens

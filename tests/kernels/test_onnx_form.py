@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitslim.export.quiet import captured
 from vitslim.kernels import kept_keys, onnx_forms, sparse_attention
+from vitslim.targets.quiet import captured
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, m
 
 
 def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitslim.export import export_onnx
+    from vitslim.targets.onnx.export import export_onnx
 
     def wrong(model: torch.nn.Module, path: Path, **options: Any) -> Any:
         other = copy.deepcopy(model)
@@ -359,7 +359,7 @@ def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeyp
             other.head.bias += 1.0
         return export_onnx(other, path, **options)
 
-    monkeypatch.setattr(sys.modules["vitslim.export"], "export_onnx", wrong)
+    monkeypatch.setattr(sys.modules["vitslim.targets.onnx.export"], "export_onnx", wrong)
     shallow = MODEL | {"options": MODEL["options"] | {"depth": 2}}
     document = {"model": shallow, "convert": [{"method": "skipat"}], "export": {"images": 4, "batches": [1]}}
     result = run(read_recipe(document), tmp_path / "out")

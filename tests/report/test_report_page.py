@@ -17,7 +17,7 @@ from vitslim.checkpoint import save
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.recipe import read_recipe
 from vitslim.report import ReportParts, read_parts, render_report, write_plots, write_report

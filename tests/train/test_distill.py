@@ -10,7 +10,7 @@ from tests.train.conftest import same, weights
 from vitslim.data import Loader
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.train import DistillConfig, distill, evaluate
 
 Build = Callable[..., nn.Module]

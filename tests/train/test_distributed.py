@@ -22,7 +22,7 @@ from vitslim.cli.main import main
 from vitslim.data import Loader
 from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.files import read_json
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.train import DistillConfig, distill
 from vitslim.train.processes import ALONE, Processes, device_of_process, ending_together, started_processes
 from vitslim.train.state import read_run_state

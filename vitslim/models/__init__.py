@@ -1,20 +1,20 @@
-"""All that vitslim knows of timm: opening a model, its tokens, the verbs of its blocks."""
+"""All that vitslim knows of timm: creating a model, its tokens, what its blocks do."""
 
 from vitslim.models.adapter import BlockAdapter, Context
 from vitslim.models.any_size import take_any_size_
-from vitslim.models.base import BaseModel, build_base, describe, remember_depth_
+from vitslim.models.base import build_base, describe, remember_depth_
+from vitslim.models.base_model import BaseModel
 from vitslim.models.catalog import ModelInfo, catalog
-from vitslim.models.families import adapter_for, family_of
+from vitslim.models.create import create_model, resolve_name
+from vitslim.models.families import adapter_for, family_of, register_adapter
 from vitslim.models.image_input import Preprocessing, preprocessing, set_preprocessing_
+from vitslim.models.init import init_from_scratch_
 from vitslim.models.layout import TokenLayout, token_layout
-from vitslim.models.open import ALIASES, BUILTIN, open_model, resolve_name
 from vitslim.models.sret_pyramid import SretPyramid
-from vitslim.models.trace import DenseTrace, trace
+from vitslim.models.trace import DenseTrace, output_behind_blocks, trace
 from vitslim.models.weights_file import read_weights
 
 __all__ = [
-    "ALIASES",
-    "BUILTIN",
     "BaseModel",
     "BlockAdapter",
     "Context",
@@ -26,11 +26,14 @@ __all__ = [
     "adapter_for",
     "build_base",
     "catalog",
+    "create_model",
     "describe",
     "family_of",
-    "open_model",
+    "init_from_scratch_",
+    "output_behind_blocks",
     "preprocessing",
     "read_weights",
+    "register_adapter",
     "remember_depth_",
     "resolve_name",
     "set_preprocessing_",

@@ -25,15 +25,15 @@ from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
-from vitslim.models import open_model, preprocessing
+from vitslim.models import init_from_scratch_, preprocessing
+from vitslim.opening import open_model
 from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, TEACHER, AccuracyPreset
+from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.preset import ModelEntry
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.runtime.versions import library_versions
 from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_start
 from vitslim.train.settings import resolve_precision
-from vitslim.train.start import start_from_scratch_
 
 BEGUN_FILE = "begun.json"
 RESULT_FILE = "result.json"
@@ -134,7 +134,7 @@ class Trainer:
                 num_classes=task.classes,
                 **entry.options,
             )
-        model = start_from_scratch_(model, task.seed).to(self._device)
+        model = init_from_scratch_(model, task.seed).to(self._device)
         return model, self._distill(model, None, self.preset.teacher, folder, name)
 
     def _finish(self, name: str, made: _Made, folder: Path) -> dict[str, Any]:

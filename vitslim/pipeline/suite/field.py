@@ -14,7 +14,7 @@ from vitslim.bench.roofline import Traffic, count_traffic
 from vitslim.bench.suite import DENSE, SMALLER, Kind, Piece
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.suite.preset import Preset
 
 
