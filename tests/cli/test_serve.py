@@ -32,8 +32,13 @@ def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:
     assert outcome.document["file"] == str(copied / "export" / "model.pt2")
     assert all(check["max_abs"] <= check["tolerance"] for check in outcome.document["comparisons"])
     assert "exists; pass --overwrite" in vitslim("export", copied, "--to", "torch-export").error
-    found = vitslim("verify", copied, copied / "export" / "model.pt2", "--images", 3, "--json")
-    assert {check["backend"] for check in found.document["checks"]} == {"torch-export"}
+    found = vitslim("verify", copied, "--images", 3, "--json").document
+    assert {(check["artifact"], check["backend"]) for check in found["checks"]} == {
+        ("model.onnx", "ort"),
+        ("model.pt2", "torch-export"),
+    }
+    only = vitslim("verify", copied, "--images", 3, "--backend", "onnx", "--json").document
+    assert {check["artifact"] for check in only["checks"]} == {"model.onnx"}
 
 
 @pytest.mark.parametrize(

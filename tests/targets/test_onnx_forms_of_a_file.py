@@ -188,7 +188,9 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path, monkeypatch, failing):
     monkeypatch.setattr(onnx_weights, "FILE_LIMIT", 10)
     model, path = onnx.ModelProto(), tmp_path / "m.onnx"
     model.graph.initializer.add(name="w", data_type=1, dims=[1024], raw_data=bytes(4096))
-    record = partial(ExportRecord, precision="fp32", opset=20, images="normalized", is_inlined=True, model_sha256="")
+    record = partial(
+        ExportRecord, precision="fp32", opset=20, input_format="normalized", is_inlined=True, model_sha256=""
+    )
     onnx_weights.write_model(path, model, lambda sha256: record(sha256=sha256))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     calls: list[int] = []

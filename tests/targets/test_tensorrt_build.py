@@ -79,8 +79,15 @@ def built(written):
     return build
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", list(FUSED))
+# In fp32 nothing is fused, whatever the method.
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=pytest.mark.slow if (precision, name != "dense") == ("fp32", True) else ())
+        for precision in ("fp32", "fp16")
+        for name in FUSED
+    ],
+)
 def test_every_method_builds_in_its_precision_and_fuses_in_half(built, name, precision):
     engine, record = built(name, precision)
     assert record == read_record(engine)
@@ -239,7 +246,8 @@ def test_an_onnx_file_is_built_as_it_stands(written, tmp_path):
         export(model("dense"), **TO_RTX)
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_deit_small_builds_with_every_attention_fused(tmp_path, precision):
     deit = timm.create_model("deit_small_patch16_224", pretrained=False).eval()
     export_onnx(deit, tmp_path / "deit.onnx", precision=precision, opset=OPSET)

@@ -62,7 +62,7 @@ def test_a_node_that_the_parser_refuses_is_named_with_its_module(tmp_path):
 
 
 def test_a_full_disk_and_a_wrong_option_are_told_apart(tmp_path):
-    with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\); make room"):
+    with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\); free some space"):
         run(tmp_path, answer({"kind": "disk", "message": "No space left on device"}))
     with pytest.raises(ConfigError, match="no builder flag REFIT"):
         run(tmp_path, answer({"kind": "option", "message": "this TensorRT (9) has no builder flag REFIT"}))

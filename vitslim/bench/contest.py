@@ -11,7 +11,6 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from vitslim import targets
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.faults import first_line, is_out_of_memory
@@ -21,6 +20,7 @@ from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner
+from vitslim.targets import Backend as BackendFacts
 from vitslim.targets import Opening, Timing, find_backend
 
 
@@ -40,9 +40,9 @@ Backend = Annotated[str, AfterValidator(_known_backend)]
 Meter = Callable[[Callable[[], object]], Power]
 
 
-def facts_of(backend: str) -> targets.Backend:
+def facts_of(backend: str) -> BackendFacts:
     """What is known of a backend before it is opened."""
-    return targets.Backend(TRAIN, on_stream=True, in_torch=True) if backend == TRAIN else find_backend(backend)[1]
+    return BackendFacts(TRAIN, on_stream=True, in_torch=True) if backend == TRAIN else find_backend(backend)[1]
 
 
 @dataclass(frozen=True)

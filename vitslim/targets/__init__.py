@@ -24,14 +24,6 @@ from vitslim.targets.torch_eager import TorchTarget
 from vitslim.targets.torch_export import TorchExportTarget
 from vitslim.targets.triton.target import TritonServerTarget
 
-__all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "Opening", "RtxTarget", "Target"]
-__all__ += [
-    "TensorrtTarget",
-    "Timing",
-    "TorchExportTarget",
-    "TorchTarget",
-    "TritonServerTarget",
-    "Written",
-    "find_backend",
-]
-__all__ += ["find_backend", "list_targets", "register_target", "target_of", "verify"]
+__all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "Opening", "RtxTarget"]
+__all__ += ["Target", "TensorrtTarget", "Timing", "TorchExportTarget", "TorchTarget", "TritonServerTarget"]
+__all__ += ["Written", "find_backend", "list_targets", "register_target", "target_of", "verify"]

@@ -293,16 +293,12 @@ def find_backend(name: str) -> tuple[Target, Backend]:
         ConfigError: nothing has this name.
     """
     entries = TARGETS.items()
-    for _, target in entries:
-        for backend in target.backends:
-            if backend.name == name:
-                return target, backend
-    for known, target in entries:
-        if known == name and target.backends:
-            return target, target.backends[0]
-    names = backend_names()
-    hint = did_you_mean(name, [*names, *TARGETS.names()]) or f"; known: {', '.join(names)}"
-    raise ConfigError(f"unknown backend {name!r}{hint}")
+    known = {of: (target, target.backends[0]) for of, target in entries if target.backends}
+    known |= {one.name: (target, one) for _, target in entries for one in target.backends}
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; known: {', '.join(backend_names())}"
+        raise ConfigError(f"unknown backend {name!r}{hint}")
+    return known[name]
 
 
 def target_of(path: str | Path, backend: str | None = None) -> Target:
@@ -329,7 +325,8 @@ def verify(
     model: nn.Module, path: str | Path, images: Tensor, *, backend: str | None = None, **options: Any
 ) -> ParityReport:
     """``Target.verify`` of the target that a file is of."""
-    return target_of(path, backend).verify(model, path, images, backend=backend, **options)
+    named = None if backend is None else find_backend(backend)[1].name
+    return target_of(path, backend).verify(model, path, images, backend=named, **options)
 
 
 class TargetInfo(Result):

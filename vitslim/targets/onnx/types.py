@@ -36,12 +36,9 @@ def operator_types(file: Any) -> dict[str, dict[str, int]]:
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     model = _model(file)
     types = value_types(model)
-    for node in model.graph.node:
-        kind = _type_of(node, types)
-        if kind is not None:
-            found[node.op_type][_FLOATS[kind]] += 1
-    for node, inner_types in _body_nodes(model):
-        kind = _type_of(node, inner_types)
+    outer = [(node, types) for node in model.graph.node]
+    for node, around in [*outer, *_body_nodes(model)]:
+        kind = _type_of(node, around)
         if kind is not None:
             found[node.op_type][_FLOATS[kind]] += 1
     return {name: dict(counts) for name, counts in sorted(found.items())}

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import vitslim
 from vitslim.errors import MissingDependencyError
 from vitslim.plugin import ahead_of_time_obstacle
 from vitslim.runtime.engine import PluginForm
@@ -20,7 +19,7 @@ class PluginPlan:
 
     def request(self) -> dict[str, Any]:
         """What the builder's process is told."""
-        package = str(Path(vitslim.__path__[0]).parent)
+        package = str(Path(__file__).parents[3])  # what holds vitslim
         return {"form": self.form, "library": self.library and str(self.library.resolve()), "package": package}
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
+from vitslim.targets.triton.result import TritonRepository
 from vitslim.targets.triton.servable import Servable, Tensor
-
-if TYPE_CHECKING:
-    from vitslim.targets.triton.repository import TritonRepository
 
 _PLUGIN = """## The plugin
 

@@ -12,9 +12,9 @@ from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import atomic_folder, write_text
 from vitslim.plugin import plugin_library
 from vitslim.runtime.engine import file_sha256
-from vitslim.shapes import Result
 from vitslim.targets.triton.pbtxt import Name, map_field, text_format
 from vitslim.targets.triton.readme import readme
+from vitslim.targets.triton.result import TritonRepository
 from vitslim.targets.triton.servable import Servable, Tensor
 
 CONFIG = "config.pbtxt"
@@ -31,34 +31,6 @@ _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "UINT8": "UINT8", "INT64": "INT64", "INT32": "INT32"}
 _QUEUE_DELAY_US = 1000  # µs; a ViT's forward takes longer, so nobody waits noticeably for a fuller batch
 _TOLD = ("image_size", "mean", "std", "interpolation", "crop_pct", "precision", "input", "base_model", "methods")
-
-
-class TritonRepository(Result):
-    """What was written.
-
-    Args:
-        repository: what ``--model-repository`` of the server is given.
-        name: of the model in it.
-        backend: Triton's name of it.
-        max_batch_size: 0 where the file has a fixed batch, which Triton then does not manage.
-        preferred_batch_sizes: what the dynamic batcher aims at; empty: as many as wait.
-        instances: copies of the model per device.
-        files: relative to ``repository``.
-        plugin: the plugin library lies in the repository; ``None`` where the engine needs none.
-        command: how the server is started.
-        notes: what the server must have.
-    """
-
-    repository: Path
-    name: str
-    backend: str
-    max_batch_size: int
-    preferred_batch_sizes: list[int]
-    instances: int
-    files: list[str]
-    plugin: bool | None
-    command: str
-    notes: list[str]
 
 
 def write_model_repository(

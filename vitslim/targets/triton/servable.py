@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import parse_json
@@ -20,7 +20,6 @@ from vitslim.targets.onnx.weights import external_files
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
-Backend = Literal["onnx", "tensorrt"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "tensorrt": ".engine"}
 
 
@@ -52,7 +51,7 @@ class Servable:
 
     Args:
         path: the file.
-        backend: which kind of file it is.
+        backend: the target that wrote it.
         beside: files that must lie in the same folder, with their names unchanged.
         inputs: as the file declares them.
         outputs: as the file declares them.
@@ -62,7 +61,7 @@ class Servable:
     """
 
     path: Path
-    backend: Backend
+    backend: str
     beside: tuple[Path, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]

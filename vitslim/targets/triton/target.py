@@ -14,7 +14,8 @@ from vitslim.runtime import Precision, Runner
 from vitslim.targets.base import ExportRequest, Opening, Target, register_target, target_of
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
-from vitslim.targets.triton.repository import CONFIG, VERSION, TritonRepository, check_name, write_model_repository
+from vitslim.targets.triton.repository import CONFIG, VERSION, check_name, write_model_repository
+from vitslim.targets.triton.result import TritonRepository
 from vitslim.targets.triton.servable import SUFFIXES, choose_artifact, read_servable
 
 
