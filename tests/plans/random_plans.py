@@ -6,30 +6,32 @@ from functools import cache
 
 from hypothesis import strategies as st
 
+from tests.variants import dense
 from vitslim.errors import ConfigError
 from vitslim.methods import planned, read_options
 from vitslim.methods.support import method_forms
-from vitslim.plans import Choice, ModelPlan, StepPlan, dense_plan
+from vitslim.plans import Choice, ModelPlan, StepPlan
+from vitslim.trunk import plan_of
 
 AXES = ("attention", "tokens", "mlp", "weights")
 
 
 @cache
-def formed_plans(dense: ModelPlan) -> list[ModelPlan]:
-    """What each form of each method makes of a dense plan."""
-    plans = [dense]
+def formed_plans(name: str) -> list[ModelPlan]:
+    """What each form of each method makes of a variant."""
+    first = plan_of(dense(name))
+    plans = [first]
     for method, options in method_forms().values():
         try:
-            plans.append(planned(method, read_options(method, options), dense))
+            plans.append(planned(method, read_options(method, options), first))
         except ConfigError:
             continue  # not for this model
     return plans
 
 
 @st.composite
-def random_plans(draw: st.DrawFn, dense: ModelPlan) -> ModelPlan:
+def random_plans(draw: st.DrawFn, plans: list[ModelPlan]) -> ModelPlan:
     """Any mixture of what the methods make: steps left out, each axis from another method, another image size."""
-    plans = formed_plans(dense)
     base = draw(st.sampled_from(plans))
     changed: list[StepPlan] = []
     for step in base.steps:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitslim.shapes import Result
 
@@ -98,3 +98,13 @@ class AnalysisReport(Result):
     replacement: list[Replacement]
     recommended: Recommendation
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "AnalysisReport":
+        size = len(self.layers)
+        for name in Similarity.model_fields:
+            if [len(row) for row in getattr(self.cka, name)] != [size] * size:
+                raise ValueError(f"cka.{name} is not {size}×{size}, one row and column per layer")
+        if len(self.linear_r2) != size:
+            raise ValueError(f"linear_r2 has {len(self.linear_r2)} entries for {size} layers")
+        return self

@@ -24,7 +24,6 @@ _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
     "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
-    "plots": ("report", ("matplotlib",)),
     "TensorRT engines": ("tensorrt", ("tensorrt",)),
     "TensorRT-RTX engines": ("rtx", ("tensorrt_rtx",)),
 }
@@ -199,8 +198,8 @@ def analyze(
 ) -> None:
     """Find what is redundant in a dense model: CKA, linear predictability, effect of replacing a layer."""
     from vitslim import pipeline
-    from vitslim.analysis import write_plots
     from vitslim.files import check_output_folder, write_json
+    from vitslim.report import write_plots
 
     check_output_folder(out, overwrite=overwrite)
     wanted = options.images(data, setting, batch_size=batch_size)

@@ -32,7 +32,7 @@ from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
-from vitslim.plans import AllTokens, ModelPlan, Place, StepPlan, TokenChoice, TokenCount
+from vitslim.plans import ModelPlan, Place, StepPlan, TokenChoice, TokenCount
 from vitslim.trunk import BoundBlock, SortedTokens, Stream, TokenRule
 
 Schedule = Literal["stage", "layer"]
@@ -136,12 +136,12 @@ class Evolve(TokenChoice):
         if not self.is_entry:
             return
         for before in range(index - 1, -1, -1):
-            if not steps[before].attention.attends:
+            tokens = steps[before].tokens
+            if not steps[before].attention.attends or not isinstance(tokens, Evolve):
                 continue
             yield before
-            tokens = steps[before].tokens
             # With α = 1 while all take part, nothing is left of an older g.
-            if isinstance(tokens, Evolve) and tokens.alpha == 1.0 and not tokens.reduces:
+            if tokens.alpha == 1.0 and not tokens.reduces:
                 return
 
     def kept(self, patches: int, prefix: int) -> int:
@@ -162,11 +162,6 @@ class Evolve(TokenChoice):
 
     def errors(self, at: Place) -> list[str]:
         model, count, errors = at.plan.model, at.before, list[str]()
-        others = [step.tokens for step in at.plan.steps if not isinstance(step.tokens, AllTokens | Evolve)]
-        if others:
-            errors.append(
-                f"other steps choose their tokens in another way ({others[0].describe()}); one of them can rule"
-            )
         if self.score != own_score(at.plan):
             has = "has no" if self.score == "class" else "has a"
             errors.append(f"score={self.score!r}: this {model.family} {has} class token; use {own_score(at.plan)!r}")
@@ -176,8 +171,8 @@ class Evolve(TokenChoice):
                 f"{kept} patches should be active, but {count.patches} are before it, and it does not choose; "
                 "give it the share of the step before, or let it choose"
             )
-        if self.is_entry and not any(step.attention.attends for step in at.plan.steps[: at.index]):
-            errors.append("no step before it attends, by whose class row it could choose; let one attend")
+        if self.is_entry and not any(True for _ in self.rows_read(at.plan.steps, at.index)):
+            errors.append("no step before it attends and keeps up g, by which it could choose; let one do so")
         return errors
 
 

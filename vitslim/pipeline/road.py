@@ -191,7 +191,8 @@ def _analyze(road: _Road) -> AnalysisReport | None:
     recipe, folder = road.recipe, road.folder
     if recipe.analyze is None or recipe.data is None:
         return None
-    from vitslim.analysis import AnalysisReport, analyze, analyze_once, write_plots
+    from vitslim.analysis import AnalysisReport, analyze, analyze_once
+    from vitslim.report import write_plots
 
     section = recipe.analyze
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.teacher, data_inputs(recipe)]

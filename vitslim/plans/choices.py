@@ -168,6 +168,10 @@ class WeightsChoice(Choice):
 
     axis: ClassVar[Axis] = "weights"
 
+    def registered_as(self, block: int) -> int:
+        """The index under which the trunk holds what the step runs; that of a shared block is another's."""
+        return block
+
     def linear_macs(self, at: Place, path: str, tokens: int, *, called: bool) -> int:
         """Multiply-accumulates of one linear map of the block for so many tokens.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -142,7 +143,10 @@ def build(
         raise ConfigError("; ".join(errors))
     copied = copy.deepcopy(model)
     if before.image_size != plan.image_size:
-        cast(Any, copied).set_input_size(img_size=plan.image_size)
+        with warnings.catch_warnings():
+            # timm indexes BEiT's tables by a list, of which torch says that it will once mean something else.
+            warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)
+            cast(Any, copied).set_input_size(img_size=plan.image_size)
     if history is None:
         history = trunk_of(model).history if is_converted(model) else ()
     if base is None and is_converted(model):
@@ -238,7 +242,7 @@ def _step(site: Site, mlp: nn.Module, attention: nn.Module) -> Step:
     plan = site.place.step
     return Step(
         plan,
-        getattr(plan.weights, "home", plan.block),
+        plan.weights.registered_as(plan.block),
         cast(Any, attention),
         cast(TokenRule, _REALISERS[type(plan.tokens)](plan.tokens, site)),
         cast(MlpBranch, mlp),
