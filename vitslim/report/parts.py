@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from vitslim.analysis import AnalysisReport
 from vitslim.bench import BenchReport
 from vitslim.checkpoint import SavedModel
-from vitslim.errors import CheckpointError
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.export.result import ParityCheck
 from vitslim.files import read_json
 from vitslim.report.names import conversion_sentence, title_of
@@ -155,6 +155,8 @@ def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
         )
         raise CheckpointError(f"{path} does not have the expected form ({faults}); run its stage again") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path.parent}: {error}") from None
 
 
 def _read_text(path: Path) -> str | None:

@@ -59,7 +59,11 @@ def _summary(rows: Sequence[PlanRow], depth: int) -> str:
         (depth - named, "block of the dense model is dropped", "blocks of the dense model are dropped"),
         (_count(rows, "attention", "dense"), "step has another attention", "steps have another attention"),
         (_count(rows, "mlp", "dense"), "step has another MLP", "steps have another MLP"),
-        (_count(rows, "tokens", "all"), "step works on a part of the tokens", "steps work on a part of the tokens"),
+        (
+            sum(row.tokens.share < 1 for row in rows),
+            "step works on a part of the tokens",
+            "steps work on a part of the tokens",
+        ),
         (
             sum(row.shares_with is not None for row in rows),
             "step applies the weights of an earlier step again",
@@ -76,15 +80,14 @@ def _count(rows: Sequence[PlanRow], axis: str, unchanged: str) -> int:
 
 
 def _table(rows: Sequence[PlanRow]) -> Table:
-    has_macs = any(row.macs is not None for row in rows)
     body = [
         [
             *(str(row.step), str(row.block)),
             *(part.words for part in (row.attention, row.tokens, row.mlp, row.weights)),
             amount(row.parameters),
-            *([amount(row.macs, "MAC")] if has_macs else []),
+            amount(row.macs, "MAC"),
         ]
         for row in rows
     ]
-    header = ["Step", "Block", "Attention", "Tokens", "MLP", "Weights", "Parameters"]
-    return Table("Every step of the plan.", [*header, *(["MACs"] if has_macs else [])], body, words=6)
+    header = ["Step", "Block", "Attention", "Tokens", "MLP", "Weights", "Parameters", "MACs"]
+    return Table("Every step of the plan.", header, body, words=6)
