@@ -84,6 +84,10 @@ def test_the_model_of_every_recipe_can_be_converted_and_trained_as_it_says(path:
         # The Sparsifiner paper: with token sparsity more than 60 % fewer.
         ("sparsifiner_evo_vit_deit_small", 1.783, 0.40),
         ("sparsifiner_pruned_deit_small", 1.791, 0.40),
+        # As the papers of pruning and merging report: 3.0 and 2.7.
+        ("prune_deit_small_finetune", 3.014, 0.66),
+        ("merge_deit_small_finetune", 2.710, 0.60),
+        ("resolution_deit_small_finetune", 2.268, 0.50),
     ],
 )
 def test_a_recipe_saves_the_operations_that_its_head_says(name: str, gmacs: float, share: float) -> None:
