@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -48,6 +49,14 @@ class PlanRow:
         return kinds != ("dense", "all", "dense", "own")
 
 
+@dataclass(frozen=True)
+class PlanRows:
+    """The steps of a model that was made of one with ``depth`` blocks."""
+
+    depth: int
+    rows: Sequence[PlanRow]
+
+
 class _Step(BaseModel):
     """An entry of plan.json."""
 
@@ -64,13 +73,14 @@ class _Step(BaseModel):
     converted: bool
 
 
-def plan_rows(document: Any) -> list[PlanRow]:
-    """The rows of plan.json.
+def plan_rows(document: Any) -> PlanRows | None:
+    """The rows of plan.json; None for that of a dense model.
 
     Raises:
         ValidationError: the document is no plan.
     """
-    return [_row(step) for step in TypeAdapter(list[_Step]).validate_python(document)]
+    rows = [_row(step) for step in TypeAdapter(list[_Step]).validate_python(document)]
+    return PlanRows(1 + max(row.block for row in rows), rows) if rows else None
 
 
 def _row(step: _Step) -> PlanRow:
