@@ -14,7 +14,7 @@ from vitslim.errors import CheckpointError, ConfigError
 from vitslim.export.result import ParityCheck
 from vitslim.files import read_json
 from vitslim.report.names import conversion_sentence, title_of
-from vitslim.report.plan_rows import PlanRow, plan_rows
+from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
 from vitslim.train import EvalResult, TrainResult
 
@@ -76,7 +76,7 @@ class ReportParts:
     name: str
     config: SavedModel | None = None
     analysis: AnalysisReport | None = None
-    plan: Sequence[PlanRow] = ()
+    plan: PlanRows | None = None
     cost: Cost | None = None
     choices: Sequence[Choice] = ()
     metrics: Mapping[str, EvalResult] = field(default_factory=dict[str, EvalResult])
@@ -122,7 +122,7 @@ def read_parts(folder: str | Path) -> ReportParts:
         name=root.resolve().name,
         config=_read(root / "config.json", SavedModel.model_validate),
         analysis=_read(root / "analysis.json", AnalysisReport.model_validate),
-        plan=_read(root / "plan.json", plan_rows) or (),
+        plan=_read(root / "plan.json", plan_rows),
         cost=_read(root / "cost.json", Cost.model_validate),
         choices=_read(root / "choices.json", TypeAdapter(list[Choice]).validate_python) or (),
         metrics=_read(root / "metrics.json", TypeAdapter(dict[str, EvalResult]).validate_python) or {},

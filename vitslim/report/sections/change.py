@@ -13,24 +13,17 @@ from vitslim.report.plan_rows import PlanRow
 
 def change(parts: ReportParts) -> list[Piece]:
     """What was chosen, then the plan as a strip of steps and as a table."""
-    if not parts.plan:
+    plan = parts.plan
+    if plan is None:
         if parts.is_dense:
             return [Note("Nothing: this is a dense model.")]
         return [absent("Not known, the folder has no plan", command(parts, "convert"))]
-    depth = _depth(parts)
     return [
         *map(_choice, parts.choices),
-        Note(_summary(parts.plan, depth)),
-        *pictures(plan_picture(parts.plan, depth), columns="one"),
-        _table(parts.plan),
+        Note(_summary(plan.rows, plan.depth)),
+        *pictures(plan_picture(plan), columns="one"),
+        _table(plan.rows),
     ]
-
-
-def _depth(parts: ReportParts) -> int:
-    """Blocks of the dense model: as its options say, else as many as the plan names."""
-    told = parts.config.base.options.get("depth") if parts.config else None
-    named = 1 + max(row.block for row in parts.plan)
-    return max(named, told) if isinstance(told, int) and told < 2 * named + 64 else named
 
 
 def _choice(choice: Choice) -> Note:
