@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("skipat", "evo_vit", "prune", "merge", "resolution")
+METHOD_NAMES = ("skipat", "evo_vit", "prune", "merge", "resolution", "depth", "mlp", "heads")
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"

@@ -1,9 +1,10 @@
 """All that vitslim knows of timm: opening a model, its tokens, the verbs of its blocks."""
 
-from vitslim.models.adapter import BlockAdapter, Context
+from vitslim.models.adapter import BlockAdapter, Context, inputs_of
 from vitslim.models.any_size import take_any_size_
 from vitslim.models.base import BaseModel, build_base, describe, remember_depth_
 from vitslim.models.catalog import ModelInfo, catalog
+from vitslim.models.entry import Entry, entry
 from vitslim.models.families import adapter_for, family_of
 from vitslim.models.image_input import Preprocessing, preprocessing, set_preprocessing_
 from vitslim.models.layout import TokenLayout, token_layout
@@ -19,6 +20,7 @@ __all__ = [
     "BlockAdapter",
     "Context",
     "DenseTrace",
+    "Entry",
     "ModelInfo",
     "Preprocessing",
     "SretPyramid",
@@ -27,7 +29,9 @@ __all__ = [
     "build_base",
     "catalog",
     "describe",
+    "entry",
     "family_of",
+    "inputs_of",
     "open_model",
     "preprocessing",
     "read_weights",

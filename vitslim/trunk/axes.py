@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,12 +77,57 @@ class BoundBlock:
 
 
 @dataclass(frozen=True)
-class LastLinear:
-    """A linear layer at the end of a new module, whose best weights are known in closed form.
+class FitBatch:
+    """One batch as a module sees it that is fitted in closed form: what it reads in the student, and the teacher.
+
+    The student's front is fitted already, so what is read here is what the module will read. Targets are what the
+    dense blocks make of the same tokens; so they exist for whatever tokens are active.
+
+    Args:
+        bound: the student's block as the step sees it; with ``tokens`` and ``stream`` the arguments of the module.
+        block: the dense block of the step.
+        dense_blocks: the teacher's.
+        contexts: keyword arguments that timm gives each of them.
+    """
+
+    bound: BoundBlock
+    tokens: Float[Tensor, "b n d"]
+    stream: Stream
+    block: int
+    dense_blocks: Sequence[nn.Module]
+    contexts: Sequence[Context]
+
+    @property
+    def dense_bound(self) -> BoundBlock:
+        """The teacher's block, for the student's tokens."""
+        return replace(self.bound, block=self.dense_blocks[self.block], normed=None)
+
+    def dense_z(self) -> Float[Tensor, "b n d"]:
+        """Z of the teacher's attention for the student's tokens."""
+        bound = self.dense_bound
+        return bound.attend(bound.attention_input(self.tokens), self._context(self.block))
+
+    def dense_outputs(self, through: int) -> Float[Tensor, "b n d"]:
+        """What the teacher's blocks, from the step's own to ``through``, make of the student's tokens."""
+        tokens = self.tokens
+        for block in range(self.block, through + 1):
+            bound = replace(self.bound, block=self.dense_blocks[block], normed=None)
+            z = bound.attend(bound.attention_input(tokens), self._context(block))
+            tokens = bound.add_mlp(bound.add_attention(tokens, z))
+        return tokens
+
+    def _context(self, block: int) -> Context:
+        state = self.stream.token_state
+        return self.contexts[block] if state is None else state.select_context(self.contexts[block])
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A linear layer whose best weights are known in closed form.
 
     Args:
         layer: should map ``inputs`` to ``targets`` in the least-squares sense.
-        inputs: what the layer reads when the module reads what the dense model computed.
+        inputs: what the layer reads.
         targets: what it should then give.
     """
 
@@ -107,8 +153,19 @@ class AxisModule(nn.Module):
         """
         return None
 
-    def last_linears(self, block: int, dense: DenseTrace) -> list[LastLinear]:
-        """The regressions that ``local_loss`` is for the last linear layers alone."""
+    def measure(self, batch: FitBatch) -> Tensor | None:
+        """Sums that ``choose_`` reads, to be added over all batches; ``None`` where nothing is chosen."""
+        return None
+
+    def choose_(self, sums: Tensor, batch: FitBatch) -> None:
+        """Choose by what was measured which units of the dense block stay, before ``regressions`` reads them.
+
+        Args:
+            batch: any of those that were measured.
+        """
+
+    def regressions(self, batch: FitBatch) -> list[Regression]:
+        """Linear layers to be solved for, the same ones for every batch."""
         return []
 
 
