@@ -172,6 +172,14 @@ class BlockAdapter:
         """The attention's output projection."""
         return _part(_part(block, "attn"), "proj")
 
+    def head_count(self, block: nn.Module) -> int:
+        """Attention heads of queries."""
+        return int(_part(block, "attn").num_heads)
+
+    def heads_per_group(self, block: nn.Module) -> int:
+        """Heads that share their keys and values."""
+        return int(getattr(_part(block, "attn"), "num_kv_groups", 1))
+
     def neuron_norms(self, block: nn.Module) -> Float[Tensor, " hidden"]:
         """The product of the squared norms of each neuron's weights, for want of activations."""
         mlp, hidden = _part(block, "mlp"), self.mlp_output(block).in_features
