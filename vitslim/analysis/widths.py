@@ -87,7 +87,9 @@ def measure_blocks(model: nn.Module, batches: Iterable[Tensor]) -> BlockFindings
         for index, sums in enumerate(found):
             before = dense.block_inputs[index]
             # BI_l = 1 - E_t [ x_l,t · x_{l+1},t / (|x_l,t| |x_{l+1},t|) ]
-            sums.add(before, adapter.add_attention(dense.blocks[index], before, dense.z[index]), dense.block_outputs[index])
+            sums.add(
+                before, adapter.add_attention(dense.blocks[index], before, dense.z[index]), dense.block_outputs[index]
+            )
     importance = [_importance(adapter, block, sums) for block, sums in zip(list(model.blocks), found, strict=True)]  # pyright: ignore
     return BlockFindings(
         influence=[sums.turned / sums.tokens for sums in found],

@@ -65,10 +65,7 @@ class LinearRun(Attention):
         return tokens + added, stream
 
     def regressions(self, batch: FitBatch) -> list[Regression]:
-        if self.whole_blocks:
-            wanted = batch.dense_outputs(self.through)
-        else:
-            wanted = batch.dense_bound.add_attention(batch.tokens, batch.dense_z())
+        wanted = batch.dense_outputs(self.through, attention_only=not self.whole_blocks)
         return self.maps.regressions(batch.tokens, wanted - batch.tokens)
 
 

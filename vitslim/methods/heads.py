@@ -101,11 +101,9 @@ class FewerHeads(Attention):
     def regressions(self, batch: FitBatch) -> list[Regression]:
         if not self.refits:
             return []
-        bound, dense = batch.bound, batch.dense_bound.block
+        bound = batch.bound
         layer = bound.adapter.attention_output(bound.block)
-        inputs = inputs_of(layer, lambda: self(bound, batch.tokens, batch.stream))
-        wanted = bound.adapter.attention_output(dense)
-        targets = wanted(inputs_of(wanted, batch.dense_z))
+        inputs, targets = inputs_of(layer, lambda: self(bound, batch.tokens, batch.stream)), batch.target_z()
         return [Regression(layer, inputs.flatten(0, 1), targets.flatten(0, 1))]
 
     def _narrowed(self, context: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -90,10 +90,9 @@ class NarrowBranch(MlpBranch):
     def regressions(self, batch: FitBatch) -> list[Regression]:
         if not self.refits:
             return []
-        dense, adapter = batch.dense_bound, batch.bound.adapter
-        inputs = adapter.hidden_activations(batch.bound.block, batch.tokens)
-        wanted = adapter.mlp_output(dense.block)(adapter.hidden_activations(dense.block, batch.tokens))
-        return [Regression(adapter.mlp_output(batch.bound.block), inputs.flatten(0, 1), wanted.flatten(0, 1))]
+        adapter, block = batch.bound.adapter, batch.bound.block
+        inputs, targets = adapter.hidden_activations(block, batch.tokens), batch.target_mlp_output()
+        return [Regression(adapter.mlp_output(block), inputs.flatten(0, 1), targets.flatten(0, 1))]
 
 
 class LinearBranch(MlpBranch):
@@ -107,7 +106,7 @@ class LinearBranch(MlpBranch):
         return tokens + self.maps(tokens)
 
     def regressions(self, batch: FitBatch) -> list[Regression]:
-        return self.maps.regressions(batch.tokens, batch.dense_bound.add_mlp(batch.tokens) - batch.tokens)
+        return self.maps.regressions(batch.tokens, batch.dense_mlp_outputs() - batch.tokens)
 
 
 def _narrow_branch(choice: NarrowMlp, site: Site) -> NarrowBranch:

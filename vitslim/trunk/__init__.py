@@ -13,9 +13,9 @@ from vitslim.trunk.axes import (
 )
 from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
+from vitslim.trunk.merged_tokens import MergedTokens
 from vitslim.trunk.resolution import at_plan_size, tokens_at_grid
 from vitslim.trunk.step import Step
-from vitslim.trunk.merged_tokens import MergedTokens
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
 from vitslim.trunk.trunk import Conversion, DroppedPart, StepCall, Trunk
