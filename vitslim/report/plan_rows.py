@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,19 +46,27 @@ class PlanRow:
         return kinds != ("dense", "all", "dense", "own") or self.tokens.share < 1.0
 
 
-def plan_rows(document: Any) -> list[PlanRow]:
-    """The rows of plan.json; none for a dense model.
+@dataclass(frozen=True)
+class PlanRows:
+    """The steps of a model that was made of one with ``depth`` blocks."""
+
+    depth: int
+    rows: Sequence[PlanRow]
+
+
+def plan_rows(document: Any) -> PlanRows | None:
+    """The rows of plan.json; None for that of a dense model.
 
     Raises:
         ConfigError: the document is no plan.
     """
     if not document:
-        return []
+        return None
     METHODS.names()  # those of other packages bring their kinds of choices
     plan = read_plan(document, "plan.json")
     costs = cost(plan).steps
     homes = [getattr(step.weights, "home", step.block) for step in plan.steps]
-    return [
+    rows = [
         PlanRow(
             at.index,
             at.step.block,
@@ -68,6 +77,7 @@ def plan_rows(document: Any) -> list[PlanRow]:
         )
         for at, home in zip(places(plan), homes, strict=True)
     ]
+    return PlanRows(plan.model.depth, rows)
 
 
 def _parts(at: Place) -> tuple[Part, Part, Part, Part]:
