@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitslim.analysis.replacement import ChangeMeter, finish
+from vitslim.analysis.replacement import ChangeMeter
 from vitslim.analysis.result import Measure
-from vitslim.models import BlockAdapter, DenseTrace, adapter_for, trace
+from vitslim.models import BlockAdapter, DenseTrace, adapter_for, output_behind_blocks, trace
 from vitslim.trunk.unit_effects import unit_effects, unit_sums
 
 PARTS = 64  # of a block's neurons: importance is told for so many equal parts
@@ -165,4 +165,4 @@ def _output_without(model: nn.Module, images: Tensor, dense: DenseTrace, gone: s
     for index in range(first, len(dense.blocks)):
         if index not in gone:
             tokens = dense.blocks[index](tokens, **dense.contexts[index])
-    return finish(model, images, tokens)
+    return output_behind_blocks(model, images, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, require_evidence
@@ -58,6 +58,7 @@ def steps_to_narrow(
     return found
 
 
+@runtime_checkable
 class WidthOptions(Protocol):
     """What the methods that narrow have in common."""
 
