@@ -8,11 +8,11 @@ from typing import Literal, cast
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.contest import Backend
 from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.suite.preset import Competitor, ModelEntry, read_preset_file
 from vitslim.recipe import with_overrides
 from vitslim.runtime import Precision
