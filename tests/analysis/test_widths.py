@@ -38,8 +38,6 @@ def test_a_neuron_counts_by_what_it_moves() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_model_has_one_figure_for_each_group_of_heads(name: str) -> None:
     found = measure_blocks(dense(name), [images_for(dense(name))])
-    adapter_groups = [
-        block.attn.num_heads // getattr(block.attn, "num_kv_groups", 1) for block in dense(name).blocks
-    ]
+    adapter_groups = [block.attn.num_heads // getattr(block.attn, "num_kv_groups", 1) for block in dense(name).blocks]
     assert [len(heads) for heads in found.heads_importance] == adapter_groups
     assert all(value >= 0 for heads in found.heads_importance for value in heads)

@@ -27,7 +27,6 @@ TEACHER = "teacher"
 SPEED_FOLDER = "speed"
 _NAME = re.compile(r"[a-z0-9][\w.+-]*", re.ASCII)
 _RESERVED = {CONTROL, TEACHER, SPEED_FOLDER, DENSE, SMALLER, *BASELINES}
-BATCH_ON_INFLUENCE = 64  # images on which depth-drop looks for the blocks that change least
 
 
 class Student(Competitor):
