@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
 from vitslim.bench.contest import Backend, facts_of
 from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.devices import device_named
 from vitslim.recipe import read_settings_file
 from vitslim.runtime import Precision
