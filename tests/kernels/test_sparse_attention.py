@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels import kept_keys, op_macs, sparse_attention, strongest
+from vitslim.kernels import kept_keys, op_macs, sparse_attention, topk
 from vitslim.kernels.sparse_attention import kept_mask, tile_count
 
 # Two orders of summation in float32 over rows of unit scale.
@@ -196,9 +196,9 @@ def test_a_basis_of_its_own_for_each_image() -> None:
 
 def test_the_strongest_coefficients_stay_and_equals_are_not_torn_apart() -> None:
     row = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    assert torch.equal(strongest(row, 2), torch.tensor([0.0, 0.4, 0.0, 0.3]))
-    assert torch.equal(strongest(torch.ones(4), 2), torch.ones(4))
-    assert strongest(row, 4) is row
+    assert torch.equal(topk(row, 2), torch.tensor([0.0, 0.4, 0.0, 0.3]))
+    assert torch.equal(topk(torch.ones(4), 2), torch.ones(4))
+    assert topk(row, 4) is row
 
 
 def test_the_cost_is_that_of_the_kept_pairs() -> None:
