@@ -33,14 +33,6 @@ def test_gradients_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(op, operands(grad=True))
 
 
-# opcheck itself reads the gradient of a tensor that is no leaf.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_op_holds_what_torch_asks_of_it(grad: bool) -> None:
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(op, operands(grad, torch.float32), test_utils=checks)
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr(token_selection, "kernels_serve", lambda _: True)

@@ -41,15 +41,6 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     assert torch.autograd.gradcheck(floats, operands(grad=True)[name])
 
 
-# opcheck itself reads the gradient of a tensor that is no leaf.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", ["class_row", "argsort_by_score", "gather_split", "scatter_back"])
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_ops_hold_what_torch_asks_of_them(name: str, grad: bool) -> None:
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(getattr(ops, name), operands(grad, torch.float32)[name], test_utils=checks)
-
-
 def everything() -> list[Tensor]:
     """A selection, another one on top of it, and the way back, with all gradients."""
     tokens, query, key = noise(2, 9, 4, grad=True), noise(2, 3, 1, 4, grad=True), noise(2, 3, 9, 4, seed=1, grad=True)

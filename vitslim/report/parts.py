@@ -11,11 +11,11 @@ from vitslim.analysis import AnalysisReport
 from vitslim.bench import BenchReport
 from vitslim.checkpoint import SavedModel
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.export.result import ParityCheck
 from vitslim.files import read_json
 from vitslim.report.names import conversion_sentence, title_of
 from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
+from vitslim.targets.parity.result import ParityCheck
 from vitslim.train import EvalResult, TrainResult
 
 PART_FILES = (
