@@ -21,10 +21,14 @@ from pathlib import Path
 from vitslim.bench import environment, replace_between_markers
 from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
 from vitslim.bench.suite import SUITE_FILE, SuiteReport
+from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json, write_text
-from vitslim.methods import pair_support, support_cells
+from vitslim.methods import planned, read_method
 from vitslim.names import METHOD_NAMES
+from vitslim.plans import ModelPlan, dense_plan
+from vitslim.plans.shape import vit_shape
 from vitslim.report.suite import readme_tables, render_accuracy, render_tables
+from vitslim.trunk import Conversion
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "examples" / "results"
@@ -163,13 +167,31 @@ def baselines_table(document: dict) -> str:
 
 
 def support_table() -> str:
-    """Every method in its plain form after every other, on a ViT."""
-    rows = [
-        row for row in pair_support() if row["family"] == "ViT" and {row["first"], row["second"]} <= {*METHOD_NAMES}
-    ]
-    lines, notes = support_cells(rows)
-    more = "On four blocks of a ViT; `vitslim list pairs` has all forms and families."
-    return "\n".join([as_table(lines), "", *(f"* {note}" for note in notes), "", more])
+    """Every method after every other, with default options, on the plan of a DeiT-S."""
+    dense = dense_plan(vit_shape(width=384, depth=12, heads=6, image_size=(224, 224), patch=16))
+    alone = {name: converted(name, dense) for name in METHOD_NAMES}
+    lines, notes = [["first \\ then", *METHOD_NAMES]], []
+    for first, plan in alone.items():
+        lines.append([first])
+        for second in METHOD_NAMES:
+            if first == second:
+                lines[-1].append("–")
+                continue
+            try:
+                converted(second, plan, Conversion(first, {}))
+            except ConfigError as refusal:
+                # What holds of one step is said of all of them.
+                notes.append(str(refusal).partition("; step")[0])
+                lines[-1].append(f"no [{len(notes)}]")
+            else:
+                lines[-1].append("yes")
+    told = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
+    more = "DeiT-S with default options; `vitslim list pairs` has other forms and families, on four blocks."
+    return "\n".join([as_table(lines), "", *told, "", more])
+
+
+def converted(method: str, plan: ModelPlan, *history: Conversion) -> ModelPlan:
+    return planned(*read_method(method, {}), plan, None, history)
 
 
 def as_table(lines: list[list[str]]) -> str:
