@@ -112,7 +112,7 @@ def test_without_an_exporter_onnx_runtime_is_skipped_with_the_way_out(dense):
     assert "exporter=vitslim.export.export_onnx" in report.skipped[0].reason
 
 
-def test_one_broken_model_does_not_end_the_contest_and_its_paths_stay_private(dense, shallow):
+def test_one_broken_model_does_not_end_the_session_and_its_paths_stay_private(dense, shallow):
     broken = copy.deepcopy(shallow)
 
     def refuse(images):

@@ -1,4 +1,4 @@
-"""Kernels beside their dense twins, on tensors alone."""
+"""Kernels beside their dense baselines, on tensors alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from vitslim.bench.kernels import KernelCase, time_kernels
-from vitslim.bench.roofline import Ceilings
+from vitslim.bench.roofline import MeasuredPeaks
 from vitslim.kernels.triton.cases import kernel_cases
 from vitslim.kernels.triton.linear_cases import linear_cases
 from vitslim.kernels.triton.token_cases import token_cases
 
-CEILINGS = Ceilings(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
-CPU = {"precision": "fp32", "batch": 2, "ceilings": CEILINGS, "device": torch.device("cpu"), "rounds": 5}
+PEAKS = MeasuredPeaks(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
+CPU = {"precision": "fp32", "batch": 2, "peaks": PEAKS, "device": torch.device("cpu"), "rounds": 5}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
 
-def test_a_kernel_has_a_row_beside_its_dense_twin() -> None:
+def test_a_kernel_has_a_row_beside_its_dense_baseline() -> None:
     case = Case("sparse", 17, work(8), work(256))
     assert isinstance(case, KernelCase)
     ((row,), skipped) = time_kernels([case], **CPU)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Command
-from vitslim.bench.suite import Piece, PieceResult, SuiteReport
+from vitslim.bench.suite import Case, CaseResult, SuiteReport
 from vitslim.files import read_json, write_json
 
 PRESET: dict[str, Any] = {
@@ -116,7 +116,7 @@ def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
 def test_what_is_left_says_what_to_do(
     tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piece = PieceResult(piece=Piece(), digest="0", status="too long", seconds=9.0, tries=tries)
+    piece = CaseResult(piece=Case(), digest="0", status="too long", seconds=9.0, tries=tries)
     report = SuiteReport(
         preset="own",
         quick=False,

@@ -46,8 +46,8 @@ def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing(monk
 def compile_then_look(found: Any) -> None:
     """What a worker of the suite does with a compiled piece, up to the timing."""
     import torch
-
     from vitslim.pipeline.suite.field import open_competitor
+
     from vitslim.runtime import TorchRunner
 
     asked = piece("tome")

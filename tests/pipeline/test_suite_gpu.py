@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from vitslim.pipeline.accuracy import run_accuracy
 
 from tests.pipeline.test_accuracy import MODELS, TINY
-from vitslim.pipeline.accuracy import run_accuracy
 from vitslim.pipeline.suite import Preset, run_suite
 
 pytestmark = pytest.mark.gpu

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from vitslim.pipeline.suite.running import _Sitting
 
 from vitslim.bench import baselines, environment
 from vitslim.bench.roofline import Ceilings
@@ -15,7 +16,6 @@ from vitslim.files import read_json, write_json
 from vitslim.kernels.triton.token_cases import token_cases
 from vitslim.pipeline.suite import Preset, changed_ratios, list_suite, read_suite, run_suite
 from vitslim.pipeline.suite.measuring import _timed_kernels, measure_piece
-from vitslim.pipeline.suite.running import _Sitting
 
 SIZE: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
 WHOLE = Preset.model_validate(

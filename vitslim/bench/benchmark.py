@@ -1,4 +1,4 @@
-"""Measuring models against the dense one they came from."""
+"""Measuring models beside the dense one they came from."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -9,10 +9,10 @@ from torch import nn
 
 from vitslim.arguments import checked
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
-from vitslim.bench.contest import Backend, Cell, Contest, EngineExporter, OnnxExporter, entrants
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
+from vitslim.bench.session import Backend, EngineExporter, OnnxExporter, RunConfig, Session, candidates
 from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
@@ -64,8 +64,8 @@ def benchmark(
     """
     config = _config(options)
     _check_baseline(models, baseline)
-    contest = Contest(
-        entrants=entrants(models),
+    session = Session(
+        candidates=candidates(models),
         baseline=baseline,
         threads=config.threads,
         rounds=config.rounds,
@@ -76,7 +76,7 @@ def benchmark(
         engine_exporter=engine_exporter,
     )
     before = environment()
-    rows, skipped = _run(contest, config, progress)
+    rows, skipped = _run(session, config, progress)
     return BenchReport(
         baseline=baseline,
         settings=config.model_dump(mode="json"),
@@ -84,7 +84,7 @@ def benchmark(
         load_average_end=load_average(),
         rows=_judged(rows, baseline, crowded=is_crowded(before, config.threads)),
         skipped=skipped,
-        notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *contest.notes],
+        notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *session.notes],
     )
 
 
@@ -105,16 +105,16 @@ def _judged(rows: list[BenchRow], baseline: str, *, crowded: bool) -> list[Bench
     ]
 
 
-def _run(contest: Contest, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:
+def _run(session: Session, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:
     rows: list[BenchRow] = []
     skipped: list[Skipped] = []
-    cells = [Cell(backend, precision) for backend in config.backends for precision in config.precisions]
+    runs = [RunConfig(backend, precision) for backend in config.backends for precision in config.precisions]
     with torch_threads(config.threads):
-        for done, cell in enumerate(cells):
-            for row in contest.measure(cell, config.batches, skipped):
+        for done, run in enumerate(runs):
+            for row in session.measure(run, config.batches, skipped):
                 rows.append(row)
-                progress(Progress("bench", done, len(cells), "backend", {"latency_ms": row.latency_ms_p50}))
-            progress(Progress("bench", done + 1, len(cells), "backend"))
+                progress(Progress("bench", done, len(runs), "backend", {"latency_ms": row.latency_ms_p50}))
+            progress(Progress("bench", done + 1, len(runs), "backend"))
     return rows, skipped
 
 
@@ -122,8 +122,8 @@ def _config(options: dict[str, Any]) -> BenchConfig:
     try:
         return BenchConfig(**options)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ConfigError(f"benchmark options: {faults}; known are {', '.join(BenchConfig.model_fields)}") from None
+        errors = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"benchmark options: {errors}; known are {', '.join(BenchConfig.model_fields)}") from None
 
 
 def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that measure speed: bench MODEL..., bench suite, bench accuracy."""
+"""The commands that measure speed: bench MODEL..., bench suite, bench accuracy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _WithDefault(typer.core.TyperGroup):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group of verbs to the command."""
+    """Add the group of commands."""
     group = typer.Typer(
         name="bench",
         cls=_WithDefault,
@@ -60,7 +60,7 @@ def bench(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="folders or model names", autocompletion=complete.benched)
     ],
-    against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
+    baseline: Annotated[str, typer.Option("--baseline", help="'dense' (the base of the model) or a model")] = "dense",
     backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
     precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
@@ -88,7 +88,7 @@ def bench(
     with Screen() as screen:
         found = pipeline.benchmark(
             models,
-            against=against,
+            against=baseline,
             model_options=given,
             backends=options.words(backend),
             batches=options.numbers(batch, "--batch"),
@@ -139,7 +139,7 @@ def suite(
     show: Annotated[bool, typer.Option("--list", help="say what is done and what is left, measure nothing")] = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Models, sizes, batches, backends, methods and baselines, piece by piece; stopped, it goes on where it was."""
+    """Models, sizes, batches, backends, methods and baselines, case by case; stopped, it goes on where it was."""
     from vitslim.pipeline.suite import changed_ratios, list_suite, read_suite, run_suite
     from vitslim.report.suite import write_suite
 
@@ -176,14 +176,14 @@ def suite(
 def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
     from vitslim.report.suite import render_overview
 
-    rows = [_piece_row(piece) for piece in found.pieces if piece.piece.name in begun]
+    rows = [_case_row(piece) for piece in found.pieces if piece.piece.name in begun]
     if rows:
-        print_table("pieces of this call", ("piece", "status", "seconds", "reason"), rows)
+        print_table("cases of this call", ("case", "status", "seconds", "reason"), rows)
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")
     if found.left:
         need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
-        say(f"{_standing(found)}; {need}", style="yellow")
+        say(f"{_summary(found)}; {need}", style="yellow")
 
 
 def _list_suite(found: SuiteReport, *, json: bool) -> None:
@@ -192,12 +192,12 @@ def _list_suite(found: SuiteReport, *, json: bool) -> None:
         print_json({"pieces": statuses, "left": found.left})
         return
     rows = [(name, statuses.get(name, "left")) for name in dict.fromkeys((*statuses, *found.left))]
-    print_table("", ("piece", "status"), rows)
-    typer.echo(_standing(found))
+    print_table("", ("case", "status"), rows)
+    typer.echo(_summary(found))
 
 
-def _standing(found: SuiteReport) -> str:
-    return f"{found.total - len(found.left)} of {found.total} pieces are done, {len(found.left)} are left"
+def _summary(found: SuiteReport) -> str:
+    return f"{found.total - len(found.left)} of {found.total} cases are done, {len(found.left)} are left"
 
 
 def accuracy(
@@ -206,7 +206,7 @@ def accuracy(
     quick: QuickOption = False,
     minutes: MinutesOption = None,
     again: Annotated[
-        bool, typer.Option("--again", help="train anew what other settings trained in this folder")
+        bool, typer.Option("--again", help="train anew what failed, or what other settings trained here")
     ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
@@ -214,7 +214,7 @@ def accuracy(
     json: options.JsonOption = False,
 ) -> None:
     """Train a teacher on the built-in images, convert it with everything at one budget; accuracy beside speed."""
-    from vitslim.pipeline.accuracy import run_accuracy
+    from vitslim.pipeline.suite import run_accuracy
     from vitslim.report.suite import accuracy_table, write_accuracy
 
     out = out or _default_folder("accuracy", preset, quick)
@@ -243,7 +243,7 @@ def accuracy(
         say(f"not done yet: {', '.join(found.left)}; run the same command again", style="yellow")
 
 
-def _piece_row(piece: Any) -> tuple[str, ...]:
+def _case_row(piece: Any) -> tuple[str, ...]:
     return (piece.piece.name, piece.status, f"{piece.seconds:.1f}", piece.reason or "")
 
 

@@ -1,4 +1,4 @@
-"""Measuring what a machine can do at best, so that shares of it are shares of something real."""
+"""Measuring the peaks of a machine, so that shares of them are shares of something real."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock
-from vitslim.bench.roofline import Ceilings
+from vitslim.bench.roofline import MeasuredPeaks
 from vitslim.runtime.runner import DTYPES, Precision
 
 _MIB = 2**20
@@ -16,7 +16,7 @@ _WARMUP = 3
 
 
 @dataclass(frozen=True)
-class CeilingSizes:
+class PeakSizes:
     """How large the two measurements are: large enough to be neither launch-bound nor served from a cache."""
 
     gemm: int
@@ -24,11 +24,11 @@ class CeilingSizes:
     rounds: int
 
 
-ON_GPU = CeilingSizes(gemm=8192, copy_mib=1024, rounds=20)
-ON_CPU = CeilingSizes(gemm=1024, copy_mib=256, rounds=7)
+ON_GPU = PeakSizes(gemm=8192, copy_mib=1024, rounds=20)
+ON_CPU = PeakSizes(gemm=1024, copy_mib=256, rounds=7)
 
 
-def measure_ceilings(device: torch.device | str, precision: Precision, sizes: CeilingSizes | None = None) -> Ceilings:
+def measure_peaks(device: torch.device | str, precision: Precision, sizes: PeakSizes | None = None) -> MeasuredPeaks:
     """The best of several large matrix products and of several large copies, on torch's threads or its GPU.
 
     Args:
@@ -45,7 +45,7 @@ def measure_ceilings(device: torch.device | str, precision: Precision, sizes: Ce
     clock = cuda_clock if where.type == "cuda" else cpu_clock
     gemm_ms = _best_ms(lambda: torch.mm(left, right, out=product), clock, chosen.rounds)
     copy_ms = _best_ms(lambda: target.copy_(source), clock, chosen.rounds)
-    return Ceilings(
+    return MeasuredPeaks(
         tflops=2 * n**3 / gemm_ms / 1e9,
         gbytes_s=2 * source.numel() / copy_ms / 1e6,
         gemm_size=n,
