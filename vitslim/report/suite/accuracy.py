@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitslim.analysis.canvas import INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
-from vitslim.bench.suite import Aim, SuiteRow
+from vitslim.bench.suite import GainTarget, SuiteRow
 from vitslim.bench.tables import significant
 from vitslim.errors import MissingDependencyError
 from vitslim.files import write_text
@@ -73,7 +73,7 @@ def accuracy_aims(report: AccuracyReport) -> Table | None:
     return Table("Aims", [header, *lines])
 
 
-def _reached(report: AccuracyReport, aim: Aim) -> tuple[str, str, str]:
+def _reached(report: AccuracyReport, aim: GainTarget) -> tuple[str, str, str]:
     control = next((row for row in report.rows if row.model == CONTROL), None)
     setting = (aim.backend, aim.precision, aim.batch)
     timed = [(row, own) for row in report.rows if row.model in aim.competitors and (own := _at(row, setting))]

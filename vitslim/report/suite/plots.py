@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vitslim.analysis.canvas import GRID, INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
-from vitslim.bench.roofline import Ceilings
-from vitslim.bench.suite import DENSE, Kind, PieceResult, SuiteReport, SuiteRow
+from vitslim.bench.roofline import MeasuredPeaks
+from vitslim.bench.suite import DENSE, CaseResult, Kind, SuiteReport, SuiteRow
 from vitslim.bench.tables import significant
 
 # Blue, orange and the rest are told apart with any colour vision; the shape says the same.
@@ -28,7 +28,7 @@ def write_suite_plots(report: SuiteReport, folder: str | Path) -> list[Path]:
     pieces = [piece for piece in report.pieces if piece.ceilings and piece.rows and piece.piece.backend != "train"]
     if not pieces:
         return []
-    drawings: dict[str, Callable[[Sequence[PieceResult]], Figure]] = {
+    drawings: dict[str, Callable[[Sequence[CaseResult]], Figure]] = {
         "roofline.png": _roofline,
         "work_and_speed.png": _work_and_speed,
     }
@@ -40,7 +40,7 @@ def write_suite_plots(report: SuiteReport, folder: str | Path) -> list[Path]:
     return paths
 
 
-def _roofline(pieces: Sequence[PieceResult]) -> Figure:
+def _roofline(pieces: Sequence[CaseResult]) -> Figure:
     figure, axes = canvas(
         8.6, 5.2, "Roofline", "ceilings: a large matrix product and a large copy, measured in the same run"
     )
@@ -70,7 +70,7 @@ def _roofline(pieces: Sequence[PieceResult]) -> Figure:
     return figure
 
 
-def _work_and_speed(pieces: Sequence[PieceResult]) -> Figure:
+def _work_and_speed(pieces: Sequence[CaseResult]) -> Figure:
     """One panel per setting: on the diagonal all saved work became speed."""
     settings = [(piece, batch) for piece in pieces for batch in piece.piece.batches if _rivals(piece, batch)]
     cut = f", the first {_MAX_PANELS} of {len(settings)} settings" if len(settings) > _MAX_PANELS else ""
@@ -103,7 +103,7 @@ def _work_and_speed(pieces: Sequence[PieceResult]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, piece: PieceResult, batch: int) -> Axes:
+def _panel(axes: Axes, piece: CaseResult, batch: int) -> Axes:
     own = piece.piece
     dense = next(row for row in piece.rows if (row.model, row.batch) == (DENSE, batch))
     rows = _rivals(piece, batch)
@@ -132,14 +132,14 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return min(values) - air, max(values) + air
 
 
-def _rivals(piece: PieceResult, batch: int) -> list[SuiteRow]:
+def _rivals(piece: CaseResult, batch: int) -> list[SuiteRow]:
     has_dense = any((row.model, row.batch) == (DENSE, batch) for row in piece.rows)
     return [row for row in piece.rows if has_dense and row.batch == batch and row.model != DENSE]
 
 
-def _roofs(pieces: Sequence[PieceResult]) -> dict[str, Ceilings]:
+def _roofs(pieces: Sequence[CaseResult]) -> dict[str, MeasuredPeaks]:
     """The highest ceilings seen per precision: those of a piece that was disturbed would flatter its rows."""
-    roofs: dict[str, Ceilings] = {}
+    roofs: dict[str, MeasuredPeaks] = {}
     for piece in pieces:
         assert piece.ceilings is not None
         known = roofs.get(piece.piece.precision)

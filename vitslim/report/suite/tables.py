@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
+from vitslim.bench.suite import DENSE, CaseResult, GainTarget, Setting, SuiteReport, SuiteRow
 from vitslim.bench.tables import as_markdown, as_text, share_of_mac_ratio, significant
 
 Cells = list[list[str]]
@@ -88,7 +88,7 @@ def aims_table(report: SuiteReport) -> Table | None:
     return Table("Aims", [["aim", "at least", "measured", "by", "met"], *lines])
 
 
-def piece_table(piece: PieceResult, batch: int) -> Table:
+def piece_table(piece: CaseResult, batch: int) -> Table:
     """All figures of one setting."""
     rows = [row for row in piece.rows if row.batch == batch]
     dense = next((row for row in rows if row.model == DENSE), None)
@@ -195,17 +195,17 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
 
 
-def _without_rows(report: SuiteReport) -> list[PieceResult]:
+def _without_rows(report: SuiteReport) -> list[CaseResult]:
     return [piece for piece in report.pieces if not piece.rows]
 
 
-def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
+def _competitors(pieces: Sequence[CaseResult]) -> list[str]:
     measured = {row.model for piece in pieces for row in piece.rows}
     named = dict.fromkeys(name for piece in pieces for name in piece.piece.competitors)
     return [name for name in named if name in measured]
 
 
-def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
+def _speed_cell(piece: CaseResult, name: str, batch: int) -> str:
     for row in piece.rows:
         if (row.model, row.batch) == (name, batch):
             dense = next((one for one in piece.rows if (one.model, one.batch) == (DENSE, batch)), None)
@@ -216,14 +216,14 @@ def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
     return "–"
 
 
-def _dense_cell(piece: PieceResult, batch: int) -> str:
+def _dense_cell(piece: CaseResult, batch: int) -> str:
     found = next((row for row in piece.rows if (row.model, row.batch) == (DENSE, batch)), None)
     if found is not None:
         return significant(found.latency_ms_p50)
     return "no memory" if piece.status == "out of memory" else "–"
 
 
-def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
+def _reached(report: SuiteReport, aim: GainTarget) -> tuple[str, str, str]:
     """The best figure that counts for an aim, who reached it, and whether that is enough."""
     here = [row for row in report.rows if _setting(row) == aim.setting]
     dense = next((row for row in here if row.model == DENSE), None)
@@ -240,7 +240,7 @@ def _reached(report: SuiteReport, aim: Aim) -> tuple[str, str, str]:
     return f"{found[best]:.2f}x", best, "yes" if found[best] >= aim.at_least else "no"
 
 
-def _gain(aim: Aim, row: SuiteRow, dense: SuiteRow | None) -> float | None:
+def _gain(aim: GainTarget, row: SuiteRow, dense: SuiteRow | None) -> float | None:
     """How much less a row needs than dense of what the aim is of."""
     if aim.of == "speed":
         return row.speedup_vs_dense
@@ -257,27 +257,27 @@ def _setting(row: SuiteRow) -> Setting:
     return row.base, row.size, row.backend, row.precision, row.batch
 
 
-def _kind(piece: PieceResult) -> Overviewed:
+def _kind(piece: CaseResult) -> Overviewed:
     return piece.piece.model, piece.piece.backend, piece.piece.precision
 
 
-def _words(piece: PieceResult) -> str:
+def _words(piece: CaseResult) -> str:
     own = piece.piece
     size = f" {own.image_size} px" if own.image_size else ""
     return f"{own.model}{size}, {own.backend} {own.precision}"
 
 
-def _setting_words(piece: PieceResult, batch: int) -> str:
+def _setting_words(piece: CaseResult, batch: int) -> str:
     size = f"{piece.piece.image_size} px, " if piece.piece.image_size else ""
     return f"{size}b{batch}"
 
 
-def _ceiling_note(piece: PieceResult) -> str:
+def _ceiling_note(piece: CaseResult) -> str:
     ceilings = piece.ceilings
     if ceilings is None:
         return ""
     return (
-        f"Ceilings measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
+        f"MeasuredPeaks measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
         f"{ceilings.gemm_size}), {significant(ceilings.gbytes_s)} GB/s (copy of {ceilings.copy_mib:.0f} MiB)."
     )
 
