@@ -1,4 +1,4 @@
-"""bench suite, bench accuracy, and that `bench MODEL` stays what it was."""
+"""bench suite, bench accuracy, and that `bench MODEL."""
 
 import shlex
 from pathlib import Path
@@ -80,14 +80,14 @@ def test_what_is_done_and_left_is_listed_without_measuring(preset: Path, tmp_pat
     words = ("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
     shown = vitslim(*words, "--list")
     assert shown.code == 0, shown.err
-    assert shown.out.splitlines()[-1] == "0 of 2 pieces are done, 2 are left"
+    assert shown.out.splitlines()[-1] == "0 of 2 cases are done, 2 are left"
     assert not (tmp_path / "out").exists()
     measured = vitslim(*words)
-    assert "pieces of this call" in measured.out
-    assert "pieces of this call" not in vitslim(*words).out
+    assert "cases of this call" in measured.out
+    assert "cases of this call" not in vitslim(*words).out
     found = vitslim(*words, "--list", "--json").document
     assert found == {
-        "pieces": {"tiny-32-fp32-torch-b1": "measured", "tiny-64-fp32-tensorrt-b1": "unavailable"},
+        "cases": {"tiny-32-fp32-torch-b1": "measured", "tiny-64-fp32-tensorrt-b1": "unavailable"},
         "left": [],
     }
 
@@ -111,20 +111,20 @@ def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
 
 @pytest.mark.parametrize(
     ("tries", "sentence"),
-    [(1, "0 of 1 pieces are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
+    [(1, "0 of 1 cases are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
 )
 def test_what_is_left_says_what_to_do(
     tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piece = CaseResult(piece=Case(), digest="0", status="too long", seconds=9.0, tries=tries)
+    case = CaseResult(piece=Case(), digest="0", status="too long", seconds=9.0, tries=tries)
     report = SuiteReport(
         preset="own",
         quick=False,
         command="vitslim bench suite",
         settings={},
         environment={},
-        pieces=[piece],
-        left=[piece.piece.name],
+        pieces=[case],
+        left=[case.piece.name],
     )
     monkeypatch.setattr("vitslim.pipeline.suite.run_suite", lambda *_, **__: report)
     outcome = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 from vitslim import checkpoint
 from vitslim.bench.accuracy import AccuracyReport
 from vitslim.errors import ConfigError
-from vitslim.files import read_json, write_json
+from vitslim.files import read_json
 from vitslim.pipeline.suite import AccuracyPreset, read_preset, run_accuracy, runner
 from vitslim.pipeline.suite.training import model_digest
 from vitslim.trunk import is_converted, trunk_of
@@ -91,20 +91,6 @@ def test_a_second_call_trains_nothing_anew(whole: tuple[AccuracyReport, Path]) -
     again = run(folder)
     assert again.rows == report.rows
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
-
-
-def test_every_model_says_where_it_was_trained(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
-    own = read_json(folder / "trained" / "smaller-sibling.json")["environment"]
-    assert whole[0].environment == own
-    assert not any("was trained with other" in note for note in whole[0].notes)
-    for path in folder.glob("trained/*.json"):
-        found = read_json(path)
-        found["environment"] |= {"driver": "570.86.15"} if path.stem == "skipat" else {"cpu": "another"}
-        write_json(path, found)
-    report = run(folder)
-    assert report.environment["cpu"] == "another"
-    assert report.notes[-1] == "skipat was trained with other cpu, driver than the last model."
 
 
 def test_a_run_that_is_stopped_at_every_step_ends_like_one_without_a_stop(

@@ -10,7 +10,7 @@ from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.kernels import KernelRow, KernelSkip
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import MeasuredPeaks
-from vitslim.bench.suite import GainTarget, Case, CaseResult, SuiteReport, SuiteRow
+from vitslim.bench.suite import Case, CaseResult, GainTarget, SuiteReport, SuiteRow
 from vitslim.report.suite import (
     accuracy_table,
     readme_tables,
@@ -401,7 +401,9 @@ def test_a_set_too_small_to_time_its_drawing_has_a_dash() -> None:
     ],
 )
 def test_an_aim_of_both_counts_who_is_accurate_enough(aim: dict[str, Any], line: list[str]) -> None:
-    wanted = GainTarget(**{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim})
+    wanted = GainTarget(
+        **{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim}
+    )
     rows = [*ACCURACY.rows, trained("pair", 0.905, speed=[row("pair", 1.9)])]
     report = ACCURACY.model_copy(update={"aims": [wanted], "rows": rows})
     assert cells(render_accuracy(report), "an aim") == line

@@ -12,6 +12,7 @@ from vitslim.bench.errors import first_line, is_out_of_memory
 from vitslim.bench.roofline import MeasuredPeaks, roofline_point
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
+from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Result
 
 REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
@@ -84,15 +85,24 @@ class KernelSkip(Result):
 
 
 def time_kernels(
-    cases: Iterable[KernelCase],
+    build: Callable[[torch.device, torch.dtype, int, int], Iterable[KernelCase]],
     *,
-    precision: Precision,
+    tokens: int,
     batch: int,
+    precision: Precision,
     peaks: MeasuredPeaks,
     device: torch.device,
     rounds: int,
 ) -> tuple[list[KernelRow], list[KernelSkip]]:
-    """Time every case beside its dense baseline, interleaved; what fails is named and the others go on."""
+    """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
+
+    Args:
+        build: makes the cases on a device, of a type, for a number of tokens and images; their tensors may not fit.
+    """
+    try:
+        cases = build(device, DTYPES[precision], tokens, batch)
+    except Exception as error:
+        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
     rows: list[KernelRow] = []
     skipped: list[KernelSkip] = []
     for case in cases:

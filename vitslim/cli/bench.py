@@ -165,18 +165,18 @@ def suite(
         print_json(found.model_dump(mode="json"))
     else:
         _show_suite(found, begun, page)
-    if found.pieces and all(piece.status == "unavailable" for piece in found.pieces):
-        reasons = dict.fromkeys(str(piece.reason) for piece in found.pieces)
+    if found.pieces and all(case.status == "unavailable" for case in found.pieces):
+        reasons = dict.fromkeys(str(case.reason) for case in found.pieces)
         raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
     changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
     if changes:
-        raise CheckFailedError("; ".join(change.sentence for change in changes))
+        raise CheckFailedError("; ".join(changes))
 
 
 def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
     from vitslim.report.suite import render_overview
 
-    rows = [_case_row(piece) for piece in found.pieces if piece.piece.name in begun]
+    rows = [_case_row(case) for case in found.pieces if case.piece.name in begun]
     if rows:
         print_table("cases of this call", ("case", "status", "seconds", "reason"), rows)
     typer.echo("\n" + render_overview(found))
@@ -187,9 +187,9 @@ def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
 
 
 def _list_suite(found: SuiteReport, *, json: bool) -> None:
-    statuses = {piece.piece.name: piece.status for piece in found.pieces}
+    statuses = {case.piece.name: case.status for case in found.pieces}
     if json:
-        print_json({"pieces": statuses, "left": found.left})
+        print_json({"cases": statuses, "left": found.left})
         return
     rows = [(name, statuses.get(name, "left")) for name in dict.fromkeys((*statuses, *found.left))]
     print_table("", ("case", "status"), rows)
@@ -243,8 +243,8 @@ def accuracy(
         say(f"not done yet: {', '.join(found.left)}; run the same command again", style="yellow")
 
 
-def _case_row(piece: Any) -> tuple[str, ...]:
-    return (piece.piece.name, piece.status, f"{piece.seconds:.1f}", piece.reason or "")
+def _case_row(case: Any) -> tuple[str, ...]:
+    return (case.piece.name, case.status, f"{case.seconds:.1f}", case.reason or "")
 
 
 def _command(verb: str, preset: str, quick: bool) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport, TrainedModel
 from vitslim.bench.environment import environment
-from vitslim.bench.suite import DENSE, SMALLER, SuiteReport
+from vitslim.bench.suite import DENSE, SMALLER, SuiteReport, SuiteRow
 from vitslim.checkpoint import load_config
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
@@ -28,10 +28,8 @@ from vitslim.pipeline.suite.preset import (
 )
 from vitslim.pipeline.suite.runner import Folder, Job, Runner, TimeBudget, require_device
 from vitslim.pipeline.suite.speed import run_suite
-from vitslim.pipeline.suite.training import BEGUN_FILE, Trainings, model_digest, train_model
+from vitslim.pipeline.suite.training import BEGUN_FILE, model_digest, train_model
 from vitslim.progress import ProgressCallback, silent
-
-_HARDWARE = ("cpu", "gpu", "driver")  # on which models of one run may have been trained apart
 
 
 def run_accuracy(
@@ -68,8 +66,8 @@ def run_accuracy(
     jobs = [_job(name, settings) for name in [TEACHER, *settings.names]]
     _refuse_other_settings(root, jobs, again=again)
     budget = TimeBudget(minutes)
-    runner = Runner(folder, train_model, Trainings(settings, root), budget, progress, again=again, isolate=isolate)
-    is_whole = runner.run(jobs[:1]) and _is_trained(folder, jobs[0]) and runner.run(jobs)
+    runner = Runner(folder, train_model, (settings, root), budget, progress, again=again, isolate=isolate)
+    is_whole = runner.run(jobs[:1]) and folder.known[TEACHER].row is not None and runner.run(jobs)
     trained = {job.name: found for job in jobs if (found := folder.outcome(job)) is not None}
     left, speed = budget.seconds_left, None
     if is_whole and (left is None or left > 0):
@@ -88,14 +86,10 @@ def run_accuracy(
         settings=settings.model_dump(mode="json"),
         environment=[environment(), *(one.environment for one in trained.values())][-1],
         drawn_images_per_second=trained[TEACHER].drawn_images_per_second if TEACHER in trained else None,
-        rows=[
-            one.row.model_copy(update={"speed": _rows_of(name, speed)})
-            for name, one in trained.items()
-            if one.row is not None
-        ],
+        rows=[one.row.model_copy(update={"speed": _timed(name, speed)}) for name, one in trained.items() if one.row],
         left=_left(jobs, trained, speed),
         aims=list(settings.targets),
-        notes=[*_notes(settings, trained, speed), *_differences(trained)],
+        notes=_notes(settings, trained, speed),
     )
     write_json(root / ACCURACY_FILE, report.model_dump(mode="json"))
     return report
@@ -104,11 +98,6 @@ def run_accuracy(
 def _job(name: str, preset: AccuracyPreset) -> Job[TrainedModel]:
     digest = model_digest(preset, name)
     return Job(name, digest, (name, digest), TrainedModel, pauses=True)
-
-
-def _is_trained(folder: Folder[TrainedModel], job: Job[TrainedModel]) -> bool:
-    found = folder.outcome(job)
-    return found is not None and found.row is not None
 
 
 def _refuse_other_settings(root: Path, jobs: list[Job[TrainedModel]], *, again: bool) -> None:
@@ -159,7 +148,7 @@ def _sized(entry: ModelEntry, options: Mapping[str, Any], smaller: str | None = 
     return ModelEntry(name=entry.name or "builtin", options={**entry.options, **options}, smaller=smaller)
 
 
-def _rows_of(name: str, speed: SuiteReport | None) -> list[Any]:
+def _timed(name: str, speed: SuiteReport | None) -> list[SuiteRow]:
     own = DENSE if name in (TEACHER, CONTROL) else name
     return [] if speed is None else [row for row in speed.rows if row.model == own]
 
@@ -189,13 +178,3 @@ def _notes(preset: AccuracyPreset, trained: Mapping[str, TrainedModel], speed: S
         notes += dict.fromkeys(note for case in speed.pieces for note in case.notes)
         notes += [f"{case.piece.name}: {case.status}, {case.reason}" for case in speed.pieces if not case.rows]
     return notes
-
-
-def _differences(trained: Mapping[str, TrainedModel]) -> list[str]:
-    """A sentence for every model that was not trained where, and with what, the last one was."""
-    known = {name: one.environment for name, one in trained.items() if one.environment}
-    last = [*known.values()][-1] if known else {}
-    apart = {name: [key for key in _HARDWARE if own.get(key) != last.get(key)] for name, own in known.items()}
-    return [
-        f"{name} was trained with other {', '.join(keys)} than the last model." for name, keys in apart.items() if keys
-    ]

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from vitslim.bench.suite import DENSE, Setting, SuiteReport, SuiteRow
 from vitslim.errors import CheckFailedError
-from vitslim.shapes import Result
 
 Key = tuple[Setting, str]  # and the competitor
 
 
-class Change(Result):
-    """One speed ratio that is no longer what it was, or no longer there."""
-
-    what: str
-    before: float
-    after: float | None
-
-    @property
-    def sentence(self) -> str:
-        """For a person."""
-        if self.after is None:
-            return f"{self.what}: {self.before:.2f}x is no longer measured"
-        word = "slower" if self.after < self.before else "faster"
-        return f"{self.what}: {self.before:.2f}x became {self.after:.2f}x ({word})"
-
-
-def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[Change]:
-    """The rows of both runs whose ratio to dense has moved, and those that the later run attempted and has not.
+def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[str]:
+    """A sentence for every row whose ratio to dense has moved, or which the later run attempted and does not have.
 
     Args:
         tolerance: largest relative difference of the medians that is called the same. A row whose spreads over the
@@ -42,13 +25,14 @@ def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) ->
         raise CheckFailedError("the two runs of the suite have no row in common; compare runs of one preset")
     moved = [key for key in common if _has_moved(old[key], new[key], tolerance)]
     return [
-        Change(
-            what=_words(key),
-            before=old[key].speedup_vs_dense,
-            after=new[key].speedup_vs_dense if key in new else None,
-        )
-        for key in [*moved, *lost]
+        *(_words(key, old[key], f"became {_moved_to(old[key], new[key])}") for key in moved),
+        *(_words(key, old[key], "is no longer measured") for key in lost),
     ]
+
+
+def _moved_to(old: SuiteRow, new: SuiteRow) -> str:
+    word = "slower" if new.speedup_vs_dense < old.speedup_vs_dense else "faster"
+    return f"{new.speedup_vs_dense:.2f}x ({word})"
 
 
 def _has_moved(old: SuiteRow, new: SuiteRow, tolerance: float) -> bool:
@@ -66,6 +50,7 @@ def _attempted(report: SuiteReport) -> set[Setting]:
     return {setting for one in report.pieces if one.status != "too long" for setting in one.piece.settings}
 
 
-def _words(key: Key) -> str:
+def _words(key: Key, old: SuiteRow, end: str) -> str:
     (base, size, backend, precision, batch), model = key
-    return f"{model} on {base}{f' {size} px' if size else ''}, {backend} {precision} b{batch}"
+    place = f"{base}{f' {size} px' if size else ''}, {backend} {precision} b{batch}"
+    return f"{model} on {place}: {old.speedup_vs_dense:.2f}x {end}"

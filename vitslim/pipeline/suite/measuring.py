@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -79,12 +78,13 @@ def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> d
     from vitslim.kernels.triton.token_cases import token_cases
 
     peaks = measure_peaks(device, case.precision)
+    shared: Any = {"precision": case.precision, "peaks": peaks, "device": device, "rounds": preset.rounds}
     rows: list[KernelRow] = []
     skipped: list[KernelSkip] = []
     for tokens in case.tokens:
         for batch in case.batches:
             for build in (kernel_cases, token_cases, linear_cases):
-                timed, missed = time_built_kernels(build, tokens, batch, case, preset, peaks, device)
+                timed, missed = time_kernels(build, tokens=tokens, batch=batch, **shared)
                 rows += timed
                 skipped += missed
                 torch.cuda.empty_cache()
@@ -93,25 +93,6 @@ def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> d
         return found
     reason = skipped[0].reason if skipped else "there is no kernel for this setting"
     return found | {"status": "failed", "reason": reason}
-
-
-def time_built_kernels(
-    build: Callable[..., list[Any]],
-    tokens: int,
-    batch: int,
-    case: Case,
-    preset: SuitePreset,
-    peaks: MeasuredPeaks,
-    device: torch.device,
-) -> tuple[list[KernelRow], list[KernelSkip]]:
-    """The kernels of one list at one size. Their tensors alone may not fit: the other sizes go on."""
-    try:
-        kernels = build(device, DTYPES[case.precision], tokens, batch)
-    except Exception as error:
-        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
-    return time_kernels(
-        kernels, precision=case.precision, batch=batch, peaks=peaks, device=device, rounds=preset.rounds
-    )
 
 
 def _require_backend(case: Case, device: torch.device) -> None:

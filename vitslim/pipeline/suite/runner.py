@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -89,17 +89,11 @@ class Folder(Generic[R]):
         Raises:
             ConfigError: the report in the folder is of another preset, or none.
         """
-        if not (self.path / report).is_file():
-            return
-        earlier = read_json(self.path / report)
-        if not isinstance(earlier, dict):
-            raise ConfigError(f"{self.path / report} is no report of this benchmark; name another folder")
-        known = cast("dict[str, Any]", earlier)
-        if (known.get("preset"), known.get("quick")) != (preset, quick):
-            kind = "quick " if known.get("quick") else ""
-            raise ConfigError(
-                f"output folder {self.path} holds the {kind}run of preset {known.get('preset')}; name another folder"
-            )
+        file, wanted = self.path / report, {"preset": preset, "quick": quick}
+        earlier: Any = read_json(file) if file.is_file() else wanted
+        if not isinstance(earlier, dict) or any(earlier.get(key) != value for key, value in wanted.items()):
+            run = f"{'quick ' if quick else ''}run of preset {preset}"
+            raise ConfigError(f"{file} is not the report of a {run}; name another folder")
 
     def make(self) -> None:
         """Make the folder: whatever interrupts the first case, the next call knows it for one of the benchmark's."""

@@ -43,28 +43,21 @@ _INFLUENCE_IMAGES = 64  # on which depth-drop looks for the blocks that change l
 _DRAWN_BATCHES = 4  # on which the drawing of images is timed
 
 
-@dataclass(frozen=True)
-class Trainings:
-    """What all trainings of a run share: the preset and the output folder."""
-
-    preset: AccuracyPreset
-    root: Path
-
-
 def train_model(
-    model: tuple[str, str], shared: Trainings, seconds: float | None, progress: ProgressCallback
+    model: tuple[str, str], settings: tuple[AccuracyPreset, Path], seconds: float | None, progress: ProgressCallback
 ) -> dict[str, Any]:
     """Train a model to its end, or go on with it: the fields of a ``TrainedModel``; see ``process.Work``.
 
     Args:
         model: its name, and the digest of all that decides how it is trained.
+        settings: the preset and the output folder.
 
     Raises:
         PausedError: the time is over; the next call goes on.
     """
     name, digest = model
     end = None if seconds is None else time.perf_counter() + seconds - _MARGIN_SECONDS
-    return _Trainer(name, shared.preset, shared.root, end, progress).train(digest)
+    return _Trainer(name, *settings, end, progress).train(digest)
 
 
 def model_digest(preset: AccuracyPreset, name: str) -> str:
