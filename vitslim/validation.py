@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import PurePath
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 _SHOWN = 120  # characters of a value in a message
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
 
 
 def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
@@ -48,7 +51,7 @@ def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong, up to the colon, and why."""
     place, known = _place(fault, fields)
     key = ".".join(place)
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in _UNKNOWN_KEY:
         close = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"unknown key {shown(key)}; ", hint
@@ -74,7 +77,7 @@ def _place(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[list[str],
             section, inner, has_keys = inner, _fields_within(inner[part]), _takes_keys(inner[part])
         elif has_keys and isinstance(part, str):
             has_keys = False
-        elif part == fault["loc"][-1] and fault["type"] == "extra_forbidden":
+        elif part == fault["loc"][-1] and fault["type"] in _UNKNOWN_KEY:
             section = inner
         elif isinstance(part, str):
             break  # the name of one of several types, which says nothing to a user
@@ -91,6 +94,8 @@ def _fields_within(annotation: Any) -> dict[str, Any]:
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return _fields(kind)
+        if isinstance(kind, type) and is_dataclass(kind):
+            return {field.name: field.type for field in dataclass_fields(kind)}
     return {}
 
 

@@ -319,7 +319,7 @@ ROW = {
 
 
 def test_a_student_is_benchmarked_beside_its_dense_model(copied: Path, vitslim: Command) -> None:
-    words = ("--against", "dense", "--backend", "torch,ort", "--batch", "1,2", *QUICK, "--json")
+    words = ("--baseline", "dense", "--backend", "torch,ort", "--batch", "1,2", *QUICK, "--json")
     outcome = vitslim("bench", copied, *words)
     assert outcome.code == 0, outcome.err
     found = outcome.document
@@ -343,7 +343,7 @@ def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(
 
 
 def test_the_table_names_machine_and_baseline(student: Path, dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--against", dense, "--backend", "torch", "--batch", 1, "--out", tmp_path / "b.json", *QUICK)
+    words = ("--baseline", dense, "--backend", "torch", "--batch", 1, "--out", tmp_path / "b.json", *QUICK)
     outcome = vitslim("bench", student, *words)
     assert outcome.code == 0, outcome.err
     assert "speed-up against 'dense' with fused attention in the same run" in outcome.out
@@ -364,7 +364,7 @@ def test_two_folders_of_one_name_get_a_row_each(student: Path, copied: Path, tmp
         (["--backend", "tensorflow"], 2, "backends.0"),
         (["--precision", "fp8"], 2, "precisions.0"),
         (["--batch", "x"], 2, "--batch 'x': wanted whole numbers"),
-        (["--against", "deit_smal"], 2, "unknown model 'deit_smal'; did you mean"),
+        (["--baseline", "deit_smal"], 2, "unknown model 'deit_smal'; did you mean"),
     ],
 )
 def test_a_benchmark_that_cannot_run_is_one_line(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, SkipValidation, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from vitslim.arguments import checked
@@ -12,12 +12,13 @@ from vitslim.bench.clock import MIN_ROUNDS, torch_threads
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
-from vitslim.bench.session import Backend, EngineExporter, OnnxExporter, RunConfig, Session, candidates
+from vitslim.bench.session import Backend, Exporter, RunConfig, Session, candidates
 from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.trunk import is_converted
+from vitslim.validation import describe_faults
 
 _NO_CPU_MEMORY = (
     "No peak memory (peak_memory_mib) on the CPU: the resident peak belongs to the process, which holds every model."
@@ -42,8 +43,8 @@ def benchmark(
     models: Mapping[str, nn.Module],
     *,
     baseline: str,
-    exporter: SkipValidation[OnnxExporter] | None = None,
-    engine_exporter: SkipValidation[EngineExporter] | None = None,
+    exporter: Exporter | None = None,
+    engine_exporter: Exporter | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:
@@ -122,8 +123,7 @@ def _config(options: dict[str, Any]) -> BenchConfig:
     try:
         return BenchConfig(**options)
     except ValidationError as error:
-        errors = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise ConfigError(f"benchmark options: {errors}; known are {', '.join(BenchConfig.model_fields)}") from None
+        raise ConfigError(f"benchmark: {'; '.join(describe_faults(error, BenchConfig))}") from None
 
 
 def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:

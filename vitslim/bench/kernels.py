@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -16,27 +16,6 @@ from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Result
 
 REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
-
-
-@runtime_checkable
-class KernelCase(Protocol):
-    """A kernel with the dense computation that it stands for.
-
-    ``bytes`` and ``flops`` are what the kernel's own algorithm moves and computes, for the roofline.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def call(self) -> Callable[[], object]: ...
-    @property
-    def dense(self) -> Callable[[], object]: ...
-    @property
-    def bytes(self) -> int | float: ...
-    @property
-    def flops(self) -> int | float: ...
 
 
 class KernelRow(Result):
@@ -85,7 +64,7 @@ class KernelSkip(Result):
 
 
 def time_kernels(
-    build: Callable[[torch.device, torch.dtype, int, int], Iterable[KernelCase]],
+    build: Callable[[torch.device, torch.dtype, int, int], Iterable[Any]],
     *,
     tokens: int,
     batch: int,
@@ -97,7 +76,8 @@ def time_kernels(
     """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
 
     Args:
-        build: makes the cases on a device, of a type, for a number of tokens and images; their tensors may not fit.
+        build: makes ``vitslim.kernels.triton.cases.KernelCase``s, which need triton, on a device, of a type, for a
+            number of tokens and images; their tensors may not fit.
     """
     try:
         cases = build(device, DTYPES[precision], tokens, batch)
@@ -114,7 +94,7 @@ def time_kernels(
 
 
 def _row(
-    case: KernelCase, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
+    case: Any, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
 ) -> KernelRow:
     is_gpu = device.type == "cuda"
     calls = {"kernel": case.call, "dense": case.dense}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +31,8 @@ IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
 _ON_STREAM = (*IN_TORCH, *_ENGINES)
 
 
-@runtime_checkable
-class OnnxExporter(Protocol):
-    """What writes a model as an ONNX file: ``vitslim.export.export_onnx``, handed in since export lies beside bench."""
-
-    def __call__(self, model: nn.Module, path: Path, *, precision: Any) -> object: ...
-
-
-@runtime_checkable
-class EngineExporter(Protocol):
-    """What builds a model into an engine: ``vitslim.pipeline.engines.export_engine``, handed in likewise."""
-
-    def __call__(self, model: nn.Module, path: Path, *, precision: Any, flavor: Any, batch: Any) -> object: ...
+Exporter = Callable[..., object]
+"""Writes a model as a file: ``export_onnx`` and ``export_engine``, handed in since export lies beside bench."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +98,8 @@ class Session:
     warmup: int
     seconds: float | None
     device: Literal["cpu", "cuda"]
-    exporter: OnnxExporter | None
-    engine_exporter: EngineExporter | None = None
+    exporter: Exporter | None
+    engine_exporter: Exporter | None = None
     meter: Meter | None = None
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
     _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model

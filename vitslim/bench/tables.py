@@ -82,7 +82,7 @@ def significant(value: float) -> str:
 
 
 def caption(report: BenchReport, command: str | None = None) -> str:
-    """One sentence that says on what, how, against what the rows were measured."""
+    """One sentence that says on what, how, beside which baseline the rows were measured."""
     environment, settings = report.environment, report.settings
     gpu = ", ".join(gpu["name"] for gpu in environment["gpu"]) if settings["device"] == "cuda" else ""
     load = (environment["load_average"] or ["unknown"])[0]

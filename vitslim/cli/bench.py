@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="folder; name it again to go on; out/VERB-PRESET by default", show_default=False),
+    typer.Option("--out", help="folder; name it again to go on; out/COMMAND-PRESET by default", show_default=False),
 ]
 MinutesOption = Annotated[
     float | None, typer.Option("--minutes", help="begin nothing that would end later", min=0.05, show_default=False)
@@ -247,13 +247,13 @@ def _case_row(case: Any) -> tuple[str, ...]:
     return (case.piece.name, case.status, f"{case.seconds:.1f}", case.reason or "")
 
 
-def _command(verb: str, preset: str, quick: bool) -> str:
+def _command(name: str, preset: str, quick: bool) -> str:
     # As anyone would type it: without the folders of this machine.
-    return f"vitslim bench {verb} --preset {Path(preset).name}{' --quick' if quick else ''}"
+    return f"vitslim bench {name} --preset {Path(preset).name}{' --quick' if quick else ''}"
 
 
-def _default_folder(verb: str, preset: str, quick: bool) -> Path:
-    return Path("out", f"{verb}-{Path(preset).stem}{'-quick' if quick else ''}")
+def _default_folder(name: str, preset: str, quick: bool) -> Path:
+    return Path("out", f"{name}-{Path(preset).stem}{'-quick' if quick else ''}")
 
 
 def _nothing_measured(reasons: list[str]) -> VitslimError:

@@ -29,7 +29,7 @@ EXAMPLES = {
     "compare": ("vitslim compare out/skipat out/evo-vit",),
     "report": ("vitslim report out",),
     "bench": ("vitslim bench out --backend torch,ort --batch 1,8", "vitslim bench suite --quick"),
-    "bench models": ("vitslim bench out --against deit_tiny --backend torch,ort --batch 1,8",),
+    "bench models": ("vitslim bench out --baseline deit_tiny --backend torch,ort --batch 1,8",),
     "bench suite": ("vitslim bench suite --preset cpu --minutes 30 --out out/suite",),
     "bench accuracy": ("vitslim bench accuracy --preset cpu --quick",),
     "deploy": (

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.result import Skipped
-from vitslim.bench.roofline import Traffic, count_traffic
 from vitslim.bench.session import Candidate, RunConfig, candidates
 from vitslim.bench.suite import DENSE, SMALLER, Case, Kind
 from vitslim.errors import ConfigError
@@ -19,35 +17,20 @@ from vitslim.models import open_model
 from vitslim.pipeline.suite.preset import Competitor, SuitePreset
 
 
-@dataclass
-class Competitors:
-    """Which models are compared, and which could not be and why."""
-
-    candidates: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
-    traffic: dict[str, Traffic] = field(default_factory=dict[str, Traffic])
-    skipped: list[Skipped] = field(default_factory=list[Skipped])
-
-
-def open_competitors(case: Case, preset: SuitePreset) -> Competitors:
-    """Build every competitor of a case with random weights, on which speed does not depend.
+def open_competitors(case: Case, preset: SuitePreset) -> tuple[dict[str, Candidate], list[Skipped]]:
+    """Build every competitor of a case with random weights, on which speed does not depend; and which could not be.
 
     Raises:
         VitslimError: the dense model itself cannot be built.
     """
-    config, found = RunConfig(case.backend, case.precision), Competitors()
-    dense = open_dense(case.model, case.image_size, preset)
-    for name in (DENSE, *case.competitors):
+    dense, skipped = open_dense(case.model, case.image_size, preset), list[Skipped]()
+    found = candidates({DENSE: dense})
+    for name in case.competitors:
         try:
-            model = _competitor(name, dense, case, preset)
-            candidate, traffic = candidates({name: model}), count_traffic(model)
+            found |= candidates({name: _competitor(name, dense, case, preset)})
         except Exception as error:  # a competitor that cannot be had is named, the others go on
-            if name == DENSE:
-                raise
-            found.skipped.append(config.skip(error, model=name))
-        else:
-            found.candidates |= candidate
-            found.traffic[name] = traffic
-    return found
+            skipped.append(RunConfig(case.backend, case.precision).skip(error, model=name))
+    return found, skipped
 
 
 def open_competitor(name: str, case: Case, preset: SuitePreset) -> nn.Module:

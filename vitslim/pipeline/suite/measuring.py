@@ -13,8 +13,8 @@ from vitslim.bench.kernels import KernelRow, KernelSkip, time_kernels
 from vitslim.bench.nvml import open_nvml
 from vitslim.bench.peaks import measure_peaks
 from vitslim.bench.result import BenchRow, Skipped
-from vitslim.bench.roofline import MeasuredPeaks, Traffic, model_flops, roofline_point
-from vitslim.bench.session import ON_GPU, Meter, RunConfig, Session
+from vitslim.bench.roofline import MeasuredPeaks, count_traffic, model_flops, roofline_point
+from vitslim.bench.session import ON_GPU, Candidate, Meter, RunConfig, Session
 from vitslim.bench.suite import DENSE, Case, SuiteRow
 from vitslim.errors import MissingDependencyError
 from vitslim.pipeline.suite.competitors import kind_of, open_competitors
@@ -46,10 +46,10 @@ def _measure_models(case: Case, preset: SuitePreset, device: torch.device) -> di
     meter, notes = _meter(device, preset)
     if device.type == "cuda" and case.backend in COMPILED:
         compile_ahead(case, preset)
-    competitors = open_competitors(case, preset)
+    models, skipped = open_competitors(case, preset)
     peaks = measure_peaks(device, case.precision)
     session = Session(
-        candidates=competitors.candidates,
+        candidates=models,
         baseline=DENSE,
         threads=preset.threads,
         rounds=preset.rounds,
@@ -60,10 +60,9 @@ def _measure_models(case: Case, preset: SuitePreset, device: torch.device) -> di
         engine_exporter=export_engine,
         meter=meter,
     )
-    skipped = list(competitors.skipped)
     config = RunConfig(case.backend, case.precision)
     rows = [
-        _suite_row(row, case, preset, competitors.traffic[row.model], peaks)
+        _suite_row(row, case, preset, models[row.model], peaks)
         for row in session.measure(config, case.batches, skipped)
     ]
     found = {"ceilings": peaks, "rows": rows, "skipped": skipped, "notes": [*notes, *session.notes]}
@@ -120,10 +119,10 @@ def _meter(device: torch.device, preset: SuitePreset) -> tuple[Meter | None, lis
     return (lambda call: nvml.measure(call, torch.cuda.synchronize)), []
 
 
-def _suite_row(row: BenchRow, case: Case, preset: SuitePreset, traffic: Traffic, peaks: MeasuredPeaks) -> SuiteRow:
+def _suite_row(row: BenchRow, case: Case, preset: SuitePreset, model: Candidate, peaks: MeasuredPeaks) -> SuiteRow:
     point = None
     if case.backend != "train":
-        gbytes = traffic.gbytes(row.batch, DTYPES[case.precision].itemsize)
+        gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[case.precision].itemsize)
         point = roofline_point(model_flops(row.macs, row.batch), gbytes, row.latency_ms_p50, peaks)
     return SuiteRow(
         **row.model_dump(),

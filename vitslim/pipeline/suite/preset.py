@@ -149,7 +149,7 @@ class Group(Grid):
 
 
 class SuitePreset(Timing):
-    """All that a run of the suite is told."""
+    """The settings of a run of the suite."""
 
     FILES: ClassVar[str] = "suite"
     WANTED: ClassVar[str] = "groups: [...]"
@@ -210,7 +210,7 @@ class Speed(Timing, Grid):
 
 
 class AccuracyPreset(Config):
-    """All that the accuracy benchmark is told."""
+    """The settings of a run of the accuracy benchmark."""
 
     FILES: ClassVar[str] = "accuracy"
     WANTED: ClassVar[str] = "model and budget"
@@ -270,7 +270,7 @@ def read_preset(kind: type[P], name: str, *, quick: bool = False, overrides: Ite
         overrides: assignments such as ``teacher.steps=100``.
 
     Raises:
-        ConfigError: no such preset, or a faulty one; all faults in one message.
+        ConfigError: no such preset, or a faulty one; all errors in one message.
     """
     if name not in PRESETS and not Path(name).is_file():
         raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")

@@ -89,7 +89,7 @@ def read_suite(path: str | Path) -> SuiteReport:
     try:
         return SuiteReport.model_validate(read_json(file))
     except ValidationError as error:
-        raise CheckpointError(f"{file} is no report of the suite ({error.error_count()} faults)") from None
+        raise CheckpointError(f"{file} is no report of the suite ({error.error_count()} errors)") from None
 
 
 class _Suite:

@@ -145,7 +145,7 @@ class _Trainer:
 
     def _from_nothing(self, entry: ModelEntry, folder: str, stage: str) -> tuple[nn.Module, TrainResult]:
         task = self.preset.data
-        options = {"img_size": task.image_size, "num_classes": task.classes, **entry.options}
+        options: dict[str, Any] = {"img_size": task.image_size, "num_classes": task.classes, **entry.options}
         with seeded(task.seed):
             model = open_model(entry.name or "builtin", pretrained=False, **options)
         model = start_from_scratch_(model, task.seed).to(self._device)
