@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench.peaks import PeakSizes, measure_peaks
-from vitslim.bench.roofline import MeasuredPeaks, Traffic, count_traffic, model_flops, numbers_in, roofline_point
+from vitslim.bench.peaks import measure_peaks
+from vitslim.bench.roofline import MeasuredPeaks, Traffic, count_traffic, numbers_in, roofline_point
 from vitslim.methods import convert
 
 PEAKS = MeasuredPeaks(tflops=100.0, gbytes_s=1000.0, gemm_size=8192, copy_mib=1024.0)
@@ -53,7 +53,6 @@ def test_below_the_ridge_memory_limits_and_above_it_arithmetic() -> None:
 
 def test_a_time_at_the_peak_is_a_share_of_one() -> None:
     assert roofline_point(1e12, 10.0, 10.0, PEAKS).share == pytest.approx(1)
-    assert model_flops(macs=3, batch=4) == 24
 
 
 def test_what_only_moves_data_has_its_share_of_the_bandwidth() -> None:
@@ -67,9 +66,8 @@ def test_numbers_are_counted_in_nested_values() -> None:
     assert numbers_in(([torch.zeros(2, 3)], {"mask": torch.zeros(4)}, 7, None)) == 10
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_peaks_are_measured(precision: str) -> None:
-    found = measure_peaks("cpu", precision, PeakSizes(gemm=64, copy_mib=1, rounds=2))
-    assert found.tflops > 0
-    assert found.gbytes_s > 0
-    assert (found.gemm_size, found.copy_mib) == (64, 1)
+def test_peaks_are_measured() -> None:
+    found = measure_peaks("cpu", "fp32")
+    # Any machine of this century: a GFLOP/s and a GB/s, and below a PFLOP/s.
+    assert 1e-3 < found.tflops < 1e3
+    assert found.gbytes_s > 1

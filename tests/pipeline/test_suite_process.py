@@ -28,7 +28,7 @@ def act(case: str, settings: Any, seconds: float | None, progress: ProgressCallb
         time.sleep(60)
     if case == "refuse":
         raise MemoryError("no more of it")
-    return {"reason": f"{case} with {seconds} s"}
+    return {"reason": f"{case} with {'no limit' if seconds is None else 'less than 1 s' if seconds < 1 else seconds}"}
 
 
 def run(case: str, told: Path, seconds: float | None = None, **options: Any) -> tuple[dict[str, Any], list[Progress]]:
@@ -55,7 +55,7 @@ def wait_until(happened: Callable[[], bool], seconds: float = 10) -> None:
 @pytest.mark.parametrize(
     ("case", "status", "reason"),
     [
-        ("work", "measured", "work with None s"),
+        ("work", "measured", "work with no limit"),
         ("refuse", "out of memory", "MemoryError: no more of it"),
         ("crash", "crashed", "its process ended with exit code 9"),
     ],
@@ -74,7 +74,7 @@ def test_a_case_that_outlasts_the_time_is_stopped_unless_it_stops_itself(tmp_pat
     found, _ = run("sleep", tmp_path / "told", 0.01)
     assert (found["status"], found["reason"]) == ("too long", "not done after 0 s")
     found, _ = run("work", tmp_path / "told", 0.01, stops=True)
-    assert (found["status"], found["reason"]) == ("measured", "work with 0.01 s")
+    assert (found["status"], found["reason"]) == ("measured", "work with less than 1 s")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vitslim.bench.cost import FLOPS_PER_MAC, weightless_copy
+from vitslim.bench.cost import weightless_copy
 from vitslim.kernels import op_macs
 from vitslim.models import preprocessing
 from vitslim.shapes import Result
@@ -76,11 +76,6 @@ def roofline_point(flops: float, gbytes: float, latency_ms: float, peaks: Measur
         attainable_tflops=attainable,
         share=fastest / seconds,
     )
-
-
-def model_flops(macs: int, batch: int) -> float:
-    """Operations of one batch."""
-    return float(FLOPS_PER_MAC * macs * batch)
 
 
 def count_traffic(model: nn.Module) -> Traffic:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from vitslim.bench.clock import torch_threads
+from vitslim.bench.cost import FLOPS_PER_MAC
 from vitslim.bench.environment import environment
 from vitslim.bench.kernels import KernelRow, KernelSkip, time_kernels
 from vitslim.bench.nvml import open_nvml
 from vitslim.bench.peaks import measure_peaks
 from vitslim.bench.result import BenchRow, Skipped
-from vitslim.bench.roofline import MeasuredPeaks, count_traffic, model_flops, roofline_point
+from vitslim.bench.roofline import MeasuredPeaks, count_traffic, roofline_point
 from vitslim.bench.session import ON_GPU, Candidate, Meter, RunConfig, Session
 from vitslim.bench.suite import DENSE, Case, SuiteRow
 from vitslim.errors import MissingDependencyError
@@ -123,7 +124,7 @@ def _suite_row(row: BenchRow, case: Case, preset: SuitePreset, model: Candidate,
     point = None
     if case.backend != "train":
         gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[case.precision].itemsize)
-        point = roofline_point(model_flops(row.macs, row.batch), gbytes, row.latency_ms_p50, peaks)
+        point = roofline_point(FLOPS_PER_MAC * row.macs * row.batch, gbytes, row.latency_ms_p50, peaks)
     return SuiteRow(
         **row.model_dump(),
         base=case.model,

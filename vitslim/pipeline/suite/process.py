@@ -62,17 +62,17 @@ def run_in_child(
         work: a function that the child can import.
         stops: the work stops by itself when its time is over and is not ended from here.
     """
-    limit = None if seconds is None or stops else time.perf_counter() + max(1.0, seconds)
+    end = None if seconds is None else time.perf_counter() + max(1.0, seconds)
     # Not forked: neither CUDA nor torch's threads survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     # No daemon: those may have no children, and compilations have.
-    process = context.Process(target=_serve, args=(theirs, work, case, settings, seconds))
+    process = context.Process(target=_serve, args=(theirs, work, case, settings, end))
     process.start()
     theirs.close()
     grace, lost = 0.0, None
     try:
-        while ours.poll(None if limit is None else max(0.0, limit - time.perf_counter())):
+        while ours.poll(None if end is None or stops else max(0.0, end - time.perf_counter())):
             message = ours.recv()
             if not isinstance(message, Progress):
                 grace = _GRACE_SECONDS
@@ -97,8 +97,8 @@ def _end(process: Any, grace_seconds: float) -> None:
     process.join()
 
 
-def _serve(connection: Any, work: Work, case: object, settings: object, seconds: float | None) -> None:
-    """The body of the child."""
+def _serve(connection: Any, work: Work, case: object, settings: object, end: float | None) -> None:
+    """The body of the child; ``end`` is by the clock that all processes share."""
     # A group of its own: the parent ends a child with all that it started, and Ctrl-C reaches the parent alone.
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -108,6 +108,7 @@ def _serve(connection: Any, work: Work, case: object, settings: object, seconds:
     def tell(report: Progress) -> None:
         connection.send(replace(report, metrics={**report.metrics}))  # a read-only mapping cannot be sent
 
+    seconds = None if end is None else end - time.perf_counter()
     connection.send(attempt(work, case, settings, seconds, tell))
     connection.close()
 

@@ -277,7 +277,7 @@ def _ceiling_note(piece: CaseResult) -> str:
     if ceilings is None:
         return ""
     return (
-        f"MeasuredPeaks measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
+        f"Ceilings measured in the same run: {significant(ceilings.tflops)} TFLOP/s (matrix product of "
         f"{ceilings.gemm_size}), {significant(ceilings.gbytes_s)} GB/s (copy of {ceilings.copy_mib:.0f} MiB)."
     )
 
