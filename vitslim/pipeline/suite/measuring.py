@@ -124,7 +124,7 @@ def _suite_row(row: BenchRow, case: Case, preset: SuitePreset, model: Candidate,
     point = None
     if case.backend != "train":
         gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[case.precision].itemsize)
-        point = roofline_point(FLOPS_PER_MAC * row.macs * row.batch, gbytes, row.latency_ms_p50, peaks)
+        point = roofline_point(float(FLOPS_PER_MAC * row.macs * row.batch), gbytes, row.latency_ms_p50, peaks)
     return SuiteRow(
         **row.model_dump(),
         base=case.model,
