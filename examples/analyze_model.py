@@ -6,7 +6,7 @@ python examples/analyze_model.py [MODEL] [DATA]
 import sys
 
 import vitslim
-from vitslim.analysis import write_plots
+from vitslim.report import write_plots
 
 
 def main(model: str, data: str) -> None:

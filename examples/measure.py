@@ -76,7 +76,7 @@ def run(line: str, folder: Path) -> str:
 
 
 def collect(folder: str) -> None:
-    """Figures of a run: its JSON, all its tables, its pictures; what it has not measured the tables say."""
+    """Figures of a run: its JSON, all its tables; what it has not measured the tables say."""
     source = Path(folder)
     name = SUITE_FILE if (source / SUITE_FILE).is_file() else ACCURACY_FILE
     document = read_json(source / name)
@@ -84,8 +84,6 @@ def collect(folder: str) -> None:
         sys.exit(f"{folder} holds a quick run, whose figures mean little")
     stem = f"{Path(name).stem}_{document['preset']}"
     write_json(RESULTS / f"{stem}.json", document)
-    for picture in source.glob("*.png"):
-        shutil.copy(picture, RESULTS / f"{stem}_{picture.name}")
     for path, text in tables().items():
         write_text(path, text)
 

@@ -9,7 +9,7 @@ import pytest
 import vitslim
 from vitslim.errors import ConfigError
 
-HEAVY = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "matplotlib", "accelerate", "datasets")
+HEAVY = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "matplotlib", "jinja2", "accelerate", "datasets")
 
 
 def imported_by(statement: str) -> set[str]:
@@ -49,13 +49,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_names_are_shown_to_a_curious_user() -> None:
     assert set(vitslim.__all__) <= set(dir(vitslim))
-
-
-def test_the_verb_export_is_not_hidden_by_the_room_of_its_name() -> None:
-    import vitslim.export.parity
-
-    assert vitslim.export.__module__ == "vitslim.pipeline.exporting"
-    assert callable(sys.modules["vitslim.export"].parity.verify)
 
 
 def wrong_arguments(name: str) -> dict[str, object]:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import atomic_paths, check_output_folder, json_text, parse_json, read_json, save_tensors
-from vitslim.methods import replay
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
+from vitslim.models.create import BUILD_ERRORS, MOST_BLOCKS
 from vitslim.models.image_input import restore_preprocessing_
-from vitslim.models.open import BUILD_FAULTS, MOST_BLOCKS
+from vitslim.plans import plan_json, read_plan
 from vitslim.shapes import AnyPath, Config
-from vitslim.trunk import Conversion, is_converted, trunk_of
+from vitslim.trunk import Conversion, is_converted, plan_of, trunk_of
+from vitslim.trunk import build as build_plan
 
 FORMAT = "vitslim"
 FORMAT_VERSION = 1
@@ -50,6 +51,9 @@ class SavedModel(Config):
     format_version: int
     base: BaseModel
     conversions: list[SavedConversion]
+    """The history: what was asked of which method."""
+    plan: dict[str, Any] | None = None
+    """What the conversions made of the model (``vitslim.plans``); none for a dense one."""
     dtype: str
     input: Preprocessing
     parameters: int | None = None
@@ -129,6 +133,7 @@ def describe_saved(
         format_version=FORMAT_VERSION,
         base=refresh(known, model),
         conversions=[SavedConversion(method=entry.method, options=dict(entry.options)) for entry in history],
+        plan=plan_json(plan_of(model)) if is_converted(model) else None,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         input=preprocessing(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -139,7 +144,7 @@ def describe_saved(
 
 @checked
 def load(path: AnyPath) -> nn.Module:
-    """Load a saved model, in eval mode, by building the dense one, replaying its conversions, and filling it.
+    """Load a saved model, in eval mode, by building the dense one, then what its plan says, and filling it.
 
     Args:
         path: a folder that ``save`` wrote, its model.safetensors alone, or ``hf-hub:owner/name``.
@@ -174,11 +179,14 @@ def build(config: SavedModel) -> nn.Module:
     if not isinstance(depth, int) or depth > MOST_BLOCKS:
         raise CheckpointError(f"the saved description cannot be rebuilt: depth={depth!r}; wanted 1 to {MOST_BLOCKS}")
     try:
-        dense = build_base(config.base)
-        model = replay(dense, [Conversion(entry.method, entry.options) for entry in config.conversions])
+        model = build_base(config.base)
+        if config.plan is not None:
+            history = tuple(Conversion(entry.method, entry.options) for entry in config.conversions)
+            plan = read_plan(config.plan, f"the plan in {CONFIG_FILE}")
+            model = build_plan(plan, model, history=history, base=config.base, weights_follow=True)
     except CheckpointError:
         raise
-    except (VitslimError, *BUILD_FAULTS) as error:
+    except (VitslimError, *BUILD_ERRORS) as error:
         raise CheckpointError(
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"
@@ -228,7 +236,7 @@ def model_card(config: SavedModel, metrics: Mapping[str, Any] | None) -> str:
     ]
     for entry in config.conversions:
         options = ", ".join(f"{name}={value}" for name, value in entry.options.items() if value is not None)
-        lines.append(f"| {entry.method} | {options} |")
+        lines.append(f"| {entry.method} | {options or 'defaults'} |")
     lines += ["", "```python", "import vitslim", "", 'model = vitslim.load("this folder")', "```", ""]
     lines += _metric_lines(metrics)
     return "\n".join(lines)

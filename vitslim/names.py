@@ -3,11 +3,12 @@
 import difflib
 import re
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("skipat", "evo_vit", "sparsifiner", "sret")
-"""One name per file of ``vitslim/methods`` that defines a ``METHOD``."""
+METHOD_NAMES = ("depth", "mlp", "heads", "resolution", "prune", "merge", "evo_vit", "skipat", "sparsifiner", "sret")
+"""One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"
 """The small ViT that ships with vitslim, trained on the built-in fractal images."""
@@ -50,7 +51,7 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def unknown_model(name: str, architectures: Iterable[str]) -> ConfigError:
-    """What is said of a name that neither vitslim nor timm knows."""
+    """The error for a name that neither vitslim nor timm knows."""
     near = did_you_mean(name, [*ALIASES, BUILTIN, *architectures], count=3)
     return ConfigError(f"unknown model {name!r}{near} (`vitslim list models` shows all)")
 
@@ -61,8 +62,9 @@ def check_method(name: str) -> str:
     Raises:
         ConfigError: there is no such method; the message names the nearest.
     """
-    if name not in METHOD_NAMES:
-        hint = did_you_mean(name, METHOD_NAMES) or f"; known: {', '.join(METHOD_NAMES)}"
+    if name not in METHOD_NAMES and name not in (others := entry_points(group="vitslim.methods").names):
+        known = (*METHOD_NAMES, *others)
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"unknown method {name!r}{hint}")
     return name
 

@@ -13,7 +13,7 @@ from vitslim.bench import BenchConfig
 from vitslim.data import DataConfig
 from vitslim.data.augment import AugmentConfig
 from vitslim.errors import ConfigError
-from vitslim.methods import method_named, read_options
+from vitslim.methods import read_method
 from vitslim.plain_yaml import LARGEST_NUMBER, read_yaml, read_yaml_file
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
@@ -61,7 +61,7 @@ class ExportSection(Config):
     """The ONNX files, and how they are compared with the torch model."""
 
     precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ("fp32",)
-    opset: PositiveInt | None = None  # none: the one that vitslim.export.OPSETS gives each precision
+    opset: PositiveInt | None = None  # none: the one that vitslim.targets.onnx.export.OPSETS gives each precision
     optimize: bool = True  # onnxslim
     inline: bool = False  # no local functions, for runtimes that know none
     dynamic_image_size: bool = False  # free height and width: dense, SkipAt, SReT without slices
@@ -76,6 +76,7 @@ class Recipe(Config):
     model: ModelSection = ModelSection()
     teacher: str | None = None  # dense model to learn from, a name or a folder; none: `model` itself
     convert: tuple[dict[str, Any], ...] = ()  # each {method: name, option: value, ...}
+    plan: str | None = None  # a plan.json to build first, or in place of methods
     data: DataSection | None = None
     analyze: AnalyzeSection | None = None
     warm_start: WarmStartConfig | None = None
@@ -194,7 +195,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             faults.append(f"convert.{index} names no method; wanted {{method: NAME, option: value, ...}}")
             continue
         try:
-            read_options(method_named(str(entry["method"])), options)
+            read_method(str(entry["method"]), options)
         except ConfigError as error:
             faults.append(f"{where}{error}")
     needing = [name for name in ("analyze", "warm_start", "distill") if getattr(recipe, name) is not None]

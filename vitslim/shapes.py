@@ -3,9 +3,8 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, SupportsIndex, cast
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
@@ -40,11 +39,9 @@ def _count_truths(value: Any) -> int:
     return int(isinstance(value, bool))
 
 
-if TYPE_CHECKING:
-    Count = int
-else:
-    Count = int | torch.SymInt
-"""A number of rows, columns or tokens: an integer, or a symbol while a model of free image size is traced."""
+Count = int if TYPE_CHECKING else SupportsIndex
+"""A number of rows, columns or tokens: an integer, or a symbol (``torch.SymInt``) while a model of free image size is
+traced."""
 
 
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes, on every system that torch runs on

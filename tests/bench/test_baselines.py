@@ -24,7 +24,7 @@ from vitslim.bench.baselines import (
     with_torch_pruning,
 )
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.models import open_model
+from vitslim.opening import open_model
 
 
 def test_a_dropped_block_is_gone_and_the_others_are_the_same(dense: nn.Module) -> None:

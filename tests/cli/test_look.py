@@ -12,7 +12,7 @@ from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
 from vitslim.cli import look
 from vitslim.methods import METHODS
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 
 # --- list -----------------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ def test_an_analysis_is_written_and_printed(dense: Path, tmp_path: Path, vitslim
     assert {"layer", "kind", "kl", "top1_agreement"} <= set(found["replacement"][0])
     assert {"layers", "reason"} <= set(found["recommended"])
     assert (tmp_path / "an" / "analysis.json").is_file()
-    assert list((tmp_path / "an" / "plots").glob("*.png"))
+    assert list((tmp_path / "an" / "plots").glob("*.svg"))
     table = vitslim("analyze", dense, *words, "--overwrite")
     assert "recommended to reuse" in table.out
     assert vitslim("analyze", dense, *words).error.startswith(f"output folder {tmp_path}/an is not empty")

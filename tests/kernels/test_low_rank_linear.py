@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.kernels.counting import Counting
-from vitslim.export.quiet import captured
 from vitslim.kernels.low_rank_linear import LARGEST_RANK, MOST_PRODUCTS, low_rank_linear, plain_low_rank_linear
+from vitslim.targets.quiet import captured
 
 op = torch.ops.vitslim.low_rank_linear
 module = importlib.import_module("vitslim.kernels.low_rank_linear")

@@ -15,10 +15,11 @@ from tests.variants import dense, images_for, lively_
 from vitslim.bench import count_macs
 from vitslim.checkpoint import load, save
 from vitslim.errors import VitslimError
-from vitslim.export import export_onnx, verify
 from vitslim.methods import convert, list_methods, pair_support, support_cells
 from vitslim.methods.support import FAMILIES, FORMS, PairSupport
 from vitslim.models import trace
+from vitslim.targets import verify
+from vitslim.targets.onnx.export import export_onnx
 from vitslim.trunk import Step, plan_summary, trunk_of
 
 # The full battery: each method in a form small enough that its savings show at 17 tokens.

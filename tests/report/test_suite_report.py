@@ -6,32 +6,31 @@ from typing import Any
 
 import pytest
 
+from tests.report.reading import words
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.kernels import KernelRow, KernelSkip
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import MeasuredPeaks
 from vitslim.bench.suite import Case, CaseResult, GainTarget, SuiteReport, SuiteRow
+from vitslim.report.charts import Point, pareto_front, spread
 from vitslim.report.suite import (
     accuracy_table,
     readme_tables,
     render_accuracy,
     render_overview,
-    render_suite,
     render_tables,
     write_accuracy,
     write_suite,
 )
-from vitslim.report.suite.plots import spread
 from vitslim.report.suite.tables import (
-    aims_table,
     main_overviews,
     overview,
     overviews,
     piece_table,
     shortened,
+    targets_table,
 )
 
-PNG = b"\x89PNG\r\n\x1a\n"
 ENVIRONMENT: dict[str, Any] = {"cpu": "A CPU", "gpu": [{"name": "NVIDIA H100"}], "torch": "2.11.0"}
 
 
@@ -169,7 +168,7 @@ def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> 
     pieces = [piece_of("b", 512, 8), piece_of("a", 224, 256), piece_of("b", 224, 256), piece_of("b", 224, 1)]
     first, second = overviews(REPORT.model_copy(update={"pieces": pieces}))
     assert (first.title, second.title) == ("b, compiled-graph bf16", "a, compiled-graph bf16")
-    assert first.cells[0][1:] == ["224 px, b1", "224 px, b256", "512 px, b8"]
+    assert list(first.header)[1:] == ["224 px, b1", "224 px, b256", "512 px, b8"]
 
 
 def test_a_whole_grid_has_a_table_per_size_and_the_readme_those_with_aims() -> None:
@@ -219,8 +218,7 @@ def test_aims_say_whether_they_are_met(aim: dict[str, Any], line: list[str]) -> 
     measured = MEASURED.model_copy(update={"rows": [*MEASURED.rows, *others]})
     report = REPORT.model_copy(update={"aims": [GainTarget(**setting, **aim)], "pieces": [measured, KERNELS]})
     assert cells(render_tables(report), "an aim") == line
-    assert "an aim" in render_suite(report, [])
-    assert aims_table(REPORT) is None
+    assert targets_table(REPORT) is None
 
 
 def test_the_details_say_what_of_the_saved_work_became_speed_and_name_the_ceilings() -> None:
@@ -294,27 +292,18 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert overview(EMPTY, ("deit_small", "torch", "fp32")) is None
     page, tables = write_suite(EMPTY, tmp_path)
     assert (page.name, tables.name) == ("suite.html", "tables.md")
-    assert "Not measured" in page.read_text()
+    assert "Not measured: run" in words(page.read_text())
 
 
-def test_the_page_stands_alone_and_has_its_pictures_in_it(tmp_path: Path) -> None:
-    page, tables, *pictures = write_suite(REPORT, tmp_path)
-    assert [picture.name for picture in pictures] == ["roofline.png", "work_and_speed.png"]
-    assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
+def test_the_page_stands_alone_and_has_its_figures_in_it(tmp_path: Path) -> None:
+    page, tables = write_suite(REPORT, tmp_path)
     html = page.read_text()
-    assert html.count("data:image/png;base64,") == 2
-    assert "http" not in html
-    assert not re.search(r"<script|<link", html)
+    assert html.count("<svg") == 3  # the roofline, two batches
+    assert not re.search(r"http|<script|<link|<img", html)
+    for phrase in ("1.45x (95 %)", "tensorrt needs tensorrt", "2.10x (35 %)"):
+        assert phrase in words(html)
+    assert ">evo-vit</text>" in html
     assert tables.read_text() == render_tables(REPORT) + "\n"
-    assert render_suite(REPORT, pictures) == html
-
-
-def test_without_matplotlib_the_page_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    page, _ = write_suite(REPORT, tmp_path)
-    assert "pip install &#x27;vitslim[report]&#x27;" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -418,10 +407,22 @@ def test_a_run_that_is_not_done_says_what_is_left() -> None:
 
 
 def test_the_accuracy_page_has_the_front_in_it(tmp_path: Path) -> None:
-    page, tables, picture = write_accuracy(ACCURACY, tmp_path)
-    assert picture.read_bytes().startswith(PNG)
-    assert page.read_text().count("data:image/png;base64,") == 1
+    page, tables = write_accuracy(ACCURACY, tmp_path)
+    assert page.read_text().count("<svg") == 1
+    assert "91.40 %" in words(page.read_text())
     assert tables.read_text() == render_accuracy(ACCURACY) + "\n"
     untimed = ACCURACY.model_copy(update={"rows": [trained("teacher", 0.5, speed=[])]})
-    assert [path.name for path in write_accuracy(untimed, tmp_path / "other")] == ["accuracy.html", "tables.md"]
+    assert "Speed is not measured yet." in words(write_accuracy(untimed, tmp_path / "other")[0].read_text())
     assert accuracy_table(untimed).cells[1][3] == "–"
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    places = {
+        "dense": (1.0, 80.0),
+        "worse": (0.9, 79.0),
+        "fast": (1.4, 70.0),
+        "middle": (1.2, 75.0),
+        "lost": (1.1, 74.0),
+    }
+    points = [Point(name, *place) for name, place in places.items()]
+    assert [point.name for point in pareto_front(points)] == ["fast", "middle", "dense"]

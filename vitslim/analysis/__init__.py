@@ -4,7 +4,6 @@ from vitslim.analysis.cache import analyze_once
 from vitslim.analysis.cka import CkaAccumulator, linear_cka
 from vitslim.analysis.linear_map import AdjacentMaps, LinearMap
 from vitslim.analysis.passes import analyze
-from vitslim.analysis.plots import write_plots
 from vitslim.analysis.recommend import by_preference, recommend
 from vitslim.analysis.result import AnalysisReport, Recommendation, Replacement, Similarity
 
@@ -21,5 +20,4 @@ __all__ = [
     "by_preference",
     "linear_cka",
     "recommend",
-    "write_plots",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitslim.shapes import Result
 
@@ -84,6 +84,10 @@ class AnalysisReport(Result):
         linear_r2: entry l is R² of the best linear map Z_{l-1} → Z_l over ``linear_tokens`` tokens; entry 0 is None.
         output_measure: what ``Change.size`` means for this model.
         replacement_images: how many were used for ``replacement`` and ``recommended.measured``.
+        block_influence: for each block 1 minus the mean cosine between a token before and after it.
+        drop_order: half of the blocks, in the order in which they can be dropped together.
+        mlp_importance: for each block that of equal parts of its neurons, the strongest first.
+        heads_importance: for each block that of its heads (of groups that share keys and values), likewise.
         notes: what a reader must know to judge the figures.
     """
 
@@ -97,4 +101,18 @@ class AnalysisReport(Result):
     replacement_images: int
     replacement: list[Replacement]
     recommended: Recommendation
+    block_influence: list[float]
+    drop_order: list[int]
+    mlp_importance: list[list[float]]
+    heads_importance: list[list[float]]
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "AnalysisReport":
+        size = len(self.layers)
+        for name in Similarity.model_fields:
+            if [len(row) for row in getattr(self.cka, name)] != [size] * size:
+                raise ValueError(f"cka.{name} is not {size}×{size}, one row and column per layer")
+        if len(self.linear_r2) != size:
+            raise ValueError(f"linear_r2 has {len(self.linear_r2)} entries for {size} layers")
+        return self

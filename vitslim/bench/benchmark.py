@@ -12,7 +12,7 @@ from vitslim.bench.clock import MIN_ROUNDS, torch_threads
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
-from vitslim.bench.session import Backend, Exporter, RunConfig, Session, candidates
+from vitslim.bench.session import Backend, RunConfig, Session, candidates
 from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
@@ -43,8 +43,6 @@ def benchmark(
     models: Mapping[str, nn.Module],
     *,
     baseline: str,
-    exporter: Exporter | None = None,
-    engine_exporter: Exporter | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:
@@ -56,8 +54,6 @@ def benchmark(
     Args:
         models: by the name of their rows; each runs at its own image size, none is changed.
         baseline: the name of the dense model; its attention must be fused.
-        exporter: writes the files of the ``ort`` backends: ``vitslim.export.export_onnx``.
-        engine_exporter: builds the engines of ``tensorrt`` and ``rtx``: ``vitslim.pipeline.engines.export_engine``.
         options: fields of ``BenchConfig``.
 
     Raises:
@@ -73,8 +69,6 @@ def benchmark(
         warmup=config.warmup,
         seconds=config.seconds,
         device=config.device,
-        exporter=exporter,
-        engine_exporter=engine_exporter,
     )
     before = environment()
     rows, skipped = _run(session, config, progress)

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_TRAINED = ("data", "kernels", "methods", "models", "train", "trunk")
-MEASURING = (*_TRAINED, "bench", "export", "pipeline/suite", "plugin", "runtime")  # decides how fast a model runs
+_TRAINED = ("data", "kernels", "methods", "models", "plans", "train", "trunk")
+MEASURING = (*_TRAINED, "bench", "pipeline/suite", "plugin", "runtime", "targets")  # decides how fast a model runs
 TRAINING = (*_TRAINED, "analysis", "bench/baselines.py", "pipeline/suite/training.py")  # decides what a model learns
 _KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
 

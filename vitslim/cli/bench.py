@@ -14,7 +14,7 @@ from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, VitslimError
 
-BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
+BENCH_BACKENDS = "train, or any of `vitslim list targets`: torch, compiled, compiled-graph, ort, tensorrt, ..."
 _MODELS = "models"
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def bench(
     with Screen() as screen:
         found = pipeline.benchmark(
             models,
-            against=baseline,
+            baseline=baseline,
             model_options=given,
             backends=options.words(backend),
             batches=options.numbers(batch, "--batch"),

@@ -23,6 +23,7 @@ EXAMPLES = {
     "export": (
         "vitslim export out --to onnx --precision fp16",
         "vitslim export out --to tensorrt --batch 1:8:64",
+        "vitslim export out --to triton-server --out models",
     ),
     "refit": ("vitslim refit out/export/model-fp16.engine --from retrained",),
     "verify": ("vitslim verify out --data imagenet/ --images 64",),
@@ -32,10 +33,6 @@ EXAMPLES = {
     "bench models": ("vitslim bench out --baseline deit_tiny --backend torch,ort --batch 1,8",),
     "bench suite": ("vitslim bench suite --preset cpu --minutes 30 --out out/suite",),
     "bench accuracy": ("vitslim bench accuracy --preset cpu --quick",),
-    "deploy": (
-        "vitslim deploy out --to triton-server --out models",
-        "vitslim deploy out --to torch-export --out out/model.pt2",
-    ),
     "quantize": ("vitslim quantize out --data imagenet/ --precision int8",),
     "plugin": ("vitslim plugin info",),
     "plugin build": ("vitslim plugin build --arch 80,90",),

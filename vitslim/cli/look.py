@@ -17,13 +17,13 @@ from vitslim.names import ALIASES, check_method, did_you_mean
 
 if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
+    from vitslim.plans import ModelPlan
 
 _LISTS = ("models", "methods", "aliases", "pairs")
 _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
     "ONNX export and verify": ("onnx", ("onnx", "onnxscript", "onnxruntime", "onnxslim")),
-    "plots": ("report", ("matplotlib",)),
     "TensorRT engines": ("tensorrt", ("tensorrt",)),
     "TensorRT-RTX engines": ("rtx", ("tensorrt_rtx",)),
 }
@@ -94,11 +94,23 @@ def inspect(
             ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
         ],
     )
-    if found["plan"]:
-        columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
-        print_table("plan", columns, [[str(row[name]) for name in columns] for row in found["plan"]])
+    if found["steps"]:
+        _print_steps(found["steps"])
     rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
     print_table("methods", ("method", "can convert", "reason"), rows)
+
+
+def print_plan(plan: ModelPlan) -> None:
+    """A plan as a table, one row per step."""
+    from vitslim.plans import describe_steps
+
+    _print_steps(describe_steps(plan))
+    if plan.dropped:
+        say(f"dropped blocks: {', '.join(map(str, plan.dropped))}")
+
+
+def _print_steps(steps: list[dict[str, Any]]) -> None:
+    print_table("plan", tuple(steps[0]), [[str(value) for value in row.values()] for row in steps])
 
 
 def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
@@ -118,31 +130,23 @@ def describe_model(
     model_arg: list[str] | None = None,
 ) -> dict[str, Any]:
     """The document of ``inspect``; dense models are built without weights, except where a file has them."""
-    import torch
-
     from vitslim import checkpoint
     from vitslim.bench import count_macs, count_parameters
     from vitslim.errors import UnsupportedModelError
     from vitslim.methods import method_support
-    from vitslim.models import adapter_for, family_of, preprocessing, resolve_name, token_layout
-    from vitslim.trunk import is_converted, plan_summary, trunk_of
+    from vitslim.models import family_of, preprocessing, resolve_name, token_layout
+    from vitslim.plans import describe_steps, plan_json
+    from vitslim.trunk import is_converted, plan_of, trunk_of
 
-    is_local = weights is not None or checkpoint.is_saved_model(name)
-    with torch.device("cpu" if is_local else "meta"):
-        model = options.open_named(
-            name,
-            weights=weights,
-            no_pretrained=not is_local,
-            img_size=img_size,
-            num_classes=num_classes,
-            model_arg=model_arg,
-        )
+    model = options.open_named(
+        name, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
+    )
     converted = is_converted(model)
-    if not converted:
-        try:
-            adapter_for(model)
-        except UnsupportedModelError as error:
-            say(f"note: {error}", style="yellow")
+    plan = None
+    try:
+        plan = plan_of(model)
+    except UnsupportedModelError as error:
+        say(f"note: {error}", style="yellow")
     layout = token_layout(model)
     return {
         "model": name if checkpoint.is_saved_model(name) else resolve_name(name),
@@ -158,8 +162,9 @@ def describe_model(
         "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history]
         if converted
         else [],
-        "plan": plan_summary(model) if converted else [],
-        "methods": method_support(model),
+        "plan": plan_json(plan) if plan is not None and converted else None,
+        "steps": describe_steps(plan) if plan is not None and converted else [],
+        "methods": {} if plan is None else method_support(plan, trunk_of(model).history if converted else ()),
     }
 
 
@@ -184,8 +189,8 @@ def analyze(
 ) -> None:
     """Find what is redundant in a dense model: CKA, linear predictability, effect of replacing a layer."""
     from vitslim import pipeline
-    from vitslim.analysis import write_plots
     from vitslim.files import check_output_folder, write_json
+    from vitslim.report import write_plots
 
     check_output_folder(out, overwrite=overwrite)
     wanted = options.images(data, setting, batch_size=batch_size)
@@ -267,9 +272,9 @@ def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
 
 
 def _list_methods(json: bool) -> None:
-    from vitslim.methods import METHODS, describe_method
+    from vitslim.methods import describe_method, list_methods
 
-    found = [describe_method(name) for name in METHODS]
+    found = [describe_method(name) for name in list_methods()]
     if json:
         print_json([method.model_dump(mode="json") for method in found])
         return

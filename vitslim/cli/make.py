@@ -14,6 +14,7 @@ from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitslim.pipeline import RunResult
+    from vitslim.plans import ModelPlan
     from vitslim.recipe import Recipe
 
 OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_default=False)]
@@ -36,11 +37,14 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     model: options.ModelArgument,
-    method: Annotated[
-        list[str],
-        typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
-    ],
     out: OutOption,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="a plan.json, in place of methods or before them", show_default=False)
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-O", metavar="[METHOD.]KEY=VALUE", help="an option of a method, as layers=3-8"),
@@ -79,7 +83,10 @@ def convert(
     where mirror images are other classes, as with digits or text:
     --set data.augment.hflip=0 (default 0.5).
     """
+    if not method and plan is None:
+        raise ConfigError("name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)")
     document: dict[str, Any] = {
+        "plan": None if plan is None else str(plan),
         "model": {
             "name": model,
             "pretrained": not no_pretrained,
@@ -88,7 +95,7 @@ def convert(
             "num_classes": num_classes,
             "options": options.model_arguments(model_arg),
         },
-        "convert": options.method_entries(method, option or []),
+        "convert": options.method_entries(method or [], option or []),
         "device": device,
         "seed": seed,
     }
@@ -154,12 +161,13 @@ def train(
 
     Several processes: torchrun --nproc-per-node N -m vitslim train ...; each takes --batch-size images a step.
     """
-    from vitslim import pipeline
     from vitslim.data.randomness import seeded
+    from vitslim.models import init_from_scratch_
+    from vitslim.opening import open_model
+    from vitslim.pipeline.devices import device_named
     from vitslim.pipeline.road import EVIDENCE
     from vitslim.pipeline.staging import replacing
-    from vitslim.pipeline.training import claim_folder, open_untrained, read_settings, train_to_folder
-    from vitslim.pipeline.verbs import device_named
+    from vitslim.pipeline.training import claim_folder, read_settings, train_to_folder
     from vitslim.train.processes import started_processes
 
     hard = teacher is None
@@ -180,12 +188,10 @@ def train(
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     given |= options.model_arguments(model_arg)
     with seeded(seed):  # a classifier for other classes starts anew
-        student = (
-            open_untrained(model, seed, **given)
-            if from_scratch
-            else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
-        )
-    dense = None if teacher is None else pipeline.open_any(teacher)
+        student = open_model(model, pretrained=not (no_pretrained or from_scratch), weights=weights, **given)
+        if from_scratch:
+            init_from_scratch_(student, seed)
+    dense = None if teacher is None else open_model(teacher)
     with Screen() as screen, replacing(out, resume=resume, without=(*EVIDENCE, "stages.json")) as place:
         result = train_to_folder(
             student,
@@ -291,13 +297,15 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
     options.show_resolved(recipe.model.name)
     if dry_run:
         from vitslim.pipeline.checks import check
+        from vitslim.plans import plan_json
 
         forecast = check(recipe)
         say_outline(forecast.outline, _AUGMENT)
         say_choices(forecast.choices)
         if json:
             choices = [one.model_dump(mode="json") for one in forecast.choices]
-            print_json({"recipe": recipe.model_dump(mode="json"), "plan": forecast.plan, "choices": choices})
+            plan = None if forecast.plan is None else plan_json(forecast.plan)
+            print_json({"recipe": recipe.model_dump(mode="json"), "plan": plan, "choices": choices})
             return
         say("nothing is written; the resolved recipe:\n")
         typer.echo(write_yaml(recipe))
@@ -311,14 +319,16 @@ def _walk(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, json: bo
 
 def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
     from vitslim.files import read_json
-    from vitslim.trunk import is_converted, plan_summary
+    from vitslim.plans import plan_json
+    from vitslim.trunk import is_converted, plan_of
 
     training = None if recipe.distill is None else read_json(result.folder / "train" / "result.json")
 
-    plan = plan_summary(result.student) if is_converted(result.student) else []
+    plan = plan_of(result.student) if is_converted(result.student) else None
     if json:
         choices = [one.model_dump(mode="json") for one in result.choices]
-        found = {"metrics": dict(result.metrics), "plan": plan, "choices": choices, "passed": result.passed}
+        document = None if plan is None else plan_json(plan)
+        found = {"metrics": dict(result.metrics), "plan": document, "choices": choices, "passed": result.passed}
         print_json({"out": str(result.folder), **found, "training": training})
         return
     _print_plan(plan)
@@ -334,7 +344,8 @@ def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
     say(f"wrote {result.folder}")
 
 
-def _print_plan(plan: list[dict[str, Any]]) -> None:
-    if plan:
-        columns = ("step", "block", "mixing", "tokens", "weights", "parameters")
-        print_table("plan", columns, [[str(row[name]) for name in columns] for row in plan])
+def _print_plan(plan: ModelPlan | None) -> None:
+    from vitslim.cli.look import print_plan
+
+    if plan is not None:
+        print_plan(plan)

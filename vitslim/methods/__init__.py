@@ -1,30 +1,31 @@
-"""The methods, one file each, and the verb that applies them."""
+"""The methods, one file each, and what applies them."""
 
-from vitslim.methods.convert import convert, method_support, plan_of, read_options, replay
-from vitslim.methods.description import MethodDescription, OptionDescription, describe_method
-from vitslim.methods.evo_vit import EvoViTConfig, set_schedule_
-from vitslim.methods.skipat import SkipAtConfig
-from vitslim.methods.sret import SretConfig, merge_residuals
+from importlib import import_module
+
+from vitslim.methods.base import METHODS, Evidence, Method, MethodConfig, register_method
+from vitslim.methods.convert import convert, method_support, planned, read_method, read_options
+from vitslim.methods.description import MethodDescription, OptionDescription, describe_method, list_methods
 from vitslim.methods.support import pair_support, support_cells
-from vitslim.methods.table import METHODS, list_methods, method_named
+from vitslim.names import METHOD_NAMES
+
+for _name in METHOD_NAMES:
+    import_module(f"vitslim.methods.{_name}")
 
 __all__ = [
     "METHODS",
-    "EvoViTConfig",
+    "Evidence",
+    "Method",
+    "MethodConfig",
     "MethodDescription",
     "OptionDescription",
-    "SkipAtConfig",
-    "SretConfig",
     "convert",
     "describe_method",
     "list_methods",
-    "merge_residuals",
-    "method_named",
     "method_support",
     "pair_support",
-    "plan_of",
+    "planned",
+    "read_method",
     "read_options",
-    "replay",
-    "set_schedule_",
+    "register_method",
     "support_cells",
 ]

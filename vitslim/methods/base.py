@@ -1,50 +1,50 @@
-"""What a method is: a config, and a function from plan to plan."""
+"""What a method is: options, and a function from plan to plan; how it joins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from pydantic import ValidationError
-from torch import nn
 
 from vitslim.errors import ConfigError
+from vitslim.plans import Choice, ModelPlan, register_choice
+from vitslim.registry import Registry
 from vitslim.shapes import Config
-from vitslim.trunk import Plan
+from vitslim.trunk import register_realiser
+from vitslim.trunk.build import Realiser
 from vitslim.validation import describe_faults
 
 
 @runtime_checkable
 class Evidence(Protocol):
-    """What a method may read of an analysis: the skip set it recommends.
-
-    ``recommended`` has ``layers``, as an attribute (``AnalysisReport``) or as an entry (the same read from its file).
-    """
+    """What a method may read of an analysis: an ``AnalysisReport``, or the same read from its file."""
 
     @property
     def recommended(self) -> Any: ...
 
 
-def recommended_layers(evidence: Evidence) -> tuple[int, ...]:
-    """The skip set of an analysis."""
-    found = evidence.recommended
-    return tuple(cast("Mapping[str, Any]", found)["layers"] if isinstance(found, Mapping) else found.layers)
+def evidence_of(evidence: Evidence, *path: str) -> Any:
+    """One figure of an analysis by its path, such as ``("cka", "block")``; ``None`` where there is none."""
+    found: Any = evidence
+    for name in path:
+        found = cast("Mapping[str, Any]", found).get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+        if found is None:
+            return None
+    return found
 
 
-def block_similarity(evidence: Evidence) -> list[list[float | None]]:
-    """CKA between the outputs of all pairs of blocks.
+def require_evidence(evidence: Evidence, *path: str) -> Any:
+    """``evidence_of``, where it has to be there.
 
     Raises:
-        ConfigError: the analysis has none.
+        ConfigError: the analysis has no such figure.
     """
-    found = getattr(evidence, "cka", None)
-    table = (
-        cast("Mapping[str, Any]", found).get("block") if isinstance(found, Mapping) else getattr(found, "block", None)
-    )
-    if table is None:
-        raise ConfigError("this analysis has no similarity of blocks (cka.block); analyze the model again")
-    return [list(row) for row in table]
+    found = evidence_of(evidence, *path)
+    if found is None:
+        raise ConfigError(f"this analysis has no {'.'.join(path)}; analyze the model again")
+    return found
 
 
 class MethodConfig(Config):
@@ -56,54 +56,79 @@ class MethodConfig(Config):
             try:
                 super().__init__(**options)
             except ValidationError as error:
-                faults = "; ".join(describe_faults(error, type(self)))
-                raise ConfigError(f"{type(self).__name__}: {faults}") from None
+                errors = "; ".join(describe_faults(error, type(self)))
+                raise ConfigError(f"{type(self).__name__}: {errors}") from None
 
         # For pydantic: no other way to make one, so that reading plain data gives its own error.
         __init__.__pydantic_base_init__ = True
 
 
-@dataclass(frozen=True)
-class Advised:
-    """The option of a method that an analysis can decide.
-
-    ``None`` is decided by context: what the analysis recommends where one is given, else the usual. ``"auto"`` demands
-    an analysis.
-
-    Args:
-        option: the field of the config.
-        usual: the word that asks for the usual, whatever an analysis says.
-        recommend: what an analysis recommends for a plan; a ``ConfigError`` where it recommends nothing.
-    """
-
-    option: str
-    usual: str
-    recommend: Callable[[Any, Plan, Evidence], tuple[Any, ...]]
+C = TypeVar("C", bound=MethodConfig)
+Change = Callable[[ModelPlan, C, "Evidence | None"], ModelPlan]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table of methods.
+    """One method.
 
     Args:
         name: as users type it.
         config: its options; the type names the method in ``convert(model, SkipAtConfig(...))``.
-        resolve: turns what the user asked for into plain options for this plan (``layers="auto"`` becomes numbers),
-            checking everything; what it returns is what a saved model replays.
-        apply: the new plan; must not fail for a resolved config, nor change the plan's blocks before it is sure.
+        change: from a plan, options and perhaps an analysis to the new plan. What cannot be done with these options is
+            a ``ConfigError``; what the new plan cannot have, ``check`` finds.
         source: where the method comes from.
-        finish: what changes outside the blocks, on the converted copy; refuses before it changes anything.
-        advised: the option that an analysis can decide; without one the method reads no analysis.
+        advised: the option that an analysis decides where it is ``None``; ``None`` for a method that reads none.
+        usual: the value of that option which asks for the usual, whatever an analysis says.
+        neutral: options with which it leaves a dense plan as it is.
+        example: options with which it changes a model of four blocks; support matrix and tests use it.
+        forms: more options by the name of the form, for what composes in another way than the example.
     """
 
     name: str
-    config: type[Config]
-    resolve: Callable[[Any, Plan, Evidence | None], Config]
-    apply: Callable[[Plan, Any], Plan]
+    config: type[MethodConfig]
+    change: Change[Any]
     source: str
-    finish: Callable[[nn.Module, Any], None] | None = None
-    advised: Advised | None = None
+    advised: str | None = None
+    usual: str | None = None
+    neutral: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    example: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def reads_analysis(self, config: Config) -> bool:
         """Whether these options leave something to an analysis."""
-        return self.advised is not None and getattr(config, self.advised.option) in (None, "auto")
+        return self.advised is not None and getattr(config, self.advised) in (None, "auto")
+
+
+METHODS: Registry[Method] = Registry("method", "vitslim.methods")
+"""All methods by name; those of other packages come through the entry point group ``vitslim.methods``."""
+
+
+def register_method(
+    name: str,
+    config: type[C],
+    *,
+    source: str,
+    modules: Mapping[type[Choice], Realiser] | None = None,
+    **options: Any,
+) -> Callable[[Change[C]], Change[C]]:
+    """Register the decorated function as a method, and the choices that it brings with how they are built.
+
+    Args:
+        name: as users type it.
+        config: its options.
+        source: where the method comes from.
+        modules: for each new kind of choice, a function from the choice and its ``Site`` to the module of its axis.
+        options: the other fields of ``Method``.
+
+    Raises:
+        ConfigError: the name, or a kind of choice, is taken.
+    """
+
+    def register(change: Change[C]) -> Change[C]:
+        METHODS.register(name, Method(name, config, change, source, **options))
+        for choice, realiser in (modules or {}).items():
+            register_choice(choice)
+            register_realiser(choice, realiser)
+        return change
+
+    return register

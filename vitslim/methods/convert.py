@@ -1,34 +1,37 @@
-"""The one verb: a model and a method in, a converted copy out."""
+"""A model and a method, or a plan, in; a converted copy out."""
 
 from __future__ import annotations
 
-import copy
-import difflib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import InstanceOf, ValidationError
 from torch import nn
 
 from vitslim.arguments import checked
-from vitslim.errors import ConfigError, UnsupportedModelError, VitslimError
-from vitslim.methods.base import Evidence, Method
-from vitslim.methods.table import METHODS, method_named, method_of
-from vitslim.models import adapter_for, describe, open_model
-from vitslim.shapes import Config
-from vitslim.trunk import Conversion, Plan, dense_plan, install_trunk_, is_converted, trunk_of
+from vitslim.errors import ConfigError, VitslimError
+from vitslim.methods.base import METHODS, Evidence, Method, MethodConfig
+from vitslim.models import describe
+from vitslim.plans import ModelPlan, check
+from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
+from vitslim.validation import describe_faults
 
 
 @checked
 def convert(
-    model: nn.Module | str, method: str | InstanceOf[Config], *, analysis: Evidence | None = None, **options: Any
+    model: nn.Module,
+    method: str | InstanceOf[MethodConfig] | None = None,
+    *,
+    plan: InstanceOf[ModelPlan] | None = None,
+    analysis: Evidence | None = None,
+    **options: Any,
 ) -> nn.Module:
-    """Convert a pretrained ViT; the given model is left as it is and shares nothing with the copy that comes back.
+    """Convert a pretrained ViT; the given model stays as it is and shares nothing with the copy that comes back.
 
     Args:
-        model: a dense or already converted timm model, or a name for ``open_model``.
+        model: a dense or already converted timm model.
         method: the method's name with ``options``, or its config.
+        plan: what to make of the model, in place of a method.
         analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
         options: fields of the method's config.
 
@@ -36,28 +39,68 @@ def convert(
         A model of the same timm class whose ``blocks`` are a ``Trunk``. New parameters are not trained yet.
 
     Raises:
-        ConfigError: unknown method or option, a value out of range, or a method that was applied before.
-        UnsupportedModelError: no adapter knows the model, or the method refuses it.
+        ConfigError: unknown method or option, a value out of range, a plan that cannot be built, or a method that was
+            applied before.
+        UnsupportedModelError: no adapter knows the model.
     """
-    chosen, config = _chosen(method, options)
-    source = open_model(model) if isinstance(model, str) else model
-    return _converted(source, chosen, config, analysis)
+    if (method is None) == (plan is None):
+        raise ConfigError("give a method (such as 'depth'), or a plan, and not both")
+    if plan is not None:
+        if options:
+            raise ConfigError(f"options ({', '.join(options)}) belong to a method; a plan has them already")
+        return _built(model, plan, None)
+    chosen, config = read_method(method, options)
+    return _built(model, planned(chosen, config, plan_of(model), analysis, _history(model)), _entry(chosen, config))
 
 
-def replay(model: nn.Module, history: list[Conversion]) -> nn.Module:
-    """Apply a saved list of conversions to a freshly built dense model, whose weights will be read afterwards.
+def planned(
+    method: Method,
+    config: MethodConfig,
+    plan: ModelPlan,
+    analysis: Evidence | None = None,
+    history: tuple[Conversion, ...] = (),
+) -> ModelPlan:
+    """The plan that a method makes of another one; no model is touched.
 
     Raises:
-        ConfigError: an entry that this version does not know or cannot read.
+        ConfigError: the options do not fit the plan, or the new plan cannot be built; every reason is named.
     """
-    for entry in history:
-        chosen, config = _chosen(entry.method, entry.options)
-        model = _converted(model, chosen, config, None, weights_follow=True)
-    return model
+    done = [entry.method for entry in history]
+    if method.name in done:
+        raise ConfigError(
+            f"the model was already converted with {method.name!r} (history: {', '.join(done)}); "
+            "start again from the dense model with other options"
+        )
+    changed = method.change(plan, config, analysis)
+    errors = check(changed)
+    if errors:
+        raise ConfigError(f"{method.name}: " + "; ".join(errors))
+    return changed
 
 
-def read_options(method: Method, options: Mapping[str, Any]) -> Config:
-    """The method's config from plain options, all faults reported together.
+def read_method(method: str | MethodConfig | None, options: Mapping[str, Any]) -> tuple[Method, MethodConfig]:
+    """The method that a name or a config stands for, with its options.
+
+    Raises:
+        ConfigError: there is no such method, or its options cannot be used.
+    """
+    if isinstance(method, MethodConfig):
+        if options:
+            given = ", ".join(options)
+            raise ConfigError(
+                f"options ({given}) were given beside a {type(method).__name__}; put them into the config"
+            )
+        found = next((entry for _, entry in METHODS.items() if type(method) is entry.config), None)
+        if found is None:
+            known = ", ".join(entry.config.__name__ for _, entry in METHODS.items())
+            raise ConfigError(f"{type(method).__name__} is not a method's config; wanted one of {known}")
+        return found, method
+    found = METHODS.get(str(method))
+    return found, read_options(found, options)
+
+
+def read_options(method: Method, options: Mapping[str, Any]) -> MethodConfig:
+    """The method's config from plain options, all errors reported together.
 
     Raises:
         ConfigError: unknown fields (with the nearest known one) or unusable values.
@@ -65,77 +108,35 @@ def read_options(method: Method, options: Mapping[str, Any]) -> Config:
     try:
         return method.config.model_validate(dict(options))
     except ValidationError as error:
-        raise ConfigError("; ".join(_fault(method, fault) for fault in error.errors())) from None
+        errors = describe_faults(error, method.config)
+        raise ConfigError("; ".join(_named(method, error) for error in errors)) from None
 
 
-def plan_of(model: nn.Module) -> Plan:
-    """The plan that a method would change.
-
-    Raises:
-        UnsupportedModelError: no adapter knows the model.
-    """
-    return trunk_of(model).plan if is_converted(model) else dense_plan(model)
-
-
-def method_support(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """For every method whether its default form can convert this model, and the reason if not."""
-    return {name: _support(model, method) for name, method in METHODS.items()}
+def method_support(plan: ModelPlan, history: tuple[Conversion, ...] = ()) -> dict[str, dict[str, Any]]:
+    """For every method whether its default form can change this plan, and the reason if not."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, method in METHODS.items():
+        try:
+            planned(method, method.config(), plan, None, history)
+            found[name] = {"supported": True, "reason": ""}
+        except VitslimError as error:
+            found[name] = {"supported": False, "reason": str(error)}
+    return found
 
 
-def _support(model: nn.Module, method: Method) -> dict[str, Any]:
-    try:
-        _refuse_repetition(model, method)
-        method.resolve(method.config(), plan_of(model), None)
-    except VitslimError as error:
-        return {"supported": False, "reason": str(error)}
-    return {"supported": True, "reason": ""}
-
-
-def _chosen(method: str | Config, options: Mapping[str, Any]) -> tuple[Method, Config]:
-    if isinstance(method, str):
-        found = method_named(method)
-        return found, read_options(found, options)
-    if options:
-        given = ", ".join(options)
-        raise ConfigError(f"options ({given}) were given beside a {type(method).__name__}; put them into the config")
-    return method_of(method), method
-
-
-def _converted(
-    source: nn.Module, method: Method, config: Config, analysis: Evidence | None, *, weights_follow: bool = False
-) -> nn.Module:
-    _refuse_repetition(source, method)
-    resolved = method.resolve(config, plan_of(source), analysis)
+def _built(source: nn.Module, plan: ModelPlan, entry: Conversion | None) -> nn.Module:
     base = trunk_of(source).base if is_converted(source) else describe(source)
-    copied = copy.deepcopy(source)
-    plan = method.apply(replace(plan_of(copied), weights_follow=weights_follow), resolved)
-    if not plan.steps:
-        raise UnsupportedModelError(f"{method.name} left no step; the model is unchanged")
-    entry = Conversion(method.name, resolved.model_dump(mode="json"))
-    converted = install_trunk_(copied, replace(plan, history=(*plan.history, entry)), base)
-    if method.finish is not None:
-        method.finish(converted, resolved)
-    return converted
+    return build(plan, source, history=(*_history(source), *((entry,) if entry else ())), base=base)
 
 
-def _refuse_repetition(model: nn.Module, method: Method) -> None:
-    if is_converted(model):
-        done = [entry.method for entry in trunk_of(model).history]
-        if method.name in done:
-            raise ConfigError(
-                f"the model was already converted with {method.name!r} (history: {', '.join(done)}); "
-                "start again from the dense model with other options"
-            )
-    else:
-        adapter_for(model)
+def _history(model: nn.Module) -> tuple[Conversion, ...]:
+    return trunk_of(model).history if is_converted(model) else ()
 
 
-def _fault(method: Method, fault: Any) -> str:
-    field = ".".join(str(part) for part in fault["loc"]) or "?"
-    if fault["type"] == "extra_forbidden":
-        known = list(method.config.model_fields)
-        close = difflib.get_close_matches(field, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        return f"unknown option {method.name}.{field}; {hint}"
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{method.name}.{field}={fault['input']!r}: {reason}"
+def _entry(method: Method, config: MethodConfig) -> Conversion:
+    return Conversion(method.name, config.model_dump(mode="json", exclude_defaults=True))
+
+
+def _named(method: Method, error: str) -> str:
+    unknown = error.partition("unknown key ")[2]
+    return f"unknown option {method.name}.{unknown.replace(chr(39), '', 2)}" if unknown else f"{method.name}.{error}"

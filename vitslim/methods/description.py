@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from vitslim.methods.base import Method
-from vitslim.methods.table import method_named
+from vitslim.arguments import checked
+from vitslim.methods.base import METHODS, Method
 from vitslim.shapes import Result
 
 
@@ -39,13 +39,19 @@ class MethodDescription(Result):
     """A command line that converts with it."""
 
 
+@checked
+def list_methods() -> list[str]:
+    """Names of all methods."""
+    return METHODS.names()
+
+
 def describe_method(name: str) -> MethodDescription:
     """What ``vitslim list methods NAME`` shows.
 
     Raises:
         ConfigError: there is no such method.
     """
-    method = method_named(name)
+    method = METHODS.get(name)
     options = [_option(field, info) for field, info in method.config.model_fields.items()]
     chosen = options[0]
     return MethodDescription(

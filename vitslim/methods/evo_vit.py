@@ -1,8 +1,8 @@
-"""Evo-ViT: half of the patches rest in most blocks, chosen by the attention that the class token pays them.
+"""Evo-ViT: half of the patches are inactive in most blocks, chosen by the attention that the class token pays them.
 
 Source: Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer", AAAI 2022, arXiv 2108.01390.
 The paper's letters: g is the global class attention of each patch, α its rate of update, *placeholders* are the patches
-that rest, the *representative token* stands for them.
+that are inactive, the *representative token* stands for them.
 
 Tokens are carried in sorted order: one sort and one gather per selection; the natural order comes back once, at the
 end, or where a caller looks at a block's output. Attention stays fused; the class token's row of it is computed apart,
@@ -19,33 +19,21 @@ Not here: the authors' second, training-only head on the class token. It belongs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels.token_selection import ranked
-from vitslim.methods.base import Evidence, Method, MethodConfig
-from vitslim.methods.layers import parse_layers, parse_numbers
-from vitslim.models import TokenLayout
-from vitslim.models.readout import read_patch_mean_
-from vitslim.trunk import (
-    BoundBlock,
-    Conversion,
-    Plan,
-    SortedTokens,
-    Step,
-    Stream,
-    TokenRule,
-    check_reuse,
-    settle_,
-    trunk_of,
-)
+from vitslim.methods.base import Evidence, MethodConfig, register_method
+from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
+from vitslim.plans import ModelPlan, Place, StepPlan, TokenChoice, TokenCount
+from vitslim.trunk import BoundBlock, SortedTokens, Stream, TokenRule
 
 Schedule = Literal["stage", "layer"]
 Placeholders = Literal["frozen", "slow_fast"]
@@ -72,7 +60,7 @@ class EvoViTConfig(MethodConfig):
     """Rate at which g follows a block's class row, 0..1: one for all blocks from the first stage on (1 before it), or
     one per block."""
     placeholders: Placeholders = "frozen"
-    """What becomes of the others: ``frozen``, they wait as they are, or ``slow_fast``, they follow a representative
+    """What becomes of the others: ``frozen``, they stay as they are, or ``slow_fast``, they follow a representative
     token that takes part for them."""
     align: int = Field(default=1, ge=1, le=256, examples=["8"])
     """The number of tokens that take part is rounded to the nearest multiple of this; 1 is the paper's."""
@@ -105,105 +93,120 @@ class EvoViTConfig(MethodConfig):
         return value
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a schedule asks of one step.
+class Evolve(TokenChoice):
+    """The patches with the largest g are active, and for the others perhaps a representative."""
 
-    Args:
-        keep: share of the patches that take part; at 1 everybody does.
-        selects: choose anew at the entry.
-    """
+    picks: ClassVar[bool] = True
+    fixed_size: ClassVar[str] = "how many patches take part has to be a constant"
 
-    keep: float
-    selects: bool
+    kind: Literal["evolve"] = "evolve"
+    keep: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the patches that take part; at 1 everybody does."""
+    is_entry: bool = False
+    """Choose anew before the step."""
+    alpha: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Rate at which g follows this step's class row."""
+    placeholders: Placeholders = "frozen"
+    align: int = Field(default=1, ge=1, le=256)
+    score: Score = "class"
+    early_form: tuple[float, bool] | None = None
+    """``keep`` and ``is_entry`` early in training, where they differ."""
+
+    @property
+    def selects(self) -> bool:
+        return self.is_entry
+
+    @property
+    def reduces(self) -> bool:
+        return self.keep < 1.0
+
+    def describe(self) -> str:
+        if not self.reduces:
+            return "all"
+        chosen = f", chosen by {self.score.replace('_', ' ')} attention" if self.is_entry else ""
+        return f"kept {100 * self.keep:g} %{chosen}, others {'frozen' if self.placeholders == 'frozen' else 'follow'}"
+
+    def early(self) -> Evolve:
+        if self.early_form is None:
+            return self
+        keep, is_entry = self.early_form
+        return self.model_copy(update={"keep": keep, "is_entry": is_entry, "early_form": None})
+
+    def rows_read(self, steps: Sequence[StepPlan], index: int) -> Iterator[int]:
+        if not self.is_entry:
+            return
+        for before in range(index - 1, -1, -1):
+            tokens = steps[before].tokens
+            if not steps[before].attention.attends or not isinstance(tokens, Evolve):
+                continue
+            yield before
+            # With α = 1 while all take part, nothing is left of an older g.
+            if tokens.alpha == 1.0 and not tokens.reduces:
+                return
+
+    def kept(self, patches: int, prefix: int) -> int:
+        """How many of so many patches are active."""
+        return kept_patches(patches, self.keep, others=prefix + self.extra, align=self.align)
+
+    @property
+    def extra(self) -> int:
+        """How many tokens stand for the inactive patches."""
+        return int(self.placeholders == "slow_fast")
+
+    def enter(self, count: TokenCount, at: Place) -> TokenCount:
+        patches = at.plan.patches
+        kept = self.kept(patches, at.plan.model.prefix)
+        if kept == patches:
+            return replace(count, patches=patches, extra=0)
+        return TokenCount(kept, self.extra, is_sorted=True) if self.is_entry else count
+
+    def errors(self, at: Place) -> list[str]:
+        model, count, errors = at.plan.model, at.before, list[str]()
+        if self.score != own_score(at.plan):
+            has = "has no" if self.score == "class" else "has a"
+            errors.append(f"score={self.score!r}: this {model.family} {has} class token; use {own_score(at.plan)!r}")
+        kept = self.kept(at.plan.patches, model.prefix)
+        if kept < at.plan.patches and not self.is_entry and (count.patches, count.extra) != (kept, self.extra):
+            errors.append(
+                f"{kept} patches should be active, but {count.patches} are before it, and it does not choose; "
+                "give it the share of the step before, or let it choose"
+            )
+        if self.is_entry and not any(True for _ in self.rows_read(at.plan.steps, at.index)):
+            errors.append("no step before it attends and keeps up g, by which it could choose; let one do so")
+        return errors
 
 
 class Evolution(TokenRule):
-    """Who takes part in one step: the patches with the largest g, and for the others perhaps a representative.
+    """Who is active in one step, by its ``Evolve``."""
 
-    Args:
-        choice: how many patches, and whether they are chosen here.
-        alpha: rate at which g follows this step's class row.
-        placeholders: what becomes of the others.
-        align: multiple that the number of active tokens is rounded to.
-        score: the name of what ranks them.
-        early: the choice early in training; ``choice`` by default.
-    """
-
-    keep: float
-    chooses = True
-    needs_one_size = "how many patches take part has to be a constant"
-
-    def __init__(
-        self,
-        choice: Choice,
-        alpha: float,
-        *,
-        placeholders: Placeholders,
-        align: int,
-        score: Score,
-        early: Choice | None = None,
-    ) -> None:
-        super().__init__()
-        self.alpha = alpha
-        self.represents = placeholders == "slow_fast"
-        self.align = align
-        self.score: Score = score
-        self._choices = {True: early or choice, False: choice}
-        self.has_early_form = self._choices[True] != choice
-        self.choose_early_(False)
-
-    def choose_early_(self, early: bool) -> None:
-        choice = self._choices[early]
-        self.keep, self.selects, self.reduces = choice.keep, choice.selects, choice.keep < 1.0
-
-    def settle_(self, index: int, steps: Sequence[nn.Module]) -> None:
-        self.wants_class_attention = _row_is_read(index, cast("Sequence[Step]", steps))
+    choice: Evolve
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        state = _state_of(stream)
-        active = self.active(stream.layout)
-        if active < stream.layout.tokens:
-            return self._selected(state, tokens, stream, active) if self.selects else (tokens, stream)
+        state, layout = _state_of(stream), stream.layout
+        kept = self.choice.kept(layout.patches, layout.prefix)
+        if kept < layout.patches:
+            return self._selected(state, tokens, stream, kept) if self.choice.is_entry else (tokens, stream)
         if state.waiting is None:
             return tokens, stream
         tokens, z, state = state.join(tokens, stream.z)
         return tokens, replace(stream, z=z, token_state=state)
 
-    def leave(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        if not self.wants_class_attention:
+    def between(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
+        if not stream.wants_class_attention:
             return tokens, stream
         if stream.class_attention is None:
             raise ConfigError("this step's attention gives no class row, by which Evo-ViT would choose the patches")
-        return tokens, replace(stream, token_state=_followed(_state_of(stream), stream.class_attention, self.alpha))
+        state = _followed(_state_of(stream), stream.class_attention, self.choice.alpha)
+        return tokens, replace(stream, token_state=state)
 
-    def active(self, layout: TokenLayout) -> int:
-        """How many tokens take part, a representative not counted."""
-        others = layout.prefix + int(self.represents)
-        return layout.prefix + kept_patches(layout.patches, self.keep, others=others, align=self.align)
-
-    def describe(self) -> str:
-        return "all" if not self.reduces else f"kept {100 * self.keep:g} %{self._manner()}"
-
-    def patches_kept(self, layout: TokenLayout) -> int:
-        return self.active(layout) - layout.prefix
-
-    def describe_for(self, layout: TokenLayout) -> str:
-        kept = self.patches_kept(layout)
-        return "all" if kept == layout.patches else f"kept {kept} of {layout.patches}{self._manner()}"
-
-    def _manner(self) -> str:
-        chosen = f", chosen by {self.score.replace('_', ' ')} attention" if self.selects else ""
-        return f"{chosen}, others {'follow' if self.represents else 'frozen'}"
-
-    def _selected(self, state: SortedTokens, tokens: Tensor, stream: Stream, active: int) -> tuple[Tensor, Stream]:
+    def _selected(self, state: SortedTokens, tokens: Tensor, stream: Stream, kept: int) -> tuple[Tensor, Stream]:
         if state.scores is None:
             raise ConfigError("no step before this one gave a class row, by which Evo-ViT would choose the patches")
         falling, places = ranked(state.scores, state.prefix)
-        waiting = falling[:, active - state.prefix :]
+        inactive = falling[:, kept:]
         # share_j = g_j / Σ g over the placeholders
-        shares = waiting / waiting.sum(dim=1, keepdim=True).clamp_min(_TINY) if self.represents else None
-        return replace(state, scores=falling).select(tokens, stream, places, active, shares)
+        shares = inactive / inactive.sum(dim=1, keepdim=True).clamp_min(_TINY) if self.choice.extra else None
+        return replace(state, scores=falling).select(tokens, stream, places, state.prefix + kept, shares)
 
 
 def kept_patches(patches: int, keep: float, *, others: int = 0, align: int = 1) -> int:
@@ -223,154 +226,9 @@ def kept_patches(patches: int, keep: float, *, others: int = 0, align: int = 1) 
     return min(max(kept, 1), patches)
 
 
-def set_schedule_(model: nn.Module, schedule: Schedule) -> None:
-    """Change between stage-wise and layer-wise selection, as the authors do in mid-training; weights stay.
-
-    The model remembers the schedule that it has when it is saved.
-
-    Raises:
-        ConfigError: the model was not converted with Evo-ViT, or a step could not run in that schedule.
-    """
-    trunk = trunk_of(model)
-    done = [entry for entry in trunk.history if entry.method == METHOD.name]
-    if not done:
-        raise ConfigError(f"this {type(model).__name__} was not converted with {METHOD.name!r}; it has no schedule")
-    config = EvoViTConfig.model_validate({**done[0].options, "schedule": schedule})
-    steps = cast("list[Step]", list(trunk.steps))
-    rules = _rules(config, len(steps))
-    check_reuse([step.but(tokens=rule) for step, rule in zip(steps, rules, strict=True)])
-    for step, rule in zip(steps, rules, strict=True):
-        step.tokens = rule.train(step.training)
-    settle_(steps)
-    entry = Conversion(METHOD.name, config.model_dump(mode="json"))
-    trunk.history = tuple(entry if old is done[0] else old for old in trunk.history)
-
-
-def resolve(config: EvoViTConfig, plan: Plan, analysis: Evidence | None) -> EvoViTConfig:
-    """Fill in stages, shares and score, and check them against the plan.
-
-    Raises:
-        ConfigError: a stage out of range, shares that do not fit the stages, a score that the model does not have, or
-            tokens that another method chooses already.
-    """
-    stages = _stages(config.stages, plan.depth)
-    busy = plan.ruled_step
-    if busy is not None:
-        taken = plan.steps[busy].tokens.describe_for(plan.layout)
-        raise ConfigError(f"evo_vit: step {busy} already has a rule for its tokens ({taken}); one of them can rule")
-    resolved = config.model_copy(
-        update={
-            "stages": stages,
-            "keep": _keep(config.keep, stages, plan.depth),
-            "alpha": _alpha(config.alpha, stages, plan.depth),
-            "score": _score(config.score, plan),
-        }
-    )
-    check_reuse(apply(plan, resolved).steps)
-    return resolved
-
-
-def apply(plan: Plan, config: EvoViTConfig) -> Plan:
-    """The plan with a rule for the tokens of every step."""
-    rules = _rules(config, plan.depth)
-    return plan.with_steps({index: step.but(tokens=rules[index]) for index, step in enumerate(plan.steps)})
-
-
-def finish_(model: nn.Module, config: EvoViTConfig) -> None:
-    """What changes outside the blocks: the readout."""
-    if config.readout == "mean":
-        read_patch_mean_(model)
-
-
-def _stages(stages: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
-    if depth < 2:
-        raise ConfigError(f"evo_vit: {depth} block; the first must attend before patches can be chosen")
-    if stages is None:
-        return tuple(sorted({max(1, depth // 3), max(1, 2 * depth // 3)}))
-    if not all(0 < stage < depth for stage in stages):
-        raise ConfigError(
-            f"evo_vit.stages={stages}: choose from 1..{depth - 1}; block 0 has no attention before it to choose by"
-        )
-    return stages
-
-
-def _keep(keep: float | tuple[float, ...], stages: tuple[int, ...], depth: int) -> tuple[float, ...]:
-    """One share per block; 1 before the first stage."""
-    if isinstance(keep, tuple) and len(keep) == depth:
-        early = [block for block in range(stages[0]) if keep[block] < 1.0]
-        if early:
-            raise ConfigError(
-                f"evo_vit.keep[{early[0]}]={keep[early[0]]}: reduction starts at block {stages[0]} (stages={stages}); "
-                "give 1 before it"
-            )
-        return keep
-    per_stage = keep if isinstance(keep, tuple) else (keep,) * len(stages)
-    if len(per_stage) != len(stages):
-        raise ConfigError(
-            f"evo_vit.keep={keep}: {len(per_stage)} shares; wanted one, one per stage ({len(stages)}: {stages}), "
-            f"or one per block ({depth})"
-        )
-    ends = (*stages[1:], depth)
-    shares = [1.0] * stages[0]
-    for share, start, end in zip(per_stage, stages, ends, strict=True):
-        shares += [share] * (end - start)
-    return tuple(shares)
-
-
-def _alpha(alpha: float | tuple[float, ...], stages: tuple[int, ...], depth: int) -> tuple[float, ...]:
-    if not isinstance(alpha, tuple):
-        return (1.0,) * stages[0] + (alpha,) * (depth - stages[0])
-    if len(alpha) != depth:
-        raise ConfigError(f"evo_vit.alpha={alpha}: {len(alpha)} rates; wanted one, or one per block ({depth})")
-    return alpha
-
-
-def _score(score: Score | None, plan: Plan) -> Score:
-    own: Score = "class" if plan.adapter.has_class_token else "mean_query"
-    if score not in (None, own):
-        has = "has a" if own == "class" else "has no"
-        raise ConfigError(
-            f"evo_vit.score={score!r}: this {plan.adapter.family} {has} class token; its score is {own!r}"
-        )
-    return own
-
-
-def _rules(config: EvoViTConfig, depth: int) -> list[Evolution]:
-    """One rule per step, from a resolved config."""
-    alpha = cast("tuple[float, ...]", config.alpha)
-    return [
-        Evolution(
-            _choice(config, config.schedule, block),
-            alpha[block],
-            placeholders=config.placeholders,
-            align=config.align,
-            score=cast(Score, config.score),
-            early=_choice(config, "layer", block),
-        )
-        for block in range(depth)
-    ]
-
-
-def _choice(config: EvoViTConfig, schedule: Schedule, block: int) -> Choice:
-    stages, keep = cast("tuple[int, ...]", config.stages), cast("tuple[float, ...]", config.keep)
-    if schedule == "layer":
-        return Choice(keep[block], selects=block >= stages[0] and keep[block] < 1.0)
-    entry = max((stage for stage in stages if stage <= block), default=0)
-    return Choice(keep[entry], selects=block in stages and keep[entry] < 1.0)
-
-
-def _row_is_read(index: int, steps: Sequence[Step]) -> bool:
-    """Whether the class row of a step still matters when patches are chosen later."""
-    if not steps[index].mixing.uses_attention:
-        return False
-    for later in steps[index + 1 :]:
-        rule = later.tokens
-        if rule.selects:
-            return True
-        overwritten = isinstance(rule, Evolution) and rule.alpha == 1.0 and not rule.reduces
-        if overwritten and later.mixing.uses_attention:
-            return False
-    return False
+def own_score(plan: ModelPlan) -> Score:
+    """What ranks the patches of a model: there is one way for each."""
+    return "class" if plan.model.has_class_token else "mean_query"
 
 
 def _followed(state: SortedTokens, row: Float[Tensor, "b h m"], alpha: float) -> SortedTokens:
@@ -390,11 +248,100 @@ def _state_of(stream: Stream) -> SortedTokens:
     return state if isinstance(state, SortedTokens) else SortedTokens(prefix=stream.layout.prefix)
 
 
-METHOD = Method(
-    name="evo_vit",
-    config=EvoViTConfig,
-    resolve=resolve,
-    apply=apply,
-    finish=finish_,
+@register_method(
+    "evo_vit",
+    EvoViTConfig,
     source="Xu et al., AAAI 2022, arXiv 2108.01390",
+    modules={Evolve: lambda choice, site: Evolution(choice)},
+    neutral={"keep": 1.0},
+    forms={"slow-fast": {"placeholders": "slow_fast"}},
 )
+def evo_vit(plan: ModelPlan, options: EvoViTConfig, evidence: Evidence | None) -> ModelPlan:
+    """The plan with a rule for the tokens of every step."""
+    refuse_ruled_tokens("evo_vit", plan)
+    if options.score not in (None, own_score(plan)):
+        has = "has a" if plan.model.has_class_token else "has no"
+        raise ConfigError(
+            f"evo_vit.score={options.score!r}: this {plan.model.family} {has} class token; "
+            f"its score is {own_score(plan)!r}"
+        )
+    stages = _stages(options.stages, plan)
+    keep, alpha = _keep(options.keep, stages, plan), _alpha(options.alpha, stages, plan)
+    if options.readout == "mean":
+        plan = plan.model_copy(update={"readout": "mean"})
+    if min(keep) == 1.0:
+        return plan
+    rules: dict[int, StepPlan] = {}
+    for index, step in enumerate(plan.steps):
+        late, early = (_form(schedule, index, stages, keep) for schedule in (options.schedule, "layer"))
+        rule = Evolve(
+            keep=late[0],
+            is_entry=late[1],
+            alpha=alpha[index],
+            placeholders=options.placeholders,
+            align=options.align,
+            score=own_score(plan),
+            early_form=None if early == late else early,
+        )
+        rules[index] = step.but(tokens=rule)
+    return plan.with_steps(rules)
+
+
+def _form(schedule: str, index: int, stages: tuple[int, ...], keep: tuple[float, ...]) -> tuple[float, bool]:
+    """The share of one step, and whether it chooses."""
+    if schedule == "layer":
+        return keep[index], index >= stages[0] and keep[index] < 1.0
+    entry = max((stage for stage in stages if stage <= index), default=0)
+    return keep[entry], index in stages and keep[entry] < 1.0
+
+
+def _stages(blocks: tuple[int, ...] | None, plan: ModelPlan) -> tuple[int, ...]:
+    """The steps at whose entry patches are chosen."""
+    depth = plan.depth
+    if depth < 2:
+        raise ConfigError(f"evo_vit: {depth} block; the first must attend before patches can be chosen")
+    if blocks is None:
+        return tuple(sorted({max(1, depth // 3), max(1, 2 * depth // 3)}))
+    if not all(plan.steps[0].block < block < plan.model.depth for block in blocks):
+        raise ConfigError(
+            f"evo_vit.stages={blocks}: choose from {plan.steps[0].block + 1}..{plan.model.depth - 1}; "
+            f"block {plan.steps[0].block} has no attention before it to choose by"
+        )
+    steps = steps_of(plan, "evo_vit.stages", blocks)
+    return tuple(index for index in steps if plan.steps[index].block != plan.steps[index - 1].block)
+
+
+def _keep(keep: float | tuple[float, ...], stages: tuple[int, ...], plan: ModelPlan) -> tuple[float, ...]:
+    """One share per step; 1 before the first stage."""
+    if isinstance(keep, tuple) and len(keep) == plan.model.depth:
+        early = next((step.block for step in plan.steps[: stages[0]] if keep[step.block] < 1.0), None)
+        if early is not None:
+            first = plan.steps[stages[0]].block
+            named = tuple(plan.steps[stage].block for stage in stages)
+            raise ConfigError(
+                f"evo_vit.keep[{early}]={keep[early]}: reduction starts at block {first} (stages={named}); "
+                "give 1 before it"
+            )
+        return tuple(keep[step.block] for step in plan.steps)
+    per_stage = keep if isinstance(keep, tuple) else (keep,) * len(stages)
+    if len(per_stage) != len(stages):
+        named = tuple(plan.steps[stage].block for stage in stages)
+        raise ConfigError(
+            f"evo_vit.keep={keep}: {len(per_stage)} shares; wanted one, one per stage ({len(stages)}: {named}), "
+            f"or one per block ({plan.model.depth})"
+        )
+    ends = (*stages[1:], plan.depth)
+    shares = [1.0] * stages[0]
+    for share, start, end in zip(per_stage, stages, ends, strict=True):
+        shares += [share] * (end - start)
+    return tuple(shares)
+
+
+def _alpha(alpha: float | tuple[float, ...], stages: tuple[int, ...], plan: ModelPlan) -> tuple[float, ...]:
+    if not isinstance(alpha, tuple):
+        return (1.0,) * stages[0] + (alpha,) * (plan.depth - stages[0])
+    if len(alpha) != plan.model.depth:
+        raise ConfigError(
+            f"evo_vit.alpha={alpha}: {len(alpha)} rates; wanted one, or one per block ({plan.model.depth})"
+        )
+    return tuple(alpha[step.block] for step in plan.steps)

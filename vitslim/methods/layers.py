@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, cast
 
+from vitslim.errors import ConfigError
+from vitslim.plans import AllTokens, ModelPlan, places
+
 _NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
 
@@ -48,3 +51,35 @@ def _parse_layer_text(text: str) -> list[int]:
             raise ValueError(f"the span {part!r} is empty; write the smaller number first")
         layers.extend(span)
     return layers
+
+
+def steps_of(plan: ModelPlan, option: str, blocks: Iterable[int]) -> tuple[int, ...]:
+    """The steps of a plan that run these blocks of the dense model, in order.
+
+    Args:
+        option: names the blocks in messages.
+
+    Raises:
+        ConfigError: a block that the model has not, or that the plan has dropped.
+    """
+    wanted = set(blocks)
+    gone, last = wanted.intersection(plan.dropped), plan.model.depth - 1
+    for block in sorted(wanted):
+        if not 0 <= block <= last:
+            raise ConfigError(f"{option}: block {block} does not exist; choose from 0..{last}")
+        if block in gone:
+            raise ConfigError(f"{option}: block {block} was dropped by an earlier conversion; leave it out")
+    return tuple(index for index, step in enumerate(plan.steps) if step.block in wanted)
+
+
+def refuse_ruled_tokens(method: str, plan: ModelPlan) -> None:
+    """Refuse a plan in which another method chooses the tokens already.
+
+    Raises:
+        ConfigError: with the first step where some are left out.
+    """
+    ruled = [index for index, step in enumerate(plan.steps) if not isinstance(step.tokens, AllTokens)]
+    if ruled:
+        index = next((at.index for at in places(plan) if at.in_mlp.patches < plan.patches), ruled[0])
+        found = plan.steps[index].tokens.describe()
+        raise ConfigError(f"{method}: step {index} already has a rule for its tokens ({found}); one of them can rule")

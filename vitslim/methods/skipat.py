@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,14 @@ from torch import Tensor, nn
 from vitslim.errors import ConfigError
 from vitslim.kernels.serving import kernels_serve
 from vitslim.kernels.skip_function import channel_attention, channel_scale, depthwise_gelu
-from vitslim.methods.base import Advised, Evidence, Method, MethodConfig, recommended_layers
-from vitslim.methods.layers import parse_layers
+from vitslim.methods.base import Evidence, MethodConfig, register_method, require_evidence
+from vitslim.methods.layers import parse_layers, steps_of
 from vitslim.models import DenseTrace
+from vitslim.plans import AttentionChoice, Cost, ModelPlan, Place
 from vitslim.shapes import Count
-from vitslim.trunk import BoundBlock, LastLinear, Mixing, Plan, Stream, check_reuse
+from vitslim.trunk import Attention, BoundBlock, FitBatch, Regression, Site, Stream
+
+_EVEN = "an even kernel would shift the grid; choose an odd number"
 
 
 class SkipAtConfig(MethodConfig):
@@ -65,8 +68,57 @@ class SkipAtConfig(MethodConfig):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("an even kernel would shift the grid; choose an odd number")
+            raise ValueError(_EVEN)
         return value
+
+
+class Reuse(AttentionChoice):
+    """The attention output of the step before, predicted by Φ; fields as in ``SkipAtConfig``."""
+
+    attends: ClassVar[bool] = False
+    reads_z: ClassVar[bool] = True
+
+    kind: Literal["reuse"] = "reuse"
+    expansion: float = Field(default=2.0, gt=0.0, le=8.0)
+    kernel_size: int = Field(default=5, ge=1, le=31)
+    identity: bool = False
+    prefix: Literal["reuse", "linear"] = "reuse"
+    residual: bool = False
+    init: Literal["identity", "scratch"] = "identity"
+
+    @property
+    def reads_grid(self) -> bool:
+        return not self.identity
+
+    def describe(self) -> str:
+        form = "identity" if self.identity else f"expansion {self.expansion:g}"
+        return f"reuse ({form}{', prefix mapped' if self.prefix == 'linear' else ''})"
+
+    def errors(self, at: Place) -> list[str]:
+        errors: list[str] = []
+        if self.prefix == "linear" and at.plan.model.prefix == 0:
+            errors.append("prefix='linear': this model has no prefix tokens (class, registers); leave it out")
+        if self.kernel_size % 2 == 0:
+            errors.append(f"kernel_size={self.kernel_size}: {_EVEN}")
+        return errors
+
+    def cost(self, at: Place) -> Cost:
+        width, prefix, patches = at.plan.model.width, at.plan.model.prefix, at.plan.patches
+        total = Cost()
+        if self.prefix == "linear":
+            total += Cost(prefix * width * width, width * width + width, prefix * width)
+        if self.identity:
+            return total
+        hidden, taps = hidden_width(width, self.expansion), self.kernel_size**2
+        # Over the whole grid, whoever is active: two maps, a convolution in each hidden channel, one over the channels.
+        macs = patches * hidden * (2 * width + taps) + 3 * width
+        parameters = hidden * (width + 1) + hidden * (taps + 1) + width * (hidden + 1) + 3
+        return total + Cost(macs, parameters, patches * max(hidden, width))
+
+
+def hidden_width(width: int, expansion: float) -> int:
+    """Neurons of Φ."""
+    return max(1, round(width * expansion))
 
 
 class SkipFunction(nn.Module):
@@ -84,7 +136,7 @@ class SkipFunction(nn.Module):
 
     def __init__(self, width: int, expansion: float = 2.0, kernel_size: int = 5, *, residual: bool = False) -> None:
         super().__init__()
-        hidden = max(1, round(width * expansion))
+        hidden = hidden_width(width, expansion)
         self.residual = residual
         self.expand = nn.Linear(width, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
@@ -155,23 +207,21 @@ class SkipFunction(nn.Module):
         self.reduce.weight[:, pairs : 2 * pairs] = -2.0 / gain * eye.T
 
 
-class Reuse(Mixing):
+class ReuseAttention(Attention):
     """The attention branch of a skipped block: ẑ of the step before, through Φ on the patch rows.
 
     The prefix rows (class, distillation, register tokens) pass unchanged or through a linear map; without ``phi`` the
     patch rows pass unchanged.
+
+    Args:
+        source: the dense block of the step before, whose Z it learns to start from.
     """
 
-    attention = "reuse"
-    uses_attention = False
-    reads_z = True
-
-    def __init__(self, phi: SkipFunction | None, expansion: float, prefix_map: nn.Linear | None = None) -> None:
+    def __init__(self, phi: SkipFunction | None, prefix_map: nn.Linear | None, source: int) -> None:
         super().__init__()
         self.phi = phi
         self.prefix_map = prefix_map
-        self.reads_grid = phi is not None
-        self.expansion = expansion
+        self.source = source
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         source = stream.z
@@ -181,7 +231,7 @@ class Reuse(Mixing):
         if state is None or self.phi is None:
             z = self.predict(source, prefix, grid)
             return z, replace(stream, z=z)
-        # Φ convolves over the whole grid, so it also runs on the patches that wait: no saving from their absence here.
+        # Φ convolves over the whole grid, so it also runs on inactive patches: no saving from their absence here.
         z, state = state.part_z(self.predict(state.whole_z(source), prefix, grid))
         return z, replace(stream, z=z, token_state=state)
 
@@ -198,8 +248,8 @@ class Reuse(Mixing):
         # The kernels leave the prefix rows out themselves; a matrix product would copy a slice of every image first.
         return self.phi(source, grid, front=front, prefix=prefix)
 
-    def local_loss(self, step: int, dense: DenseTrace) -> Tensor | None:
-        source, target = dense.z[step - 1].detach(), dense.z[step].detach()
+    def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
+        source, target = dense.z[self.source].detach(), dense.z[block].detach()
         prefix = dense.layout.prefix
         losses: list[Tensor] = []
         if self.phi is not None:
@@ -208,23 +258,23 @@ class Reuse(Mixing):
             losses.append(_unexplained(self.prefix_map(source[:, :prefix]), target[:, :prefix]))
         return torch.stack(losses).sum() if losses else None
 
-    def last_linears(self, step: int, dense: DenseTrace) -> list[LastLinear]:
-        source, target = dense.z[step - 1], dense.z[step]
-        prefix = dense.layout.prefix
-        problems: list[LastLinear] = []
+    def regressions(self, batch: FitBatch) -> list[Regression]:
+        state, source, target = batch.stream.token_state, batch.stream.z, None
+        assert source is not None
+        if state is not None:
+            source, target = state.whole_z(source), batch.natural_z()
+        target = batch.target_z() if target is None else target
+        prefix, grid = batch.stream.layout.prefix, batch.stream.layout.grid
+        problems: list[Regression] = []
         if self.phi is not None:
-            hidden = self.phi.hidden(source[:, prefix:], dense.layout.grid)
+            hidden = self.phi.hidden(source[:, prefix:], grid)
             wanted = target[:, prefix:] - source[:, prefix:] if self.phi.residual else target[:, prefix:]
             wanted = wanted / self.phi.channel_scale(self.phi.reduce(hidden))
-            problems.append(LastLinear(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1)))
+            problems.append(Regression(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1)))
         if self.prefix_map is not None:
             front = source[:, :prefix].flatten(0, 1)
-            problems.append(LastLinear(self.prefix_map, front, target[:, :prefix].flatten(0, 1)))
+            problems.append(Regression(self.prefix_map, front, target[:, :prefix].flatten(0, 1)))
         return problems
-
-    def describe(self) -> str:
-        form = "identity" if self.phi is None else f"expansion {self.expansion:g}"
-        return f"reuse ({form}{'' if self.prefix_map is None else ', prefix mapped'})"
 
 
 def _unexplained(predicted: Tensor, target: Tensor) -> Tensor:
@@ -233,98 +283,24 @@ def _unexplained(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().sum() / spread.clamp_min(1e-12)
 
 
-def resolve(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> SkipAtConfig:
-    """Fill in ``layers`` and check them against the plan.
-
-    Raises:
-        ConfigError: ``auto`` without an analysis, an analysis that recommends nothing, a layer out of range, a layer
-            that cannot be skipped, or one whose attention a token rule goes by.
-    """
-    depth = plan.depth
-    layers = _layers(config, plan, analysis)
-    for layer in layers:
-        if layer == 0:
-            raise ConfigError(
-                f"skipat.layers={layers}: block 0 has no earlier attention to reuse; choose from 1..{depth - 1}"
-            )
-        if not 0 < layer < depth:
-            raise ConfigError(f"skipat.layers={layers}: block {layer} does not exist; choose from 1..{depth - 1}")
-        mixing = plan.steps[layer].mixing
-        if not mixing.uses_attention:
-            raise ConfigError(
-                f"skipat.layers={layers}: block {layer} computes no attention any more ({mixing.describe()})"
-            )
-    if config.prefix == "linear" and plan.layout.prefix == 0:
-        raise ConfigError("skipat.prefix='linear': this model has no prefix tokens (class, registers); leave it out")
-    residual = config.expansion < 2.0 if config.residual is None else config.residual
-    resolved = config.model_copy(update={"layers": layers, "residual": residual})
-    # On the meta device nothing is drawn.
-    check_reuse(_with_reuse(plan, resolved, torch.device("meta")).steps)
-    return resolved
-
-
-def recommend(config: SkipAtConfig, plan: Plan, analysis: Evidence) -> tuple[int, ...]:
-    """The blocks that an analysis recommends to skip.
-
-    Raises:
-        ConfigError: it recommends none, or counts other blocks than this plan has steps.
-    """
-    layers = parse_layers(recommended_layers(analysis))
-    if not layers:
-        # The paper's set would be taken against the evidence, an empty one would be the dense model under another name.
-        raise ConfigError(
-            "skipat.layers: the analysis recommends no block; name layers, ask for the paper's set (layers=paper), or "
-            "leave skipat out"
-        )
-    if any(step.origin != index for index, step in enumerate(plan.steps)):
-        raise ConfigError(
-            f"skipat.layers: the analysis counts the blocks of the dense model, but this plan of {plan.depth} steps "
-            "applies some of them several times; convert with skipat first, or name layers"
-        )
-    return layers
-
-
-def _layers(config: SkipAtConfig, plan: Plan, analysis: Evidence | None) -> tuple[int, ...]:
-    if isinstance(config.layers, tuple):
-        return config.layers
-    if config.layers != "paper" and analysis is not None:
-        return recommend(config, plan, analysis)
-    if config.layers == "auto":
-        raise ConfigError(
-            "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
-            "or --data on the command line"
-        )
-    depth = plan.depth
-    return tuple(range(depth // 4, depth // 4 + depth // 2)) if depth >= 4 else tuple(range(1, depth))
-
-
-def apply(plan: Plan, config: SkipAtConfig) -> Plan:
-    """The plan with the attention of ``config.layers`` replaced by reuse."""
-    return _with_reuse(plan, config, plan.device)
-
-
-def _with_reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Plan:
-    layers = cast("tuple[int, ...]", config.layers)
-    return plan.with_steps({layer: plan.steps[layer].but(mixing=_reuse(plan, config, device)) for layer in layers})
-
-
-def _reuse(plan: Plan, config: SkipAtConfig, device: torch.device) -> Reuse:
-    prefix_map = None
-    if config.prefix == "linear":
-        prefix_map = nn.Linear(plan.width, plan.width, device=device, dtype=plan.dtype)
-        if device.type != "meta":
+def _realise(choice: Reuse, site: Site) -> ReuseAttention:
+    width, prefix_map = site.width, None
+    source = site.place.plan.steps[site.place.index - 1].block
+    if choice.prefix == "linear":
+        prefix_map = nn.Linear(width, width, device=site.device, dtype=site.dtype)
+        if site.is_drawn:
             nn.init.eye_(prefix_map.weight)
             nn.init.zeros_(prefix_map.bias)
-    if config.identity:
-        return Reuse(None, config.expansion, prefix_map)
-    with torch.device(device):
-        phi = SkipFunction(plan.width, config.expansion, config.kernel_size, residual=bool(config.residual))
-    if device.type != "meta":
-        if config.init == "identity":
+    if choice.identity:
+        return ReuseAttention(None, prefix_map, source)
+    with torch.device(site.device):
+        phi = SkipFunction(width, choice.expansion, choice.kernel_size, residual=choice.residual)
+    if site.is_drawn:
+        if choice.init == "identity":
             phi.start_at_identity_()
         else:
             _start_from_scratch_(phi)
-    return Reuse(phi.to(plan.dtype), config.expansion, prefix_map)
+    return ReuseAttention(phi.to(site.dtype), prefix_map, source)
 
 
 def _start_from_scratch_(phi: SkipFunction) -> None:
@@ -333,11 +309,62 @@ def _start_from_scratch_(phi: SkipFunction) -> None:
         nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
-METHOD = Method(
-    name="skipat",
-    config=SkipAtConfig,
-    resolve=resolve,
-    apply=apply,
+@register_method(
+    "skipat",
+    SkipAtConfig,
     source="Venkataramanan et al., ICLR 2024, arXiv 2301.02240",
-    advised=Advised("layers", usual="paper", recommend=recommend),
+    modules={Reuse: _realise},
+    advised="layers",
+    usual="paper",
+    neutral={"layers": ()},
+    example={"layers": (1, 2)},
+    forms={"identity": {"layers": (1, 2), "identity": True}},
 )
+def skipat(plan: ModelPlan, options: SkipAtConfig, evidence: Evidence | None) -> ModelPlan:
+    """The plan with the attention of ``options.layers`` replaced by reuse."""
+    layers = _layers(options, plan, evidence)
+    found = steps_of(plan, "skipat.layers", layers)
+    for index in found:
+        if index == 0:
+            raise ConfigError(
+                f"skipat.layers={layers}: block {plan.steps[0].block} has no earlier attention to reuse; "
+                f"choose from 1..{plan.model.depth - 1}"
+            )
+        attention = plan.steps[index].attention
+        if not attention.attends:
+            raise ConfigError(
+                f"skipat.layers={layers}: block {plan.steps[index].block} computes no attention any more "
+                f"({attention.describe()})"
+            )
+    reuse = Reuse(
+        expansion=options.expansion,
+        kernel_size=options.kernel_size,
+        identity=options.identity,
+        prefix=options.prefix,
+        # The identity goes through a hidden layer in pairs, for which a narrow one has no room.
+        residual=options.expansion < 2.0 if options.residual is None else options.residual,
+        init=options.init,
+    )
+    return plan.with_steps({index: plan.steps[index].but(attention=reuse) for index in found})
+
+
+def _layers(options: SkipAtConfig, plan: ModelPlan, evidence: Evidence | None) -> tuple[int, ...]:
+    if isinstance(options.layers, tuple):
+        return options.layers
+    if options.layers != "paper" and evidence is not None:
+        layers = parse_layers(require_evidence(evidence, "recommended", "layers"))
+        if not layers:
+            # The paper's set would be taken against the evidence, an empty one would be the dense model renamed.
+            raise ConfigError(
+                "skipat.layers: the analysis recommends no block; name layers, ask for the paper's set (layers=paper), "
+                "or leave skipat out"
+            )
+        return layers
+    if options.layers == "auto":
+        raise ConfigError(
+            "skipat.layers='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), "
+            "or --data on the command line"
+        )
+    blocks, depth = [step.block for step in plan.steps], plan.depth
+    first, count = (depth // 4, depth // 2) if depth >= 4 else (1, depth - 1)
+    return tuple(dict.fromkeys(blocks[first : first + count]))

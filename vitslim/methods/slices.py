@@ -1,4 +1,4 @@
-"""Sliced attention as a step's mixing: the block's own attention, within slices of the patches.
+"""Sliced attention as a step's choice: the block's own attention, within slices of the patches.
 
 Source: Shen et al., "Sliced Recursive Transformer", ECCV 2022, arXiv 2111.05297. The authors cut the sequence in raster
 order at a block's first application and after a random permutation at the second, drawn anew in every forward. Here a
@@ -8,29 +8,58 @@ seed fixes the permutation, so that outputs are deterministic.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Int
+from pydantic import Field
 from torch import Tensor
 
 from vitslim.errors import ConfigError
 from vitslim.kernels import seeded_permutation, sliced_attention
 from vitslim.models import TokenLayout
-from vitslim.trunk import BoundBlock, Mixing, Stream
+from vitslim.plans import AttentionChoice, Cost, Place, linear_cost
+from vitslim.trunk import Attention, BoundBlock, Site, Stream
 
 
-class SlicedMixing(Mixing):
+class Sliced(AttentionChoice):
+    """The block's own attention within slices."""
+
+    whole_grid: ClassVar[bool] = True
+    fixed_size: ClassVar[str] = "the order of the patches and the size of a slice are fixed for one grid"
+
+    kind: Literal["sliced"] = "sliced"
+    groups: int = Field(ge=1)
+    """Number of slices, a divisor of the number of patches."""
+    seed: int | None = None
+    """Of the permutation before cutting; ``None`` cuts in raster order."""
+
+    def describe(self) -> str:
+        return f"{self.groups} slices, {'raster order' if self.seed is None else 'permuted'}"
+
+    def errors(self, at: Place) -> list[str]:
+        patches = at.plan.patches
+        if patches % self.groups == 0:
+            return []
+        fitting = ", ".join(str(count) for count in range(1, patches + 1) if patches % count == 0)
+        return [f"{patches} patches are cut into equal slices only by {fitting}, not by {self.groups}"]
+
+    def cost(self, at: Place) -> Cost:
+        linear = linear_cost(at, "attention", at.tokens_in_attention, called=True)
+        prefix, patches, width = at.plan.model.prefix, at.plan.patches, at.block.heads * at.block.head_width
+        tokens = prefix + patches
+        # Q Kᵀ and A V: prefix queries read all tokens, those of a slice the prefix and their slice.
+        pairs = prefix * tokens + patches * (prefix + patches // self.groups)
+        return linear + Cost(macs=width * (2 * pairs + (tokens if at.class_row else 0)))
+
+
+class SlicedAttention(Attention):
     """The block's own attention within slices; prefix tokens see everything and are keys of every slice (ours).
 
     Args:
-        groups: number of slices, a divisor of the number of patches.
+        groups, seed: as in ``Sliced``.
         layout: tokens at the model's image size.
-        seed: of the permutation before cutting; ``None`` cuts in raster order.
     """
-
-    attention = "sliced"
-    whole_grid = True
-    needs_one_size = "the order of the patches and the size of a slice are fixed for one grid"
 
     order: Tensor
     inverse: Tensor
@@ -60,9 +89,6 @@ class SlicedMixing(Mixing):
         z = bound.merge_heads(attention_input, mixed)
         return z, replace(stream, z=z, class_attention=row)
 
-    def describe(self) -> str:
-        return f"{self.groups} slices, {'raster order' if self.seed is None else 'permuted'}"
-
     def _permutation(
         self, layout: TokenLayout, seed: int, device: torch.device
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
@@ -82,6 +108,12 @@ class SlicedMixing(Mixing):
             raise ConfigError(
                 f"{rows}×{columns} patches cannot be cut into {self.groups} equal slices; choose another image size"
             )
+
+
+def realise_slices(choice: Sliced, site: Site) -> SlicedAttention:
+    """The module of a choice."""
+    with torch.device(site.device):
+        return SlicedAttention(choice.groups, site.layout, choice.seed)
 
 
 def token_order(layout: TokenLayout, seed: int) -> list[int]:

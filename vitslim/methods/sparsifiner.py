@@ -28,8 +28,8 @@ per image; matrices that follow the resolution; a start that makes the predictor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,19 +41,31 @@ from vitslim.errors import ConfigError
 from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.connectivity import ConnectivityPredictor
 from vitslim.kernels.serving import serves_attention
-from vitslim.kernels.sparse_attention import kept_keys, sparse_attention
+from vitslim.kernels.sparse_attention import kept_keys, sparse_attention, tile_count
 from vitslim.kernels.token_axis import columns_at
-from vitslim.methods.base import Evidence, Method, MethodConfig
-from vitslim.methods.layers import parse_layers, parse_numbers
-from vitslim.methods.pruning import faults_of_pruning, share_of, with_pruning
-from vitslim.models import DenseTrace, TokenLayout
-from vitslim.trunk import BoundBlock, DenseMixing, Plan, Step, Stream, trunk_of
+from vitslim.methods.base import Evidence, MethodConfig, register_method
+from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
+from vitslim.methods.prune import Prune, own_score
+from vitslim.models import DenseTrace
+from vitslim.plans import (
+    AttentionChoice,
+    Cost,
+    Dense,
+    ModelPlan,
+    Place,
+    StepPlan,
+    dense_attention_cost,
+    linear_cost,
+    share_of,
+)
+from vitslim.trunk import BoundBlock, DenseAttention, Site, Stream, trunk_of
 
 Granularity = Literal["query", "tile", "image"]
 PrefixKeys = Literal["kept", "chosen"]
 
 _PROBES = 256  # random tokens from which the start learns which directions of q and k carry anything
 _IMAGE_ROWS = 32  # rows of the basis where all queries share one key set
+_OURS = {"n_down", "grid"}  # options that a plan has always
 _ALWAYS = 1e4  # a basis entry that outweighs all others
 
 
@@ -117,30 +129,37 @@ class SparsifinerConfig(MethodConfig):
         return value
 
 
-@dataclass(frozen=True)
-class KeyRule:
-    """How many keys are kept, who shares them, and what of the guess counts; fields as in ``SparsifinerConfig``."""
+class Sparse(AttentionChoice):
+    """The block's own attention with, for every patch query, only the keys that a predictor keeps.
 
-    keep_rate: float
-    k: int | None
-    prefix_keys: PrefixKeys
-    granularity: Granularity
-    tile: int
-    coefficients: int
-    basis_threshold: float
+    Fields as in ``SparsifinerConfig``, ``n_down`` and ``grid`` being those of the stored matrices.
+    """
 
-    def keeps_all(self, layout: TokenLayout) -> bool:
-        """Whether nothing is sparse, at this image size."""
-        return self.keep_rate >= 1.0 if self.k is None else self.k >= layout.tokens
+    picks: ClassVar[bool] = True
+    fixed_size: ClassVar[str] = "how many keys are kept has to be a constant"
 
-    def always(self, layout: TokenLayout) -> int:
+    kind: Literal["sparse"] = "sparse"
+    keep_rate: float = Field(default=0.25, gt=0.0, le=1.0)
+    k: int | None = Field(default=None, ge=1)
+    prefix_keys: PrefixKeys = "kept"
+    granularity: Granularity = "query"
+    tile: int = Field(default=64, ge=2)
+    n_down: int = Field(ge=1)
+    coefficients: int = Field(default=8, ge=1)
+    basis_threshold: float = Field(default=0.02, ge=0.0)
+    scale: Literal["heads", "width"] = "heads"
+    init: Literal["regions", "scratch"] = "regions"
+    grid: tuple[int, int]
+
+    def always(self, prefix: int) -> int:
         """How many tokens at the front are keys of every query, whatever their scores."""
-        return layout.prefix if self.prefix_keys == "kept" else 0
+        return prefix if self.prefix_keys == "kept" else 0
 
-    def keys(self, layout: TokenLayout) -> int:
+    def keys(self, prefix: int, patches: int) -> int:
         """How many keys a patch query keeps at this image size; at least those kept always and one more."""
-        wanted = share_of(layout.tokens, self.keep_rate) if self.k is None else self.k
-        return min(layout.tokens, max(wanted, self.always(layout) + 1))
+        tokens = prefix + patches
+        wanted = share_of(tokens, self.keep_rate) if self.k is None else self.k
+        return min(tokens, max(wanted, self.always(prefix) + 1))
 
     def queries(self, patches: int) -> int:
         """How many of so many patch queries share a key set."""
@@ -149,34 +168,71 @@ class KeyRule:
     def describe(self) -> str:
         keys = f"{100 * self.keep_rate:g} % of the keys" if self.k is None else f"{self.k} keys"
         shared = {"query": "query", "tile": f"{self.tile} queries", "image": "image"}[self.granularity]
-        return f"{keys} per {shared}" + (", prefix keys chosen too" if self.prefix_keys == "chosen" else "")
+        return f"sparse ({keys} per {shared}{', prefix keys chosen too' if self.prefix_keys == 'chosen' else ''})"
+
+    def errors(self, at: Place) -> list[str]:
+        errors: list[str] = []
+        always, tokens = self.always(at.plan.model.prefix), at.plan.model.prefix + self.grid[0] * self.grid[1]
+        if min(self.grid) < 1:
+            errors.append(f"grid={self.grid} has no patches; give rows and columns")
+        elif self.k is not None and not always < self.k <= tokens:
+            errors.append(
+                f"k={self.k}: of {tokens} tokens the first {always} are always kept; choose from {always + 1}..{tokens}"
+            )
+        rate = at.dense_block.attention_dropout
+        if rate > 0:
+            errors.append(
+                f"block {at.step.block} drops attention weights in training (rate {rate:g}), which sparse attention "
+                "does not; open the model with attn_drop_rate=0"
+            )
+        return errors
+
+    def cost(self, at: Place) -> Cost:
+        prefix, e, heads = at.plan.model.prefix, at.block.head_width, at.block.heads
+        narrow, rows, tokens = max(1, e // 2), self.n_down, at.tokens_in_attention
+        stored = prefix + self.grid[0] * self.grid[1]
+        parameters = 2 * (e * narrow + narrow) + 2 * rows * stored
+        keys, queries = self.keys(prefix, at.plan.patches), tokens - prefix
+        if keys >= tokens:
+            return dense_attention_cost(at, tokens, called=at.class_row or at.needs_operands) + Cost(
+                parameters=parameters
+            )
+        tile = self.queries(queries)
+        # P K, (P K) W_kᵀ and K_down W_q, Q (K_down W_q)ᵀ
+        guess = rows * tokens * e + 2 * rows * e * narrow + queries * e * rows
+        # coef · basis, on the coefficients that count in a tile
+        guess += tile_count(queries, tile) * min(rows, self.coefficients * tile) * tokens
+        # Q Kᵀ and A V: all keys for the prefix queries, the kept ones for the others; and one row
+        core = 2 * (prefix * tokens + queries * keys) * e + (tokens * e if at.class_row else 0)
+        linear = linear_cost(at, "attention", tokens, called=True)
+        return linear + Cost(heads * (guess + core), parameters, heads * queries * rows)
 
 
-class SparseMixing(DenseMixing):
-    """The block's own attention with, for every patch query, only the keys that the predictor keeps.
+class SparseAttention(DenseAttention):
+    """The block's own attention on the kept keys.
 
     A mask or bias of the caller enters the attention, not the choice. With all keys kept it is the dense attention.
+
+    Args:
+        choice: what the plan says.
     """
 
-    attention = "sparse"
     fitted_apart = True
-    chooses = True
-    needs_one_size = "how many keys are kept has to be a constant"
 
-    def __init__(self, predictor: ConnectivityPredictor, rule: KeyRule) -> None:
+    def __init__(self, predictor: ConnectivityPredictor, choice: Sparse) -> None:
         super().__init__()
         self.predictor = predictor
-        self.rule = rule
+        self.choice = choice
 
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
-        layout, count = stream.layout, tokens.shape[1]
-        keys = self.rule.keys(layout)
+        count, prefix = tokens.shape[1], stream.layout.prefix
+        keys = self.choice.keys(prefix, stream.layout.patches)
         if keys >= count:
             return super().forward(bound, tokens, stream)
         attention_input = bound.attention_input(tokens)
         query, key, value = bound.queries_keys_values(attention_input, stream.context)
         bias = bound.attention_bias(stream.context, count)
-        tile, prefix, scale = self.rule.queries(count - layout.prefix), layout.prefix, bound.scale
+        tile, scale = self.choice.queries(count - prefix), bound.scale
         if tile == 1 and bias is None and serves_attention(query, value):
             # A key set for each query takes a sixteenth of the memory as bits.
             bits = self.choose_bits(query, key, stream, keys=keys)
@@ -201,16 +257,16 @@ class SparseMixing(DenseMixing):
     ) -> Int[Tensor, "b h t k"]:
         """Token indices of the kept keys of each tile."""
         coefficients, basis = self._guess(query, key, stream)
-        always = self.rule.always(stream.layout)
-        return kept_keys(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=tile, prefix=always)
+        always = self.choice.always(stream.layout.prefix)
+        return kept_keys(coefficients, basis, top=self.choice.coefficients, keys=keys, tile=tile, prefix=always)
 
     def choose_bits(
         self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream, *, keys: int
     ) -> Int[Tensor, "b h p w"]:
         """The kept keys of each patch query as bits, see ``vitslim.kernels.bit_attention``."""
         coefficients, basis = self._guess(query, key, stream)
-        always = self.rule.always(stream.layout)
-        return kept_bits(coefficients, basis, top=self.rule.coefficients, keys=keys, tile=1, prefix=always)
+        always = self.choice.always(stream.layout.prefix)
+        return kept_bits(coefficients, basis, top=self.choice.coefficients, keys=keys, tile=1, prefix=always)
 
     def _guess(
         self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream
@@ -218,39 +274,36 @@ class SparseMixing(DenseMixing):
         """Coefficients and basis, whose product ranks the keys."""
         down, basis = self.predictor.matrices(stream.layout.grid)
         size = basis.abs()
-        basis = torch.where(size > self.rule.basis_threshold, size, 0.0)
+        basis = torch.where(size > self.choice.basis_threshold, size, 0.0)
         places = None if stream.token_state is None else stream.token_state.active_places()
         if places is not None:
-            # A representative of waiting tokens has no place on the grid: no summed key, and always kept as a key.
+            # A representative of inactive tokens has no place on the grid: no summed key, and always kept as a key.
             without = key.shape[2] - places.shape[1]
             down = F.pad(columns_at(down, places), (0, without))
             basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
         return self.predictor(query[:, :, stream.layout.prefix :], key, down), basis
 
-    def local_loss(self, step: int, dense: DenseTrace) -> Tensor:
+    def local_loss(self, block: int, dense: DenseTrace) -> Tensor:
         """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.
 
         The authors' loss is 0.01 times the summed square; ours is relative, which an optimiser such as Adam does not
         notice. As theirs, it takes all coefficients and the basis with its signs.
         """
         prefix = dense.layout.prefix
-        query, key, rows = _dense_rows(step, dense)
+        query, key, rows = _dense_rows(block, dense)
         down, basis = self.predictor.matrices(dense.layout.grid)
         predicted = self.predictor(query[:, :, prefix:], key, down) @ basis.float()
         # ‖Ã - A‖² / ‖A - mean A‖²
         spread = (rows - rows.mean(dim=(0, 1, 2))).square().sum()
         return (predicted.float() - rows).square().sum() / spread.clamp_min(1e-12)
 
-    def describe(self) -> str:
-        return f"sparse ({self.rule.describe()})"
-
 
 @torch.no_grad()
-def _dense_rows(step: int, dense: DenseTrace) -> tuple[Tensor, Tensor, Tensor]:
+def _dense_rows(block: int, dense: DenseTrace) -> tuple[Tensor, Tensor, Tensor]:
     """Q and K of a dense block, and the attention rows of its patch queries, in float32."""
-    bound = BoundBlock(dense.adapter, dense.blocks[step])
-    context = dense.contexts[step]
-    query, key, _ = bound.queries_keys_values(dense.attention_inputs[step], context)
+    bound = BoundBlock(dense.adapter, dense.blocks[block])
+    context = dense.contexts[block]
+    query, key, _ = bound.queries_keys_values(dense.attention_inputs[block], context)
     scores = (query * bound.scale) @ key.transpose(-2, -1)
     bias = bound.attention_bias(context, key.shape[2])
     rows = (scores if bias is None else scores + bias).float().softmax(dim=-1)
@@ -269,132 +322,90 @@ def phase_parameters(model: nn.Module, phase: Literal["predictor", "backbone"]) 
     return {name: value for name, value in model.named_parameters() if (name in apart) == (phase == "predictor")}
 
 
-def resolve(config: SparsifinerConfig, plan: Plan, analysis: Evidence | None) -> SparsifinerConfig:
-    """Fill in layers, basis rows and grid, and check them against the plan.
-
-    Raises:
-        ConfigError: a layer out of range or without dense attention, or too few or too many keys.
-    """
-    layers = config.layers
-    if layers is None:
-        layers = tuple(index for index, step in enumerate(plan.steps) if type(step.mixing) is DenseMixing)
-    pruned = _quarters(plan.depth) if config.prune_layers is None else config.prune_layers
-    layout = _stored_layout(config, plan)
-    faults = [fault for layer in layers for fault in _faults_of(layer, plan)] + _faults_of_keys(config, layout)
-    if not _rule(config).keeps_all(layout):
-        faults += _faults_of_dropout(layers, plan)
-    if config.token_keep_rate < 1.0:
-        faults += [f"sparsifiner.prune_layers: {fault}" for fault in faults_of_pruning(pruned, plan)]
-    if faults:
-        raise ConfigError("; ".join(faults))
-    # The authors' reduce_n_factor of 6: 32 rows for 197 tokens. On small grids that would leave nothing to choose from.
-    rows = max(layout.tokens // 6, min(config.coefficients, layout.tokens))
-    n_down = config.n_down or (min(rows, _IMAGE_ROWS) if config.granularity == "image" else rows)
-    return config.model_copy(update={"layers": layers, "n_down": n_down, "grid": layout.grid, "prune_layers": pruned})
-
-
-def _stored_layout(config: SparsifinerConfig, plan: Plan) -> TokenLayout:
-    """The tokens for which the matrices are stored; what is sparse there stays sparse whatever the image size."""
-    return plan.layout if config.grid is None else replace(plan.layout, grid=config.grid)
-
-
-def _quarters(depth: int) -> tuple[int, ...]:
-    return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0, depth - 1})) if depth > 2 else (0,)
-
-
-def _faults_of(layer: int, plan: Plan) -> list[str]:
-    if not 0 <= layer < plan.depth:
-        return [f"sparsifiner.layers: block {layer} does not exist; choose from 0..{plan.depth - 1}"]
-    step = plan.steps[layer]
-    if type(step.mixing) is not DenseMixing:
-        return [f"sparsifiner.layers: block {layer} has no dense attention any more ({step.mixing.describe()})"]
-    return []
-
-
-def _faults_of_dropout(layers: tuple[int, ...], plan: Plan) -> list[str]:
-    for layer in set(layers) & set(range(plan.depth)):
-        step = plan.steps[layer]
-        rate = plan.adapter.attention_dropout(_bound(step, plan).block) if step.mixing.uses_attention else 0.0
-        if rate > 0:
-            return [
-                f"sparsifiner.layers: block {layer} drops attention weights in training (rate {rate:g}), which sparse "
-                "attention does not; open the model with attn_drop_rate=0"
-            ]
-    return []
-
-
-def _faults_of_keys(config: SparsifinerConfig, layout: TokenLayout) -> list[str]:
-    always = _rule(config).always(layout)
-    if config.k is None or always < config.k <= layout.tokens:
-        return []
-    return [
-        f"sparsifiner.k={config.k}: of {layout.tokens} tokens the first {always} are always kept; "
-        f"choose from {always + 1}..{layout.tokens}"
-    ]
-
-
-def apply(plan: Plan, config: SparsifinerConfig) -> Plan:
-    """The plan with sparse attention in ``config.layers``, and perhaps fewer patches after ``config.prune_layers``.
-
-    What keeps everything changes nothing: neither all keys nor all patches leave a trace in the plan.
-    """
-    if not _rule(config).keeps_all(_stored_layout(config, plan)):
-        layers = cast("tuple[int, ...]", config.layers)
-        mixings = {layer: _sparse(plan.steps[layer], plan, config) for layer in layers}
-        plan = plan.with_steps({layer: plan.steps[layer].but(mixing=mixing) for layer, mixing in mixings.items()})
-    if config.token_keep_rate < 1.0:
-        plan = with_pruning(plan, cast("tuple[int, ...]", config.prune_layers), config.token_keep_rate)
-    return plan
-
-
-def _sparse(step: Step, plan: Plan, config: SparsifinerConfig) -> SparseMixing:
-    query, key = _probe(step, plan)
-    heads, width = query.shape[1], query.shape[3]
-    scale = heads**-0.5 if config.scale == "heads" else width**-0.5
-    grid, rows = cast("tuple[int, int]", config.grid), cast(int, config.n_down)
-    with torch.device(plan.device):
-        predictor = ConnectivityPredictor(width, scale, plan.layout.prefix, grid, rows)
-    if plan.device.type != "meta" and not plan.weights_follow:
-        if config.init == "regions":
-            predictor.start_at_regions_(query, key)
+def _realise(choice: Sparse, site: Site) -> SparseAttention:
+    block = site.place.block
+    scale = (block.heads if choice.scale == "heads" else block.head_width) ** -0.5
+    with torch.device(site.device):
+        predictor = ConnectivityPredictor(block.head_width, scale, site.layout.prefix, choice.grid, choice.n_down)
+    if site.is_drawn:
+        if choice.init == "regions":
+            predictor.start_at_regions_(*_probe(site))
         else:
             predictor.start_at_random_()
-    return SparseMixing(predictor.to(plan.dtype), _rule(config))
-
-
-def _rule(config: SparsifinerConfig) -> KeyRule:
-    return KeyRule(
-        keep_rate=config.keep_rate,
-        k=config.k,
-        prefix_keys=config.prefix_keys,
-        granularity=config.granularity,
-        tile=config.tile,
-        coefficients=config.coefficients,
-        basis_threshold=config.basis_threshold,
-    )
+    return SparseAttention(predictor.to(site.dtype), choice)
 
 
 @torch.no_grad()
-def _probe(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Q and K that a block makes of random tokens; for their shapes, and to see which directions they use."""
-    if plan.device.type == "meta":
-        noise = torch.empty(1, _PROBES, plan.width, device="meta", dtype=plan.dtype)
-    else:
-        drawn = torch.randn(1, _PROBES, plan.width, generator=torch.Generator().manual_seed(0))
-        noise = drawn.to(plan.device, plan.dtype)
-    bound = _bound(step, plan)
-    query, key, _ = bound.queries_keys_values(bound.attention_input(noise), {})
+def _probe(site: Site) -> tuple[Tensor, Tensor]:
+    """Q and K that a block makes of random tokens, to see which directions they use."""
+    drawn = torch.randn(1, _PROBES, site.width, generator=torch.Generator().manual_seed(0))
+    bound = site.bound()
+    query, key, _ = bound.queries_keys_values(bound.attention_input(drawn.to(site.device, site.dtype)), {})
     return query, key
 
 
-def _bound(step: Step, plan: Plan) -> BoundBlock:
-    return step.weights.bind(BoundBlock(plan.adapter, plan.blocks[step.block]))
-
-
-METHOD = Method(
-    name="sparsifiner",
-    config=SparsifinerConfig,
-    resolve=resolve,
-    apply=apply,
+@register_method(
+    "sparsifiner",
+    SparsifinerConfig,
     source="Wei et al., CVPR 2023, arXiv 2303.13755",
+    modules={Sparse: _realise},
+    neutral={"keep_rate": 1.0},
+    example={"keep_rate": 0.4},
+    forms={"pruning": {"keep_rate": 0.4, "token_keep_rate": 0.7}},
 )
+def sparsifiner(plan: ModelPlan, options: SparsifinerConfig, evidence: Evidence | None) -> ModelPlan:
+    """The plan with sparse attention in ``options.layers``, and perhaps fewer patches after ``options.prune_layers``.
+
+    What keeps everything changes nothing: neither all keys nor all patches leave a trace in the plan.
+    """
+    changed = _sparse_steps(plan, options)
+    if options.token_keep_rate < 1.0:
+        changed |= _pruned_steps(plan.with_steps(changed), options)
+    return plan.with_steps(changed)
+
+
+def _sparse_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, StepPlan]:
+    if options.layers is None:
+        found = [index for index, step in enumerate(plan.steps) if isinstance(step.attention, Dense)]
+    else:
+        found = steps_of(plan, "sparsifiner.layers", options.layers)
+    for step in (plan.steps[index] for index in found):
+        if not isinstance(step.attention, Dense):
+            raise ConfigError(
+                f"sparsifiner.layers: block {step.block} has no dense attention any more ({step.attention.describe()})"
+            )
+    grid, prefix = options.grid or plan.grid, plan.model.prefix
+    tokens = prefix + grid[0] * grid[1]
+    # The authors' reduce_n_factor of 6: 32 rows for 197 tokens. On small grids that would leave nothing to choose from.
+    rows = max(tokens // 6, min(options.coefficients, tokens))
+    sparse = Sparse(
+        **{
+            name: getattr(options, name)
+            for name in Sparse.model_fields.keys() & type(options).model_fields.keys() - _OURS
+        },
+        n_down=options.n_down or (min(rows, _IMAGE_ROWS) if options.granularity == "image" else rows),
+        grid=grid,
+    )
+    keeps_all = options.keep_rate >= 1.0 if options.k is None else options.k == tokens
+    return {} if keeps_all else {index: plan.steps[index].but(attention=sparse) for index in found}
+
+
+def _pruned_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, StepPlan]:
+    """The steps before which patches are pruned, each time to the same share of what is left."""
+    refuse_ruled_tokens("sparsifiner", plan)
+    last = plan.depth - 1
+    if options.prune_layers is None:
+        quarters = {plan.depth * quarter // 4 for quarter in (1, 2, 3)} - {0, last}
+        after = tuple(sorted(quarters)) if plan.depth > 2 else (0,)
+    else:
+        after = steps_of(plan, "sparsifiner.prune_layers", options.prune_layers)
+    if last in after:
+        raise ConfigError(
+            f"sparsifiner.prune_layers: no block comes after {plan.steps[last].block}; choose from "
+            f"0..{plan.model.depth - 2}"
+        )
+    score, keep = own_score(plan), options.token_keep_rate
+    return {
+        index + 1: plan.steps[index + 1].but(tokens=Prune(keep=keep**number, where="before", fuse=False, score=score))
+        for number, index in enumerate(after, start=1)
+    }

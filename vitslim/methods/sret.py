@@ -14,30 +14,19 @@ slice.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from vitslim.errors import ConfigError
-from vitslim.methods.base import Advised, Evidence, Method, MethodConfig, block_similarity
+from vitslim.methods.base import Evidence, MethodConfig, register_method, require_evidence
 from vitslim.methods.grouping import Groups, alike_groups, runs, stepwise_picks
-from vitslim.methods.layers import parse_layers, parse_numbers
-from vitslim.methods.recursion import (
-    Recursive,
-    SharedBlock,
-    SharedLinear,
-    identity_projection,
-    linear_maps,
-    merged_view,
-    view_of,
-)
-from vitslim.methods.slices import SlicedMixing
-from vitslim.models.sret_parts import NonLinearProjection
-from vitslim.trunk import BoundBlock, Conversion, DenseMixing, Mixing, Plan, Step, Weights, install_trunk_, trunk_of
+from vitslim.methods.layers import parse_layers, parse_numbers, steps_of
+from vitslim.methods.recursion import Shared, realise_shared
+from vitslim.methods.slices import Sliced, realise_slices
+from vitslim.plans import AttentionChoice, Dense, ModelPlan, OwnWeights, StepPlan
+from vitslim.trunk import Conversion, build, trunk_of
 
 
 class SretConfig(MethodConfig):
@@ -114,274 +103,134 @@ def merge_residuals(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: the model was not converted with SReT, or is merged already.
     """
-    history = trunk_of(model).history
-    done = [entry for entry in history if entry.method == METHOD.name]
-    if not done or done[0].options["merged"]:
-        raise ConfigError(f"nothing to merge: {'already merged' if done else f'not converted with {METHOD.name!r}'}")
-    merged = copy.deepcopy(model)
-    trunk = trunk_of(merged)
-    entry = Conversion(METHOD.name, {**done[0].options, "merged": True})
-    plan = replace(_merged(trunk.plan), history=tuple(entry if old is done[0] else old for old in history))
-    return install_trunk_(merged, plan, trunk.base)
+    trunk = trunk_of(model)
+    plan, history = trunk.model_plan, trunk.history
+    weights = {index: step.weights for index, step in enumerate(plan.steps) if isinstance(step.weights, Shared)}
+    if not any(choice.has_view for choice in weights.values()):
+        merged_before = any(choice.merged for choice in weights.values())
+        raise ConfigError(f"nothing to merge: {'already merged' if merged_before else 'no steps share matrices'}")
+    merged = {
+        index: plan.steps[index].but(weights=choice.model_copy(update={"merged": True}))
+        for index, choice in weights.items()
+    }
+    entries = (
+        Conversion(entry.method, {**entry.options, "merged": True}) if entry.method == "sret" else entry
+        for entry in history
+    )
+    return build(plan.with_steps(merged), model, history=tuple(entries))
 
 
-def resolve(config: SretConfig, plan: Plan, analysis: Evidence | None) -> SretConfig:
-    """Fill in groups, rank and LRC, and check them against the plan.
-
-    Raises:
-        ConfigError: ``auto`` without an analysis, groups that overlap or are out of range, blocks that cannot share
-            because their matrices differ in shape, slices that do not divide the patches, or steps that another method
-            has changed where dense ones are wanted.
-    """
-    groups = _groups(config, plan, analysis)
-    grouped = [block for group in groups for block in group]
-    for block in grouped:
-        if not 0 <= block < plan.depth:
-            raise ConfigError(f"sret.groups={groups}: block {block} does not exist; choose from 0..{plan.depth - 1}")
-        if grouped.count(block) > 1:
-            raise ConfigError(f"sret.groups={groups}: block {block} is named twice")
-    for group in groups:
-        _check_alike(group, plan)
-    _check_slices(config.slices, grouped, plan)
-    if config.recursions > 1:
-        _check_repeatable(grouped, plan)
-        if config.lrc is False:
-            raise ConfigError("sret.lrc=False: further applications need LRC to start as the identity; leave it out")
-    rank = config.rank
-    if rank is None:
-        rank = plan.width // 12
-    # Every linear map of a block has the width on one of its sides.
-    rank = plan.width if rank == "full" else rank
-    lrc = config.recursions > 1 if config.lrc is None else config.lrc
-    return config.model_copy(update={"groups": groups, "rank": rank, "lrc": lrc})
-
-
-def recommend(config: SretConfig, plan: Plan, analysis: Evidence) -> Groups:
-    """The groups of blocks whose outputs an analysis found alike.
-
-    Raises:
-        ConfigError: the analysis has no similarity of blocks, or too few blocks are left to share.
-    """
-    middle = _middle(config, plan)
-    return alike_groups(block_similarity(analysis), middle, -(-len(middle) // config.group_size))
-
-
-def apply(plan: Plan, config: SretConfig) -> Plan:
-    """The plan with the blocks of ``config.groups`` sharing their matrices and applied ``config.recursions`` times."""
-    groups = cast(Groups, config.groups)
-    blocks = dict(plan.blocks)
-    taken: dict[int, tuple[Step, ...]] = {index: (step,) for index, step in enumerate(plan.steps)}
+@register_method(
+    "sret",
+    SretConfig,
+    source="Shen et al., ECCV 2022, arXiv 2111.05297; Bae et al., 2024, arXiv 2410.20672",
+    modules={Shared: realise_shared, Sliced: realise_slices},
+    advised="groups",
+    usual="runs",
+    neutral={"groups": ()},
+    forms={"sliced": {"slices": (2, 4)}, "repeated": {"recursions": 2}},
+)
+def sret(plan: ModelPlan, options: SretConfig, evidence: Evidence | None) -> ModelPlan:
+    """The plan with the blocks of each group sharing their matrices and applied ``options.recursions`` times."""
+    groups = _groups(options, plan, evidence)
+    _check_groups(groups, plan)
+    grouped = steps_of(plan, "sret.groups", (block for group in groups for block in group))
+    if options.recursions > 1:
+        _check_repeatable(options, plan)
+    if max(options.slices) > 1:
+        changed = [plan.steps[index] for index in grouped if not isinstance(plan.steps[index].attention, Dense)]
+        if changed:
+            raise ConfigError(
+                f"sret.slices={options.slices}: block {changed[0].block} has no dense attention "
+                f"({changed[0].attention.describe()})"
+            )
+    taken: dict[int, list[StepPlan]] = {}
     for members, pick in zip(groups, stepwise_picks(groups), strict=True):
-        group = _group(members, pick, plan, config)
-        taken.update({member: _applications(member, group, plan, config) for member in members})
-        if group.shared is not None:
-            for member in members:
-                del blocks[member]
-            blocks[group.home] = group.shared
-    recursive = replace(plan, blocks=blocks, steps=tuple(step for index in taken for step in taken[index]))
-    return _merged(recursive) if config.merged else recursive
+        home = pick if options.shared == "stepwise" else members[0]
+        for place, member in enumerate(members):
+            (index,) = steps_of(plan, "sret.groups", (member,))
+            taken[index] = _applications(plan.steps[index], members, home, place * options.recursions, options, plan)
+    steps = [one for index, step in enumerate(plan.steps) for one in taken.get(index, [step])]
+    return plan.model_copy(update={"steps": tuple(steps)})
 
 
-def _groups(config: SretConfig, plan: Plan, analysis: Evidence | None) -> Groups:
-    if isinstance(config.groups, tuple):
-        return config.groups
-    if config.groups != "runs" and analysis is not None:
-        return recommend(config, plan, analysis)
-    if config.groups == "auto":
+def _groups(options: SretConfig, plan: ModelPlan, evidence: Evidence | None) -> Groups:
+    if isinstance(options.groups, tuple):
+        return options.groups
+    if options.groups == "auto" and evidence is None:
         raise ConfigError(
             "sret.groups='auto' needs an analysis: pass analysis=vitslim.analyze(model, data=...), or --data on the "
             "command line"
         )
-    return runs(_middle(config, plan), config.group_size)
-
-
-def _middle(config: SretConfig, plan: Plan) -> list[int]:
-    middle = list(range(config.keep_first, plan.depth - config.keep_last))
+    blocks = list(dict.fromkeys(step.block for step in plan.steps))
+    middle = blocks[options.keep_first : len(blocks) - options.keep_last]
     if len(middle) < 2:
         raise ConfigError(
-            f"sret: of {plan.depth} blocks the first {config.keep_first} and the last {config.keep_last} stay, so that "
-            "fewer than two are left to share; lower keep_first and keep_last, or name groups"
+            f"sret: of {len(blocks)} blocks the first {options.keep_first} and the last {options.keep_last} stay, so "
+            "that fewer than two are left to share; lower keep_first and keep_last, or name groups"
         )
-    return middle
+    if options.groups == "runs" or evidence is None:
+        return runs(middle, options.group_size)
+    return alike_groups(require_evidence(evidence, "cka", "block"), middle, -(-len(middle) // options.group_size))
 
 
-def _check_alike(group: tuple[int, ...], plan: Plan) -> None:
-    if not group:
+def _check_groups(groups: Groups, plan: ModelPlan) -> None:
+    grouped = [block for group in groups for block in group]
+    twice = next((block for block in grouped if grouped.count(block) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"sret.groups={groups}: block {twice} is named twice")
+    if not all(groups):
         raise ConfigError("sret.groups: a group is empty; name at least one block in each")
-    shapes = {block: _shapes(_seen(plan.steps[block], plan)) for block in group}
-    if len(group) == 1:
-        return
-    changed = [block for block in group if type(plan.steps[block].weights) is Recursive]
-    if changed:
-        raise ConfigError(f"sret.groups: block {changed[0]} shares its weights already")
-    for block in group[1:]:
-        for path in shapes[group[0]].keys() & shapes[block].keys():
-            if shapes[group[0]][path] != shapes[block][path]:
-                raise ConfigError(
-                    f"sret.groups: blocks {group[0]} and {block} cannot share {path}, which is "
-                    f"{shapes[group[0]][path]} in one and {shapes[block][path]} in the other; put them into two groups"
-                )
-
-
-def _shapes(block: nn.Module) -> dict[str, tuple[int, int]]:
-    return {path: (linear.out_features, linear.in_features) for path, linear in linear_maps(block).items()}
-
-
-def _seen(step: Step, plan: Plan) -> nn.Module:
-    return step.seen(BoundBlock(plan.adapter, plan.blocks[step.block]))
-
-
-def _check_slices(slices: tuple[int, ...], grouped: list[int], plan: Plan) -> None:
-    if max(slices) == 1:
-        return
-    patches = plan.layout.patches
-    if any(patches % count for count in slices):
-        fitting = ", ".join(str(count) for count in range(1, patches + 1) if patches % count == 0)
-        raise ConfigError(f"sret.slices={slices}: {patches} patches are cut into equal slices only by {fitting}")
-    sorting = next((index for index, step in enumerate(plan.steps) if step.tokens.selects), plan.depth)
-    for block in grouped:
-        mixing = plan.steps[block].mixing
-        if type(mixing) is not DenseMixing:
-            raise ConfigError(f"sret.slices={slices}: block {block} has no dense attention ({mixing.describe()})")
-        if block >= sorting:
-            raise ConfigError(
-                f"sret.slices={slices}: slices cut the whole grid, but from step {sorting} on some tokens wait"
-            )
-
-
-def _check_repeatable(grouped: list[int], plan: Plan) -> None:
-    if plan.adapter.context_per_block:
-        raise ConfigError(
-            f"sret.recursions: this {plan.adapter.family} has rotary positions of its own for every block (mixed), and "
-            "none for further applications; use recursions=1"
-        )
-    changed = [index for index, step in enumerate(plan.steps) if not step.is_plain]
-    if changed:
-        # Name a step in which the change shows: a token rule stands in all steps, also where everybody takes part.
-        index = plan.ruled_step if type(plan.steps[changed[0]].mixing) is DenseMixing else changed[0]
-        index = changed[0] if index is None else index
+    for index in steps_of(plan, "sret.groups", grouped):
         step = plan.steps[index]
+        if not isinstance(step.weights, OwnWeights):
+            raise ConfigError(f"sret.groups: block {step.block} has other weights already ({step.weights.describe()})")
+        if sum(other.block == step.block for other in plan.steps) > 1:
+            raise ConfigError(f"sret.groups: block {step.block} is applied several times already; leave it out")
+
+
+def _check_repeatable(options: SretConfig, plan: ModelPlan) -> None:
+    if options.lrc is False:
+        raise ConfigError("sret.lrc=False: further applications need LRC to start as the identity; leave it out")
+    changed = next((index for index, step in enumerate(plan.steps) if not step.is_dense), None)
+    if changed is not None:
+        words = ", ".join(choice.describe() for choice in plan.steps[changed].choices)
         raise ConfigError(
-            f"sret.recursions: step {index} is not dense any more ({step.mixing.describe()}, tokens "
-            f"{step.tokens.describe_for(plan.layout)}); convert with sret first, or use recursions=1"
+            f"sret.recursions: step {changed} is not dense any more ({words}); convert with sret first, or use "
+            "recursions=1"
         )
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Blocks that share: their indices, the index under which the shared matrices are registered, and these."""
-
-    members: tuple[int, ...]
-    home: int
-    shared: SharedBlock | None
-
-
-def _group(members: tuple[int, ...], pick: int, plan: Plan, config: SretConfig) -> _Group:
-    home = pick if config.shared == "stepwise" else members[0]
-    # One block alone shares with nobody and runs as it is, perhaps several times.
-    return _Group(members, home, _shared_block(members, pick, plan, config) if len(members) > 1 else None)
-
-
-def _shared_block(members: tuple[int, ...], pick: int, plan: Plan, config: SretConfig) -> SharedBlock:
-    maps = {member: linear_maps(plan.blocks[member]) for member in members}
-    shared: dict[str, Tensor] = {}
-    for path in dict.fromkeys(path for member in members for path in maps[member]):
-        # A block whose attention another method took out has no matrices there.
-        owners = [member for member in members if path in maps[member]]
-        if config.shared == "stepwise":
-            nearest = min(owners, key=lambda owner: abs(owner - pick))
-            matrix = maps[nearest][path].weight.detach().clone()
-        else:
-            together = torch.stack([maps[owner][path].weight.detach().double() for owner in owners])
-            matrix = together.mean(dim=0).to(plan.dtype)
-        shared[path] = matrix.requires_grad_(any(maps[owner][path].weight.requires_grad for owner in owners))
-    return SharedBlock(shared)
+def _applications(
+    step: StepPlan, members: tuple[int, ...], home: int, number: int, options: SretConfig, plan: ModelPlan
+) -> list[StepPlan]:
+    """All applications in place of one step, of which the first is that of ``number`` within its group."""
+    width, made = plan.model.width, list[StepPlan]()
+    # Every linear map of a block has the width on one of its sides.
+    rank = {None: width // 12, "full": width}.get(options.rank, options.rank)
+    lrc = options.recursions > 1 if options.lrc is None else options.lrc
+    for turn in range(options.recursions):
+        weights = Shared(
+            members=members,
+            home=home,
+            shared=options.shared,
+            rank=rank,
+            application=turn,
+            lrc=lrc,
+            nll=options.nll_ratio if options.nll else None,
+            merged=options.merged,
+        )
+        changed: dict[str, Any] = {"attention": _attention(step, number + turn, options)}
+        if len(members) > 1 or lrc or options.nll:
+            changed["weights"] = weights
+        made.append(step.but(**changed))
+    return made
 
 
-def _applications(member: int, group: _Group, plan: Plan, config: SretConfig) -> tuple[Step, ...]:
-    """All applications in place of one dense step."""
-    step = plan.steps[member]
-    made: list[Step] = []
-    home = step.block if group.shared is None else group.home
-    lender: Recursive | None = None
-    for turn in range(config.recursions):
-        number = group.members.index(member) * config.recursions + turn
-        weights: Weights = step.weights
-        if group.shared is not None or config.lrc or config.nll:
-            weights = Recursive(
-                _name(group.members, turn, config),
-                _view(member, group, plan, config) if turn == 0 else None,
-                lender=lender,
-                coefficients=_coefficients(plan, repeated=turn > 0) if config.lrc else None,
-                nll=_projection(plan, config) if config.nll else None,
-            )
-            lender = lender or weights
-        made.append(Step(home, _mixing(step, number, plan, config), step.tokens, weights, origin=step.origin))
-    return tuple(made)
-
-
-def _view(member: int, group: _Group, plan: Plan, config: SretConfig) -> nn.Module | None:
-    if group.shared is None:
-        return None
-    block = plan.blocks[member]
-    walked_again = config.recursions > 1 or member + 1 in group.members
-    view = view_of(block, group.shared, cast(int, config.rank), walked_again=walked_again)
-    if plan.device.type != "meta" and not plan.weights_follow:
-        for path, linear in linear_maps(block).items():
-            cast(SharedLinear, view.get_submodule(path)).imitate_(linear.weight)
-    return view
-
-
-def _name(group: tuple[int, ...], turn: int, config: SretConfig) -> str:
-    rank = f", rank {config.rank}" if config.rank else ""
-    own = "own" if len(group) == 1 else f"shared by {', '.join(map(str, group))}{rank}"
-    return own if turn == 0 else f"{own}, application {turn + 1} of {config.recursions}"
-
-
-def _coefficients(plan: Plan, *, repeated: bool) -> Tensor:
-    # With a2 = a4 = 0 a further application gives back what it reads.
-    start = [1.0, 0.0, 1.0, 0.0] if repeated else [1.0, 1.0, 1.0, 1.0]
-    return torch.tensor(start, device=plan.device, dtype=plan.dtype)
-
-
-def _projection(plan: Plan, config: SretConfig) -> NonLinearProjection:
-    with torch.device(plan.device):
-        return identity_projection(plan.width, config.nll_ratio).to(plan.dtype)
-
-
-def _mixing(step: Step, number: int, plan: Plan, config: SretConfig) -> Mixing:
+def _attention(step: StepPlan, number: int, options: SretConfig) -> AttentionChoice:
     """Of application ``number`` within its group."""
-    slices = config.slices[number % len(config.slices)]
+    slices = options.slices[number % len(options.slices)]
     if slices == 1:
-        return step.mixing if config.recursions == 1 else DenseMixing()
+        return step.attention
     # As the authors do: the first application of a group in raster order, the others permuted.
-    with torch.device(plan.device):
-        return SlicedMixing(slices, plan.layout, None if number == 0 else config.seed + number)
-
-
-def _merged(plan: Plan) -> Plan:
-    """The plan with every view turned into a block of its own again."""
-    blocks = {index: block for index, block in plan.blocks.items() if not isinstance(block, SharedBlock)}
-    steps: list[Step] = []
-    for step in plan.steps:
-        weights = step.weights
-        if not isinstance(weights, Recursive) or weights.view is None:
-            steps.append(step)
-            continue
-        if weights.own is not None:
-            blocks[step.origin] = merged_view(weights.own)
-        kept = None
-        if weights.lrc is not None or weights.nll is not None:
-            kept = Recursive(f"own, merged from {weights.name}", None, coefficients=weights.lrc, nll=weights.nll)
-        steps.append(Step(step.origin, step.mixing, step.tokens, kept, origin=step.origin))
-    return replace(plan, blocks=dict(sorted(blocks.items())), steps=tuple(steps))
-
-
-METHOD = Method(
-    name="sret",
-    config=SretConfig,
-    resolve=resolve,
-    apply=apply,
-    source="Shen et al., ECCV 2022, arXiv 2111.05297; Bae et al., 2024, arXiv 2410.20672",
-    advised=Advised("groups", usual="runs", recommend=recommend),
-)
+    return Sliced(groups=slices, seed=None if number == 0 else options.seed + number)

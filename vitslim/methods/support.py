@@ -1,52 +1,26 @@
-"""Which methods compose: every ordered pair of their forms, tried on a tiny model of each family."""
+"""Which methods compose: every ordered pair of their forms, checked on plans of four blocks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import torch
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
-
 from vitslim.errors import VitslimError
-from vitslim.methods.convert import convert
+from vitslim.methods.base import METHODS, Method
+from vitslim.methods.convert import planned, read_options
+from vitslim.plans import ModelPlan, ModelShape, dense_plan
+from vitslim.plans.shape import vit_shape
+from vitslim.trunk import Conversion
 
+_TINY = vit_shape(width=48, depth=4, heads=3, image_size=(32, 32), patch=8)
 
-@dataclass(frozen=True)
-class Form:
-    """A method as people use it: with its defaults, or with the options that change what composes with it."""
-
-    method: str
-    options: Mapping[str, Any]
-
-
-FORMS: dict[str, Form] = {
-    "skipat": Form("skipat", {}),
-    "evo_vit": Form("evo_vit", {}),
-    "sparsifiner": Form("sparsifiner", {}),
-    "sparsifiner, pruning": Form("sparsifiner", {"token_keep_rate": 0.7}),
-    "sret": Form("sret", {}),
-    "sret, sliced": Form("sret", {"slices": (2, 4)}),
-    "sret, repeated": Form("sret", {"recursions": 2}),
-}
-
-# 4 blocks, 16 patches on a grid of 4 × 4, heads of 16.
-_TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-
-# One per way in which a method meets a block: order of norms, position terms, operands of the attention.
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "ViT": partial(VisionTransformer, **_TINY, init_values=0.1),
-    "EVA, mixed rotary": partial(
-        Eva, **_TINY, use_rot_pos_emb=True, rope_type="mixed", use_abs_pos_emb=False, num_reg_tokens=2
-    ),
-    "EVA, post-norm": partial(Eva, **_TINY, use_post_norm=True),
-    "BEiT": partial(Beit, **_TINY, use_rel_pos_bias=True, use_shared_rel_pos_bias=True),
+# What the checks of a plan ask a model for.
+FAMILIES: dict[str, ModelShape] = {
+    "ViT": _TINY,
+    "ViT without prefix tokens": _TINY.model_copy(update={"prefix": 0, "has_class_token": False}),
+    "EVA, mixed rotary": _TINY.model_copy(update={"positions_per_block": True, "prefix": 3}),
+    "BEiT": _TINY.model_copy(update={"own_bias": True}),
 }
 
 
@@ -60,12 +34,21 @@ class PairSupport(TypedDict):
     reason: str
 
 
+def method_forms() -> dict[str, tuple[Method, Mapping[str, Any]]]:
+    """Every method in its example form, and in those that compose in another way."""
+    found: dict[str, tuple[Method, Mapping[str, Any]]] = {}
+    for name, method in METHODS.items():
+        found[name] = (method, method.example)
+        found |= {f"{name}, {form}": (method, options) for form, options in method.forms.items()}
+    return found
+
+
 def pair_support() -> list[PairSupport]:
-    """Every ordered pair of forms on every family; the models are built without weights, in four blocks."""
+    """Every ordered pair of forms of two methods, on every family."""
     return [
         PairSupport(first=first, second=second, family=family, supported=not reason, reason=reason)
-        for family, build in FAMILIES.items()
-        for (first, second), reason in _reasons(build).items()
+        for family, shape in FAMILIES.items()
+        for (first, second), reason in _reasons(dense_plan(shape)).items()
     ]
 
 
@@ -75,16 +58,14 @@ def support_cells(rows: Sequence[PairSupport]) -> tuple[list[list[str]], list[st
     A cell is ``yes``, or ``no [1]`` with the number of its reason; beside ``yes`` it is that of a family that differs.
     """
     names = list(dict.fromkeys(row["first"] for row in rows))
+    by_pair: dict[tuple[str, str], list[PairSupport]] = {}
+    for row in rows:
+        by_pair.setdefault((row["first"], row["second"]), []).append(row)
     notes: list[str] = []
     lines = [["first \\ then", *names]]
     for first in names:
-        line = [first]
-        for second in names:
-            if FORMS[first].method == FORMS[second].method:
-                line.append("–")
-                continue
-            line.append(_cell([row for row in rows if (row["first"], row["second"]) == (first, second)], notes))
-        lines.append(line)
+        found = (by_pair.get((first, second)) for second in names)
+        lines.append([first, *("–" if pair is None else _cell(pair, notes) for pair in found)])
     return lines, [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
 
 
@@ -105,23 +86,29 @@ def _cell(rows: Sequence[PairSupport], notes: list[str]) -> str:
     return " ".join(["yes" if supported else "no", *(f"[{number}]" for number in sorted(numbers))])
 
 
-def _reasons(build: Callable[[], nn.Module]) -> dict[tuple[str, str], str]:
+def _reasons(dense: ModelPlan) -> dict[tuple[str, str], str]:
     """Why a pair is refused on one family; empty where it is not."""
-    with torch.device("meta"):
-        dense = build()
-    alone = {name: _converted(dense, form) for name, form in FORMS.items()}
+    forms = method_forms()
+    alone = {name: _changed(dense, *form) for name, form in forms.items()}
     found: dict[tuple[str, str], str] = {}
-    for first, model in alone.items():
-        for second, form in FORMS.items():
-            refused = next((one for one in (model, alone[second]) if isinstance(one, str)), None)
-            result = _converted(model, form) if refused is None and isinstance(model, nn.Module) else refused
+    for first, plan in alone.items():
+        for second, form in forms.items():
+            if form[0] is forms[first][0]:
+                continue
+            refused = next((one for one in (plan, alone[second]) if isinstance(one, str)), None)
+            result = (
+                _changed(plan, *form, first=forms[first][0].name)
+                if isinstance(plan, ModelPlan) and not refused
+                else refused
+            )
             found[first, second] = result if isinstance(result, str) else ""
     return found
 
 
-def _converted(model: nn.Module, form: Form) -> nn.Module | str:
-    """The converted model, or the sentence with which it is refused."""
+def _changed(plan: ModelPlan, method: Method, options: Mapping[str, Any], first: str = "") -> ModelPlan | str:
+    """The new plan, or the sentence with which it is refused."""
+    history = (Conversion(first, {}),) if first else ()
     try:
-        return convert(model, form.method, **form.options)
+        return planned(method, read_options(method, options), plan, None, history)
     except VitslimError as error:
         return str(error)

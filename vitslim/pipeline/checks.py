@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
-from vitslim import checkpoint
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
-from vitslim.export import check_export
-from vitslim.pipeline.choices import Choice, try_conversions
-from vitslim.pipeline.opening import open_images, open_source
+from vitslim.pipeline.choices import Choice, first_plan, forecast
+from vitslim.pipeline.devices import device_named
+from vitslim.pipeline.inputs import open_images, open_source, open_teacher
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
-from vitslim.pipeline.verbs import device_named, open_any
+from vitslim.plans import ModelPlan
 from vitslim.recipe import Recipe
+from vitslim.targets.onnx.export import check_export
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
-from vitslim.trunk import is_converted, plan_summary, trunk_of
+from vitslim.trunk import build, is_converted, plan_of, trunk_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,17 @@ class Forecast:
     """What is known of a run before it begins.
 
     Args:
-        plan: the steps of the student, as ``plan_summary`` gives them; empty for a dense one.
+        plan: of the student; ``None`` for a model that no adapter knows.
         choices: the blocks that its methods take; where the analysis decides, their ``reason`` says so.
+        source: what is converted, as far as it can be opened without fetching weights.
+        teacher: what it learns from, likewise.
     """
 
     outline: Outline
-    plan: list[dict[str, Any]]
+    plan: ModelPlan | None
     choices: list[Choice]
+    source: nn.Module
+    teacher: nn.Module
 
 
 def check(recipe: Recipe) -> Forecast:
@@ -48,8 +50,8 @@ def check(recipe: Recipe) -> Forecast:
     """
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
-    student, choices = try_conversions(recipe, copy.deepcopy(source).to("meta"))
-    teacher = _open_teacher(recipe, source)
+    student, plan, choices = _forecast_student(recipe, copy.deepcopy(source).to("meta"))
+    teacher = open_teacher(recipe, source, shape_only=True)
     _check_teacher(recipe, teacher)
     images, train = _open_images(recipe, source)
     _check_training(recipe, student, teacher, train)
@@ -70,22 +72,20 @@ def check(recipe: Recipe) -> Forecast:
         images=images,
         budget=_budget(recipe, student),
     )
-    return Forecast(outline, plan_summary(student) if is_converted(student) else [], choices)
+    return Forecast(outline, plan, choices, source, teacher)
+
+
+def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, ModelPlan | None, list[Choice]]:
+    """The student without weights, its plan, and what its methods choose."""
+    if not recipe.convert and recipe.plan is None:
+        return source, plan_of(source) if is_converted(source) else None, []
+    plan, choices = forecast(recipe, *first_plan(recipe, source))
+    return build(plan, source), plan, choices
 
 
 def has_new_parameters(student: nn.Module) -> bool:
     """Whether there is anything for a warm start to fit."""
     return is_converted(student) and bool(trunk_of(student).new_parameters())
-
-
-def _open_teacher(recipe: Recipe, source: nn.Module) -> nn.Module:
-    """The model to learn from, without weights."""
-    if recipe.teacher is None:
-        return source
-    if checkpoint.is_saved_model(recipe.teacher):
-        return open_any(recipe.teacher)
-    with torch.device("meta"):
-        return open_any(recipe.teacher, pretrained=False)
 
 
 def _check_teacher(recipe: Recipe, teacher: nn.Module) -> None:

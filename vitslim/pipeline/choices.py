@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from vitslim.errors import ConfigError, VitslimError
-from vitslim.methods import convert, method_named, plan_of, read_options
-from vitslim.methods.base import Evidence, Method
+from vitslim.methods import Evidence, Method, MethodConfig, planned, read_method
+from vitslim.models import describe
+from vitslim.plans import ModelPlan, changed_blocks, read_plan_file
 from vitslim.recipe import Recipe
-from vitslim.shapes import Config, Result
-from vitslim.trunk import trunk_of
+from vitslim.shapes import Result
+from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
@@ -22,12 +24,12 @@ CHOICES_FILE = "choices.json"
 
 
 class Choice(Result):
-    """Which blocks a method takes: one entry of choices.json.
+    """Which blocks a method changes: one entry of choices.json.
 
     Attributes:
-        option: of the method's config.
+        option: of the method's config, decided by the analysis where it is left open.
         recommended: by the analysis of the dense model, sorted; None without one, or where it has nothing to say.
-        used: sorted; for groups of blocks all that are in one.
+        used: sorted.
         reason: why these are used, a sentence without its full stop.
     """
 
@@ -40,7 +42,7 @@ class Choice(Result):
 
 @dataclass(frozen=True)
 class Advice:
-    """What the methods are told of an analysis.
+    """What the methods read of an analysis.
 
     Args:
         found: the analysis as it is.
@@ -58,35 +60,60 @@ def reads_analysis(recipe: Recipe) -> bool:
     return any(method.reads_analysis(config) for method, config in map(_read, recipe.convert))
 
 
-def convert_all(
-    entries: Iterable[Mapping[str, Any]], model: nn.Module, advice: Advice | None = None
-) -> tuple[nn.Module, list[Choice]]:
-    """Apply the conversions of a recipe one after the other; the given model stays as it is.
+def plan_all(
+    entries: Iterable[Mapping[str, Any]],
+    plan: ModelPlan,
+    advice: Advice | None = None,
+    history: tuple[Conversion, ...] = (),
+) -> tuple[ModelPlan, tuple[Conversion, ...], list[Choice]]:
+    """The plan that the conversions of a recipe lead to one after the other, their history, and what was chosen.
 
     Raises:
-        ConfigError, UnsupportedModelError: as ``convert`` does.
+        ConfigError: as ``planned`` does.
     """
     choices: list[Choice] = []
     for entry in entries:
         method, config = _read(entry)
-        recommended = None if advice is None else _recommended(method, config, model, advice.found)
-        model = convert(model, config, analysis=None if advice is None else advice.taken)
+        evidence = None if advice is None else advice.taken
+        after = planned(method, config, plan, evidence, history)
         if method.advised is not None:
-            used = trunk_of(model).history[-1].options[method.advised.option]
+            recommended = None if advice is None else _recommended(method, config, plan, advice.found, history)
             choices.append(
                 Choice(
                     method=method.name,
-                    option=method.advised.option,
+                    option=method.advised,
                     recommended=recommended,
-                    used=_blocks(used),
-                    reason=_reason(method, config, advice) + _grouping(used),
+                    used=changed_blocks(plan, after),
+                    reason=_reason(method, config, advice),
                 )
             )
-    return model, choices
+        plan = after
+        history = (*history, Conversion(method.name, config.model_dump(mode="json", exclude_defaults=True)))
+    return plan, history, choices
 
 
-def advise(entries: Sequence[Mapping[str, Any]], dense: nn.Module, report: AnalysisReport) -> Advice:
-    """An analysis as the methods shall read it: with blocks that all of them accept.
+def convert_all(recipe: Recipe, model: nn.Module, advice: Advice | None = None) -> tuple[nn.Module, list[Choice]]:
+    """Apply the plan and the conversions of a recipe; the given model stays as it is.
+
+    Raises:
+        ConfigError, UnsupportedModelError: as ``convert`` does.
+    """
+    if not recipe.convert and recipe.plan is None:
+        return copy.deepcopy(model), []
+    plan, before = first_plan(recipe, model)
+    plan, history, choices = plan_all(recipe.convert, plan, advice, before)
+    base = trunk_of(model).base if is_converted(model) else describe(model)
+    return build(plan, model, history=history, base=base), choices
+
+
+def first_plan(recipe: Recipe, model: nn.Module) -> tuple[ModelPlan, tuple[Conversion, ...]]:
+    """What the methods of a recipe begin with: the plan that it names, else the model's; and the history so far."""
+    history = trunk_of(model).history if is_converted(model) else ()
+    return plan_of(model) if recipe.plan is None else read_plan_file(recipe.plan), history
+
+
+def advise(entries: Sequence[Mapping[str, Any]], plan: ModelPlan, report: AnalysisReport) -> Advice:
+    """An analysis as the methods should read it: with blocks to reuse that all of them accept.
 
     Where the recommended blocks are refused, they are tried in the order of the analysis' preference, and each is taken
     that can be added to those taken so far; what was refused is tried again after every success. That is not every
@@ -94,19 +121,19 @@ def advise(entries: Sequence[Mapping[str, Any]], dense: nn.Module, report: Analy
     none is accepted, the other blocks follow in the same order, as many as were recommended.
 
     Args:
-        dense: the model that is converted, on the meta device.
+        plan: of the dense model.
 
     Raises:
-        ConfigError, UnsupportedModelError: no block is accepted.
+        ConfigError: no block is accepted.
     """
     from vitslim.analysis import by_preference
 
-    refusal = _refusal(entries, dense, report)
+    refusal = _refusal(entries, plan, report)
     if refusal is None:
         return Advice(report, report)
 
     def refusal_of(layers: list[int]) -> VitslimError | None:
-        return _refusal(entries, dense, _limited(report, layers))
+        return _refusal(entries, plan, _limited(report, layers))
 
     order, recommended = by_preference(report), report.recommended.layers
     kept, reasons = _largest_accepted([layer for layer in order if layer in recommended], refusal_of, len(recommended))
@@ -123,18 +150,14 @@ def advise(entries: Sequence[Mapping[str, Any]], dense: nn.Module, report: Analy
     return Advice(report, _limited(report, kept), reason)
 
 
-def try_conversions(recipe: Recipe, dense: nn.Module) -> tuple[nn.Module, list[Choice]]:
-    """Convert as a run would, as far as that is known before its analysis.
+def forecast(recipe: Recipe, plan: ModelPlan, history: tuple[Conversion, ...] = ()) -> tuple[ModelPlan, list[Choice]]:
+    """The plan of a run as far as it is known before its analysis.
 
     What the analysis decides is filled in with the usual blocks, or with a single one where these are refused; it is
     enough that one block is accepted.
 
-    Args:
-        dense: the model that is converted, on the meta device.
-
     Raises:
         ConfigError: an option asks for an analysis that the recipe does not make, or no block is accepted.
-        UnsupportedModelError: a method refuses the model.
     """
     reading = [method.reads_analysis(config) for method, config in map(_read, recipe.convert)]
     if recipe.analyze is None:
@@ -142,39 +165,33 @@ def try_conversions(recipe: Recipe, dense: nn.Module) -> tuple[nn.Module, list[C
             if value == "auto":
                 raise ConfigError(f"{name}: auto needs the analysis of the same recipe; add an analyze section")
     if recipe.analyze is None or not any(reading):
-        return convert_all(recipe.convert, dense)
+        planned_now, _, choices = plan_all(recipe.convert, plan, None, history)
+        return planned_now, choices
     usual = [_usual(entry) if reads else entry for entry, reads in zip(recipe.convert, reading, strict=True)]
     try:
-        model, choices = convert_all(usual, dense)
-    except VitslimError:
-        model, choices = _with_one_block(recipe.convert, dense)
+        planned_now, _, choices = plan_all(usual, plan, None, history)
+    except VitslimError as error:
+        planned_now, choices = _with_one_block(usual, plan, history, error)
     undecided = "the analysis decides when the recipe is run; until then these stand for what it recommends"
     by_method = {entry["method"] for entry, reads in zip(recipe.convert, reading, strict=True) if reads}
-    return model, [
+    return planned_now, [
         one.model_copy(update={"recommended": None, "reason": undecided}) if one.method in by_method else one
         for one in choices
     ]
 
 
-@dataclass(frozen=True)
-class _Supposed:
-    """An analysis that recommends one block and knows nothing else."""
-
-    recommended: Mapping[str, Any]
-    cka: Mapping[str, Any]
-
-
-def _with_one_block(entries: Sequence[Mapping[str, Any]], dense: nn.Module) -> tuple[nn.Module, list[Choice]]:
-    depth = plan_of(dense).depth
-    refusal: VitslimError | None = None
-    for layer in range(1, depth):
-        supposed = _Supposed({"layers": [layer]}, {"block": [[None] * depth] * depth})
+def _with_one_block(
+    entries: Sequence[Mapping[str, Any]], plan: ModelPlan, history: tuple[Conversion, ...], refusal: VitslimError
+) -> tuple[ModelPlan, list[Choice]]:
+    """With one block in place of the usual ones, the first that is accepted."""
+    for layer in range(1, plan.depth):
+        single = [{**entry, "layers": (layer,)} if entry.get("layers") == "paper" else entry for entry in entries]
         try:
-            return convert_all(entries, dense, Advice(supposed, supposed))
-        except VitslimError as error:
-            refusal = refusal or error
-    # One block has nothing to choose from: what the method says of it is what there is to say.
-    raise refusal or ConfigError(f"a model of {depth} block has none whose attention can be reused")
+            planned_now, _, choices = plan_all(single, plan, None, history)
+        except VitslimError:
+            continue
+        return planned_now, choices
+    raise refusal
 
 
 def _largest_accepted(
@@ -196,9 +213,9 @@ def _largest_accepted(
     return kept, refused
 
 
-def _refusal(entries: Sequence[Mapping[str, Any]], dense: nn.Module, report: Evidence) -> VitslimError | None:
+def _refusal(entries: Sequence[Mapping[str, Any]], plan: ModelPlan, report: Evidence) -> VitslimError | None:
     try:
-        convert_all(entries, dense, Advice(report, report))
+        plan_all(entries, plan, Advice(report, report))
     except VitslimError as error:
         return error
     return None
@@ -209,44 +226,32 @@ def _limited(report: AnalysisReport, layers: Iterable[int]) -> AnalysisReport:
     return report.model_copy(update={"recommended": recommended})
 
 
-def _read(entry: Mapping[str, Any]) -> tuple[Method, Config]:
-    method = method_named(str(entry["method"]))
-    return method, read_options(method, {name: value for name, value in entry.items() if name != "method"})
+def _read(entry: Mapping[str, Any]) -> tuple[Method, MethodConfig]:
+    return read_method(str(entry["method"]), {name: value for name, value in entry.items() if name != "method"})
 
 
 def _usual(entry: Mapping[str, Any]) -> dict[str, Any]:
-    advised = method_named(str(entry["method"])).advised
-    return dict(entry) if advised is None else {**entry, advised.option: advised.usual}
+    method, _ = _read(entry)
+    return dict(entry) if method.advised is None else {**entry, method.advised: method.usual}
 
 
-def _recommended(method: Method, config: Config, model: nn.Module, found: Evidence) -> list[int] | None:
-    if method.advised is None:
-        return None
+def _recommended(
+    method: Method, config: MethodConfig, plan: ModelPlan, found: Evidence, history: tuple[Conversion, ...]
+) -> list[int] | None:
+    """The blocks that a method would change if everything were left to the analysis."""
+    assert method.advised is not None
     try:
-        return _blocks(method.advised.recommend(config, plan_of(model), found))
+        left_open = config.model_copy(update={method.advised: None})
+        return changed_blocks(plan, method.change(plan, left_open, found))
     except ConfigError:
         return None
 
 
-def _reason(method: Method, config: Config, advice: Advice | None) -> str:
-    assert method.advised is not None
-    given = getattr(config, method.advised.option)
-    if given == method.advised.usual:
-        return f"{method.advised.option}={method.advised.usual} asks for them"
+def _reason(method: Method, config: MethodConfig, advice: Advice | None) -> str:
+    given = getattr(config, str(method.advised))
     if given not in (None, "auto"):
-        return "the options name them"
+        asks = given == method.usual
+        return f"{method.advised}={method.usual} asks for them" if asks else "the options name them"
     if advice is None:
         return "they are the usual ones, and no analysis was made"
     return advice.reason
-
-
-def _blocks(used: Iterable[Any]) -> list[int]:
-    """Sorted blocks, also of groups of them."""
-    return sorted(
-        block for part in used for block in (cast("Iterable[int]", part) if isinstance(part, list | tuple) else (part,))
-    )
-
-
-def _grouping(used: Sequence[Any]) -> str:
-    groups = [cast("Sequence[int]", part) for part in used if isinstance(part, list | tuple)]
-    return f" (groups {'; '.join(', '.join(map(str, group)) for group in groups)})" if groups else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError
-from vitslim.report import ComparisonRow, comparison_rows, is_page, is_student, read_comparison, write_comparison
+from vitslim.report import ComparisonRow, is_page, is_student, read_comparison, write_comparison
 from vitslim.shapes import AnyPath, Result
 
 COMPARISON_FILE = "compare.html"
@@ -49,7 +49,7 @@ def compare(
     found = read_comparison(given)
     return ComparisonReport(
         title=found.title,
-        rows=comparison_rows(found),
+        rows=list(found.rows),
         cautions=list(found.cautions),
         sessions=len(found.benches),
         page=write_comparison(found, page),

@@ -14,33 +14,36 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
-from vitslim.files import write_json
+from vitslim.files import read_json, write_json
+from vitslim.opening import dense_baseline
 from vitslim.pipeline.checks import check, has_new_parameters
-from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all
+from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all, first_plan
 from vitslim.pipeline.cost import write_cost
-from vitslim.pipeline.exporting import compare, default_artifact
+from vitslim.pipeline.devices import on_device
+from vitslim.pipeline.exporting import compare
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.opening import (
+from vitslim.pipeline.images import data_config, default_data, sample_images
+from vitslim.pipeline.inputs import (
     analysis_images,
-    data_config,
     data_inputs,
     file_state,
     image_input,
     open_images,
     open_source,
+    open_teacher,
 )
 from vitslim.pipeline.outline import Announce, keep_quiet
-from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
-from vitslim.pipeline.verbs import dense_twin, on_device, open_any
+from vitslim.plans import plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
 from vitslim.train.processes import refuse_several_processes
-from vitslim.trunk import is_converted, plan_summary
+from vitslim.trunk import is_converted, plan_of
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
 
+PLAN_FILE = "plan.json"
 ANALYSIS_FILE = "analysis.json"
 METRICS_FILE = "metrics.json"
 PARITY_FILE = "export/parity.json"
@@ -56,7 +59,7 @@ EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 class RunResult:
     """What a run left behind: its folder, the student, and whether every promise that it checked was kept.
 
-    ``choices`` are the blocks that the methods took, as choices.json has them.
+    ``choices`` are the blocks that the methods changed, as choices.json has them.
     """
 
     folder: Path
@@ -134,8 +137,8 @@ def run(
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     forecast = check(recipe)
-    source = on_device(open_source(recipe), recipe.device)
-    teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
+    source = on_device(open_source(recipe, opened=forecast.source), recipe.device)
+    teacher = on_device(open_teacher(recipe, source, opened=forecast.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
     announce(forecast.outline)
     with folder:
@@ -160,15 +163,16 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
         recipe.model.model_dump(),
         file_state(recipe.model),
         recipe.convert,
+        None if recipe.plan is None else read_json(recipe.plan),
         recipe.seed,
         image_input(road.source),
     ]
     # What another version of the code chose is another student, though the recipe and the analysis are the same.
     decided = [choice.used for choice in choices] if recipe.analyze else []
-    outputs = ("plan.json", checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
+    outputs = (PLAN_FILE, checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
     if road.enter("convert", [*inputs, *decided], *outputs):
         folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
-        write_json(folder.path / "plan.json", plan_summary(student) if is_converted(student) else [])
+        write_json(folder.path / PLAN_FILE, plan_json(plan_of(student)) if is_converted(student) else {})
         write_cost(folder.path, student)
         if choices:
             write_json(folder.path / CHOICES_FILE, [choice.model_dump(mode="json") for choice in choices])
@@ -180,16 +184,16 @@ def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
 
 def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> tuple[nn.Module, list[Choice]]:
     torch.manual_seed(recipe.seed)
-    dense = copy.deepcopy(source)
-    advice = None if analysis is None else advise(recipe.convert, copy.deepcopy(source).to("meta"), analysis)
-    return convert_all(recipe.convert, dense, advice)
+    advice = None if analysis is None else advise(recipe.convert, first_plan(recipe, source)[0], analysis)
+    return convert_all(recipe, source, advice)
 
 
 def _analyze(road: _Road) -> AnalysisReport | None:
     recipe, folder = road.recipe, road.folder
     if recipe.analyze is None or recipe.data is None:
         return None
-    from vitslim.analysis import AnalysisReport, analyze, analyze_once, write_plots
+    from vitslim.analysis import AnalysisReport, analyze, analyze_once
+    from vitslim.report import write_plots
 
     section = recipe.analyze
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.teacher, data_inputs(recipe)]
@@ -299,20 +303,21 @@ def _export(road: _Road, student: nn.Module) -> bool:
     section = recipe.export
     if section is None:
         return True
-    from vitslim.export import export_onnx
+    from vitslim.targets import TARGETS
+    from vitslim.targets.onnx.export import export_onnx
 
     forms: dict[str, Any] = {
-        "images": section.images_as,
+        "input_format": section.images_as,
         "inline": section.inline,
         "dynamic_image_size": section.dynamic_image_size,
     }
-    names = [default_artifact(folder.path, precision, **forms).name for precision in section.precisions]
+    names = [TARGETS.get("onnx").default_path(folder.path, precision, forms).name for precision in section.precisions]
     inputs = [data_inputs(recipe), section.model_dump()]
     if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
         paths: list[Path] = []
         for precision in section.precisions:
-            paths.append(default_artifact(folder.path, precision, **forms))
+            paths.append(TARGETS.get("onnx").default_path(folder.path, precision, forms))
             export_onnx(
                 student,
                 paths[-1],
@@ -321,7 +326,7 @@ def _export(road: _Road, student: nn.Module) -> bool:
                 optimize=section.optimize,
                 inline=section.inline,
                 dynamic_image_size=section.dynamic_image_size,
-                images=section.images_as,
+                input_format=section.images_as,
                 metadata={} if road.class_names is None else {"labels": road.class_names},
             )
         found = compare(student, paths, images, section.batches)
@@ -335,13 +340,12 @@ def _bench(road: _Road, student: nn.Module) -> None:
     if recipe.bench is None:
         return
     from vitslim.bench import benchmark
-    from vitslim.export import export_onnx
 
     if road.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
-        dense = dense_twin(student)
+        dense = dense_baseline(student)
         options = recipe.bench.model_dump()
         models = {"dense": dense, "student": student.cpu()}
-        report = benchmark(models, baseline="dense", exporter=export_onnx, progress=road.progress, **options)
+        report = benchmark(models, baseline="dense", progress=road.progress, **options)
         write_json(folder.path / BENCH_FILE, report.model_dump(mode="json"))
         road.finish("bench")
 

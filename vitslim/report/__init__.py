@@ -1,18 +1,16 @@
 """The report: one self-contained page of evidence per output folder, one that compares several."""
 
-from vitslim.report.comparison import Comparison, ComparisonEntry, is_student, read_comparison, students_in
+from vitslim.report.comparison import Comparison, ComparisonRow, is_student, read_comparison, students_in
 from vitslim.report.comparison_page import render_comparison, write_comparison
-from vitslim.report.comparison_table import ComparisonRow, ComparisonSpeed, comparison_rows
-from vitslim.report.page import is_page, render_report, write_report
+from vitslim.report.page import is_page
 from vitslim.report.parts import ReportParts, read_parts
+from vitslim.report.run_report import render_report, write_report
+from vitslim.report.sections.redundancy import write_plots
 
 __all__ = [
     "Comparison",
-    "ComparisonEntry",
     "ComparisonRow",
-    "ComparisonSpeed",
     "ReportParts",
-    "comparison_rows",
     "is_page",
     "is_student",
     "read_comparison",
@@ -21,5 +19,6 @@ __all__ = [
     "render_report",
     "students_in",
     "write_comparison",
+    "write_plots",
     "write_report",
 ]

@@ -4,60 +4,52 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vitslim.bench import BenchReport, BenchRow
 from vitslim.errors import CheckpointError
-from vitslim.report.documents import Bench, BenchRow, Evaluation
 from vitslim.report.names import base_title
+from vitslim.report.numbers import half_width
 from vitslim.report.parts import ReportParts, read_bench, read_parts
-from vitslim.report.sections.headline import conversion_sentence
+from vitslim.report.sections.speed import Setting, setting_of, student_rows
+from vitslim.shapes import Result
+from vitslim.train import EvalResult
 
-TEACHER, CONTROL = "dense teacher", "dense control"
-STUDENT_FILES = ("config.json", "metrics.json")
-
-Setting = tuple[str, str, int]  # backend, precision, batch
+TEACHER, BASELINE = "dense teacher", "dense control"
+_STUDENT_FILES = ("config.json", "metrics.json")
 
 
-@dataclass(frozen=True)
-class ComparisonEntry:
-    """One model of a comparison.
+class ComparisonRow(Result):
+    """One model of a comparison; None is what was not measured."""
 
-    Args:
-        name: how the page calls it.
-        quality: its evaluation; None when it was not evaluated.
-        rows: its timings, each with its ratio against the dense model of the same run.
-        note: one sentence on what it is.
-        is_dense: whether it is a dense model, against which the others are held.
-        parameters: of the model that was evaluated; the timings may be of a larger one of its kind.
-        macs: multiply-accumulates per image of the model that was timed, else of the one that was evaluated.
-        teacher_top1: what its accuracy is held against, 0..1; None for the teacher itself, or where it is not known.
-    """
+    model: str
+    is_dense: bool
+    images: int | None  # held-out ones
+    top1: float | None  # share of images, 0..1
+    top1_half_width: float | None  # half of the 95 % interval that this number of images allows
+    top1_vs_teacher: float | None  # difference of shares
+    agreement: float | None
+    params: int | None  # of the model that was evaluated; the timings may be of a larger one of its kind
+    macs: int | None  # per image of the model that was timed, else of the one that was evaluated
+    speed: list[BenchRow]  # the ratios are of the session that each was measured in
+    note: str  # one sentence on what it is
 
-    name: str
-    quality: Evaluation | None = None
-    rows: Sequence[BenchRow] = ()
-    note: str = ""
-    is_dense: bool = False
-    parameters: int | None = None
-    macs: int | None = None
-    teacher_top1: float | None = None
-
-    def row_at(self, setting: Setting) -> BenchRow | None:
+    def at(self, setting: Setting) -> BenchRow | None:
         """Its timing in one setting; None when it was not measured there."""
-        return next((row for row in self.rows if row.setting == setting), None)
+        return next((row for row in self.speed if setting_of(row) == setting), None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the page of a comparison shows."""
+    """All that the page of a comparison shows; dense models come first."""
 
     title: str
-    entries: Sequence[ComparisonEntry]
-    benches: Sequence[Bench] = ()
+    rows: Sequence[ComparisonRow]
+    benches: Sequence[BenchReport] = ()
     cautions: Sequence[str] = ()
 
     @property
     def settings(self) -> list[Setting]:
         """Every setting of backend, precision and batch once."""
-        return list(dict.fromkeys(row.setting for entry in self.entries for row in entry.rows))
+        return list(dict.fromkeys(setting_of(one) for row in self.rows for one in row.speed))
 
 
 @dataclass(frozen=True)
@@ -65,22 +57,18 @@ class _Student:
     """A folder with the session that timed its model: the one shared by all, or its own."""
 
     parts: ReportParts
-    bench: Bench | None
-    rows: Sequence[BenchRow]
-
-    @property
-    def is_dense(self) -> bool:
-        return self.parts.config is not None and not self.parts.config.conversions
+    bench: BenchReport | None
+    speed: list[BenchRow]
 
     @property
     def base(self) -> str:
         """What the student was made of; empty where that is not known."""
-        return (self.parts.config and base_title(self.parts.config)) or ""
+        return "" if self.parts.config is None else base_title(self.parts.config)
 
 
 def is_student(folder: Path) -> bool:
     """Whether a folder holds one model, dense or converted, or what was measured of it."""
-    return any((folder / name).is_file() for name in STUDENT_FILES)
+    return any((folder / name).is_file() for name in _STUDENT_FILES)
 
 
 def students_in(folder: Path) -> list[Path]:
@@ -88,12 +76,29 @@ def students_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_student(path)] if folder.is_dir() else []
 
 
-def student_folders(folders: Iterable[str | Path]) -> list[Path]:
-    """Every given folder of one model, and for every other one those that lie directly in it.
+def read_comparison(folders: str | Path | Iterable[str | Path], title: str | None = None) -> Comparison:
+    """Collect students, given as their folders or as folders that hold them.
+
+    Where all lie in one folder, its ``bench.json`` covers those that it names as their folders are called; the others
+    have what their own one says. Teacher and fine-tuned baseline come from the folders' metrics.
 
     Raises:
-        CheckpointError: one of them is neither.
+        CheckpointError: a folder without students was given, or one of the files cannot be read.
     """
+    paths = _student_folders([folders] if isinstance(folders, str | Path) else folders)
+    homes = {path.parent for path in paths}
+    shared = read_bench(homes.pop() / "bench.json") if len(homes) == 1 else None
+    order = {row.model: place for place, row in reversed(list(enumerate(shared.rows if shared else [])))}
+    named = sorted(_named(paths).items(), key=lambda one: order.get(one[0], len(order)))
+    students = [_student(replace(read_parts(path), name=name), shared) for name, path in named]
+    dense = [row for base in dict.fromkeys(one.base for one in students) for row in _dense_rows(students, base)]
+    rows = sorted([*dense, *map(_row, students)], key=lambda row: not row.is_dense)
+    benches = {id(one.bench): one.bench for one in students if one.bench}
+    return Comparison(title or _title(students), rows, list(benches.values()), _cautions(students))
+
+
+def _student_folders(folders: Iterable[str | Path]) -> list[Path]:
+    """Every given folder of one model, and for every other one those that lie directly in it."""
     found: list[Path] = []
     for folder in map(Path, folders):
         inside = [folder] if is_student(folder) else students_in(folder)
@@ -103,110 +108,91 @@ def student_folders(folders: Iterable[str | Path]) -> list[Path]:
                 "of the students, or the one that holds them"
             )
         found += inside
-    return list({path.resolve(): path for path in found}.values())
-
-
-def read_comparison(folders: str | Path | Iterable[str | Path], title: str | None = None) -> Comparison:
-    """Collect students, given as their folders or as folders that hold them.
-
-    Where all lie in one folder, its ``bench.json`` covers those that it names as their folders are called; the others
-    have what their own one says. Teacher and dense control come from the folders' metrics.
-
-    Raises:
-        CheckpointError: a folder without students was given, or one of the files cannot be read.
-    """
-    paths = student_folders([folders] if isinstance(folders, str | Path) else folders)
-    homes = {path.resolve().parent for path in paths}
-    shared = read_bench(next(iter(homes)) / "bench.json") if len(homes) == 1 else None
-    order = {row.model: place for place, row in reversed(list(enumerate(shared.rows if shared else [])))}
-    named = sorted(_named(paths).items(), key=lambda one: order.get(one[0], len(order)))
-    students = [_student(replace(read_parts(path), name=name), shared) for name, path in named]
-    dense = [one for base in dict.fromkeys(one.base for one in students) for one in _dense_entries(students, base)]
-    entries = sorted([*dense, *map(_entry, students)], key=lambda entry: not entry.is_dense)
-    benches = {id(one.bench): one.bench for one in students if one.bench}
-    return Comparison(title or _title(students), entries, list(benches.values()), _cautions(students))
+    return list(dict.fromkeys(path.resolve() for path in found))
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
     """Folders by their own names, or with that of the folder they lie in where two are alike."""
-    found = [path.resolve() for path in paths]
-    names = [path.name for path in found]
-    return {path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": path for path in found}
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": path for path in paths}
 
 
-def _student(parts: ReportParts, shared: Bench | None) -> _Student:
-    is_dense = parts.config is not None and not parts.config.conversions
-    if shared is not None:
+def _student(parts: ReportParts, shared: BenchReport | None) -> _Student:
+    for bench in (shared, parts.bench):
         # A dense model that was trained on has the timings of the dense one.
-        rows = shared.rows_of(parts.name) or (shared.rows_of(shared.dense_name) if is_dense else [])
-        if rows or parts.bench is None:
-            return _Student(parts, shared, rows)
-    bench = parts.bench
-    rows = bench.rows_of(bench.dense_name if is_dense else bench.student_name) if bench else []
-    return _Student(parts, bench, rows)
+        found = _of(bench, parts.name) or (_of(bench, bench.baseline) if bench and parts.is_dense else [])
+        if not found and bench is parts.bench:
+            found = student_rows(bench)
+        if found:
+            return _Student(parts, bench, found)
+    return _Student(parts, parts.bench or shared, [])
 
 
-def _entry(student: _Student) -> ComparisonEntry:
-    parts, metrics, rows = student.parts, student.parts.metrics, student.rows
-    quality = (metrics.student or (metrics.teacher if student.is_dense else None)) if metrics else None
+def _of(bench: BenchReport | None, model: str) -> list[BenchRow]:
+    return [row for row in bench.rows if row.model == model] if bench else []
+
+
+def _row(student: _Student) -> ComparisonRow:
+    parts, timed = student.parts, next(iter(student.speed), None)
+    teacher = parts.metrics.get("teacher")
+    quality = parts.metrics.get("student") or (teacher if parts.is_dense else None)
     size = parts.cost.params if parts.cost else parts.config.parameters if parts.config else None
-    return ComparisonEntry(
+    return _measured(
         parts.name,
         quality,
-        _as_baseline(rows) if student.is_dense else rows,
-        conversion_sentence(parts),
-        student.is_dense,
-        size or _timed(rows, "params"),
-        _timed(rows, "macs") or (parts.cost.macs if parts.cost else None),
-        metrics.teacher.top1 if metrics and metrics.teacher else None,
+        None if teacher is None else teacher.top1,
+        is_dense=parts.is_dense,
+        speed=student.speed,
+        note=parts.sentence,
+        params=size or (timed.params if timed else None),
+        macs=timed.macs if timed else parts.cost.macs if parts.cost else None,
     )
 
 
-def _timed(rows: Sequence[BenchRow], count: str) -> int | None:
-    return getattr(rows[0], count) if rows else None
+def _measured(name: str, quality: EvalResult | None, reference: float | None, **known: object) -> ComparisonRow:
+    top1 = quality.top1 if quality else None
+    figures = {
+        "model": name,
+        "images": quality.images if quality else None,
+        "top1": top1,
+        "top1_half_width": half_width(top1, quality.images) if quality and top1 is not None else None,
+        "top1_vs_teacher": None if top1 is None or reference is None else top1 - reference,
+        "agreement": quality.agreement if quality else None,
+    }
+    return ComparisonRow.model_validate({**figures, **known})
 
 
-def _dense_entries(students: Sequence[_Student], base: str) -> list[ComparisonEntry]:
-    """Teacher and control of the students of one base, unless a folder of their own stands for them already."""
+def _dense_rows(students: Sequence[_Student], base: str) -> list[ComparisonRow]:
+    """Teacher and fine-tuned baseline of the students of one base, unless a folder of their own stands for them."""
     of_base = [one for one in students if one.base == base]
     taken = {one.parts.name for one in students}
     known = "" if len({one.base for one in students}) == 1 else f" ({base or 'of an unknown model'})"
-    metrics = [one.parts.metrics for one in of_base if one.parts.metrics]
-    teacher = next((one.teacher for one in metrics if one.teacher), None)
-    control = next((one.dense_control for one in metrics if one.dense_control), None)
+    teacher = next((found for one in of_base if (found := one.parts.metrics.get("teacher"))), None)
+    tuned = next((found for one in of_base if (found := one.parts.metrics.get("dense_control"))), None)
     bench = next((one.bench for one in of_base if one.bench), None)
-    rows = _as_baseline(bench.rows_of(bench.dense_name) if bench else [])
     cost = next((one.parts.cost for one in of_base if one.parts.cost), None)
-    own_sizes = [one.parts.config.parameters for one in of_base if one.parts.config and one.is_dense]
-    size = next((one for one in [cost.dense_params if cost else None, *own_sizes] if one), _timed(rows, "params"))
-    macs = _timed(rows, "macs") or (cost.dense_macs if cost else None)
-    note = "The pretrained model that the students imitate."
-    entries: list[ComparisonEntry] = []
+    timings = _of(bench, bench.baseline) if bench else []
+    timed = next(iter(timings), None)
+    size = cost.dense_params if cost else timed.params if timed else None
+    macs = timed.macs if timed else cost.dense_macs if cost else None
+    shape = {"is_dense": True, "params": size, "macs": macs}
+    rows: list[ComparisonRow] = []
     # Where the teacher was not evaluated its timings alone say nothing that a dense folder does not.
-    has_stand_in = bool(bench and bench.dense_name in taken) or (
-        teacher is None and any(one.is_dense for one in of_base)
+    has_stand_in = (bench and bench.baseline in taken) or (
+        teacher is None and any(one.parts.is_dense for one in of_base)
     )
-    if (teacher or rows) and not has_stand_in:
-        entries.append(ComparisonEntry(TEACHER + known, teacher, rows, note, is_dense=True, parameters=size, macs=macs))
-    if control and CONTROL not in taken:
-        own = _as_baseline(bench.rows_of(CONTROL) if bench else [])
-        note = "The dense model, trained as long as the students."
-        shares = " It has the teacher’s architecture, so the teacher’s timings stand for it."
-        note = note if own or not rows else note + shares
-        top1 = teacher.top1 if teacher else None
-        entries.append(ComparisonEntry(CONTROL + known, control, own or rows, note, True, size, macs, top1))
-    return entries
-
-
-def _as_baseline(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """The dense model's own timings, whose ratio is 1 where the benchmark left it out."""
-    return [
-        row if row.speedup_vs_dense is not None else row.model_copy(update={"speedup_vs_dense": 1.0}) for row in rows
-    ]
+    if (teacher or timings) and not has_stand_in:
+        note = "The pretrained model that the students imitate."
+        rows.append(_measured(TEACHER + known, teacher, None, speed=timings, note=note, **shape))
+    if tuned and BASELINE not in taken:
+        note = "The dense model, trained as long as the students; the teacher’s timings stand for it."
+        reference = teacher.top1 if teacher else None
+        rows.append(_measured(BASELINE + known, tuned, reference, speed=timings, note=note, **shape))
+    return rows
 
 
 def _title(students: Sequence[_Student]) -> str:
-    converted = sum(not one.is_dense for one in students)
+    converted = sum(not one.parts.is_dense for one in students)
     bases = [base for base in dict.fromkeys(one.base for one in students) if base]
     return f"{' and '.join(bases) or 'Unknown models'}: {converted} student{'' if converted == 1 else 's'}"
 
@@ -214,14 +200,14 @@ def _title(students: Sequence[_Student]) -> str:
 def _cautions(students: Sequence[_Student]) -> list[str]:
     """What a reader must know before comparing numbers across folders."""
     cautions: list[str] = []
-    bases = {one.base for one in students if one.base}
+    bases = sorted({one.base for one in students if one.base})
     if len(bases) > 1:
-        cautions.append(f"The students start from different models: {', '.join(sorted(bases))}.")
-    for base in sorted(bases):
-        metrics = [one.parts.metrics for one in students if one.base == base and one.parts.metrics]
-        if len({(one.teacher.images, one.teacher.top1) for one in metrics if one.teacher}) > 1:
+        cautions.append(f"The students start from different models: {', '.join(bases)}.")
+    for base in bases:
+        teachers = [one.parts.metrics.get("teacher") for one in students if one.base == base]
+        if len({(one.images, one.top1) for one in teachers if one}) > 1:
+            which = f" {base}" if len(bases) > 1 else ""
             cautions.append(
-                f"The folders report different figures for the teacher{f' {base}' if len(bases) > 1 else ''}, so they "
-                "were evaluated differently."
+                f"The folders report different figures for the teacher{which}, so they were evaluated differently."
             )
     return cautions

@@ -5,22 +5,20 @@ from pathlib import Path
 
 from vitslim.bench.ratios import VERDICT_RULE, is_across
 from vitslim.files import write_text
-from vitslim.report.bars import size_bars
-from vitslim.report.comparison import Comparison, ComparisonEntry
-from vitslim.report.comparison_table import ComparisonRow, comparison_rows
-from vitslim.report.documents import BenchRow
-from vitslim.report.markup import Markup, element, figure, join, paragraph, table
-from vitslim.report.numbers import ABSENT, amount, fixed, percent, points
-from vitslim.report.page import compose
-from vitslim.report.scatter import Point, accuracy_speed_scatter, pareto_front
-from vitslim.report.sections.absent import absent
+from vitslim.report.charts import Point, trade_off
+from vitslim.report.comparison import Comparison, ComparisonRow
+from vitslim.report.content import Cell, Listing, Note, Page, Piece, Section, Table, absent, pictures
+from vitslim.report.drawing import Picture
+from vitslim.report.numbers import ABSENT, amount, fixed, percent, points, times
+from vitslim.report.page import render
 from vitslim.report.sections.speed import (
-    across_cell,
+    Setting,
     bench_remarks,
     bench_table,
     ratio_cell,
     setting_name,
     where_measured,
+    work_picture,
 )
 
 
@@ -33,131 +31,100 @@ def write_comparison(comparison: Comparison, path: str | Path) -> Path:
 def render_comparison(comparison: Comparison) -> str:
     """The whole page as text."""
     sections = [
-        ("overview", "Overview", "All models in one table", _overview(comparison)),
-        ("trade", "Trade-off", "Accuracy against speed", _scatters(comparison)),
-        ("work", "Work", "Multiply-accumulates", _work(comparison)),
-        ("timings", "Timings", "All timings", _timings(comparison)),
+        Section("overview", "Overview", "All models in one table", _overview(comparison)),
+        Section("trade", "Trade-off", "Accuracy against speed", _trade_offs(comparison)),
+        Section("work", "Work", "Multiply-accumulates", _work(comparison)),
+        Section("timings", "Timings", "All timings", _timings(comparison)),
     ]
-    return compose(f"{comparison.title} – vitslim comparison", _top(comparison), sections)
-
-
-def _top(comparison: Comparison) -> Markup:
-    dense = sum(entry.is_dense for entry in comparison.entries)
-    students = len(comparison.entries) - dense
-    lead = f"{_count(students, 'student')} against {_count(dense, 'dense model')}."
-    cautions = [paragraph(element("strong", "Mind: "), caution, class_="bad") for caution in comparison.cautions]
-    title = element("h1", comparison.title)
-    return element(
-        "header", paragraph("vitslim comparison", class_="eyebrow"), title, paragraph(lead, class_="lead"), *cautions
-    )
+    dense = sum(row.is_dense for row in comparison.rows)
+    lead = f"{_count(len(comparison.rows) - dense, 'student')} against {_count(dense, 'dense model')}."
+    return render(Page("comparison", comparison.title, lead, sections, cautions=comparison.cautions))
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _overview(comparison: Comparison) -> Markup:
+def _overview(comparison: Comparison) -> list[Piece]:
     header = ("Model", "Top-1", "±", "Against teacher", "Agreement with teacher", "Parameters", "MACs")
-    rows = [_overview_cells(row) for row in comparison_rows(comparison)]
+    rows = [
+        [
+            row.model,
+            percent(row.top1),
+            ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
+            ABSENT if row.top1_vs_teacher is None else points(row.top1_vs_teacher),
+            percent(row.agreement),
+            amount(row.params),
+            amount(row.macs, "MAC"),
+        ]
+        for row in comparison.rows
+    ]
     caption = "± is half of the 95 % interval that the number of images allows."
-    notes = [
-        element("li", element("strong", entry.name), f": {entry.note}") for entry in comparison.entries if entry.note
-    ]
-    return join([table(caption, header, rows), _speeds(comparison), element("ul", *notes, class_="note")])
+    notes = [f"{row.model}: {row.note}" for row in comparison.rows if row.note]
+    return [Table(caption, header, rows), _speeds(comparison), Listing(notes, is_code=False)]
 
 
-def _overview_cells(row: ComparisonRow) -> list[str]:
-    return [
-        row.model,
-        percent(row.top1),
-        ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
-        ABSENT if row.top1_vs_teacher is None else points(row.top1_vs_teacher),
-        percent(row.agreement),
-        amount(row.params),
-        amount(row.macs, "MAC"),
-    ]
-
-
-def _speeds(comparison: Comparison) -> Markup:
+def _speeds(comparison: Comparison) -> Piece:
     """Every model's ratios, one column per setting."""
     settings = comparison.settings
     if not settings:
-        folders = " ".join(shlex.quote(entry.name) for entry in comparison.entries if not entry.is_dense)
+        folders = " ".join(shlex.quote(row.model) for row in comparison.rows if not row.is_dense)
         return absent("Speed not measured", f"vitslim bench {folders} --out bench.json")
-    rows = [
-        [entry.name, *(_speed_cell(entry, entry.row_at(setting)) for setting in settings)]
-        for entry in comparison.entries
-    ]
+    rows = [[row.model, *(_speed_cell(row, setting) for setting in settings)] for row in comparison.rows]
     caption = "Speed: the ratio of median latencies against the dense model with fused attention in the same session."
-    has_second = any(is_across(row) for entry in comparison.entries for row in entry.rows)
+    has_second = any(is_across(one) for row in comparison.rows for one in row.speed)
     second = " Below it, smaller: against dense in torch fp32 at the same batch." if has_second else ""
-    return table(caption + second, ("Model", *map(setting_name, settings)), rows)
+    return Table(caption + second, ("Model", *map(setting_name, settings)), rows)
 
 
-def _speed_cell(entry: ComparisonEntry, row: BenchRow | None) -> str:
-    if row is None:
+def _speed_cell(row: ComparisonRow, setting: Setting) -> str | Cell:
+    found = row.at(setting)
+    if found is None:
         return ABSENT
-    first = "baseline" if entry.is_dense and row.speedup_vs_dense == 1 else ratio_cell(row)
-    if not is_across(row):
-        return first
-    return join([first, element("small", f"{across_cell(row)} dense in torch")])
+    return ratio_cell(found, f"{times(found.speedup_vs_dense_torch)} dense in torch" if is_across(found) else "")
 
 
-def _scatters(comparison: Comparison) -> Markup:
-    figures = [one for setting in comparison.settings if (one := _scatter(comparison, setting)) is not None]
-    if not figures:
-        return paragraph("Accuracy and speed were not both measured.", class_="absent")
+def _trade_offs(comparison: Comparison) -> list[Piece]:
+    drawn = pictures(*(_trade_off(comparison, setting) for setting in comparison.settings))
+    if not drawn:
+        return [Note("Accuracy and speed were not both measured.", "absent")]
     note = (
         "Up and to the right is better. The dashed front joins the models that no other beats in both; left of the "
-        "line a model is slower than the dense one. Beside each name: the median latency of one batch."
+        "line a model is slower than the dense one."
     )
-    left_out = [
-        entry.name for entry in comparison.entries if not entry.rows or not entry.quality or entry.quality.top1 is None
+    left_out = [row.model for row in comparison.rows if not row.speed or row.top1 is None]
+    missing = f"Not shown, accuracy or speed missing: {', '.join(left_out)}."
+    return [Note(note, "note"), *drawn, *([Note(missing, "absent")] if left_out else [])]
+
+
+def _trade_off(comparison: Comparison, setting: Setting) -> Picture | None:
+    here = [
+        Point(
+            row.model,
+            found.speedup_vs_dense,
+            100 * row.top1,
+            "dense" if row.is_dense else "method",
+            100 * (row.top1_half_width or 0.0),
+        )
+        for row in comparison.rows
+        if row.top1 is not None and (found := row.at(setting)) is not None
     ]
-    missing = (
-        [paragraph(f"Not shown, accuracy or speed missing: {', '.join(left_out)}.", class_="absent")]
-        if left_out
-        else []
-    )
-    return join([paragraph(note, class_="note"), element("div", *figures, class_="row two"), *missing])
+    return trade_off(setting_name(setting), here)
 
 
-def _scatter(comparison: Comparison, setting: tuple[str, str, int]) -> Markup | None:
-    points_here = [
-        Point(entry.name, row.speedup_vs_dense, entry.quality.top1, row.latency_ms_p50, entry.is_dense)
-        for entry in comparison.entries
-        if entry.quality and entry.quality.top1 is not None
-        if (row := entry.row_at(setting)) and row.speedup_vs_dense is not None
-    ]
-    if not points_here:
-        return None
-    front = ", ".join(point.name for point in pareto_front(points_here))
-    description = f"Top-1 against speed, {setting_name(setting)}; not beaten in both: {front}"
-    return figure(setting_name(setting), accuracy_speed_scatter(points_here, description))
-
-
-def _work(comparison: Comparison) -> Markup:
-    counted = {entry.name: entry.macs for entry in comparison.entries if entry.macs}
+def _work(comparison: Comparison) -> list[Piece]:
+    counted = {row.model: row.macs for row in comparison.rows if row.macs}
     if not counted:
-        return absent("Not counted, the folders are of an older version", "vitslim bench FOLDER")
-    dense = next((entry.macs for entry in comparison.entries if entry.is_dense and entry.macs), None)
-    bars = {
-        name: (float(macs), amount(macs, "MAC") + (f", {percent(macs / dense, 1)}" if dense else ""))
-        for name, macs in counted.items()
-    }
-    description = "Multiply-accumulates per image: " + "; ".join(f"{name} {label}" for name, (_, label) in bars.items())
-    note = "Per image, with the attention core. This is work, not speed: the timings decide."
-    return figure(
-        "Multiply-accumulates per image, and their share of the first dense model’s", size_bars(bars, description), note
-    )
+        return [absent("Not counted", "vitslim bench FOLDER")]
+    dense = next((row.macs for row in comparison.rows if row.is_dense and row.macs), None)
+    return pictures(work_picture(counted, dense), columns="one")
 
 
-def _timings(comparison: Comparison) -> Markup:
+def _timings(comparison: Comparison) -> list[Piece]:
     if not comparison.benches:
-        return paragraph("Not measured.", class_="absent")
-    several = len(comparison.benches) > 1
+        return [Note("Not measured.", "absent")]
     count = len(comparison.benches)
-    run = f"The timings come from {count} sessions, each with its own dense baseline: compare ratios only."
-    head = [paragraph(run, class_="absent")] if several else []
+    several = f"The timings come from {count} sessions, each with its own dense baseline: compare ratios only."
     sessions = [piece for bench in comparison.benches for piece in (bench_table(bench), *bench_remarks(bench))]
-    return join([*head, *sessions, paragraph(VERDICT_RULE, class_="note"), where_measured(*comparison.benches)])
+    head = [Note(several, "absent")] if count > 1 else []
+    return [*head, *sessions, Note(VERDICT_RULE, "note"), *where_measured(comparison.benches)]

@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vitslim.errors import CheckpointError
+from vitslim.analysis import AnalysisReport
+from vitslim.bench import BenchReport
+from vitslim.checkpoint import SavedModel
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json
-from vitslim.report.documents import Analysis, Bench, Choice, Cost, Metrics, Parity, PlanStep, RunConfig
-from vitslim.report.names import conversion_title
+from vitslim.report.names import conversion_sentence, title_of
+from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
-from vitslim.train import TrainResult
+from vitslim.targets.parity.result import ParityCheck
+from vitslim.train import EvalResult, TrainResult
 
 PART_FILES = (
     "config.json",
@@ -28,34 +32,78 @@ PART_FILES = (
     "recipe.yaml",
 )
 STAGE_FILES = {"warm_start": "train/warm_start/result.json", "distill": "train/result.json"}
-ARTEFACT_PATTERNS = ("model.safetensors", "export/*.onnx", "export/*.engine")
+_ARTIFACTS = ("model.safetensors", "export/*.onnx", "export/*.engine")
 
 T = TypeVar("T")
 
 
+class _Document(BaseModel):
+    """What a stage above this package writes: the fields that a report reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Cost(_Document):
+    """cost.json: what the model costs on paper, beside the dense one it came from."""
+
+    params: int
+    macs: int
+    dense_params: int
+    dense_macs: int
+
+
+class Choice(_Document):
+    """One entry of choices.json: what an analysis recommended for an option, and what was used."""
+
+    method: str
+    option: str
+    recommended: Any = None
+    used: Any = None
+    reason: str = ""
+
+
+class Parity(_Document):
+    """export/parity.json: whether the artifacts compute what the model computes."""
+
+    checks: list[ParityCheck]
+    notes: list[str] = []
+
+
 @dataclass(frozen=True)
 class ReportParts:
-    """What an output folder holds; None is a stage that has not run."""
+    """What an output folder holds; None is a stage that has not run. ``metrics`` names its models by their role."""
 
     name: str
-    config: RunConfig | None = None
-    analysis: Analysis | None = None
-    plan: list[PlanStep] | None = None
+    config: SavedModel | None = None
+    analysis: AnalysisReport | None = None
+    plan: PlanRows | None = None
     cost: Cost | None = None
     choices: Sequence[Choice] = ()
-    metrics: Metrics | None = None
+    metrics: Mapping[str, EvalResult] = field(default_factory=dict[str, EvalResult])
     log: TrainingLog | None = None
-    stages: Mapping[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    stages: Mapping[str, TrainResult] = field(default_factory=dict[str, TrainResult])
     parity: Parity | None = None
-    bench: Bench | None = None
-    environment: dict[str, Any] | None = None
+    bench: BenchReport | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     recipe: str | None = None
-    file_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    file_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def title(self) -> str:
         """What was made of which model, where that is known, else the folder's name."""
-        return (self.config and conversion_title(self.config)) or self.name
+        return self.name if self.config is None else title_of(self.config)
+
+    @property
+    def sentence(self) -> str:
+        """How it was made."""
+        if self.config is None:
+            return f"Output folder {self.name}; it has no config.json, so the conversion is not known."
+        return conversion_sentence(self.config)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is known to be a dense model."""
+        return self.config is not None and not self.config.conversions
 
 
 def read_parts(folder: str | Path) -> ReportParts:
@@ -65,58 +113,50 @@ def read_parts(folder: str | Path) -> ReportParts:
         CheckpointError: none of the files is there, or one of them cannot be read.
     """
     root = Path(folder)
-    if not has_parts(root):
+    if not any((root / name).is_file() for name in PART_FILES):
         raise CheckpointError(
             f"{root} holds none of {', '.join(PART_FILES)}; give the output folder of a vitslim command"
         )
+    stages = {stage: _read(root / path, TrainResult.model_validate) for stage, path in STAGE_FILES.items()}
     return ReportParts(
         name=root.resolve().name,
-        config=_read(root / "config.json", RunConfig.model_validate),
-        analysis=_read(root / "analysis.json", Analysis.model_validate),
-        plan=_read(root / "plan.json", TypeAdapter(list[PlanStep]).validate_python),
+        config=_read(root / "config.json", SavedModel.model_validate),
+        analysis=_read(root / "analysis.json", AnalysisReport.model_validate),
+        plan=_read(root / "plan.json", plan_rows),
         cost=_read(root / "cost.json", Cost.model_validate),
         choices=_read(root / "choices.json", TypeAdapter(list[Choice]).validate_python) or (),
-        metrics=_read(root / "metrics.json", Metrics.model_validate),
+        metrics=_read(root / "metrics.json", TypeAdapter(dict[str, EvalResult]).validate_python) or {},
         log=read_training_log(root / "train"),
-        stages={
-            stage: found
-            for stage, path in STAGE_FILES.items()
-            if (found := _read(root / path, _stage_figures)) is not None
-        },
+        stages={stage: found for stage, found in stages.items() if found is not None},
         parity=_read(root / "export" / "parity.json", Parity.model_validate),
-        bench=_read(root / "bench.json", Bench.model_validate),
-        environment=_read(root / "env.json", TypeAdapter(dict[str, Any]).validate_python),
+        bench=read_bench(root / "bench.json"),
+        environment=_read(root / "env.json", TypeAdapter(dict[str, Any]).validate_python) or {},
         recipe=_read_text(root / "recipe.yaml"),
-        file_bytes=_artefact_bytes(root),
+        file_bytes={
+            str(path.relative_to(root)): path.stat().st_size
+            for pattern in _ARTIFACTS
+            for path in sorted(root.glob(pattern))
+        },
     )
 
 
-def _stage_figures(document: Any) -> dict[str, Any]:
-    return TrainResult.model_validate(document).model_dump(mode="json")
-
-
-def has_parts(folder: Path) -> bool:
-    """Whether any file that a report is made of lies in ``folder``."""
-    return any((folder / name).is_file() for name in PART_FILES)
-
-
-def read_bench(path: str | Path) -> Bench | None:
+def read_bench(path: Path) -> BenchReport | None:
     """Read a bench.json; None where there is none."""
-    return _read(Path(path), Bench.model_validate)
+    return _read(path, BenchReport.model_validate)
 
 
 def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
-    return _validate(read_json(path), validate, str(path)) if path.exists() else None
-
-
-def _validate(document: Any, validate: Callable[[Any], T], origin: str) -> T:
+    if not path.exists():
+        return None
     try:
-        return validate(document)
+        return validate(read_json(path))
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
         )
-        raise CheckpointError(f"{origin} does not have the expected form ({faults}); run its stage again") from None
+        raise CheckpointError(f"{path} does not have the expected form ({faults}); run its stage again") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path.parent}: {error}") from None
 
 
 def _read_text(path: Path) -> str | None:
@@ -126,8 +166,3 @@ def _read_text(path: Path) -> str | None:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not readable text ({error})") from None
-
-
-def _artefact_bytes(root: Path) -> dict[str, int]:
-    paths = [path for pattern in ARTEFACT_PATTERNS for path in sorted(root.glob(pattern))]
-    return {str(path.relative_to(root)): path.stat().st_size for path in paths}

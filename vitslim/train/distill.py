@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitslim.data.batch import Batch, Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
+from vitslim.models import token_layout
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.early_tokens import early_tokens, faults_of_early_tokens
 from vitslim.train.evaluate import evaluate
@@ -21,7 +22,7 @@ from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft
 from vitslim.train.optim import faults_of_optimizer
 from vitslim.train.processes import Processes
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
-from vitslim.trunk import is_converted, trunk_of
+from vitslim.trunk import at_plan_size, is_converted, tokens_at_grid, trunk_of
 
 MAX_WEIGHT = 1e6  # of a part of the loss
 
@@ -148,16 +149,26 @@ class _Distillation(nn.Module):
             if config.soft:
                 parts["soft"] = config.soft * soft_loss(logits, teacher_logits, config.temperature)
             if config.tokens:
-                parts["tokens"] = config.tokens * token_loss(tokens, teacher_tokens, config.token_distance)
+                wanted = _at_grid_of(self.student, teacher, teacher_tokens)
+                parts["tokens"] = config.tokens * token_loss(tokens, wanted, config.token_distance)
             if wants_steps:
                 depths = matching_depths(len(steps), len(teacher_steps))
-                matched = [teacher_steps[depth] for depth in depths]
+                matched = [_at_grid_of(self.student, teacher, teacher_steps[depth]) for depth in depths]
                 parts["step_outputs"] = config.step_outputs * step_loss(steps, matched)
         return parts
 
 
+def _at_grid_of(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
+    """A teacher's tokens at the student's patches, where the student's plan has another image size."""
+    if not is_converted(student) or (plan := trunk_of(student).model_plan).image_size == plan.model.image_size:
+        return tokens
+    grid = token_layout(teacher).grid
+    return tokens_at_grid(tokens, plan.model.prefix, (int(grid[0]), int(grid[1])), plan.grid)
+
+
 def _features(model: nn.Module, images: Tensor, wants_steps: bool) -> tuple[Tensor, list[Tensor]]:
     """Final tokens, and the tokens after every step where they are wanted."""
+    images = at_plan_size(model, images)
     if not wants_steps:
         return model.forward_features(images), []  # pyright: ignore[reportCallIssue]
     tokens, outputs = model.forward_intermediates(  # pyright: ignore[reportCallIssue]
@@ -187,8 +198,7 @@ def _trained_end_to_end(student: nn.Module) -> list[nn.Parameter]:
 
 
 def _new_parameters(student: nn.Module) -> list[nn.Parameter]:
-    new = getattr(getattr(student, "blocks", None), "new_parameters", None)
-    return [] if new is None else list(new().values())
+    return list(trunk_of(student).new_parameters().values()) if is_converted(student) else []
 
 
 def _evaluation(
@@ -222,7 +232,8 @@ def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Lo
     faults += faults_of_early_tokens(student, config.early_tokens)
     if faults:
         raise ConfigError("; ".join(faults))
-    outputs = [_probe(model, loader, config.step_outputs > 0) for model in (student, teacher) if model is not None]
+    models = [model for model in (student, teacher) if model is not None]
+    outputs = [_probe(model, student, loader, config.step_outputs > 0) for model in models]
     if len(outputs) == 2:
         _check_outputs(outputs[0], outputs[1], config)
 
@@ -268,8 +279,8 @@ class _Outputs:
     steps: tuple[tuple[int, ...], ...]
 
 
-def _probe(model: nn.Module, loader: Loader, wants_steps: bool) -> _Outputs:
-    """Run one blank image of the loader's size through a model."""
+def _probe(model: nn.Module, student: nn.Module, loader: Loader, wants_steps: bool) -> _Outputs:
+    """Run one blank image of the loader's size through a model; its tokens as they are compared with the student's."""
     parameter = next(model.parameters())
     blank = parameter.new_zeros(1, *loader.image_shape)
     training = model.training
@@ -277,6 +288,7 @@ def _probe(model: nn.Module, loader: Loader, wants_steps: bool) -> _Outputs:
         with torch.no_grad():
             tokens, steps = _features(model.eval(), blank, wants_steps)
             logits: Tensor = model.forward_head(tokens)  # pyright: ignore[reportCallIssue]
+            tokens, *steps = (_at_grid_of(student, model, one) for one in (tokens, *steps))
     except (AssertionError, RuntimeError) as fault:
         raise ConfigError(
             f"{type(model).__name__} does not take images of {'x'.join(map(str, loader.image_shape))} ({fault}); "

@@ -2,22 +2,25 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitslim.data.batch import MAX_EXAMPLES, Batch, Loader
 from vitslim.errors import CheckFailedError, ConfigError, DataError
 from vitslim.models import preprocessing
 from vitslim.progress import Progress, ProgressCallback, silent
-from vitslim.shapes import Result
+from vitslim.shapes import NoneOrMore, Result
 from vitslim.train.finite import fault_of_weights
 from vitslim.train.processes import ALONE, Processes
+from vitslim.trunk import at_plan_size
 
 Precision = Literal["no", "bf16"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 _SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl", "broken")
 
@@ -25,11 +28,11 @@ _SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreeme
 class EvalResult(Result):
     """Shares and means over held-out images; None where labels or a teacher are missing."""
 
-    images: int
-    top1: float | None  # share of images, 0..1, whose best class is the label
-    top5: float | None  # share whose label is among the best five classes, or among all if there are fewer
+    images: NoneOrMore
+    top1: Share | None  # share of images, 0..1, whose best class is the label
+    top5: Share | None  # share whose label is among the best five classes, or among all if there are fewer
     loss: float | None  # mean cross-entropy to the labels
-    agreement: float | None  # share whose best class is the teacher's
+    agreement: Share | None  # share whose best class is the teacher's
     kl: float | None  # mean divergence of the class distribution from the teacher's, nats
     corrupt: int = 0  # images that could not be read and were skipped; they are not among ``images``
     examples: tuple[str, ...] = ()  # names of the first few of them
@@ -106,7 +109,7 @@ def evaluate_all(
 
 def _scores(name: str, model: nn.Module, batch: Batch, loader: Loader) -> Float[Tensor, "b c"]:
     try:
-        return model(batch.images).float()
+        return model(at_plan_size(model, batch.images)).float()
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError) as fault:

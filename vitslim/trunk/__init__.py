@@ -1,21 +1,36 @@
-"""The trunk: a plan of steps in place of a dense model's blocks."""
+"""The trunk: the steps of a plan in place of a dense model's blocks."""
 
-from vitslim.trunk.axes import BoundBlock, DenseMixing, LastLinear, Mixing, TokenRule, Weights
+from vitslim.trunk.axes import (
+    Attention,
+    BoundBlock,
+    DenseAttention,
+    FitBatch,
+    MlpBranch,
+    Regression,
+    TokenRule,
+    Weights,
+    attend_by_operands,
+)
+from vitslim.trunk.build import Site, build, is_converted, plan_of, register_realiser, trunk_of
 from vitslim.trunk.grid import watch_grid_
-from vitslim.trunk.plan import Conversion, Plan, Step, check_reuse, dense_plan, settle_
-from vitslim.trunk.seam import install_trunk_, is_converted, plan_summary, trunk_of
+from vitslim.trunk.merged_tokens import MergedTokens
+from vitslim.trunk.resolution import at_plan_size, tokens_at_grid
+from vitslim.trunk.step import Step
 from vitslim.trunk.stream import Stream, TokenState
 from vitslim.trunk.tokens import SortedTokens
-from vitslim.trunk.trunk import DroppedPart, StepCall, Trunk
+from vitslim.trunk.trunk import Conversion, DroppedPart, StepCall, Trunk
 
 __all__ = [
+    "Attention",
     "BoundBlock",
     "Conversion",
-    "DenseMixing",
+    "DenseAttention",
     "DroppedPart",
-    "LastLinear",
-    "Mixing",
-    "Plan",
+    "FitBatch",
+    "MergedTokens",
+    "MlpBranch",
+    "Regression",
+    "Site",
     "SortedTokens",
     "Step",
     "StepCall",
@@ -24,12 +39,13 @@ __all__ = [
     "TokenState",
     "Trunk",
     "Weights",
-    "check_reuse",
-    "dense_plan",
-    "install_trunk_",
+    "at_plan_size",
+    "attend_by_operands",
+    "build",
     "is_converted",
-    "plan_summary",
-    "settle_",
+    "plan_of",
+    "register_realiser",
+    "tokens_at_grid",
     "trunk_of",
     "watch_grid_",
 ]

@@ -12,7 +12,7 @@ from vitslim.models import Context, TokenLayout
 
 @runtime_checkable
 class TokenState(Protocol):
-    """What the token axis remembers while some tokens wait: who is active, in which order, what the others hold."""
+    """What the token axis remembers while some tokens are inactive: who is active, in which order, what they hold."""
 
     def restore(self, tokens: Tensor) -> Tensor:
         """All n tokens in their natural order, from the active ones and the waiting ones."""
@@ -28,6 +28,10 @@ class TokenState(Protocol):
 
     def select_pairs(self, pairs: Tensor) -> Tensor:
         """Rows and columns of the active tokens, from a bias that broadcasts to (b, h, n, n)."""
+        ...
+
+    def key_bias(self) -> Tensor | None:
+        """What is added to the scores of each active token as a key, (b, 1, 1, m); ``None`` for nothing."""
         ...
 
     def whole_z(self, z: Tensor) -> Tensor:
@@ -48,6 +52,8 @@ class Stream:
         context: keyword arguments that timm gave the block of the present step.
         z: output ẑ of the attention branch of the step before, for the active tokens.
         wants_class_attention: the token axis of the present step asks the mixing for A^[CLS].
+        wants_keys: the token axis of the present step asks for the keys of its attention.
+        keys: those keys, after q/k-norm and rotary positions, (b, h, n, e); gone after the step.
         class_attention: A^[CLS] of the latest step that was asked, shape (b, h, n) over its active tokens.
         token_state: memory of the token axis; ``None`` while all tokens are active in natural order.
         attention_norm: for the token axis, the LayerNorm through which the present step's mixing will read its tokens.
@@ -58,6 +64,8 @@ class Stream:
     context: Context = field(default_factory=dict)
     z: Tensor | None = None
     wants_class_attention: bool = False
+    wants_keys: bool = False
+    keys: Tensor | None = None
     class_attention: Tensor | None = None
     token_state: TokenState | None = None
     attention_norm: nn.LayerNorm | None = None

@@ -25,8 +25,8 @@ class SortedTokens:
     """All tokens in one order: the prefix, the patches that take part, the patches that wait.
 
     With ``shares`` one more token takes part, at the very end: the representative of the waiting ones, their weighted
-    mean. They follow it: what it gains while they wait is added to each. It has no place on the patch grid, hence
-    neither rotary angle nor bias.
+    mean. They follow it, what it gains while they wait is added to each, or stay as they are (``frozen``). It has no
+    place on the patch grid, hence neither rotary angle nor bias.
 
     Args:
         prefix: tokens at the front that are no patches; they always take part.
@@ -35,6 +35,7 @@ class SortedTokens:
         waiting: the tokens at the last places; ``None`` when all take part.
         waiting_z: ẑ of the waiting tokens, kept up where the next step asks for ẑ.
         shares: weight of each waiting token in the representative; the rows sum to 1.
+        frozen: the waiting tokens stay as they were when they left, whatever the representative gains.
     """
 
     prefix: int
@@ -43,6 +44,7 @@ class SortedTokens:
     waiting: Float[Tensor, "b w d"] | None = None
     waiting_z: Float[Tensor, "b w d"] | None = None
     shares: Float[Tensor, "b w"] | None = None
+    frozen: bool = False
 
     def join(
         self, tokens: Float[Tensor, "b m d"], z: Float[Tensor, "b m d"] | None
@@ -108,18 +110,7 @@ class SortedTokens:
         """
         if self.order is None:
             return context
-        unknown = [name for name, value in context.items() if _is_unknown(name, value)]
-        if unknown:
-            raise ConfigError(f"the blocks got {', '.join(unknown)}, which vitslim cannot sort along with the tokens")
-        selected: dict[str, Any] = dict(context)
-        if context.get("rope") is not None:
-            selected["rope"] = self._select_rope(self.order, context["rope"])
-        for name in _PAIRS:
-            if context.get(name) is not None:
-                selected[name] = self.select_pairs(context[name])
-        if context.get("is_causal"):
-            selected.update(is_causal=False, attn_mask=self._causal_mask(self.order))
-        return selected
+        return context_at(context, self._active(self.order), self.prefix, represented=self.shares is not None)
 
     def active_places(self) -> Int[Tensor, "b m"] | None:
         """The natural index of each active token, the representative left out; ``None`` is the natural order."""
@@ -129,20 +120,19 @@ class SortedTokens:
         """Rows and columns of the active tokens, from a mask or bias that broadcasts to (b, h, n, n)."""
         if self.order is None:
             return pairs
-        pairs = pairs.reshape((1,) * (4 - pairs.ndim) + pairs.shape)
-        picked = take_pairs(pairs, self._active(self.order))
-        if self.shares is None:
-            return picked
-        # The representative is seen by all and sees all.
-        rows = int(picked.shape[2] > 1)
-        return F.pad(picked, (0, 1, 0, rows), value=True if picked.dtype == torch.bool else 0.0)
+        return pairs_at(pairs, self._active(self.order), represented=self.shares is not None)
+
+    def key_bias(self) -> None:
+        """Nothing: every token counts as one key."""
 
     def _parts(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The active tokens and the waiting ones, in this order."""
         if self.waiting is None or self.shares is None:
             return tokens, self.waiting
+        if self.frozen:
+            return tokens[:, :-1], self.waiting
         # x_j ← x_j + (what r gained in all branches while x_j waited)
-        gained = tokens[:, -1:] - _mean(self.waiting, self.shares)
+        gained = tokens[:, -1:] - weighted_mean(self.waiting, self.shares)
         return tokens[:, :-1], self.waiting + gained
 
     def _z_parts(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -157,36 +147,70 @@ class SortedTokens:
         return _together(active, waiting) if self.order is None else put_back(active, waiting, self.order)
 
     def _represented(self, active: Tensor, waiting: Tensor) -> Tensor:
-        return active if self.shares is None else torch.cat([active, _mean(waiting, self.shares)], dim=1)
+        return active if self.shares is None else torch.cat([active, weighted_mean(waiting, self.shares)], dim=1)
 
     def _active(self, order: Tensor) -> Tensor:
         return order if self.waiting is None else order[:, : order.shape[1] - self.waiting.shape[1]]
 
-    def _select_rope(self, order: Tensor, rope: Shaped[Tensor, "*shared p f"]) -> Shaped[Tensor, "b h k f"]:
-        """(sin, cos) of the active patches, from one table, one per head or one per image."""
-        patches = self._active(order)[:, self.prefix :] - self.prefix
-        table = rope.reshape((1,) * (4 - rope.ndim) + rope.shape)
-        if table.shape[0] == 1:
-            angles = take_shared(table[0], patches)
-        else:
-            angles = table.take_along_dim(patches[:, None, :, None], dim=2)
-        if self.shares is None:
-            return angles
-        sine, cosine = angles[:, :, :1].chunk(2, dim=-1)
-        unturned = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
-        return torch.cat([angles, unturned], dim=2)
 
-    def _causal_mask(self, order: Tensor) -> Tensor:
-        places = self._active(order).unsqueeze(1)
-        seen = places.unsqueeze(3) >= places.unsqueeze(2)
-        return seen if self.shares is None else F.pad(seen, (0, 1, 0, 1), value=True)
+def context_at(context: Context, places: Int[Tensor, "b m"], prefix: int, *, represented: bool = False) -> Context:
+    """A block's keyword arguments for the tokens of some natural indices.
+
+    Args:
+        places: the prefix first.
+        represented: one more token, without a place on the grid, follows them.
+
+    Raises:
+        ConfigError: a tensor of unknown meaning; it might belong to the tokens.
+    """
+    unknown = [name for name, value in context.items() if _is_unknown(name, value)]
+    if unknown:
+        raise ConfigError(f"the blocks got {', '.join(unknown)}, which vitslim cannot sort along with the tokens")
+    selected: dict[str, Any] = dict(context)
+    if context.get("rope") is not None:
+        selected["rope"] = _rope_at(context["rope"], places[:, prefix:] - prefix, represented)
+    for name in _PAIRS:
+        if context.get(name) is not None:
+            selected[name] = pairs_at(context[name], places, represented=represented)
+    if context.get("is_causal"):
+        earlier = places[:, None, :, None] >= places[:, None, None, :]
+        mask = F.pad(earlier, (0, 1, 0, 1), value=True) if represented else earlier
+        selected.update(is_causal=False, attn_mask=mask)
+    return selected
+
+
+def pairs_at(pairs: Tensor, places: Int[Tensor, "b m"], *, represented: bool = False) -> Tensor:
+    """Rows and columns of some tokens, from a mask or bias that broadcasts to (b, h, n, n)."""
+    picked = take_pairs(pairs.reshape((1,) * (4 - pairs.ndim) + pairs.shape), places)
+    if not represented:
+        return picked
+    # The representative is seen by all and sees all.
+    rows = int(picked.shape[2] > 1)
+    return F.pad(picked, (0, 1, 0, rows), value=True if picked.dtype == torch.bool else 0.0)
+
+
+def _rope_at(
+    rope: Shaped[Tensor, "*shared p f"], patches: Int[Tensor, "b k"], represented: bool
+) -> Shaped[Tensor, "b h m f"]:
+    """(sin, cos) of some patches, from one table, one per head or one per image."""
+    table = rope.reshape((1,) * (4 - rope.ndim) + rope.shape)
+    if table.shape[0] == 1:
+        angles = take_shared(table[0], patches)
+    else:
+        angles = table.take_along_dim(patches[:, None, :, None], dim=2)
+    if not represented:
+        return angles
+    sine, cosine = angles[:, :, :1].chunk(2, dim=-1)
+    unturned = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
+    return torch.cat([angles, unturned], dim=2)
 
 
 def _together(active: Tensor, waiting: Tensor | None) -> Tensor:
     return active if waiting is None else torch.cat([active, waiting], dim=1)
 
 
-def _mean(rows: Tensor, shares: Tensor) -> Tensor:
+def weighted_mean(rows: Float[Tensor, "b w d"], shares: Float[Tensor, "b w"]) -> Float[Tensor, "b 1 d"]:
+    """One token for several, by shares that sum to 1."""
     # r = Σ_j share_j x_j; no matrix product, which autocast would round
     return (shares.to(rows.dtype).unsqueeze(2) * rows).sum(dim=1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""The module that stands where timm's blocks stood, walking a plan.
+"""The module that stands where timm's blocks stood, running a plan.
 
 timm meets its blocks in four ways, and the trunk serves each: it calls them at once (``self.blocks(x)``), loops over
 them with keyword arguments, checkpoints them one by one, or slices the front part. Callers that loop receive *step
@@ -9,8 +9,8 @@ loop. Nothing is parked on a module.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
@@ -19,11 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
+from vitslim.plans import ModelPlan, check, places
 from vitslim.shapes import Count
-from vitslim.trunk.axes import Axis, BoundBlock, LastLinear, Weights
+from vitslim.trunk.axes import AxisModule, BoundBlock
 from vitslim.trunk.grid import take_grid
-from vitslim.trunk.plan import Conversion, Plan, Step, settle_
+from vitslim.trunk.step import Step
 from vitslim.trunk.stream import Stream
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One entry of a model's history: the method's name and the options it was given, as plain data."""
+
+    method: str
+    options: Mapping[str, Any]
 
 
 class DroppedPart(nn.Module):
@@ -40,33 +49,51 @@ class Trunk(nn.Module):
     """All steps of a converted model; registered as ``model.blocks``.
 
     Pretrained parameters keep timm's names (``blocks.3.mlp.fc1.weight``), new ones are called
-    ``blocks.steps.3.mixing...``. Parameters that no step uses are gone.
+    ``blocks.steps.3.attention...``. Parameters that no step uses are gone.
 
     Args:
-        plan: the steps and the blocks they run.
+        plan: what the steps were built from.
+        steps: one module per step of the plan.
+        blocks: by the index under which they are registered (``Step.home``).
+        adapter: speaks to the blocks.
         patch_embed: the model's patch embedding, read for the grid only: ``set_input_size`` changes it, and so does
             every image where the model's size is dynamic.
-        base: how the dense model is built, for saving; ``None`` where it cannot be told.
     """
 
-    def __init__(self, plan: Plan, patch_embed: nn.Module, base: BaseModel | None) -> None:
+    history: tuple[Conversion, ...]
+    base: BaseModel | None
+    """How the dense model is built, for saving; ``None`` where it cannot be told."""
+
+    def __init__(
+        self,
+        plan: ModelPlan,
+        steps: Sequence[Step],
+        blocks: Mapping[int, nn.Module],
+        adapter: BlockAdapter,
+        patch_embed: nn.Module,
+    ) -> None:
         super().__init__()
-        for index in sorted({step.block for step in plan.steps}):
-            self.add_module(str(index), plan.blocks[index])
-        self.steps = nn.ModuleList(plan.steps)
-        self.adapter: BlockAdapter = plan.adapter
-        self.width = plan.width
-        self.history: tuple[Conversion, ...] = plan.history
-        self.base = base
+        for index in sorted(blocks):
+            self.add_module(str(index), blocks[index])
+        self.steps = nn.ModuleList(steps)
+        self.adapter = adapter
+        self.history, self.base = (), None
         self.grad_checkpointing = False
+        self._plan = plan
         # In a tuple, so that it is not registered twice; the model owns it.
         self._patch_embed: tuple[nn.Module] = (patch_embed,)
 
     @property
-    def plan(self) -> Plan:
-        """The plan as it stands, sharing this trunk's modules."""
-        blocks = {step.block: self.block_of(step) for step in self._steps()}
-        return Plan(self.adapter, self.layout, self.width, blocks, tuple(self._steps()), self.history)
+    def model_plan(self) -> ModelPlan:
+        """The plan, at the model's present image size."""
+        embed: Any = self._patch_embed[0]
+        size = (int(embed.img_size[0]), int(embed.img_size[1]))
+        return self._plan if size == self._plan.image_size else self._plan.model_copy(update={"image_size": size})
+
+    @property
+    def width(self) -> int:
+        """Embedding dimension d."""
+        return self._plan.model.width
 
     @property
     def layout(self) -> TokenLayout:
@@ -75,9 +102,9 @@ class Trunk(nn.Module):
         return TokenLayout(self.adapter.prefix, (int(grid[0]), int(grid[1])))
 
     def forward(self, tokens: Tensor, **context: Any) -> Tensor:
-        """Walk all steps: (b, n, d) tokens in natural order in and out."""
+        """Run all steps: (b, n, d) tokens in natural order in and out."""
         stream = self.start(tokens)
-        for step in self._steps():
+        for step in self.all_steps():
             if self.grad_checkpointing and torch.is_grad_enabled():
                 handed = handed_to(step, stream)
                 tokens, stream = checkpoint(self.take, step, tokens, handed, context, use_reentrant=False)
@@ -93,7 +120,7 @@ class Trunk(nn.Module):
         self.grad_checkpointing = enable
 
     def start(self, tokens: Tensor) -> Stream:
-        """The stream at the beginning of a walk."""
+        """The stream at the beginning of a forward."""
         return Stream(layout=self._layout_of(tokens.shape[1], take_grid(self._patch_embed[0])))
 
     def take(self, step: Step, tokens: Tensor, stream: Stream, context: Context) -> tuple[Tensor, Stream]:
@@ -103,7 +130,7 @@ class Trunk(nn.Module):
 
     def block_of(self, step: Step) -> nn.Module:
         """The block whose weights a step runs."""
-        return self.get_submodule(str(step.block))
+        return self.get_submodule(str(step.home))
 
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that the dense model did not have, by their name within the trunk."""
@@ -114,43 +141,42 @@ class Trunk(nn.Module):
         return {
             f"{name}.{own}": parameter
             for name, axis in self.named_modules()
-            if isinstance(axis, Axis) and axis.fitted_apart
+            if isinstance(axis, AxisModule) and axis.fitted_apart
             for own, parameter in axis.named_parameters()
         }
 
     @property
     def needs_one_size(self) -> dict[str, str]:
         """What keeps a file of this model to one image size, and why: by the words that describe each choice."""
-        axes = (axis for step in self._steps() for axis in (step.mixing, step.tokens, step.weights))
-        return {axis.describe(): axis.needs_one_size for axis in axes if axis.needs_one_size}
+        choices = (choice for step in self._plan.steps for choice in (step.attention, step.tokens))
+        return {choice.describe(): choice.fixed_size for choice in choices if choice.fixed_size}
 
     @property
     def chooses(self) -> bool:
         """Whether some step picks tokens or keys by comparing numbers."""
-        return any(axis.chooses for step in self._steps() for axis in (step.mixing, step.tokens))
+        return any(step.attention.picks or step.tokens.picks for step in self._plan.steps)
 
     @property
     def has_early_form(self) -> bool:
         """Whether some step's method chooses tokens in another way early in training."""
-        return any(step.tokens.has_early_form for step in self._steps())
+        return any(step.tokens.early() != step.tokens for step in self._plan.steps)
 
     def choose_early_(self, early: bool) -> None:
         """Choose tokens as the methods do early in training, or as they do from then on; weights stay.
 
-        It is a matter of a training, so the history knows nothing of it: a model is saved and loaded in its last form.
+        It is a matter of a training, so the plan knows nothing of it: a model is saved and loaded in its last form.
 
         Raises:
             ConfigError: a step could not run in that form; nothing has changed then.
         """
-        steps = self._steps()
-        for step in steps:
-            step.tokens.choose_early_(early)
-        try:
-            settle_(steps)
-        except ConfigError:
-            for step in steps:
-                step.tokens.choose_early_(not early)
-            raise
+        plan = self.model_plan
+        if early:
+            plan = plan.with_steps({i: step.but(tokens=step.tokens.early()) for i, step in enumerate(plan.steps)})
+            errors = check(plan)
+            if errors:
+                raise ConfigError("; ".join(errors))
+        for step, place in zip(self.all_steps(), places(plan), strict=True):
+            step.tokens.choice, step.wants_row = place.step.tokens, place.class_row
 
     def local_loss(self, dense: DenseTrace) -> dict[int, Tensor]:
         """Teacher-forced, layer-local imitation losses, one scalar for every step with something to fit.
@@ -158,46 +184,15 @@ class Trunk(nn.Module):
         Every new module reads what the dense model itself computed, so that no gradient flows between steps and all of
         them are fitted at once.
         """
-        losses = {index: step.local_loss(dense) for index, step in enumerate(self._steps())}
+        losses = {index: step.local_loss(dense) for index, step in enumerate(self.all_steps())}
         return {index: loss for index, loss in losses.items() if loss is not None}
-
-    def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
-        """Regressions that fit the last layers of new modules in closed form; the same order for every trace."""
-        return [found for step in self._steps() for found in step.last_linears(dense)]
-
-    def summary(self) -> list[dict[str, Any]]:
-        """The plan as plain data, one row per step: in words, and in typed fields for whatever reads it.
-
-        ``attention`` is the kind of attention, ``kept`` of ``of`` patches take part, ``shares_with`` is the first step
-        that runs the same block, ``converted`` whether the step differs at all from timm's block.
-        """
-        steps = self._steps()
-        first = {step.block: index for index, step in reversed(list(enumerate(steps)))}
-        return [self._row(index, step, first[step.block]) for index, step in enumerate(steps)]
-
-    def _row(self, index: int, step: Step, first: int) -> dict[str, Any]:
-        kept, patches = step.tokens.patches_kept(self.layout), self.layout.patches
-        attention, shares = step.mixing.attention, first < index
-        return {
-            "step": index,
-            "block": step.block,
-            "mixing": step.mixing.describe(),
-            "tokens": step.tokens.describe_for(self.layout),
-            "weights": step.weights.describe(),
-            "parameters": sum(p.numel() for p in (*self.block_of(step).parameters(), *step.parameters())),
-            "attention": attention,
-            "kept": kept,
-            "of": patches,
-            "shares_with": first if shares else None,
-            "converted": attention != "dense" or kept < patches or shares or type(step.weights) is not Weights,
-        }
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[StepCall]:
-        walk = _Walk(self)
-        return iter([StepCall(walk, index) for index in range(len(self))])
+        loop = _Loop(self)
+        return iter([StepCall(loop, index) for index in range(len(self))])
 
     @overload
     def __getitem__(self, index: int) -> nn.Module: ...
@@ -206,14 +201,18 @@ class Trunk(nn.Module):
     def __getitem__(self, index: int | slice) -> nn.Module | Trunk:
         """A slice is a trunk of the front steps; a number is the block that the step runs, as the step sees it."""
         if isinstance(index, int):
-            step = self._steps()[index]
+            step = self.all_steps()[index]
             return step.seen(BoundBlock(self.adapter, self.block_of(step)))
         if index.start not in (None, 0) or index.step not in (None, 1):
             raise ConfigError(f"blocks[{index.start}:{index.stop}:{index.step}]: a trunk can only be cut at its end")
-        plan = self.plan
-        return Trunk(replace(plan, steps=plan.steps[index]), self._patch_embed[0], None)
+        steps = self.all_steps()[index]
+        plan = self._plan.model_copy(update={"steps": self._plan.steps[index]})
+        return Trunk(
+            plan, steps, {step.home: self.block_of(step) for step in steps}, self.adapter, self._patch_embed[0]
+        )
 
-    def _steps(self) -> list[Step]:
+    def all_steps(self) -> list[Step]:
+        """The steps in order."""
         return list(self.steps)  # pyright: ignore[reportReturnType]
 
     def _layout_of(self, tokens: Count, noted: tuple[Count, Count] | None) -> TokenLayout:
@@ -233,22 +232,22 @@ class Trunk(nn.Module):
 
 
 class StepCall:
-    """One step of one loop, for callers that walk by themselves; other attributes are the block's."""
+    """One step of one loop, for callers that loop by themselves; other attributes are the block's."""
 
-    def __init__(self, walk: _Walk, index: int) -> None:
-        self._walk = walk
+    def __init__(self, loop: _Loop, index: int) -> None:
+        self._loop = loop
         self._index = index
 
     def __call__(self, tokens: Tensor, **context: Any) -> Tensor:
-        return self._walk.take(self._index, tokens, context)
+        return self._loop.take(self._index, tokens, context)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._walk.trunk[self._index], name)
+        return getattr(self._loop.trunk[self._index], name)
 
 
-class _Walk:
+class _Loop:
     """The stream of one loop. A step that is run again, as gradient checkpointing does, finds the stream it had."""
 
     def __init__(self, trunk: Trunk) -> None:
@@ -263,7 +262,7 @@ class _Walk:
         if index < self.done:
             return self._again(index, step, tokens, context)
         if index > self.done:
-            raise ConfigError(f"step {index} was called before step {self.done}; steps of a trunk are walked in order")
+            raise ConfigError(f"step {index} was called before step {self.done}; steps of a trunk are called in order")
         stream = self.trunk.start(tokens) if self.stream is None else self.stream
         active = self.active
         if torch.is_grad_enabled():
@@ -279,7 +278,7 @@ class _Walk:
     def _again(self, index: int, step: Step, tokens: Tensor, context: Mapping[str, Any]) -> Tensor:
         if index not in self.entries:
             raise ConfigError(
-                f"step {index} was called twice in one walk; iterate over the blocks anew for each forward"
+                f"step {index} was called twice in one loop; iterate over the blocks anew for each forward"
             )
         active, stream = self.entries[index]
         taken, stream = self.trunk.take(step, tokens if active is None else active, stream, context)
@@ -288,17 +287,4 @@ class _Walk:
 
 def handed_to(step: Step, stream: Stream) -> Stream:
     """The stream as a step reads it; what waits for a backward pass then holds no ẑ that nobody wants."""
-    return stream if step.mixing.reads_z else replace(stream, z=None)
-
-
-def drop_unused_(plan: Plan) -> None:
-    """Take the attention out of every block that no step attends with, and of what steps see in its place."""
-    attending: set[nn.Module] = set()
-    idle: set[nn.Module] = set()
-    for step in plan.steps:
-        block = plan.blocks[step.block]
-        seen = {block, step.seen(BoundBlock(plan.adapter, block))}
-        (attending if step.mixing.uses_attention else idle).update(seen)
-    for block in idle - attending:
-        for part in plan.adapter.attention_parts:
-            setattr(block, part, DroppedPart())
+    return stream if step.plan.attention.reads_z else replace(stream, z=None)

@@ -13,10 +13,10 @@ from vitslim.kernels.triton import key_choice
 
 # A basis for all images or one for each, with tiles of one patch, whose strongest the kernel takes, and of several.
 SIZES = [
-    (37, 5, 1, 1, 9, 3, False),
-    (37, 17, 5, 2, 20, 4, True),
-    (32, 3, 4, 0, 31, 9, False),
-    (16, 4, 1, 0, 1, 1, True),
+    (37, 17, 1, 1, 9, 3, False),
+    (32, 3, 4, 0, 31, 9, True),
+    pytest.param(37, 17, 5, 2, 20, 4, True, marks=pytest.mark.slow),
+    pytest.param(16, 4, 1, 0, 1, 1, True, marks=pytest.mark.slow),
 ]
 NAMES = ("tokens", "directions", "tile", "prefix", "keys", "top", "own_basis")
 
@@ -52,11 +52,10 @@ def test_exact_scores_give_exactly_the_reference_s_keys_and_bits(
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_near_equals_change_places_with_the_reference(dtype: torch.dtype, device: str) -> None:
+def test_only_near_equals_change_places_with_the_reference(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
     coefficients = torch.rand(1, 1, 9, 12, generator=generator).softmax(dim=-1).to(device)
-    basis = torch.rand(12, 41, generator=generator).to(device, dtype)
+    basis = torch.rand(12, 41, generator=generator).to(device, torch.bfloat16)
     chosen = key_choice.kept_keys(coefficients, basis, 4, 10, 1, 1)
     expected = strongest_keys(coefficients, basis, 4, 10, 1, 1)
     scores = (strongest_sums(coefficients, 4).double() @ basis.double()).index_fill(-1, torch.tensor([0]).to(device), 9)

@@ -4,25 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close
+from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close, sizes_in_types
 from vitslim.kernels.normed_selection import plain_gradients, plain_taken_apart_normed
 
 pytest.importorskip("triton")
 from vitslim.kernels.triton import normed_selection
 
 EPS = 1e-6
-SIZES = pytest.mark.parametrize(
-    ("count", "cut", "ahead", "width"),
-    [
-        (17, 17, 9, 12),  # all in one part
-        (17, 9, 5, 260),
-        (17, 5, 17, 1),  # nobody waits
-        (5, 2, 1, 2500),  # a program for each row
-        pytest.param(4097, 2049, 1025, 768, marks=pytest.mark.gpu),
-    ],
-)
 # Tokens and norm: one type, or as under autocast.
-TYPES = pytest.mark.parametrize(("dtype", "norm"), [*((one, one) for one in DTYPES), (torch.bfloat16, torch.float32)])
+TYPES = [*((one, one) for one in DTYPES), (torch.bfloat16, torch.float32)]
+SIZES = [
+    (17, 17, 9, 12),  # all in one part
+    (17, 5, 17, 1),  # nobody waits
+    (5, 2, 1, 2500),  # a program for each row
+    (17, 9, 5, 260),
+]
+CASES = pytest.mark.parametrize(("size", "types", "device"), sizes_in_types(SIZES, [(4097, 2049, 1025, 768)], TYPES))
 
 
 def shuffled(images: int, count: int, device: str) -> Tensor:
@@ -34,12 +31,11 @@ def affine(width: int, norm: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@TYPES
-@SIZES
+@CASES
 def test_moves_are_exact_and_the_norm_is_close(
-    count: int, cut: int, ahead: int, width: int, dtype: torch.dtype, norm: torch.dtype, device: str
+    size: tuple[int, ...], types: tuple[torch.dtype, torch.dtype], device: str
 ) -> None:
+    (count, cut, ahead, width), (dtype, norm) = size, types
     # Rows far from zero, whose variance a difference of squares would lose.
     wide = drawn(2, count, width + 3, dtype=dtype, device=device) + 8.0
     first, second, places = wide[:, :cut, 2:-1], wide[:, cut:, 2:-1], shuffled(2, count, device)
@@ -53,12 +49,11 @@ def test_moves_are_exact_and_the_norm_is_close(
     require_close(normed, exact[2])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@TYPES
-@SIZES
+@CASES
 def test_gradients_come_from_both_outputs(
-    count: int, cut: int, ahead: int, width: int, dtype: torch.dtype, norm: torch.dtype, device: str
+    size: tuple[int, ...], types: tuple[torch.dtype, torch.dtype], device: str
 ) -> None:
+    (count, cut, ahead, width), (dtype, norm) = size, types
     active, active_grad = (drawn(2, ahead, width, dtype=dtype, device=device, seed=seed) for seed in (0, 5))
     waiting_grad = drawn(2, count - ahead, width, dtype=dtype, device=device, seed=6)
     # Not dense, as behind a slice.

@@ -13,7 +13,7 @@ from vitslim.bench.session import Candidate, RunConfig, candidates
 from vitslim.bench.suite import DENSE, SMALLER, Case, Kind
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.suite.preset import Competitor, SuitePreset
 
 

@@ -15,7 +15,7 @@ from vitslim.bench.nvml import open_nvml
 from vitslim.bench.peaks import measure_peaks
 from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.roofline import MeasuredPeaks, count_traffic, roofline_point
-from vitslim.bench.session import ON_GPU, Candidate, Meter, RunConfig, Session
+from vitslim.bench.session import Candidate, Meter, RunConfig, Session, facts_of
 from vitslim.bench.suite import DENSE, Case, SuiteRow
 from vitslim.errors import MissingDependencyError
 from vitslim.pipeline.suite.competitors import kind_of, open_competitors
@@ -40,8 +40,6 @@ def measure_case(case: Case, preset: SuitePreset, seconds: float | None, progres
 
 
 def _measure_models(case: Case, preset: SuitePreset, device: torch.device) -> dict[str, Any]:
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
 
     _require_backend(case, device)
     meter, notes = _meter(device, preset)
@@ -57,8 +55,6 @@ def _measure_models(case: Case, preset: SuitePreset, device: torch.device) -> di
         warmup=preset.warmup,
         seconds=preset.seconds,
         device="cuda" if device.type == "cuda" else "cpu",
-        exporter=export_onnx,
-        engine_exporter=export_engine,
         meter=meter,
     )
     config = RunConfig(case.backend, case.precision)
@@ -97,7 +93,7 @@ def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> d
 
 def _require_backend(case: Case, device: torch.device) -> None:
     """Refuse a backend that is not here before models are built and exported for it."""
-    if case.backend in ON_GPU and device.type != "cuda":
+    if facts_of(case.backend).needs_gpu and device.type != "cuda":
         raise MissingDependencyError(f"{case.backend} runs on a GPU, this preset measures the CPU")
     if case.backend == "ort" and device.type == "cuda":
         import onnxruntime

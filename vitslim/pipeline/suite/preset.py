@@ -12,11 +12,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
-from vitslim.bench.session import IN_TORCH, Backend
+from vitslim.bench.session import Backend, facts_of
 from vitslim.bench.suite import DENSE, SMALLER, Case, GainTarget
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
-from vitslim.methods import method_named
+from vitslim.methods import METHODS
 from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
@@ -65,7 +65,7 @@ class Competitor(Config):
             if "method" not in entry:
                 raise ValueError(f"{entry} names no method")
             try:
-                method_named(str(entry["method"]))
+                METHODS.get(str(entry["method"]))
             except ConfigError as error:
                 raise ValueError(str(error)) from None
         return convert
@@ -172,7 +172,7 @@ class SuitePreset(Timing):
         for target in self.targets:
             if target.max_loss is not None:
                 raise _refusal(target, "max_loss is of the accuracy benchmark, the suite trains nothing")
-            if target.of == "memory" and (target.backend not in IN_TORCH or not self.device.startswith("cuda")):
+            if target.of == "memory" and (not facts_of(target.backend).in_torch or not self.device.startswith("cuda")):
                 raise _refusal(target, "of='memory', which is read where torch runs on a GPU alone")
             if target.kernel and target.of != "speed":
                 raise _refusal(target, f"of={target.of!r}, but kernels are timed alone")

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from vitslim.bench.suite import ATTEMPTS, Outcome
 from vitslim.errors import ConfigError, MissingDependencyError, VitslimError
 from vitslim.files import read_json, write_json
+from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.process import Work, attempt, run_in_child
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
 
 _MORE_TIME = 1.2  # times what a case had that was stopped

@@ -24,17 +24,17 @@ from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
-from vitslim.models import open_model, preprocessing
+from vitslim.models import init_from_scratch_, preprocessing
+from vitslim.opening import open_model
+from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.competitors import kind_of
 from vitslim.pipeline.suite.preset import CONTROL, TEACHER, AccuracyPreset, ModelEntry
 from vitslim.pipeline.suite.process import PausedError
 from vitslim.pipeline.suite.runner import digest_of
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.runtime.versions import library_versions
 from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_start
 from vitslim.train.settings import resolve_precision
-from vitslim.train.start import start_from_scratch_
 
 BEGUN_FILE = "begun.json"
 _LIBRARIES = ("torch", "timm", "vitslim")
@@ -148,7 +148,7 @@ class _Trainer:
         options: dict[str, Any] = {"img_size": task.image_size, "num_classes": task.classes, **entry.options}
         with seeded(task.seed):
             model = open_model(entry.name or "builtin", pretrained=False, **options)
-        model = start_from_scratch_(model, task.seed).to(self._device)
+        model = init_from_scratch_(model, task.seed).to(self._device)
         return model, self._distill(model, None, self.preset.teacher, folder, stage)
 
     def _finish(self, model: nn.Module, trained: TrainResult, reference: nn.Module | None) -> dict[str, Any]:

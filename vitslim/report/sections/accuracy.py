@@ -1,84 +1,64 @@
-"""Section: accuracy of student, teacher and control."""
+"""Section: accuracy of student, teacher and fine-tuned baseline."""
 
-from vitslim.report.commands import eval_command
-from vitslim.report.documents import Evaluation, ImageInput, Metrics
-from vitslim.report.markup import Markup, element, join, paragraph, table
+from collections.abc import Mapping
+
+from vitslim.report.commands import command
+from vitslim.report.content import Cell, Note, Piece, Table, absent, facts
 from vitslim.report.numbers import ABSENT, digits, fixed, half_width, percent, points, whole
 from vitslim.report.parts import ReportParts
-from vitslim.report.sections.absent import absent
+from vitslim.train import EvalResult
 
-NAMES = {
+_NAMES = {
     "teacher": "Teacher, dense",
-    "dense_control": "Dense control, trained like the student",
+    "dense_control": "Dense model, trained like the student",
     "student": "Student",
 }
+_HEADER = ("Model", "Images", "Top-1", "±", "Against teacher", "Top-5", "Agreement with teacher", "KL to teacher, nats")
 
 
-def accuracy(parts: ReportParts) -> Markup:
+def accuracy(parts: ReportParts) -> list[Piece]:
     """A table of the evaluated models and what may be concluded from it."""
-    found = _evaluations(parts.metrics) if parts.metrics else {}
+    found = {role: parts.metrics[role] for role in _NAMES if role in parts.metrics}
     if not found:
-        return join([absent("Not measured", eval_command(parts)), *image_input(parts)])
-    header = (
-        "Model",
-        "Images",
-        "Top-1",
-        "±",
-        "Against teacher",
-        "Top-5",
-        "Agreement with teacher",
-        "KL to teacher, nats",
-    )
+        return [absent("Not measured", command(parts, "eval")), *_image_input(parts)]
     teacher = found.get("teacher")
-    rows = [_row(NAMES[key], one, None if key == "teacher" else teacher) for key, one in found.items()]
+    rows = [_row(_NAMES[role], one, None if role == "teacher" else teacher) for role, one in found.items()]
     caption = "± is half of the 95 % interval that this number of images allows."
-    pieces = [paragraph(_conclusion(found)), table(caption, header, rows), *_skipped(found), *image_input(parts)]
-    return join(pieces)
+    table = Table(caption, _HEADER, rows)
+    return [Note(_conclusion(found)), table, *_skipped(found), *_image_input(parts)]
 
 
-def image_input(parts: ReportParts) -> list[Markup]:
+def _image_input(parts: ReportParts) -> list[Piece]:
     """How images become the model's input; what nobody stated is marked."""
-    found = parts.config.input if parts.config else ImageInput()
-    facts = {
+    if parts.config is None:
+        return []
+    found = parts.config.input
+    values = {
         "image size, pixels": ("image_size", "×".join(map(str, found.image_size))),
         "mean": ("mean", ", ".join(digits(value, 4) for value in found.mean)),
         "standard deviation": ("std", ", ".join(digits(value, 4) for value in found.std)),
-        "interpolation": ("interpolation", found.interpolation or ""),
-        "centre crop, share": ("crop_pct", digits(found.crop_pct, 4) if found.crop_pct is not None else ""),
+        "interpolation": ("interpolation", found.interpolation),
+        "centre crop, share": ("crop_pct", digits(found.crop_pct, 4)),
     }
-    rows = [
-        [name, join([value, element("strong", " (assumed)", class_="bad")]) if key in found.assumed else value]
-        for name, (key, value) in facts.items()
-        if value
-    ]
-    if not rows:
-        return []
-    note = (
-        [paragraph("Assumed: nobody stated it, so it may not be what the model was trained with.", class_="absent")]
-        if found.assumed
-        else []
-    )
-    title = "How images become the model’s input."
-    return [element("div", table(title, ("Setting", "Value"), rows, text_columns=2), class_="facts"), *note]
+    rows = {
+        name: Cell(f"{value} (assumed)", "bad") if key in found.assumed else Cell(value)
+        for name, (key, value) in values.items()
+    }
+    note = "Assumed: nobody stated it, so it may not be what the model was trained with."
+    return [*facts("How images become the model’s input.", rows), *([Note(note, "absent")] if found.assumed else [])]
 
 
-def _skipped(found: dict[str, Evaluation]) -> list[Markup]:
+def _skipped(found: Mapping[str, EvalResult]) -> list[Piece]:
     """How many images could not be read; all models see the same ones."""
     worst = max(found.values(), key=lambda one: one.corrupt)
     if not worst.corrupt:
         return []
     named = f" ({', '.join(worst.examples)}{', …' if worst.corrupt > len(worst.examples) else ''})"
     count = "1 image" if worst.corrupt == 1 else f"{whole(worst.corrupt)} images"
-    sentence = f"Left out because unreadable: {count}{named if worst.examples else ''}."
-    return [paragraph(sentence, class_="absent")]
+    return [Note(f"Left out because unreadable: {count}{named if worst.examples else ''}.", "absent")]
 
 
-def _evaluations(metrics: Metrics) -> dict[str, Evaluation]:
-    entries = {"teacher": metrics.teacher, "dense_control": metrics.dense_control, "student": metrics.student}
-    return {key: one for key, one in entries.items() if one is not None}
-
-
-def _row(name: str, one: Evaluation, teacher: Evaluation | None) -> list[str]:
+def _row(name: str, one: EvalResult, teacher: EvalResult | None) -> list[str]:
     reference = teacher.top1 if teacher else None
     return [
         name,
@@ -92,8 +72,8 @@ def _row(name: str, one: Evaluation, teacher: Evaluation | None) -> list[str]:
     ]
 
 
-def _conclusion(found: dict[str, Evaluation]) -> str:
-    student, teacher, control = found.get("student"), found.get("teacher"), found.get("dense_control")
+def _conclusion(found: Mapping[str, EvalResult]) -> str:
+    student, teacher, baseline = found.get("student"), found.get("teacher"), found.get("dense_control")
     if student is None:
         return "The student was not evaluated."
     if student.top1 is None:
@@ -101,10 +81,10 @@ def _conclusion(found: dict[str, Evaluation]) -> str:
     sentences: list[str] = []
     if teacher and teacher.top1 is not None:
         sentences.append(_comparison("the teacher", student.top1 - teacher.top1))
-    if control and control.top1 is not None:
-        sentences.append(_comparison("a dense model trained the same way", student.top1 - control.top1))
+    if baseline and baseline.top1 is not None:
+        sentences.append(_comparison("a dense model trained the same way", student.top1 - baseline.top1))
     elif teacher:
-        sentences.append("There is no dense control, so what further training alone would give is not known.")
+        sentences.append("No dense model was trained the same way, so what further training alone gives is not known.")
     return " ".join(sentences) or "Only the student was evaluated."
 
 

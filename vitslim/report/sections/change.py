@@ -1,73 +1,86 @@
 """Section: what was changed, step by step."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
-from vitslim.report.commands import convert_command
-from vitslim.report.documents import Choice, PlanStep
-from vitslim.report.markup import Markup, element, figure, join, paragraph, table
+from vitslim.report.commands import command
+from vitslim.report.content import Note, Piece, Table, absent, pictures
 from vitslim.report.numbers import amount, block_list, plain
-from vitslim.report.parts import ReportParts
-from vitslim.report.sections.absent import absent
-from vitslim.report.strip import plan_key, plan_strip
+from vitslim.report.parts import Choice, ReportParts
+from vitslim.report.plan_figure import plan_picture
+from vitslim.report.plan_rows import PlanRow
 
 
-def change(parts: ReportParts) -> Markup:
+def change(parts: ReportParts) -> list[Piece]:
     """What was chosen, then the plan as a strip of steps and as a table."""
     plan = parts.plan
-    if not plan:
-        is_dense = parts.config is not None and not parts.config.conversions
-        return (
-            paragraph("Nothing: this is a dense model.")
-            if is_dense
-            else absent("Not known, the folder has no plan", convert_command(parts))
-        )
-    is_converted = parts.config is None or bool(parts.config.conversions)
-    choices = [paragraph(choice_sentence(one)) for one in parts.choices]
-    summary = paragraph(_summary(plan, is_converted=is_converted))
-    strip = figure("The plan, from the first step to the last", plan_strip(plan))
-    return join([*choices, summary, strip, plan_key(plan), _plan_table(plan)])
+    if plan is None:
+        if parts.is_dense:
+            return [Note("Nothing: this is a dense model.")]
+        return [absent("Not known, the folder has no plan", command(parts, "convert"))]
+    return [
+        *map(_choice, parts.choices),
+        Note(_summary(plan.rows, plan.depth)),
+        *pictures(plan_picture(plan), columns="one"),
+        _table(plan.rows),
+    ]
 
 
-def choice_sentence(choice: Choice) -> Markup:
+def _choice(choice: Choice) -> Note:
     """What the analysis recommended beside what was used."""
     reason = f": {choice.reason.rstrip('.')}" if choice.reason else ""
+    used, recommended = _value(choice.used), _value(choice.recommended)
     if choice.recommended is None:
-        words = f"used {_value(choice.used)}{reason}."
+        words = f"used {used}{reason}."
     elif choice.recommended == choice.used:
-        words = f"used {_value(choice.used)} as recommended{reason}."
+        words = f"used {used} as recommended{reason}."
     else:
-        words = f"recommended {_value(choice.recommended)}, used {_value(choice.used)}{reason}."
-    return join([element("strong", f"{choice.method}.{choice.option}: "), words])
+        words = f"recommended {recommended}, used {used}{reason}."
+    return Note(words, lead=f"{choice.method}.{choice.option}")
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list) and value and all(type(entry) is int for entry in value):
-        return f"block{'' if len(value) == 1 else 's'} {block_list(value)}"
+    if isinstance(value, list) and value and all(type(entry) is int for entry in cast("list[Any]", value)):
+        blocks = cast("list[int]", value)
+        return f"block{'' if len(blocks) == 1 else 's'} {block_list(blocks)}"
     return "nothing" if value is None else plain(value)
 
 
-def _summary(plan: list[PlanStep], *, is_converted: bool) -> str:
-    blocks = len({step.block for step in plan})
-    attend = [step.attention for step in plan]
-    counted = (
-        (sum(step.reuses for step in plan), "an earlier attention output instead of computing its own", "take"),
-        (attend.count("sparse"), "only to the keys that were chosen for each query", "attend"),
-        (attend.count("sliced"), "within groups of tokens", "attend"),
-        (sum(step.drops_tokens for step in plan), "on a part of the tokens", "run"),
-        (sum(step.shares_with is not None for step in plan), "the weights of an earlier step again", "apply"),
+def _summary(rows: Sequence[PlanRow], depth: int) -> str:
+    named = len({row.block for row in rows})
+    counts = (
+        (depth - named, "block of the dense model is dropped", "blocks of the dense model are dropped"),
+        (_count(rows, "attention", "dense"), "step has another attention", "steps have another attention"),
+        (_count(rows, "mlp", "dense"), "step has another MLP", "steps have another MLP"),
+        (
+            sum(row.tokens.share < 1 for row in rows),
+            "step works on a part of the tokens",
+            "steps work on a part of the tokens",
+        ),
+        (
+            sum(row.shares_with is not None for row in rows),
+            "step applies the weights of an earlier step again",
+            "steps apply the weights of an earlier step again",
+        ),
     )
-    sentences = [f"The model walks {len(plan)} steps over {blocks} blocks."]
-    sentences += [f"{n} of them {verb}{'s' if n == 1 else ''} {what}." for n, what, verb in counted if n]
-    if not any(step.converted for step in plan):
-        again, unchanged = "Every step is an ordinary dense block again.", "All of them are dense: nothing was changed."
-        sentences.append(again if is_converted else unchanged)
-    return " ".join(sentences)
+    found = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number > 0]
+    head = f"{len(rows)} steps over {named} blocks"
+    return f"{head}: {', '.join(found)}." if found else f"{head}, each of them an ordinary dense block."
 
 
-def _plan_table(plan: list[PlanStep]) -> Markup:
-    rows = [
-        [str(step.step), str(step.block), step.mixing, step.tokens, step.weights, amount(step.parameters)]
-        for step in plan
+def _count(rows: Sequence[PlanRow], axis: str, unchanged: str) -> int:
+    return sum(getattr(row, axis).kind != unchanged for row in rows)
+
+
+def _table(rows: Sequence[PlanRow]) -> Table:
+    body = [
+        [
+            *(str(row.step), str(row.block)),
+            *(part.words for part in (row.attention, row.tokens, row.mlp, row.weights)),
+            amount(row.parameters),
+            amount(row.macs, "MAC"),
+        ]
+        for row in rows
     ]
-    header = ("Step", "Block", "Mixing", "Tokens", "Weights", "Parameters")
-    return table("Every step of the plan.", header, rows, text_columns=5)
+    header = ["Step", "Block", "Attention", "Tokens", "MLP", "Weights", "Parameters", "MACs"]
+    return Table("Every step of the plan.", header, body, words=6)

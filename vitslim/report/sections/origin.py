@@ -2,52 +2,44 @@
 
 from typing import Any, cast
 
-from vitslim.report.commands import recipe_command, recipe_of
-from vitslim.report.documents import RunConfig
-from vitslim.report.markup import Markup, element, join, paragraph, table
+from vitslim.checkpoint import SavedModel
+from vitslim.report.commands import command, recipe_of
+from vitslim.report.content import Listing, Note, Piece, absent, facts
 from vitslim.report.numbers import flatten
 from vitslim.report.parts import ReportParts
-from vitslim.report.sections.absent import absent
 
 
-def environment(parts: ReportParts) -> Markup:
+def environment(parts: ReportParts) -> list[Piece]:
     """Hardware and versions as they were recorded."""
-    versions = parts.config.versions if parts.config else {}
-    facts = flatten({"conversion": versions} if versions else {}) | flatten(parts.environment or {})
-    if not facts:
-        return absent("Not recorded; for this machine", "vitslim doctor")
+    versions = {"conversion": parts.config.versions} if parts.config else {}
+    found = flatten(versions) | flatten(dict(parts.environment))
+    if not found:
+        return [absent("Not recorded; for this machine", "vitslim doctor")]
     known = "Only the versions of the conversion are known: the folder was not written by a recipe."
-    missing = [] if parts.environment else [paragraph(known, class_="absent")]
-    rows = [[name, value] for name, value in facts.items()]
-    body = element("div", table("Versions and hardware.", ("Name", "Value"), rows, text_columns=2), class_="facts")
-    return join([*missing, body])
+    return [*([] if parts.environment else [Note(known, "absent")]), *facts("Versions and hardware.", found)]
 
 
-def reproduction(parts: ReportParts) -> Markup:
+def reproduction(parts: ReportParts) -> list[Piece]:
     """The recipe where there is one, and the conversion in Python."""
-    pieces: list[Markup] = []
-    if parts.recipe is not None:
-        pieces += [
-            paragraph("Save this recipe as ", element("code", "recipe.yaml"), " and run it:"),
-            _listing(recipe_command(parts)),
-            _listing(parts.recipe.rstrip("\n")),
-        ]
+    pieces: list[Piece] = []
+    if parts.recipe is None:
+        missing = "The folder has no recipe.yaml: the stages were run one by one, their options are not recorded here."
+        pieces.append(Note(missing, "absent"))
     else:
-        sentence = (
-            "The folder has no recipe.yaml: the stages were run one by one, and their options are not recorded here."
-        )
-        pieces.append(paragraph(sentence, class_="absent"))
-    if parts.config is not None and parts.config.base_name is not None:
         pieces += [
-            paragraph("The conversion alone, in Python:"),
-            _listing(conversion_code(parts, parts.config, parts.config.base_name)),
+            Note("Save this recipe as recipe.yaml and run it:"),
+            Listing([command(parts, "run")]),
+            Listing(parts.recipe.rstrip("\n").split("\n")),
         ]
-    return join(pieces)
+    if parts.config is not None:
+        code = conversion_code(parts, parts.config).split("\n")
+        pieces += [Note("The conversion alone, in Python:"), Listing(code)]
+    return pieces
 
 
-def conversion_code(parts: ReportParts, config: RunConfig, name: str) -> str:
+def conversion_code(parts: ReportParts, config: SavedModel) -> str:
     """Python that makes the converted model, before any training, from the dense one."""
-    options: dict[str, Any] = config.base.get("options") or {}
+    name, options = config.base.architecture, config.base.options
     opened = _open_by_hand(name, options) if name.startswith(":") else _open_named(parts, name, options)
     verb = "model = vitslim.convert"
     return "\n".join([*opened, *(_call(verb, ["model", repr(one.method)], one.options) for one in config.conversions)])
@@ -79,7 +71,3 @@ def _call(what: str, arguments: list[str], options: dict[str, Any]) -> str:
 def _frozen(value: Any) -> Any:
     """JSON knows lists alone; what they were made from, and what models and methods take, are tuples."""
     return tuple(map(_frozen, cast("list[Any]", value))) if isinstance(value, list) else value
-
-
-def _listing(text: str) -> Markup:
-    return element("pre", element("code", text), tabindex="0")

@@ -1,100 +1,88 @@
-"""The accuracy benchmark's table, picture and page."""
+"""The accuracy benchmark's table and page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitslim.analysis.canvas import INK, MUTED, SMALL, Axes, Figure, canvas, save_figure
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.suite import GainTarget, SuiteRow
 from vitslim.bench.tables import significant
-from vitslim.errors import MissingDependencyError
 from vitslim.files import write_text
-from vitslim.report.markup import Markup, element, figure, join, paragraph
+from vitslim.report.charts import Point, trade_off
+from vitslim.report.content import Cell, Listing, Note, Page, Section, Table, pictures
+from vitslim.report.drawing import Picture
 from vitslim.report.numbers import half_width
-from vitslim.report.page import compose
-from vitslim.report.scatter import Point, pareto_front
-from vitslim.report.suite.page import picture, table_markup, with_code
-from vitslim.report.suite.plots import LABEL, finish, marks, name_points
-from vitslim.report.suite.tables import Table
+from vitslim.report.page import render
+from vitslim.report.sections.speed import Setting, setting_name, setting_of
+from vitslim.report.suite.tables import verdict_cell
 
-CONTROL = "dense-control"
-_PICTURE = "Held-out accuracy against speed; the front joins what no other beats in both"
-
-Setting = tuple[str, str, int]
+_BASELINE = "dense-control"  # the dense model with the students' budget
 
 
 def write_accuracy(report: AccuracyReport, folder: str | Path) -> list[Path]:
-    """Write tables.md, pareto.png where matplotlib is there, and accuracy.html.
+    """Write ``accuracy.html`` and ``tables.md``.
 
     Returns:
         The files, the page first.
     """
-    folder = Path(folder)
-    try:
-        pictures, fault = _write_plot(report, folder), None
-    except MissingDependencyError as error:
-        pictures, fault = [], str(error)
-    write_text(folder / "tables.md", render_accuracy(report) + "\n")
-    write_text(folder / "accuracy.html", _page(report, pictures, fault))
-    return [folder / "accuracy.html", folder / "tables.md", *pictures]
+    page, tables = Path(folder) / "accuracy.html", Path(folder) / "tables.md"
+    write_text(tables, render_accuracy(report) + "\n")
+    write_text(page, render(_page(report)))
+    return [page, tables]
 
 
 def render_accuracy(report: AccuracyReport) -> str:
     """Table, caption and notes as GitHub markdown; the README's part too."""
     if not report.rows:
         return f"Not measured yet; the command is `{report.command}`."
-    notes = "\n".join(f"* {note}" for note in [*report.notes, *_left(report)])
-    aims = accuracy_aims(report)
-    tables = [table.markdown() for table in (accuracy_table(report), aims) if table is not None]
-    return "\n\n".join([*tables, accuracy_caption(report), notes])
+    tables = [table.markdown() for table in _tables(report)]
+    return "\n\n".join([*tables, _caption(report), "\n".join(f"* {note}" for note in _notes(report))])
 
 
 def accuracy_table(report: AccuracyReport) -> Table:
     """One row per model: what it reached, what it costs, how fast it is."""
-    settings = _settings(report.rows)
-    control = next((row for row in report.rows if row.model == CONTROL), None)
+    settings, baseline = _settings(report), _baseline(report)
     header = ["model", "top-1", "±", "vs control", "agreement", "params M", "GMAC"]
     header += [f"{backend} {precision} b{batch}" for backend, precision, batch in settings]
-    lines = [_line(row, control, settings) for row in report.rows]
-    return Table("Accuracy and speed against dense", [header, *lines])
+    return Table("Accuracy and speed against dense", header, [_line(row, baseline, settings) for row in report.rows])
 
 
-def accuracy_aims(report: AccuracyReport) -> Table | None:
-    """The preset's aims with the fastest model that is accurate enough."""
+def _tables(report: AccuracyReport) -> list[Table]:
+    """The table of all models, then the preset's targets with the fastest model that is accurate enough."""
     if not report.aims:
-        return None
+        return [accuracy_table(report)]
     header = ["aim", "at least", "loss at most", "measured", "by", "met"]
     lines = [
-        [aim.what, f"{aim.at_least:.2f}x", "–" if aim.max_loss is None else f"{aim.max_loss:g}", *_reached(report, aim)]
-        for aim in report.aims
+        [one.what, f"{one.at_least:.2f}x", "–" if one.max_loss is None else f"{one.max_loss:g}", *_reached(report, one)]
+        for one in report.aims
     ]
-    return Table("Aims", [header, *lines])
+    return [accuracy_table(report), Table("Aims", header, lines)]
 
 
-def _reached(report: AccuracyReport, aim: GainTarget) -> tuple[str, str, str]:
-    control = next((row for row in report.rows if row.model == CONTROL), None)
-    setting = (aim.backend, aim.precision, aim.batch)
-    timed = [(row, own) for row in report.rows if row.model in aim.competitors and (own := _at(row, setting))]
-    if control is None or not timed:
+def _reached(report: AccuracyReport, target: GainTarget) -> tuple[str, str, str | Cell]:
+    baseline, setting = _baseline(report), (target.backend, target.precision, target.batch)
+    timed = [(row, own) for row in report.rows if row.model in target.competitors and (own := _at(row, setting))]
+    if baseline is None or not timed:
         return "not measured", "–", "–"
     # Shares of whole images: a loss of just so many is no more than that.
-    loss = {row.model: 100 * (control.top1 - row.top1) - 1e-9 for row, _ in timed}
-    enough = [(row, own) for row, own in timed if aim.max_loss is None or loss[row.model] <= aim.max_loss]
+    loss = {row.model: 100 * (baseline.top1 - row.top1) - 1e-9 for row, _ in timed}
+    enough = [(row, own) for row, own in timed if target.max_loss is None or loss[row.model] <= target.max_loss]
     if not enough:
-        return "none is as accurate", "–", "no"
+        return "none is as accurate", "–", verdict_cell(False)
     row, own = max(enough, key=lambda pair: pair[1].speedup_vs_dense)
-    found = f"{own.speedup_vs_dense:.2f}x, {100 * (row.top1 - control.top1):+.2f}"
-    return found, row.model, "yes" if own.speedup_vs_dense >= aim.at_least else "no"
+    found = f"{own.speedup_vs_dense:.2f}x, {100 * (row.top1 - baseline.top1):+.2f}"
+    return found, row.model, verdict_cell(own.speedup_vs_dense >= target.at_least)
 
 
-def accuracy_caption(report: AccuracyReport) -> str:
+def _caption(report: AccuracyReport) -> str:
     """On what task, with which budget, on which machine."""
+    if not report.rows:
+        return "Nothing is trained yet."
     settings, environment = report.settings, report.environment
     data = settings["data"]
     drawn = report.drawn_images_per_second
-    trained = max((row.trained_images_per_second for row in report.rows), default=0)
+    trained = max(row.trained_images_per_second for row in report.rows)
     gpu = ", ".join(one["name"] for one in environment["gpu"]) if settings["device"] == "cuda" else ""
     parts = [
         f"{data['classes']} classes of fractal images at {data['image_size']} px, drawn while training",
@@ -110,12 +98,12 @@ def accuracy_caption(report: AccuracyReport) -> str:
     return "; ".join(parts) + "."
 
 
-def _line(row: AccuracyRow, control: AccuracyRow | None, settings: Sequence[Setting]) -> list[str]:
+def _line(row: AccuracyRow, baseline: AccuracyRow | None, settings: Sequence[Setting]) -> list[str]:
     return [
         row.model,
         f"{100 * row.top1:.2f} %",
         f"{100 * half_width(row.top1, row.images):.2f}",
-        "–" if control is None else f"{100 * (row.top1 - control.top1):+.2f}",
+        "–" if baseline is None else f"{100 * (row.top1 - baseline.top1):+.2f}",
         "–" if row.agreement is None else f"{100 * row.agreement:.2f} %",
         f"{row.params / 1e6:.2f}",
         f"{row.macs / 1e9:.4g}",
@@ -127,90 +115,38 @@ def _speed_cell(row: SuiteRow | None) -> str:
     return "–" if row is None else f"{row.speedup_vs_dense:.2f}x, {significant(row.latency_ms_p50)} ms"
 
 
-def _settings(rows: Sequence[AccuracyRow]) -> list[Setting]:
-    return list(dict.fromkeys((one.backend, one.precision, one.batch) for row in rows for one in row.speed))
+def _baseline(report: AccuracyReport) -> AccuracyRow | None:
+    return next((row for row in report.rows if row.model == _BASELINE), None)
+
+
+def _settings(report: AccuracyReport) -> list[Setting]:
+    return list(dict.fromkeys(setting_of(one) for row in report.rows for one in row.speed))
 
 
 def _at(row: AccuracyRow, setting: Setting) -> SuiteRow | None:
-    return next((one for one in row.speed if (one.backend, one.precision, one.batch) == setting), None)
+    return next((one for one in row.speed if setting_of(one) == setting), None)
 
 
-def _left(report: AccuracyReport) -> list[str]:
-    return [f"Not done yet: {', '.join(report.left)}."] if report.left else []
+def _notes(report: AccuracyReport) -> list[str]:
+    return [*report.notes, *([f"Not done yet: {', '.join(report.left)}."] if report.left else [])]
 
 
-def _write_plot(report: AccuracyReport, folder: Path) -> list[Path]:
-    settings = _settings(report.rows)
-    if not settings:
-        return []
-    path = folder / "pareto.png"
-    save_figure(_pareto(report, settings), path)
-    return [path]
-
-
-def _pareto(report: AccuracyReport, settings: Sequence[Setting]) -> Figure:
-    columns = min(len(settings), 2)
-    lines = -(-len(settings) // columns)
-    whole, first = canvas(6.6 * columns, 4.3 * lines + 0.5, "", "")
-    whole.delaxes(first)
-    whole.suptitle("Accuracy against speed", x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    for number, setting in enumerate(settings):
-        _panel(whole.add_subplot(lines, columns, number + 1), report, setting, legend=number == 0)
-    return whole
-
-
-def _panel(axes: Axes, report: AccuracyReport, setting: Setting, *, legend: bool) -> None:
-    timed = [(row, own) for row in report.rows if (own := _at(row, setting)) is not None]
-    places = {row.model: (own.speedup_vs_dense, 100 * row.top1) for row, own in timed}
-    for kind in LABEL:
-        own = [places[row.model] for row, _ in timed if row.kind == kind]
-        marks(axes, [x for x, _ in own], [y for _, y in own], kind)
-    front = pareto_front([Point(row.model, one.speedup_vs_dense, row.top1, one.latency_ms_p50) for row, one in timed])
-    # In steps, since nothing was measured between two points.
-    axes.step(
-        [point.speedup for point in front],
-        [100 * point.top1 for point in front],
-        where="pre",
-        color=MUTED,
-        linestyle="--",
-        linewidth=1,
-        zorder=1,
-    )
-    axes.axvline(1, color=MUTED, linewidth=0.8, zorder=0)
-    errors = [100 * half_width(row.top1, row.images) for row, _ in timed]
-    axes.errorbar(
-        [x for x, _ in places.values()],
-        [y for _, y in places.values()],
-        yerr=errors,
-        fmt="none",
-        ecolor="#b8c0c8",
-        elinewidth=1,
-        zorder=1,
-    )
-    axes.margins(0.08)
-    name_points(axes, [(x, y, name) for name, (x, y) in places.items()])
-    backend, precision, batch = setting
-    axes.set_title(f"{backend} {precision}, batch {batch}", loc="left", fontsize=SMALL, color=INK)
-    axes.set_xlabel("speed against dense, fused attention (×)", color=MUTED, fontsize=SMALL)
-    axes.set_ylabel("held-out top-1, %", color=MUTED, fontsize=SMALL)
-    finish(axes, legend=legend)
-
-
-def _page(report: AccuracyReport, pictures: Sequence[Path], fault: str | None) -> str:
-    notes = element("ul", *(element("li", note) for note in [*report.notes, *_left(report)]), class_="note")
-    tables = [accuracy_table(report), accuracy_aims(report)] if report.rows else []
-    body: list[Markup] = [table_markup(table) for table in tables if table is not None]
-    drawn = [figure(_PICTURE, picture(path, _PICTURE)) for path in pictures]
-    if fault is not None:
-        drawn = [paragraph(f"Not drawn: {fault}", class_="absent")]
-    sections = [
-        ("table", "Table", "Accuracy, cost and speed", join([*body, notes])),
-        ("trade", "Trade-off", "Accuracy against speed", join(drawn or [paragraph("Speed is not measured yet.")])),
+def _trade_off(report: AccuracyReport, setting: Setting) -> Picture | None:
+    points = [
+        Point(row.model, own.speedup_vs_dense, 100 * row.top1, row.kind, 100 * half_width(row.top1, row.images))
+        for row in report.rows
+        if (own := _at(row, setting)) is not None
     ]
-    top = element(
-        "header",
-        paragraph("vitslim accuracy benchmark", class_="eyebrow"),
-        element("h1", f"Preset {report.preset}"),
-        paragraph(with_code(accuracy_caption(report)) if report.rows else "Nothing is trained yet.", class_="lead"),
-    )
-    return compose(f"{report.preset} – vitslim accuracy benchmark", top, sections)
+    return trade_off(setting_name(setting), points, "The front joins the models that no other beats in both.")
+
+
+def _page(report: AccuracyReport) -> Page:
+    tables = _tables(report) if report.rows else []
+    drawn = pictures(*(_trade_off(report, setting) for setting in _settings(report)))
+    sections = [
+        Section("table", "Table", "Accuracy, cost and speed", [*tables, Listing(_notes(report), is_code=False)]),
+        Section(
+            "trade", "Trade-off", "Accuracy against speed", drawn or [Note("Speed is not measured yet.", "absent")]
+        ),
+    ]
+    return Page("accuracy benchmark", f"Preset {report.preset}", _caption(report), sections)

@@ -1,0 +1,137 @@
+"""Every reason why a plan cannot be built, from the data alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from vitslim.plans.place import Place, places
+from vitslim.plans.plan import ModelPlan, StepPlan
+
+_POOLS = ("token", "avg", "avgmax", "max")
+
+
+def check(plan: ModelPlan) -> list[str]:
+    """All refusals, each a sentence that names its step; empty where the plan can be built."""
+    outline = _outline_errors(plan)
+    if outline:
+        # Without its blocks a step has no sizes to speak of.
+        return outline
+    found = places(plan)
+    errors = [f"step {at.index}: {error}" for at in found for choice in at.step.choices for error in choice.errors(at)]
+    return (
+        _readout_errors(plan)
+        + errors
+        + _rule_errors(plan.steps)
+        + _sorted_errors(found)
+        + _row_errors(plan.steps)
+        + _reuse_errors(found)
+    )
+
+
+def _outline_errors(plan: ModelPlan) -> list[str]:
+    errors: list[str] = []
+    depth = plan.model.depth
+    if not plan.steps:
+        errors.append("no step is left; keep at least one block")
+    for index, step in enumerate(plan.steps):
+        if step.block >= depth:
+            errors.append(f"step {index}: block {step.block} does not exist; choose from 0..{depth - 1}")
+    blocks = [step.block for step in plan.steps]
+    errors += [
+        f"step {index + 1}: block {after} follows block {before}; steps keep the order of the blocks"
+        for index, (before, after) in enumerate(pairwise(blocks))
+        if after < before
+    ]
+    for side, size, patch in zip(("height", "width"), plan.image_size, plan.model.patch, strict=True):
+        if size < patch or size % patch:
+            errors.append(f"image_size={plan.image_size}: the {side} has to be a multiple of the patch, {patch} pixels")
+    return errors
+
+
+def _readout_errors(plan: ModelPlan) -> list[str]:
+    model = plan.model
+    if plan.readout == "model":
+        return []
+    if model.two_heads:
+        return [
+            "readout='mean': a distilled model has two heads, one for the class and one for the distillation token; "
+            "neither can read the mean of the patches"
+        ]
+    if model.pools not in _POOLS:
+        known = ", ".join(_POOLS)
+        return [
+            f"readout='mean': this {model.family} pools with {model.pools!r}; only {known} can be changed to the mean "
+            "of the patches"
+        ]
+    return []
+
+
+def _rule_errors(steps: tuple[StepPlan, ...]) -> list[str]:
+    """Two kinds of choices that both say which tokens take part."""
+    rules = {step.tokens.kind: index for index, step in reversed(list(enumerate(steps))) if step.tokens.kind != "all"}
+    if len(rules) < 2:
+        return []
+    first, second = sorted(rules.values())[:2]
+    return [
+        f"step {second} ({steps[second].tokens.describe()}) chooses tokens, as does step {first} "
+        f"({steps[first].tokens.describe()}) in another way; one of them can rule"
+    ]
+
+
+def _sorted_errors(found: list[Place]) -> list[str]:
+    """A step that cannot work on tokens which were sorted or merged."""
+    errors: list[str] = []
+    changed = next((at for at in found if at.in_mlp.is_sorted or at.in_mlp.is_merged), None)
+    for at in found:
+        attention, count = at.step.attention, at.in_attention
+        if attention.whole_grid and (count.is_sorted or count.is_merged):
+            why, told = "works on the whole grid", "the tokens are sorted"
+        elif (attention.picks or attention.reads_z) and count.is_merged:
+            why, told = "works on single patches", "the tokens are merged"
+        else:
+            continue
+        assert changed is not None
+        errors.append(
+            f"step {at.index} ({attention.describe()}) {why}, but from step {changed.index} on "
+            f"({changed.step.tokens.describe()}) {told}; keep such steps before it"
+        )
+    return errors
+
+
+def _row_errors(steps: tuple[StepPlan, ...]) -> list[str]:
+    """A selection by the class row of steps that compute no attention."""
+    errors: list[str] = []
+    for index, step in enumerate(steps):
+        for read in step.tokens.rows_read(steps, index):
+            if not (0 <= read < len(steps)) or not steps[read].attention.attends:
+                before = steps[read].attention.describe() if 0 <= read < len(steps) else "there is none"
+                where = "itself" if read == index else f"step {read}"
+                errors.append(
+                    f"step {index} ({step.tokens.describe()}) chooses patches by the attention of {where}, which "
+                    f"computes none ({before}); let that step attend"
+                )
+    return errors
+
+
+def _reuse_errors(found: list[Place]) -> list[str]:
+    """A step that reads the attention output of tokens which have none, as they took no part in the step before."""
+    errors: list[str] = []
+    # Whether the output of the step before is known for every token: it took all, or handed on what it read for all.
+    whole = True
+    for at, before in zip(found, (None, *found), strict=False):
+        attention = at.step.attention
+        if attention.reads_z:
+            if before is None or not (before.step.attention.attends or before.step.attention.reads_z):
+                told = "there is none" if before is None else before.step.attention.describe()
+                errors.append(
+                    f"step {at.index} ({attention.describe()}) has no earlier attention output to reuse: the step "
+                    f"before it computes none ({told})"
+                )
+            elif not whole and (attention.reads_grid or at.step.tokens.selects or before.in_mlp != before.in_attention):
+                errors.append(
+                    f"step {at.index} ({attention.describe()}) wants the attention output of tokens that took no part "
+                    f"in step {before.index} ({before.step.tokens.describe()}); start the run of reusing steps right "
+                    "after a step in which all tokens take part"
+                )
+        whole = at.in_attention.patches == at.plan.patches or (attention.reads_z and whole)
+    return errors

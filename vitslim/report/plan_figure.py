@@ -1,0 +1,110 @@
+"""The plan as a strip: the blocks of the dense model, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitslim.report.drawing import FIRST, FOURTH, INK, PAPER, RULE, SECOND, SMALL, SOFT, THIRD, Picture, draw
+from vitslim.report.plan_rows import Part, PlanRow, PlanRows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a method of somebody else calls its choice takes the last colour.
+_COLOUR = {"dense": RULE, "narrow": FIRST, "reuse": SECOND, "sparse": THIRD, "sliced": FOURTH, "linear": SOFT}
+_ATTENTION, _MLP, _TOKENS = 1.55, 0.45, 0.05  # where the lanes begin, from below
+_HEIGHT, _TOKEN_HEIGHT = 1.0, 0.28
+_NAMED_COLUMNS = 26  # more are too narrow for words
+_DROPPED = "dropped"
+
+Column = PlanRow | int  # a step, or the number of a block that no step names
+
+
+def plan_picture(plan: PlanRows) -> Picture:
+    """One column per step, and one with nothing in it per block that no step names."""
+    rows, depth = plan.rows, plan.depth
+    columns = _columns(rows, depth)
+    dropped = sum(isinstance(column, int) for column in columns)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, column in enumerate(columns):
+            if isinstance(column, int):
+                _empty(axes, place)
+            else:
+                _step(axes, place, column, is_named=len(columns) <= _NAMED_COLUMNS)
+        _finish(axes, columns)
+
+    changed = sum(row.is_changed for row in rows)
+    words = f"{len(rows)} steps over {depth} blocks: {changed} changed, {dropped} blocks dropped"
+    note = "Each column is a block: its attention, its MLP, and below them the share of the patches that take part."
+    width = min(7.4, max(5.2, 0.42 * len(columns) + 1.0))
+    return draw("The plan", paint, height=2.7, width=width, description=words, note=note)
+
+
+def _columns(rows: Sequence[PlanRow], depth: int) -> list[Column]:
+    columns: list[Column] = []
+    following = 0
+    named = {row.block for row in rows}
+    for row in rows:
+        columns += [block for block in range(following, row.block) if block not in named]
+        columns.append(row)
+        following = max(following, row.block + 1)
+    return [*columns, *range(following, depth)]
+
+
+def _empty(axes: Axes, place: int) -> None:
+    for bottom in (_ATTENTION, _MLP):
+        axes.bar(place, _HEIGHT, 0.8, bottom, fill=False, edgecolor=SOFT, linestyle=(0, (2, 2)), linewidth=0.7)
+        _write(axes, place, bottom, _DROPPED, SOFT)
+
+
+def _step(axes: Axes, place: int, row: PlanRow, *, is_named: bool) -> None:
+    for part, bottom in ((row.attention, _ATTENTION), (row.mlp, _MLP)):
+        _box(axes, place, part, bottom, is_named=is_named)
+    axes.bar(place, _TOKEN_HEIGHT, 0.8, _TOKENS, fill=False, edgecolor=RULE, linewidth=0.7)
+    axes.bar(place, _TOKEN_HEIGHT * min(1.0, max(0.0, row.tokens.share)), 0.8, _TOKENS, color=_token_colour(row.tokens))
+
+
+def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -> None:
+    """The dense block's outline, filled as far as its width is kept."""
+    axes.bar(place, _HEIGHT, 0.8, bottom, fill=False, edgecolor=RULE, linewidth=0.7)
+    if part.kind == "none":
+        _write(axes, place, bottom, "none", SOFT)
+        return
+    share = min(1.0, max(0.05, part.share))
+    axes.bar(place, _HEIGHT * share, 0.8, bottom, color=_COLOUR.get(part.kind, INK))
+    if is_named and part.kind != "dense":
+        kept = f" {100 * part.share:.0f} %" if part.share < 1 else ""
+        _write(axes, place, bottom, part.kind + kept, PAPER if share > 0.7 else INK)
+
+
+def _token_colour(part: Part) -> str:
+    return RULE if part.kind == "all" else SECOND
+
+
+def _write(axes: Axes, place: int, bottom: float, words: str, colour: str) -> None:
+    axes.text(place, bottom + _HEIGHT / 2, words, rotation=90, ha="center", va="center", color=colour, fontsize=SMALL)
+
+
+def _finish(axes: Axes, columns: Sequence[Column]) -> None:
+    every = -(-len(columns) // _NAMED_COLUMNS)
+    names = [_name(column) for column in columns]
+    places = range(0, len(columns), every)
+    axes.set_xticks(list(places), [names[place] for place in places])
+    middles = [_TOKENS + _TOKEN_HEIGHT / 2, _MLP + _HEIGHT / 2, _ATTENTION + _HEIGHT / 2]
+    axes.set_yticks(middles, ["tokens", "MLP", "attention"])
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.set_ylim(0, _ATTENTION + _HEIGHT + 0.05)
+    axes.set_xlabel(
+        "block" + (" (= earlier step whose weights it applies)" if any("=" in name for name in names) else "")
+    )
+    axes.spines[:].set_visible(False)
+
+
+def _name(column: Column) -> str:
+    if isinstance(column, int) or column.shares_with is None:
+        return str(column if isinstance(column, int) else column.block)
+    return f"{column.block}\n= {column.shares_with}"
