@@ -84,10 +84,7 @@ def test_a_chain_learns_from_the_teacher_that_is_named(
         (("evo_vit", "--analyze"), True),
         (("evo_vit", "--set", "analyze.images=8"), True),
         (("evo_vit", "--method", "sret"), True),
-        (("skipat",), True),
         (("skipat", "-O", "layers=1-2"), False),
-        (("skipat", "-O", "layers=paper"), False),
-        (("skipat", "--set", "analyze=null"), False),
     ],
 )
 def test_a_method_that_reads_no_analysis_does_not_pay_for_one(

@@ -26,11 +26,11 @@ FORMS_ON_GPU = {
     "token_sums": "skip_function._token_sums_cuda",
     "low_rank_linear": "low_rank_linear._low_rank_linear_on_gpu",
     "class_row": "token_selection._class_row_cuda",
-    "ranked": "token_selection._ranked_cuda",
-    "taken_apart": "token_selection._taken_apart_cuda",
-    "put_back": "token_selection._put_back_cuda",
-    "taken_apart_normed": "normed_selection._taken_apart_normed_cuda",
-    "taken_apart_normed_backward": "normed_selection._gradients_cuda",
+    "argsort_by_score": "token_selection._argsort_by_score_cuda",
+    "gather_split": "token_selection._gather_split_cuda",
+    "scatter_back": "token_selection._scatter_back_cuda",
+    "gather_split_normed": "normed_selection._gather_split_normed_cuda",
+    "gather_split_normed_backward": "normed_selection._gradients_cuda",
 }
 
 
@@ -82,7 +82,7 @@ def operands(name: str, dtype: torch.dtype, device: str, *, parameters: torch.dt
     kept = torch.rand(2, 3, 4, 17, generator=torch.Generator().manual_seed(2)).topk(5, dim=-1).indices.to(device)
     bits, wide = bits_of_keys(kept, 17), drawn(2, 11, 24, dtype=dtype, device=device)
     rows = wide[:, :, :20]
-    places = torch.rand(2, 11, generator=torch.Generator().manual_seed(3)).argsort(dim=1).to(device)
+    indices = torch.rand(2, 11, generator=torch.Generator().manual_seed(3)).argsort(dim=1).to(device)
     convolution = (drawn(20, 1, 3, 3, dtype=parameters, device=device), drawn(20, dtype=dtype, device=device), 2, 5)
     norm = [drawn(20, dtype=parameters, device=device, seed=seed) for seed in (4, 5)]
     norms, dense = drawn(2, 4, 20, dtype=parameters, device=device), drawn(2, 4, 20, dtype=dtype, device=device)
@@ -99,9 +99,9 @@ def operands(name: str, dtype: torch.dtype, device: str, *, parameters: torch.dt
         "token_sums": (rows, wide[:, :, 4:]),
         "low_rank_linear": (rows, *(drawn(*shape, dtype=dtype, device=device) for shape in LINEAR), None, True),
         "class_row": (query[:, :, :1], key, 0.3),
-        "ranked": (wide[:, :, 0], 1),
-        "taken_apart": (rows[:, :7], rows[:, 7:], places, 4),
-        "put_back": (rows[:, :7], rows[:, 7:], places, 4),
-        "taken_apart_normed": (rows[:, :7], rows[:, 7:], places, 4, *norm, 1e-6),
-        "taken_apart_normed_backward": (rows[:, :4], rows[:, 4:], norms, dense, places, norm[0], 1e-6, 7),
+        "argsort_by_score": (wide[:, :, 0], 1),
+        "gather_split": (rows[:, :7], rows[:, 7:], indices, 4),
+        "scatter_back": (rows[:, :7], rows[:, 7:], indices, 4),
+        "gather_split_normed": (rows[:, :7], rows[:, 7:], indices, 4, *norm, 1e-6),
+        "gather_split_normed_backward": (rows[:, :4], rows[:, 4:], norms, dense, indices, norm[0], 1e-6, 7),
     }[name]

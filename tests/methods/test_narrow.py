@@ -13,10 +13,11 @@ from tests.variants import ALL, NOT_DESCRIBABLE, dense, images_for, lively_
 from vitslim import checkpoint
 from vitslim.bench import count_macs, count_parameters
 from vitslim.errors import ConfigError, UnsupportedModelError
-from vitslim.export import export_onnx, verify
 from vitslim.methods import convert
 from vitslim.methods.widths import allotted, even
 from vitslim.plans import DenseMlp, check, cost, plan_json, read_plan
+from vitslim.targets import verify
+from vitslim.targets.onnx.export import export_onnx
 from vitslim.trunk import build, plan_of, trunk_of
 
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {

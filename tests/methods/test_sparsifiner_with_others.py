@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vitslim.methods.pruning import Pruning
 
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
 from vitslim.methods import convert, method_support
-from vitslim.methods.pruning import Pruning
 from vitslim.methods.sparsifiner import SparseMixing
 from vitslim.models import trace
 from vitslim.targets import verify

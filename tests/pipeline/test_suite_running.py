@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench import baselines, environment
+from vitslim.bench import environment
 from vitslim.bench.suite import Case, SuiteReport
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 from vitslim.files import read_json, write_json
+from vitslim.pipeline import baselines
 from vitslim.pipeline.suite import SuitePreset, changed_ratios, competitors, list_suite, read_suite, run_suite
 from vitslim.pipeline.suite import runner as runners
 from vitslim.pipeline.suite.competitors import open_dense

@@ -225,8 +225,8 @@ def test_prefix_tokens_keep_their_places(name: str, first: str, second: str) -> 
         tokens, stream = output
         assert tokens.shape[1] > prefix
         state = stream.token_state
-        if state is not None and state.active_places() is not None:
-            orders.append(state.active_places()[:, :prefix])
+        if state is not None and state.active_indices() is not None:
+            orders.append(state.active_indices()[:, :prefix])
 
     handles = [step.register_forward_hook(watched) for step in trunk_of(model).steps]
     try:

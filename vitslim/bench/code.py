@@ -7,8 +7,9 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAINED = ("data", "kernels", "methods", "models", "plans", "train", "trunk")
-MEASURING = (*_TRAINED, "bench", "pipeline/suite", "plugin", "runtime", "targets")  # decides how fast a model runs
-TRAINING = (*_TRAINED, "analysis", "bench/baselines.py", "pipeline/suite/training.py")  # decides what a model learns
+# What decides how fast a model runs, and what it learns.
+MEASURING = (*_TRAINED, "bench", "pipeline/baselines.py", "pipeline/suite", "plugin", "runtime", "targets")
+TRAINING = (*_TRAINED, "analysis", "pipeline/baselines.py", "pipeline/suite/training.py")
 _KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
 
 

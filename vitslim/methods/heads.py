@@ -25,7 +25,7 @@ from vitslim.methods.widths import (
 from vitslim.models import inputs_of
 from vitslim.plans import AttentionChoice, Cost, ModelPlan, Place, dense_attention_cost
 from vitslim.trunk import Attention, BoundBlock, FitBatch, Regression, Site, Stream, attend_by_operands
-from vitslim.trunk.unit_effects import strongest, unit_effects, unit_sums
+from vitslim.trunk.unit_effects import topk, unit_effects, unit_sums
 
 _PER_HEAD = ("rope", "shared_rel_pos_bias")
 """What a model may hand its blocks with one entry per head, on the third axis from the end."""
@@ -119,7 +119,7 @@ class FewerHeads(Attention):
 
 def whole_groups(effects: Tensor, heads: int, shared: int) -> Tensor:
     """The heads of the groups with the largest summed effects, in order."""
-    groups = strongest(effects.unflatten(0, (-1, shared)).sum(1), heads // shared)
+    groups = topk(effects.unflatten(0, (-1, shared)).sum(1), heads // shared)
     return (groups[:, None] * shared + torch.arange(shared, device=groups.device)).flatten()
 
 

@@ -25,7 +25,7 @@ from vitslim.methods.widths import (
 )
 from vitslim.plans import Cost, MlpChoice, ModelPlan, Place, linear_cost
 from vitslim.trunk import BoundBlock, FitBatch, MlpBranch, Regression, Site
-from vitslim.trunk.unit_effects import strongest, unit_effects, unit_sums
+from vitslim.trunk.unit_effects import topk, unit_effects, unit_sums
 
 
 class NarrowMlp(MlpChoice):
@@ -85,7 +85,7 @@ class NarrowBranch(MlpBranch):
     def choose_(self, sums: Tensor, batch: FitBatch) -> None:
         adapter, dense = batch.bound.adapter, batch.dense_bound.block
         effects = unit_effects(sums, adapter.mlp_output(dense).weight)
-        adapter.take_neurons_(batch.bound.block, dense, strongest(effects, self.neurons))
+        adapter.take_neurons_(batch.bound.block, dense, topk(effects, self.neurons))
 
     def regressions(self, batch: FitBatch) -> list[Regression]:
         if not self.refits:
@@ -113,7 +113,7 @@ def _narrow_branch(choice: NarrowMlp, site: Site) -> NarrowBranch:
     hidden = site.adapter.mlp_output(site.block).in_features
     if hidden != choice.neurons:
         if site.is_drawn:
-            kept = strongest(site.adapter.neuron_norms(site.block), choice.neurons)
+            kept = topk(site.adapter.neuron_norms(site.block), choice.neurons)
         else:
             kept = torch.arange(choice.neurons, device=site.device)
         site.adapter.narrow_mlp_(site.block, kept)

@@ -2,7 +2,7 @@
 
 from vitslim.models.adapter import BlockAdapter, Context, inputs_of
 from vitslim.models.any_size import take_any_size_
-from vitslim.models.base import build_base, describe, remember_depth_
+from vitslim.models.base import build_base, describe
 from vitslim.models.base_model import BaseModel
 from vitslim.models.catalog import ModelInfo, catalog
 from vitslim.models.create import create_model, resolve_name
@@ -38,7 +38,6 @@ __all__ = [
     "preprocessing",
     "read_weights",
     "register_adapter",
-    "remember_depth_",
     "resolve_name",
     "set_preprocessing_",
     "take_any_size_",

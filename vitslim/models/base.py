@@ -24,14 +24,6 @@ from vitslim.models.create import create_model
 _OUTWARD = ("name", "pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def remember_depth_(model: nn.Module) -> nn.Module:
-    """Note on a model whose blocks were cut how many it has now, where timm's own record would say otherwise."""
-    record = cast("dict[str, Any] | None", getattr(model, "_model_args", None))
-    if record is not None:
-        cast(Any, model)._model_args = {**record, "depth": len(cast(Any, model).blocks)}
-    return model
-
-
 def describe(model: nn.Module) -> BaseModel | None:
     """How to build the dense model again, at the size and number of classes that it has now.
 

@@ -103,8 +103,8 @@ class ModelShape(Result):
         patch: pixels of a patch, (height, width).
         pools: how the classifier reads the tokens, as timm's ``global_pool`` names it.
         two_heads: one for the class token and one for the distillation token.
-        positions_per_block: parameters of mixed rotary positions of each block, 0 where there are none; steps that run
-            a block again have no table of their own.
+        positions_per_block: parameters of mixed rotary positions for each block, 0 where there are none; a block that
+            runs again has no further table.
         own_bias: the attention adds a bias that the block itself holds, so that sorted tokens need its operands.
         embed_products: multiply-accumulates of the patch embedding per patch.
         head_products: of everything behind the blocks; ``head_products_per_token`` for each token it reads.

@@ -37,6 +37,6 @@ def unit_effects(sums: Float[Tensor, "u e1 e1"], weight: Float[Tensor, "d f"]) -
     return ((maps @ covariance) * maps).sum(dim=(1, 2))
 
 
-def strongest(effects: Float[Tensor, " u"], count: int) -> Int[Tensor, " k"]:
+def topk(effects: Float[Tensor, " u"], count: int) -> Int[Tensor, " k"]:
     """The units with the largest effects, in their order within the layer."""
     return effects.topk(count).indices.sort().values

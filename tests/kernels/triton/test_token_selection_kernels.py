@@ -5,7 +5,12 @@ import torch
 from torch import Tensor
 
 from tests.kernels.triton.closeness import DEVICES, drawn, require_close, sizes_in_types
-from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
+from vitslim.kernels.token_selection import (
+    plain_argsort_by_score,
+    plain_class_row,
+    plain_gather_split,
+    plain_scatter_back,
+)
 
 pytest.importorskip("triton")
 from vitslim.kernels.triton import token_selection
@@ -36,9 +41,9 @@ def test_ranking_is_the_stable_sort(size: tuple[int, int, int], dtype: torch.dty
     images, patches, prefix = size
     # Few values, so that most have equals; both signs.
     scores = (2.0 * drawn(images, patches, dtype=torch.float32, device=device)).round().to(dtype)
-    falling, places = token_selection.ranked(scores, prefix)
-    expected_falling, expected_places = plain_ranked(scores, prefix)
-    assert torch.equal(places, expected_places)
+    falling, indices = token_selection.argsort_by_score(scores, prefix)
+    expected_falling, expected_places = plain_argsort_by_score(scores, prefix)
+    assert torch.equal(indices, expected_places)
     assert torch.equal(falling, expected_falling)
 
 
@@ -46,8 +51,8 @@ def test_ranking_is_the_stable_sort(size: tuple[int, int, int], dtype: torch.dty
 def test_ranking_is_a_permutation_even_of_what_is_no_number(device: str) -> None:
     odd = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40, 0.0, -float("nan")]
     scores = torch.tensor([odd], device=device)
-    _, places = token_selection.ranked(scores, 1)
-    assert torch.equal(places, plain_ranked(scores, 1)[1])
+    _, indices = token_selection.argsort_by_score(scores, 1)
+    assert torch.equal(indices, plain_argsort_by_score(scores, 1)[1])
 
 
 def shuffled(images: int, count: int, device: str) -> Tensor:
@@ -62,9 +67,9 @@ def test_moves_are_exact_and_undo_each_other(size: tuple[int, ...], dtype: torch
     count, ahead, ahead_out, width = size
     wide = drawn(2, count, width + 3, dtype=dtype, device=device)
     first, second = wide[:, :ahead, 2:-1], wide[:, ahead:, 2:-1]
-    places = shuffled(2, count, device)
-    apart = token_selection.moved(first, second, places, ahead_out, scatter=False)
-    assert all(map(torch.equal, apart, plain_taken_apart(first, second, places, ahead_out)))
-    back = token_selection.moved(*apart, places, ahead, scatter=True)
+    indices = shuffled(2, count, device)
+    apart = token_selection.moved(first, second, indices, ahead_out, scatter=False)
+    assert all(map(torch.equal, apart, plain_gather_split(first, second, indices, ahead_out)))
+    back = token_selection.moved(*apart, indices, ahead, scatter=True)
     assert all(map(torch.equal, back, (first, second)))
-    assert all(map(torch.equal, back, plain_put_back(*apart, places, ahead)))
+    assert all(map(torch.equal, back, plain_scatter_back(*apart, indices, ahead)))

@@ -125,23 +125,23 @@ def _speed_preset(preset: AccuracyPreset, root: Path, trained: Mapping[str, Trai
     models = {TEACHER: _sized(preset.model, size, smaller="sibling" if preset.sibling else None)}
     if preset.sibling is not None:
         models["sibling"] = _sized(preset.sibling, size)
-    students = [name for name in preset.students if trained[name].row is not None]
-    competitors = {
-        name: Competitor(
-            convert=tuple(
-                {"method": one.method, **one.options} for one in load_config(root / name / "model").conversions
-            )
-        )
-        for name in students
-    }
+    others = [name for name in preset.names[1:] if trained[name].row is not None]
+    competitors = {name: _competitor(root / name / "model") for name in others if name != SMALLER}
     group = Group(
         models=(TEACHER,),
         sizes=(preset.data.image_size,),
-        competitors=(*students, *preset.baselines),
+        competitors=tuple(others),
         **speed.model_dump(include={*Grid.model_fields}),
     )
     shared = speed.model_dump(include={*Timing.model_fields})
     return SuitePreset(device=preset.device, models=models, competitors=competitors, groups=(group,), **shared)
+
+
+def _competitor(folder: Path) -> Competitor:
+    saved = load_config(folder)
+    return Competitor(
+        convert=tuple({"method": one.method, **one.options} for one in saved.conversions), plan=saved.plan
+    )
 
 
 def _sized(entry: ModelEntry, options: Mapping[str, Any], smaller: str | None = None) -> ModelEntry:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.result import Skipped
 from vitslim.bench.session import Candidate, RunConfig, candidates
 from vitslim.bench.suite import DENSE, SMALLER, Case, Kind
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
 from vitslim.opening import open_model
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.suite.preset import Competitor, SuitePreset
+from vitslim.plans import read_plan
 
 
 def open_competitors(case: Case, preset: SuitePreset) -> tuple[dict[str, Candidate], list[Skipped]]:
@@ -48,17 +49,21 @@ def open_dense(name: str, image_size: int, preset: SuitePreset) -> nn.Module:
 
 def kind_of(name: str, conversions: Mapping[str, Competitor]) -> Kind:
     """What sort of competitor a name stands for."""
-    if name in conversions:
-        return "pair" if len(conversions[name].convert) > 1 else "method"
-    return "baseline" if name in (*BASELINES, SMALLER) else "dense"
+    if name in (*BASELINES, SMALLER):
+        return "baseline"
+    if name not in conversions:
+        return "dense"
+    return "pair" if len(conversions[name].convert) > 1 else "method"
 
 
 def _competitor(name: str, dense: nn.Module, case: Case, preset: SuitePreset) -> nn.Module:
     if name == DENSE:
         return dense
     if name in preset.competitors:
-        model = dense
-        for method, options in preset.competitors[name].steps:
+        model, competitor = dense, preset.competitors[name]
+        if competitor.plan is not None:
+            return convert(model, plan=read_plan(competitor.plan)).eval()
+        for method, options in competitor.steps:
             # With the method's own start: what is chosen, and numbers near zero, have their say in the time.
             model = convert(model, method, **options)
         return model.eval()

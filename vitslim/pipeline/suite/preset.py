@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
 from vitslim.bench.session import Backend, facts_of
 from vitslim.bench.suite import DENSE, SMALLER, Case, GainTarget
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
 from vitslim.methods import METHODS
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
@@ -57,6 +57,7 @@ class Competitor(Config):
     """A conversion, or several in a row, that competes with the dense model."""
 
     convert: tuple[dict[str, Any], ...] = Field(min_length=1)  # as in a recipe: {method: ..., option: ...}
+    plan: dict[str, Any] | None = None  # what the conversions have made of the model, where an analysis decided on it
 
     @field_validator("convert")
     @classmethod
@@ -225,7 +226,7 @@ class AccuracyPreset(Config):
     warm_start: WarmStartConfig = WarmStartConfig()
     analyze_images: int = Field(default=256, ge=8)  # of the analysis, where an option says auto
     students: dict[str, Student]
-    baselines: tuple[Literal["depth-drop", "lower-resolution", "smaller-sibling"], ...] = ()
+    baselines: tuple[Literal["depth-drop", "narrow-mlp", "lower-resolution", "smaller-sibling"], ...] = ()
     speed: Speed = Speed()
     targets: tuple[GainTarget, ...] = ()
 

@@ -16,16 +16,16 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.bench.accuracy import AccuracyRow
-from vitslim.bench.baselines import at_lower_size, block_influences, blocks_to_drop, drop_blocks
 from vitslim.bench.code import TRAINING, code_digest
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.suite import SMALLER
 from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
-from vitslim.methods import convert
+from vitslim.methods import convert, read_method
 from vitslim.models import init_from_scratch_, preprocessing
 from vitslim.opening import open_model
+from vitslim.pipeline.baselines import CONVERSIONS
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.competitors import kind_of
 from vitslim.pipeline.suite.preset import CONTROL, TEACHER, AccuracyPreset, ModelEntry
@@ -39,7 +39,6 @@ from vitslim.train.settings import resolve_precision
 BEGUN_FILE = "begun.json"
 _LIBRARIES = ("torch", "timm", "vitslim")
 _MARGIN_SECONDS = 5.0  # for the state to be written
-_INFLUENCE_IMAGES = 64  # on which depth-drop looks for the blocks that change least
 _DRAWN_BATCHES = 4  # on which the drawing of images is timed
 
 
@@ -71,9 +70,10 @@ def model_digest(preset: AccuracyPreset, name: str) -> str:
     facts["code"] = code_digest(parts=TRAINING, kinds=(".py",))
     if name != TEACHER:
         facts["budget"] = preset.budget.model_dump(mode="json")
+    if name in (*preset.students, *CONVERSIONS):
+        facts["analyze_images"] = preset.analyze_images
     if name in preset.students:
         facts["student"] = preset.students[name].model_dump(mode="json")
-        facts["analyze_images"] = preset.analyze_images
         if preset.students[name].warm_start:
             facts["warm_start"] = preset.warm_start.model_dump(mode="json")
     if name == SMALLER and preset.sibling is not None:
@@ -97,7 +97,7 @@ class _Trainer:
             return self._finish(*self._from_nothing(self.preset.model, "train", TEACHER), reference=None)
         if self.name == "lower-resolution":
             # Its images are smaller than the teacher's, so it learns from labels: all of the weight goes there.
-            student = at_lower_size(self.teacher)
+            student = self._converted()
             labels = self.preset.budget.model_copy(
                 update={"hard": 1.0, "soft": 0.0, "tokens": 0.0, "step_outputs": 0.0}
             )
@@ -119,10 +119,10 @@ class _Trainer:
     def _converted(self) -> nn.Module:
         if self.name == CONTROL:
             return copy.deepcopy(self.teacher)
-        if self.name == "depth-drop":
-            images = next(iter(self._loader(self.teacher, "val", batch_size=_INFLUENCE_IMAGES))).images
-            influences = block_influences(self.teacher, images)
-            return drop_blocks(self.teacher, blocks_to_drop(len(influences), influences=influences))
+        if self.name in CONVERSIONS:
+            method, config = read_method(CONVERSIONS[self.name], {})
+            evidence = self._analysis() if method.reads_analysis(config) else None
+            return convert(self.teacher, config, analysis=evidence)
         student, model = self.preset.students[self.name], self.teacher
         for method, options in student.steps:
             evidence = self._analysis() if "auto" in options.values() else None
@@ -223,12 +223,12 @@ class _Trainer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def _loader(self, model: nn.Module, split: Any, batch_size: int | None = None) -> Loader:
+    def _loader(self, model: nn.Module, split: Any) -> Loader:
         return open_rendered(
             self.preset.data,
             split=split,
             preprocessing=preprocessing(model),
-            batch_size=batch_size or self.preset.batch_size,
+            batch_size=self.preset.batch_size,
             device=self._device,
             training=split == "train",
         )

@@ -35,7 +35,7 @@ def reaching(values, level):
 
 @triton.jit
 @no_type_check
-def strongest_sum_kernel(
+def topk_sum_kernel(
     coefficients,
     summed,
     patches,
@@ -64,13 +64,13 @@ def strongest_sum_kernel(
     tl.store(summed + tl.program_id(0).to(tl.int64) * directions + m, total, mask=m < directions)
 
 
-def strongest_sums(coefficients: Tensor, tile: int, tiles: int, top: int) -> Tensor:
+def topk_sums(coefficients: Tensor, tile: int, tiles: int, top: int) -> Tensor:
     """Of each row of (b, h, p, m) the ``top`` largest, with all their equals, summed over the rows of each tile."""
     images, heads, patches, directions = coefficients.shape
     summed = coefficients.new_empty(images, heads, tiles, directions, dtype=torch.float32)
     block_m = triton.next_power_of_2(directions)
     launch(
-        strongest_sum_kernel,
+        topk_sum_kernel,
         images * heads * tiles,
         coefficients,
         summed,
