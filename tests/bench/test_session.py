@@ -11,6 +11,7 @@ from vitslim.bench.nvml import Power
 from vitslim.bench.result import Skipped
 from vitslim.bench.session import RunConfig, Session, candidates
 from vitslim.errors import ConfigError
+from vitslim.runtime import TorchRunner
 
 IN_TORCH = RunConfig("torch", "fp32")
 
@@ -95,7 +96,7 @@ def test_peak_memory_that_cannot_be_read_costs_itself_alone(dense: nn.Module, mo
 
     monkeypatch.setattr(torch.cuda, "memory_allocated", refuse)
     held = session({"dense": dense}, device="cuda")
-    with sessions.TorchRunner(dense, name="dense") as runner:
+    with TorchRunner(dense, name="dense") as runner:
         call = sessions._Call(runner, torch.zeros(1, 3, 32, 32))
         assert held._peak_memory_mib("dense", IN_TORCH, call) is None
     assert held.notes == ["no peak memory of dense, torch fp32, batch 1: OutOfMemoryError: CUDA out of memory"]
