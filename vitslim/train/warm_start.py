@@ -67,7 +67,8 @@ def warm_start(
     errors = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
     if any(errors):
         raise ConfigError("; ".join(error for error in errors if error is not None))
-    student.eval(), teacher.eval()
+    student.eval()
+    teacher.eval()
     device = next(student.parameters()).device
     precision = resolve_precision(config.precision, device)
     batches = list(islice(loader, MEASURED_BATCHES))
