@@ -17,14 +17,17 @@ measure = opened("measure")
 
 QUICK = {
     "analyze": ["--images", "32", "--replacement-images", "4"],
+    "eval": ["--limit", "32"],
     "bench": ["--rounds", "5", "--batch", "1", "--backend", "torch"],
-    "train": ["--set", "steps=2"],
+    "train": ["--set", "steps=2", "--set", "tensorboard=false"],
 }
 """What shortens a command without changing what it shows."""
-QUICK_RUN = [
-    *("--set", "distill.steps=2", "--set", "warm_start.steps=2"),
-    *("--set", "analyze.images=32", "--set", "analyze.replacement_images=4"),
-]
+SETTINGS = (
+    *("distill.steps=2", "warm_start.steps=2", "warm_start.closed_form_batches=1"),
+    *("distill.tensorboard=false", "warm_start.tensorboard=false"),
+    *("analyze.images=32", "analyze.replacement_images=4", "data.train_limit=64", "data.val_limit=32"),
+)
+QUICK_RUN = [word for setting in SETTINGS for word in ("--set", setting)]
 LITTLE = {"fractals": FEW, "digits": "few"}
 """Images in place of those of a page."""
 

@@ -48,6 +48,13 @@ def test_a_misspelt_list_names_the_nearest(words: list[str], message: str, vitsl
     assert (outcome.code, outcome.error) == (2, message)
 
 
+def test_targets_are_listed_with_what_runs_them(vitslim: Command) -> None:
+    found = {target["name"]: target for target in vitslim("list", "targets", "--json").document}
+    assert {"onnx", "tensorrt", "rtx", "torch-export", "aotinductor", "triton-server"} <= set(found)
+    assert "ort" in found["onnx"]["backends"]
+    assert found["onnx"]["title"] in vitslim("list", "targets").out
+
+
 def test_aliases_are_listed_with_what_they_stand_for(vitslim: Command) -> None:
     assert vitslim("list", "aliases", "--json").document == ALIASES
     assert "deit_base_patch16_224.fb_in1k" in vitslim("list", "aliases").out
@@ -89,7 +96,10 @@ def test_the_pairs_that_compose_are_listed_with_their_reasons(vitslim: Command) 
 
 def test_an_unknown_list_is_refused(vitslim: Command) -> None:
     outcome = vitslim("list", "colours")
-    assert (outcome.code, outcome.error) == (2, "list 'colours' is not known; wanted models, methods, aliases or pairs")
+    assert (outcome.code, outcome.error) == (
+        2,
+        "list 'colours' is not known; wanted models, methods, targets, aliases or pairs",
+    )
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------

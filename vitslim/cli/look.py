@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
     from vitslim.plans import ModelPlan
 
-_LISTS = ("models", "methods", "aliases", "pairs")
+_LISTS = ("models", "methods", "targets", "aliases", "pairs")
 _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
@@ -39,14 +39,14 @@ def register(app: typer.Typer) -> None:
 
 def list_what(
     what: Annotated[
-        str, typer.Argument(help="models, methods, aliases or pairs", autocompletion=complete.words(*_LISTS))
+        str, typer.Argument(help="models, methods, targets, aliases or pairs", autocompletion=complete.words(*_LISTS))
     ] = "methods",
     name: Annotated[
         str | None, typer.Argument(help="a method, to see its options", autocompletion=complete.methods)
     ] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """List models, methods, a method's options, aliases, or which pairs of methods compose.
+    """List models, methods, a method's options, export targets, aliases, or which pairs of methods compose.
 
     `list models` builds each of timm's ViTs, which takes a while.
     """
@@ -56,6 +56,8 @@ def list_what(
         _list_options(check_method(name), json)
     elif what == "methods":
         _list_methods(json)
+    elif what == "targets":
+        _list_targets(json)
     elif what == "aliases":
         _list_aliases(json)
     elif what == "models":
@@ -64,7 +66,7 @@ def list_what(
         _list_pairs(json)
     else:
         near = did_you_mean(what, _LISTS)
-        raise ConfigError(f"list {what!r} is not known{near or '; wanted models, methods, aliases or pairs'}")
+        raise ConfigError(f"list {what!r} is not known{near or '; wanted models, methods, targets, aliases or pairs'}")
 
 
 def inspect(
@@ -307,6 +309,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_plain, value))
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _list_targets(json: bool) -> None:
+    from vitslim.targets import list_targets
+
+    found = list_targets()
+    if json:
+        print_json([target.model_dump(mode="json") for target in found])
+        return
+    header = ("target", "what it is", "precisions", "run by (--backend)", "not installed")
+    rows = [
+        (one.name, one.title, *(", ".join(words) for words in (one.precisions, one.backends, one.missing)))
+        for one in found
+    ]
+    print_table("", header, rows)
 
 
 def _list_aliases(json: bool) -> None:
