@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitslim.shapes import Config
 
@@ -69,11 +69,12 @@ class Choice(Config):
     """One choice of a step."""
 
     axis: ClassVar[Axis]
-    kind: str
+    kind: Any
+    """Its name in plan files: a ``Literal`` of one word, in every choice its own."""
 
     def describe(self) -> str:
         """A few words for lists and pages."""
-        return self.kind
+        return str(self.kind)
 
     def errors(self, at: Place) -> list[str]:
         """Why this choice cannot stand there: sentences without the step's number; empty where it can."""
