@@ -48,9 +48,9 @@ def test_the_prefix_map_is_solved_beside_the_skip_function() -> None:
     trunk = trunk_of(convert(model, "skipat", layers=[1, 2], prefix="linear"))
     dense = trace(model, torch.randn(64, 3, 32, 32))
     assert fit_last_layers_(trunk, [dense]) == 4
-    mixing = trunk.steps[2].mixing
+    attention = trunk.steps[2].attention
     source, target = dense.z[1][:, :1], dense.z[2][:, :1]
-    left = (mixing.prefix_map(source) - target).square().mean()
+    left = (attention.prefix_map(source) - target).square().mean()
     assert left < 0.1 * (source - target).square().mean()
 
 

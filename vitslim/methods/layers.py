@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from vitslim.errors import ConfigError
-from vitslim.plans import AllTokens, ModelPlan
+from vitslim.plans import AllTokens, ModelPlan, places
 
 _NUMBER = re.compile("[0-9]{1,4}")  # no model has 10,000 blocks
 
@@ -80,6 +80,6 @@ def refuse_ruled_tokens(method: str, plan: ModelPlan) -> None:
     """
     ruled = [index for index, step in enumerate(plan.steps) if not isinstance(step.tokens, AllTokens)]
     if ruled:
-        index = next((index for index in ruled if plan.steps[index].tokens.reduces), ruled[0])
+        index = next((at.index for at in places(plan) if at.in_mlp.patches < plan.patches), ruled[0])
         found = plan.steps[index].tokens.describe()
         raise ConfigError(f"{method}: step {index} already has a rule for its tokens ({found}); one of them can rule")
