@@ -59,7 +59,14 @@ def test_every_error_of_a_plan_file_is_named_at_once(plan: ModelPlan) -> None:
     with pytest.raises(ConfigError) as caught:
         read_plan(document, "plan.json")
     message = str(caught.value)
-    for part in ("plan.json", "'dens'", "did you mean 'dense'", "block 7 does not exist", "hidden", "multiple of the patch"):
+    for part in (
+        "plan.json",
+        "'dens'",
+        "did you mean 'dense'",
+        "block 7 does not exist",
+        "hidden",
+        "multiple of the patch",
+    ):
         assert part in message
 
 
