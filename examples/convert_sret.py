@@ -36,7 +36,7 @@ def main(data: str = DATA, ranks: Sequence[int | str] = (0, 8, 32, "full"), step
     merged = merge_residuals(student)
     print(f"merged: {count_parameters(merged) / 1e6:.2f} M parameters, the same function; latency of one image:")
     report = vitslim.benchmark(
-        {"sret": student, "merged": merged}, against=teacher, backends=("torch",), batches=(1,), rounds=rounds
+        {"sret": student, "merged": merged}, baseline=teacher, backends=("torch",), batches=(1,), rounds=rounds
     )
     for row in report.rows:
         print(f"{row.model:8s} {row.latency_ms_p50:6.2f} ms, {row.speedup_vs_dense:.2f} x the speed of dense")

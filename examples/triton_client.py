@@ -4,7 +4,7 @@ It needs no vitslim: pip install 'tritonclient[http]' pillow numpy
 
 python examples/triton_client.py MODEL IMAGE... [--url localhost:8000] [--top 5]
 
-How images are prepared stands in the model's config.pbtxt, where `vitslim deploy --to triton-server` put it; the client
+How images are prepared stands in the model's config.pbtxt, where `vitslim export --to triton-server` put it; the client
 asks the server for it.
 """
 

@@ -71,12 +71,14 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run tests with real model sizes")
+    parser.addoption(
+        "--slow", action="store_true", help="also run real model sizes, all pairs of size and type, long runs"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {
-        "slow": None if config.getoption("--slow") else "real model sizes: run with --slow",
+        "slow": None if config.getoption("--slow") else "slow: run with --slow",
         "gpu": None if torch.cuda.is_available() else "needs an NVIDIA GPU",
         "compiled": "run apart: VITSLIM_SHAPE_CHECKS=0 pytest -m compiled" if SHAPE_CHECKS else None,
     }

@@ -47,8 +47,8 @@ def test_options_without_a_name_of_their_own_are_passed_on_untouched() -> None:
     ("given", "message"),
     [
         ({}, "measure: model: Field required"),
-        ({"model": 3}, "measure: model=3: Input should be an instance of Module or a valid string"),
-        ({"model": Path("x")}, "model=PosixPath('x'): Input should be an instance of Module or a valid string"),
+        ({"model": 3}, "measure: model=3: Input should be "),
+        ({"model": Path("x")}, "model=PosixPath('x'): Input should be "),
         ({"model": "x", "split": "y"}, "split='y': Input should be 'train' or 'val'"),
         ({"model": "x", "batches": [0]}, "batches.0=0: Input should be greater than or equal to 1"),
         ({"model": "x", "batches": nn.Linear(1, 1)}, "batches=a Linear: Input should be a valid tuple"),

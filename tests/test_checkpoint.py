@@ -1,3 +1,4 @@
+import copy
 import errno
 import itertools
 import json
@@ -22,12 +23,13 @@ from vitslim.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, load_config, sav
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json, write_json, write_tensors
 from vitslim.methods import convert
-from vitslim.models import BaseModel, open_model, preprocessing
-from vitslim.models.base import remember_base
+from vitslim.models import BaseModel, preprocessing
+from vitslim.models.base_model import remember_base
+from vitslim.opening import open_model
 from vitslim.trunk import trunk_of
 
 DESCRIBABLE = [name for name in ALL if name not in NOT_DESCRIBABLE]
-SOME = ["vit_four_registers", "distilled", "eva_dinov3", "eva_mixed_rotary", "beit_both_biases", "test_vit"]
+SOME = ["vit_four_registers", "eva_mixed_rotary", "beit_both_biases"]
 
 
 def assert_same_model(first: nn.Module, second: nn.Module, images: torch.Tensor) -> None:
@@ -42,14 +44,25 @@ def assert_same_model(first: nn.Module, second: nn.Module, images: torch.Tensor)
         assert torch.equal(first(images), second(images))
 
 
-@pytest.fixture
-def student() -> nn.Module:
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    """Shared between tests: never change it."""
     return convert(dense("vit_plain"), "skipat", layers=[1, 2])
 
 
+@pytest.fixture(scope="module")
+def saved_once(original: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(original, tmp_path_factory.mktemp("saved") / "out")
+
+
 @pytest.fixture
-def saved(tmp_path: Path, student: nn.Module) -> Path:
-    return save(student, tmp_path / "out")
+def student(original: nn.Module) -> nn.Module:
+    return copy.deepcopy(original)
+
+
+@pytest.fixture
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_once, tmp_path / "out"))
 
 
 # --- what is saved comes back ---------------------------------------------------------------------------------------
@@ -96,9 +109,10 @@ def test_a_new_classifier_comes_back(tmp_path: Path, student: nn.Module) -> None
     assert load(save(student, tmp_path / "out"))(images_for(student)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["vit_plain", "eva_rotary", "beit_both_biases"])
-def test_a_half_model_comes_back_in_its_own_precision(dtype: torch.dtype, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("eva_rotary", torch.float16), ("beit_both_biases", torch.bfloat16)], ids=str
+)
+def test_a_half_model_comes_back_in_its_own_precision(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = convert(dense(name), "skipat", layers=[1]).to(dtype)
     assert_same_model(load(save(model, tmp_path / "out")), model, images_for(model).to(dtype))
 
@@ -227,8 +241,8 @@ def test_a_given_base_is_believed(tmp_path: Path) -> None:
 
 
 def test_two_saves_give_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    # The library's own order of metadata changes from file to file: eight equal ones are no chance.
-    for number in range(8):
+    # Files of one process may lie in another order of notes each; tests/test_files.py has more of them.
+    for number in range(2):
         again = save(load(saved), tmp_path / str(number))
         for name in (CONFIG_FILE, WEIGHTS_FILE, "README.md"):
             assert (again / name).read_bytes() == (saved / name).read_bytes(), name

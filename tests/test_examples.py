@@ -1,6 +1,7 @@
 """The programs in examples/: all import, and those that show a method run, with little to do."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import vitslim
+
 EXAMPLES = {path.stem: path for path in (Path(__file__).resolve().parent.parent / "examples").glob("*.py")}
-IMAGES = "fractals:train_per_class=1,val_per_class=1"
+IMAGES = "fractals:classes=4,train_per_class=4,val_per_class=4"
+NARROW = {"pretrained": False, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
+"""What makes the built-in model a quick one, with all its blocks and patches."""
 
 # What a run is given, and words that it must print.
 RUNS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -47,6 +52,7 @@ def test_an_example_runs_and_shows_what_it_is_about(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VITSLIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(vitslim, "open_model", partial(vitslim.open_model, **NARROW))
     options, words = RUNS[name]
     opened(name).main(**options)
     printed = capsys.readouterr().out

@@ -62,13 +62,6 @@ def test_the_names_are_shown_to_a_curious_user() -> None:
     assert set(vitslim.__all__) <= set(dir(vitslim))
 
 
-def test_the_verb_export_is_not_hidden_by_the_room_of_its_name() -> None:
-    import vitslim.export.parity
-
-    assert vitslim.export.__module__ == "vitslim.pipeline.exporting"
-    assert callable(sys.modules["vitslim.export"].parity.verify)
-
-
 def wrong_arguments(name: str) -> dict[str, object]:
     """Every argument of a public function, as something that it cannot be."""
     parameters = inspect.signature(getattr(vitslim, name)).parameters

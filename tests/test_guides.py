@@ -12,7 +12,10 @@ from vitslim.files import read_json
 
 measure = opened("measure")
 
-QUICK = {"convert": ["--set", "distill.steps=2", "--set", "warm_start.steps=2"], "bench": ["--rounds", "5"]}
+QUICK = {
+    "convert": ["--set", "distill.steps=2", "--set", "warm_start.steps=2"],
+    "bench": ["--rounds", "5", "--batch", "1", "--backend", "torch"],
+}
 """What shortens a command without changing what it shows."""
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from vitslim.bench import count_macs, count_parameters
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.training import read_pretrain_config
 from vitslim.recipe import Recipe, load_recipe, read_recipe, with_overrides, write_yaml
 from vitslim.train.early_tokens import faults_of_early_tokens
@@ -84,6 +84,10 @@ def test_the_model_of_every_recipe_can_be_converted_and_trained_as_it_says(path:
         # The Sparsifiner paper: with token sparsity more than 60 % fewer.
         ("sparsifiner_evo_vit_deit_small", 1.783, 0.40),
         ("sparsifiner_pruned_deit_small", 1.791, 0.40),
+        # As the papers of pruning and merging report: 3.0 and 2.7.
+        ("prune_deit_small_finetune", 3.014, 0.66),
+        ("merge_deit_small_finetune", 2.710, 0.60),
+        ("resolution_deit_small_finetune", 2.268, 0.50),
     ],
 )
 def test_a_recipe_saves_the_operations_that_its_head_says(name: str, gmacs: float, share: float) -> None:

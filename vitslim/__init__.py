@@ -3,66 +3,115 @@
 The names below are loaded on first use, so that ``import vitslim`` costs nothing.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from vitslim.openers import offer_model_opener
 
 if TYPE_CHECKING:
     from vitslim.authors import import_checkpoint
     from vitslim.checkpoint import load, save
-    from vitslim.methods import SkipAtConfig, convert, list_methods
-    from vitslim.models import open_model
+    from vitslim.methods import list_methods, register_method
+    from vitslim.methods.depth import DepthConfig
+    from vitslim.methods.evo_vit import EvoViTConfig
+    from vitslim.methods.heads import HeadsConfig
+    from vitslim.methods.merge import MergeConfig
+    from vitslim.methods.mlp import MlpConfig
+    from vitslim.methods.prune import PruneConfig
+    from vitslim.methods.resolution import ResolutionConfig
+    from vitslim.methods.skipat import SkipAtConfig
+    from vitslim.methods.sparsifiner import SparsifinerConfig
+    from vitslim.methods.sret import SretConfig
+    from vitslim.models import register_adapter
+    from vitslim.opening import open_model
     from vitslim.pipeline import (
         analyze,
         benchmark,
         compare,
-        deploy,
+        convert,
         distill,
         evaluate,
         export,
+        open_runner,
         quantize,
         refit,
         verify,
         warm_start,
     )
+    from vitslim.plans import ModelPlan, StepPlan, check, cost, read_plan_file
+    from vitslim.targets import list_targets, register_target
+    from vitslim.trunk import build, plan_of
 
 _HOMES = {
-    "vitslim.authors": ("import_checkpoint",),
-    "vitslim.checkpoint": ("load", "save"),
-    "vitslim.methods": ("SkipAtConfig", "convert", "list_methods"),
-    "vitslim.models": ("open_model",),
-    "vitslim.pipeline": (
-        *("analyze", "benchmark", "compare", "deploy", "distill", "evaluate", "export", "quantize", "refit", "verify"),
-        "warm_start",
+    "authors": ("import_checkpoint",),
+    "checkpoint": ("load", "save"),
+    "methods": ("list_methods", "register_method"),
+    "methods.depth": ("DepthConfig",),
+    "methods.evo_vit": ("EvoViTConfig",),
+    "methods.heads": ("HeadsConfig",),
+    "methods.merge": ("MergeConfig",),
+    "methods.mlp": ("MlpConfig",),
+    "methods.prune": ("PruneConfig",),
+    "methods.resolution": ("ResolutionConfig",),
+    "methods.skipat": ("SkipAtConfig",),
+    "methods.sparsifiner": ("SparsifinerConfig",),
+    "methods.sret": ("SretConfig",),
+    "models": ("register_adapter",),
+    "opening": ("open_model",),
+    "pipeline": (
+        *("analyze", "benchmark", "compare", "convert", "distill", "evaluate", "export", "open_runner", "quantize"),
+        *("refit", "verify", "warm_start"),
     ),
+    "plans": ("ModelPlan", "StepPlan", "check", "cost", "read_plan_file"),
+    "targets": ("list_targets", "register_target"),
+    "trunk": ("build", "plan_of"),
 }
-__all__ = ["SkipAtConfig", "analyze", "benchmark", "convert", "distill", "evaluate", "export", "list_methods", "load"]
-__all__ += ["compare", "deploy", "import_checkpoint", "open_model", "quantize", "refit", "save", "verify", "warm_start"]
-
-
-# So that ``vitslim.runtime.load`` can run a saved folder in torch, although saved models are opened in a room above.
-offer_model_opener(lambda folder: import_module("vitslim.checkpoint").load(folder))
+__all__ = [
+    "DepthConfig",
+    "EvoViTConfig",
+    "HeadsConfig",
+    "MergeConfig",
+    "MlpConfig",
+    "ModelPlan",
+    "PruneConfig",
+    "ResolutionConfig",
+    "SkipAtConfig",
+    "SparsifinerConfig",
+    "SretConfig",
+    "StepPlan",
+    "analyze",
+    "benchmark",
+    "build",
+    "check",
+    "compare",
+    "convert",
+    "cost",
+    "distill",
+    "evaluate",
+    "export",
+    "import_checkpoint",
+    "list_methods",
+    "list_targets",
+    "load",
+    "open_model",
+    "open_runner",
+    "plan_of",
+    "quantize",
+    "read_plan_file",
+    "refit",
+    "register_adapter",
+    "register_method",
+    "register_target",
+    "save",
+    "verify",
+    "warm_start",
+]
 
 
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(home), name)
+            return getattr(import_module(f"vitslim.{home}"), name)
     raise AttributeError(f"module 'vitslim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the room ``vitslim.export`` must not hide the verb of the same name.
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

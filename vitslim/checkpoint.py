@@ -19,8 +19,8 @@ from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import atomic_paths, check_output_folder, json_text, parse_json, read_json, save_tensors
 from vitslim.models import BaseModel, Preprocessing, build_base, describe, preprocessing
 from vitslim.models.base import refresh
+from vitslim.models.create import BUILD_ERRORS, MOST_BLOCKS
 from vitslim.models.image_input import restore_preprocessing_
-from vitslim.models.open import BUILD_FAULTS, MOST_BLOCKS
 from vitslim.plans import plan_json, read_plan
 from vitslim.shapes import AnyPath, Config
 from vitslim.trunk import Conversion, is_converted, plan_of, trunk_of
@@ -186,7 +186,7 @@ def build(config: SavedModel) -> nn.Module:
             model = build_plan(plan, model, history=history, base=config.base, weights_follow=True)
     except CheckpointError:
         raise
-    except (VitslimError, *BUILD_FAULTS) as error:
+    except (VitslimError, *BUILD_ERRORS) as error:
         raise CheckpointError(
             f"the saved description cannot be rebuilt: {error} (saved with vitslim "
             f"{config.versions.get('vitslim', '?')}, timm {config.versions.get('timm', '?')})"

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("resolution", "prune", "merge", "evo_vit", "skipat", "sparsifiner", "sret")
+METHOD_NAMES = ("depth", "mlp", "heads", "resolution", "prune", "merge", "evo_vit", "skipat", "sparsifiner", "sret")
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"
@@ -51,7 +51,7 @@ def did_you_mean(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def unknown_model(name: str, architectures: Iterable[str]) -> ConfigError:
-    """What is said of a name that neither vitslim nor timm knows."""
+    """The error for a name that neither vitslim nor timm knows."""
     near = did_you_mean(name, [*ALIASES, BUILTIN, *architectures], count=3)
     return ConfigError(f"unknown model {name!r}{near} (`vitslim list models` shows all)")
 

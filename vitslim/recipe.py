@@ -61,7 +61,7 @@ class ExportSection(Config):
     """The ONNX files, and how they are compared with the torch model."""
 
     precisions: tuple[Literal["fp32", "fp16", "bf16"], ...] = ("fp32",)
-    opset: PositiveInt | None = None  # none: the one that vitslim.export.OPSETS gives each precision
+    opset: PositiveInt | None = None  # none: the one that vitslim.targets.onnx.export.OPSETS gives each precision
     optimize: bool = True  # onnxslim
     inline: bool = False  # no local functions, for runtimes that know none
     dynamic_image_size: bool = False  # free height and width: dense, SkipAt, SReT without slices

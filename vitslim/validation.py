@@ -5,11 +5,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from vitslim.errors import ConfigError
+
 _SHOWN = 120  # characters of a value in a message
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
+    """Plain data as a ``kind``.
+
+    Args:
+        where: what the message begins with, as a file's name.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(where + "; ".join(describe_faults(error, kind))) from None
 
 
 def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:

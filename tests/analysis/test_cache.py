@@ -11,7 +11,8 @@ from torch import nn
 from vitslim.analysis import AnalysisReport, analyze_once, cache
 from vitslim.analysis.cache import cache_folder  # as it is: the tests of a run have a folder of their own
 from vitslim.data import Loader, open_data
-from vitslim.models import open_model, preprocessing
+from vitslim.models import preprocessing
+from vitslim.opening import open_model
 
 TINY: dict[str, Any] = {"img_size": 32, "num_classes": 4, "depth": 3, "embed_dim": 48, "num_heads": 3}
 

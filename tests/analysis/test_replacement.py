@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from vitslim.analysis.linear_map import LinearMap
-from vitslim.analysis.replacement import ChangeMeter, finish, output_with_replaced, stand_ins_for
-from vitslim.models import trace
+from vitslim.analysis.replacement import ChangeMeter, output_with_replaced, stand_ins_for
+from vitslim.models import output_behind_blocks, trace
 
 FAMILIES = ("vit", "vit_layer_scale", "vit_no_class_token", "eva", "eva_post_norm", "beit")
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -55,7 +55,9 @@ def test_own_attention_output_put_back_changes_nothing(build: Callable[[str], nn
         for layer in (1, 2, 3):
             same = output_with_replaced(model, IMAGES, dense, {layer: lambda z, own=dense.z[layer]: own})
             torch.testing.assert_close(same, dense.logits, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(finish(model, IMAGES, dense.block_outputs[-1]), dense.logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            output_behind_blocks(model, IMAGES, dense.block_outputs[-1]), dense.logits, rtol=0, atol=0
+        )
 
 
 def test_identity_reuse_of_an_equal_attention_output_has_no_effect(vit: nn.Module) -> None:
@@ -97,7 +99,7 @@ def test_the_model_keeps_its_blocks_even_when_its_head_fails(vit: nn.Module) -> 
     blocks, parts = vit.blocks, list(vit.named_modules())
     vit.head = nn.Linear(1, 1)
     with pytest.raises(RuntimeError), torch.no_grad():
-        finish(vit, IMAGES, dense.block_outputs[-1])
+        output_behind_blocks(vit, IMAGES, dense.block_outputs[-1])
     assert vit.blocks is blocks
     assert len(list(vit.named_modules())) == len(parts)
 

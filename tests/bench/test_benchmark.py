@@ -8,13 +8,12 @@ import torch
 
 from vitslim.bench import BenchReport, benchmark, caption
 from vitslim.errors import ConfigError
-from vitslim.export import export_onnx
 from vitslim.methods import convert
 
 FAST = {"rounds": 5, "warmup": 1}
 
 
-def write_mean(model, path, *, precision):
+def write_mean(model, path, *, precision, metadata):
     """A stand-in for the exporter: a graph of one node, whatever the model."""
     if precision != "fp32":
         raise ConfigError(f"no {precision} here")
@@ -29,13 +28,13 @@ def write_mean(model, path, *, precision):
 @pytest.fixture(scope="module")
 def report(dense, shallow) -> BenchReport:
     models = {"dense": dense, "shallow": shallow}
-    return benchmark(models, baseline="dense", exporter=write_mean, precisions=("fp32", "bf16"), batches=(1, 2), **FAST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitslim.targets.onnx.target.export_onnx", write_mean)
+        return benchmark(models, baseline="dense", precisions=("fp32", "bf16"), batches=(1, 2), **FAST)
 
 
 def test_the_real_exporter_fits(shallow):
-    report = benchmark(
-        {"dense": shallow}, baseline="dense", backends=("ort",), batches=(1,), exporter=export_onnx, **FAST
-    )
+    report = benchmark({"dense": shallow}, baseline="dense", backends=("ort",), batches=(1,), **FAST)
     assert report.skipped == []
     (row,) = report.rows
     # The file is the weights with a graph around them.
@@ -106,10 +105,9 @@ def test_a_converted_model_runs_next_to_its_dense_one(dense):
     assert skipat_row.macs < dense_row.macs
 
 
-def test_without_an_exporter_onnx_runtime_is_skipped_with_the_way_out(dense):
-    report = benchmark({"dense": dense}, baseline="dense", backends=("ort",), batches=(1,), **FAST)
-    assert report.rows == []
-    assert "exporter=vitslim.export.export_onnx" in report.skipped[0].reason
+def test_backends_are_those_of_the_registered_targets(dense):
+    with pytest.raises(ConfigError, match=r"backends.0: .*unknown backend 'otr'; did you mean 'ort'"):
+        benchmark({"dense": dense}, baseline="dense", backends=("otr",), **FAST)
 
 
 def test_one_broken_model_does_not_end_the_contest_and_its_paths_stay_private(dense, shallow):

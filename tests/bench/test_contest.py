@@ -1,6 +1,5 @@
 """What goes wrong in a contest costs what it belongs to, never the rows that were measured before."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ IN_TORCH = Cell("torch", "fp32")
 
 
 def contest(models: dict[str, nn.Module], **options: Any) -> Contest:
-    given: dict[str, Any] = {"threads": 1, "rounds": 5, "warmup": 2, "seconds": None, "device": "cpu", "exporter": None}
+    given: dict[str, Any] = {"threads": 1, "rounds": 5, "warmup": 2, "seconds": None, "device": "cpu"}
     return Contest(entrants=entrants(models), baseline="dense", **given | options)
 
 
@@ -34,18 +33,19 @@ def failing_at(call: int, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(model, "forward_head", forward_head)
 
 
-def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module) -> None:
+def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def build(model: nn.Module, path: Path, **options: Any) -> None:
+    def build(target: object, request: object, **options: Any) -> None:
         asked.append(options)
         raise ConfigError("no builder here")
 
+    monkeypatch.setattr("vitslim.targets.TensorrtTarget.write", build)
+
     skipped: list[Skipped] = []
-    held = contest({"dense": dense}, device="cuda", engine_exporter=build)
+    held = contest({"dense": dense}, device="cuda")
     assert list(held.measure(Cell("tensorrt", "fp16"), (1, 256), skipped)) == []
-    assert [options["batch"] for options in asked] == [(1, 1, 1), (256, 256, 256)]
-    assert {options["flavor"] for options in asked} == {"tensorrt"}
+    assert asked == [{"batch": (1, 1, 1)}, {"batch": (256, 256, 256)}]
     assert [(skip.model, skip.batch) for skip in skipped] == [(None, 1), (None, 256)]
 
 

@@ -103,7 +103,7 @@ def test_what_a_model_learns_depends_on_other_code_than_how_fast_it_runs(tmp_pat
         "kernels/a.py": (True, True),
         "kernels/blocks.json": (True, False),
         "bench/clock.py": (True, False),
-        "bench/baselines.py": (True, True),
+        "pipeline/baselines.py": (True, True),
     }.items():
         (tmp_path / name).write_text("1")
         after = digests()

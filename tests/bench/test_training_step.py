@@ -14,7 +14,7 @@ from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
 
-FAST = {"rounds": 5, "warmup": 1, "seconds": None, "threads": 1, "device": "cpu", "exporter": None}
+FAST = {"rounds": 5, "warmup": 1, "seconds": None, "threads": 1, "device": "cpu"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

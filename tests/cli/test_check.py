@@ -17,7 +17,7 @@ from tests.pipeline.tiny import IMAGES
 from vitslim import checkpoint
 from vitslim.cli.screen import say_skipped
 from vitslim.files import read_json
-from vitslim.models.open import BUILTIN
+from vitslim.names import BUILTIN
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_every_form_of_a_file_has_its_own_name(copied: Path, vitslim: Command) -
     for words, name in [
         ([], "model.onnx"),
         (["--inline"], "model-inlined.onnx"),
-        (["--input", "uint8-nhwc", "--precision", "fp16"], "model-uint8-nhwc-fp16.onnx"),
+        (["--input-format", "uint8-nhwc", "--precision", "fp16"], "model-uint8-nhwc-fp16.onnx"),
     ]:
         assert vitslim("export", copied, *words, "--json").document["file"] == name
     found = vitslim("verify", copied, "--images", 4, "--batch", "2", "--json")
@@ -168,9 +168,11 @@ def test_every_form_of_a_file_has_its_own_name(copied: Path, vitslim: Command) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "coreml"], "--to 'coreml': wanted onnx or tensorrt"),
-        (["--input", "png"], "--input 'png': wanted normalized, uint8-nchw or uint8-nhwc"),
-        (["--precision", "int8"], "--precision 'int8': wanted fp32, fp16 or bf16"),
+        (["--to", "onxx"], "unknown target 'onxx'; did you mean 'onnx'?"),
+        (["--input-format", "png"], "input_format='png': Input should be 'normalized', 'uint8-nchw' or 'uint8-nhwc'"),
+        (["--precision", "int8"], "target 'onnx' is not written in int8; wanted fp32, fp16, bf16"),
+        (["--refit", "--set", "batch=4"], "target 'onnx' takes no refit; its options are batch, opset"),
+        (["--set", "opset"], "--set 'opset': wanted KEY=VALUE"),
     ],
 )
 def test_an_export_that_is_not_known_is_refused(
@@ -190,7 +192,7 @@ def test_a_folder_that_holds_no_model_is_refused(verb: str, tmp_path: Path, vits
 def test_an_absent_library_has_its_own_exit_code(
     student: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["vitslim.export.onnx_export"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["vitslim.targets.onnx.export"], "find_spec", lambda name: None)
     outcome = vitslim("export", student, "--out", tmp_path / "x.onnx")
     assert outcome.code == 3
     assert "pip install 'vitslim[onnx]'" in outcome.error
@@ -319,7 +321,7 @@ ROW = {
 
 
 def test_a_student_is_benchmarked_beside_its_dense_model(copied: Path, vitslim: Command) -> None:
-    words = ("--against", "dense", "--backend", "torch,ort", "--batch", "1,2", *QUICK, "--json")
+    words = ("--baseline", "dense", "--backend", "torch,ort", "--batch", "1,2", *QUICK, "--json")
     outcome = vitslim("bench", copied, *words)
     assert outcome.code == 0, outcome.err
     found = outcome.document
@@ -343,7 +345,7 @@ def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(
 
 
 def test_the_table_names_machine_and_baseline(student: Path, dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--against", dense, "--backend", "torch", "--batch", 1, "--out", tmp_path / "b.json", *QUICK)
+    words = ("--baseline", dense, "--backend", "torch", "--batch", 1, "--out", tmp_path / "b.json", *QUICK)
     outcome = vitslim("bench", student, *words)
     assert outcome.code == 0, outcome.err
     assert "speed-up against 'dense' with fused attention in the same run" in outcome.out
@@ -364,7 +366,7 @@ def test_two_folders_of_one_name_get_a_row_each(student: Path, copied: Path, tmp
         (["--backend", "tensorflow"], 2, "backends.0"),
         (["--precision", "fp8"], 2, "precisions.0"),
         (["--batch", "x"], 2, "--batch 'x': wanted whole numbers"),
-        (["--against", "deit_smal"], 2, "unknown model 'deit_smal'; did you mean"),
+        (["--baseline", "deit_smal"], 2, "unknown model 'deit_smal'; did you mean"),
     ],
 )
 def test_a_benchmark_that_cannot_run_is_one_line(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from vitslim.cli.main import main
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 
 OFFERED: dict[str, list[str]] = {
     "conv": ["convert"],
@@ -13,8 +13,8 @@ OFFERED: dict[str, list[str]] = {
     "convert vit_tiny_patch16_2": ["vit_tiny_patch16_224"],
     "convert x --method s": ["skipat", "sparsifiner", "sret"],
     "list methods e": ["evo_vit"],
-    "export out --to t": ["tensorrt"],
-    "deploy out --to a": ["aotinductor"],
+    "export out --to t": ["tensorrt", "torch-export", "triton-server"],
+    "export out --to a": ["aotinductor"],
     "train out --dev": ["--device"],
     "train out --device c": ["cpu", "cuda"],
     "bench su": ["suite"],

@@ -69,8 +69,11 @@ def test_nothing_heavy_is_imported_for_what_is_refused_early_nor_for_help(tmp_pa
 
 
 def test_every_name_of_timm_passes_the_early_check() -> None:
-    assert set(timm.list_models()) <= set(model_names())
-    for name in (*timm.list_models(), *timm.list_pretrained(), "vit_small_patch16_224_in21k", "hf-hub:some/model"):
+    known = set(model_names())
+    assert set(timm.list_models()) <= known
+    # Each look reads all sources of timm: only names that are not its own functions' need one.
+    further = [name for name in timm.list_pretrained() if name.partition(".")[0] not in known]
+    for name in (*further, "vit_tiny_patch16_224.augreg_in21k", "vit_small_patch16_224_in21k", "hf-hub:some/model"):
         check_model(name)
 
 

@@ -57,7 +57,7 @@ def test_examples_are_taken_by_the_command_they_stand_below(
     assert len(given) == len(EXAMPLES[verb])
     for path, params in given:
         assert path.startswith(f"vitslim {verb}")
-        for name in ("model", "teacher", "base", "against"):
+        for name in ("model", "teacher", "base", "baseline"):
             if params.get(name) not in (None, "out", "dense"):
                 check_model(params[name])
         for method in params.get("method") or ():

@@ -12,7 +12,7 @@ from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
 from vitslim.cli import look
 from vitslim.methods import METHODS
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 
 # --- list -----------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
 from vitslim.files import read_json, write_text
-from vitslim.models.open import BUILTIN
+from vitslim.names import BUILTIN
 from vitslim.train.loop import _Run
 
 BUILTIN_WEIGHTS = Path(checkpoint.__file__).parent / "assets" / "fractal_vit.safetensors"
@@ -84,10 +84,7 @@ def test_a_chain_learns_from_the_teacher_that_is_named(
         (("evo_vit", "--analyze"), True),
         (("evo_vit", "--set", "analyze.images=8"), True),
         (("evo_vit", "--method", "sret"), True),
-        (("skipat",), True),
         (("skipat", "-O", "layers=1-2"), False),
-        (("skipat", "-O", "layers=paper"), False),
-        (("skipat", "--set", "analyze=null"), False),
     ],
 )
 def test_a_method_that_reads_no_analysis_does_not_pay_for_one(
@@ -355,7 +352,7 @@ def test_what_is_resumed_is_said(dense: Path, tmp_path: Path, vitslim: Command) 
     found = read_json(out / "metrics.json")
     finished = vitslim(*words)
     assert finished.code == 0
-    assert f"the training in {out} has made all of its 2 steps; it is measured and saved again" in finished.err
+    assert f"the training in {out} has made all its steps and is measured and saved again after step 2" in finished.err
     assert read_json(out / "metrics.json") == found
     (out / "train" / "state.safetensors").unlink()
     assert "ended before a state was written; it begins again" in vitslim(*words).err

@@ -183,7 +183,7 @@ READERS: dict[str, Callable[[Path, Path], tuple[Any, ...]]] = {
     "eval": lambda folder, images: ("eval", folder, "--data", images),
     "verify": lambda folder, images: ("verify", folder, "--data", images),
     "quantize": lambda folder, images: ("quantize", folder, "--data", images),
-    "deploy": lambda folder, images: ("deploy", folder, "--to", "torch-export", "--data", images),
+    "export": lambda folder, images: ("export", folder, "--to", "torch-export", "--data", images),
 }
 BAD_SETTINGS = {
     "data.meen=0.5": "unknown key 'data.meen'; did you mean 'mean'?",
@@ -204,9 +204,9 @@ def test_every_verb_that_reads_images_takes_how_they_are_prepared(
     assert BAD_SETTINGS[setting] in outcome.error
 
 
-@pytest.mark.parametrize("verb", ["verify", "deploy"])
+@pytest.mark.parametrize("verb", ["verify", "export"])
 def test_how_images_are_prepared_needs_images(verb: str, student: Path, vitslim: Command) -> None:
-    words = ("--to", "torch-export") if verb == "deploy" else ()
+    words = ("--to", "torch-export") if verb == "export" else ()
     assert "name them with --data" in vitslim(verb, student, *words, "--set", "data.mean=0.5").error
 
 

@@ -1,4 +1,4 @@
-"""deploy, quantize."""
+"""export to servers and programs, quantize."""
 
 import shutil
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tests.deploy.triton_schema import parse
 from tests.pipeline.tiny import IMAGES
+from tests.targets.triton_schema import parse
 
 
 def test_a_student_becomes_a_model_repository(student: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("deploy", student, "--to", "triton-server", "--out", tmp_path / "models", "--max-batch", 16)
+    words = ("export", student, "--to", "triton-server", "--out", tmp_path / "models", "--max-batch", 16)
     outcome = vitslim(*words, "--json")
     assert outcome.code == 0, outcome.err
     assert (outcome.document["name"], outcome.document["max_batch_size"]) == ("student", 16)
@@ -21,56 +21,59 @@ def test_a_student_becomes_a_model_repository(student: Path, tmp_path: Path, vit
     again = vitslim(*words)
     assert again.code == 2
     assert "has a model 'student' already; pass --overwrite" in again.error
+    assert vitslim("verify", student, tmp_path / "models" / "student", "--images", 3).code == 0
     said = vitslim(*words, "--overwrite").err
     assert "tritonserver --model-repository=/models" in said
 
 
 def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:
-    outcome = vitslim("deploy", copied, "--to", "torch-export", "--json")
+    outcome = vitslim("export", copied, "--to", "torch-export", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.document["file"] == str(copied / "export" / "model.pt2")
     assert all(check["max_abs"] <= check["tolerance"] for check in outcome.document["comparisons"])
-    assert "exists; pass --overwrite" in vitslim("deploy", copied, "--to", "torch-export").error
+    assert "exists; pass --overwrite" in vitslim("export", copied, "--to", "torch-export").error
+    found = vitslim("verify", copied, "--images", 3, "--json").document
+    assert {(check["artifact"], check["backend"]) for check in found["checks"]} == {
+        ("model.onnx", "ort"),
+        ("model.pt2", "torch-export"),
+    }
+    only = vitslim("verify", copied, "--images", 3, "--backend", "onnx", "--json").document
+    assert {check["artifact"] for check in only["checks"]} == {"model.onnx"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "coreml"], "deploy to 'coreml' is not known; wanted triton-server, torch-export, aotinductor"),
-        (["--to", "triton-server"], "deploy to triton-server needs out (--out), the model repository"),
+        (["--to", "triton-server"], "export to triton-server needs a path (--out)"),
         (["--to", "triton-server", "--out", "OUT", "--name", "a b"], "model name 'a b': wanted up to 128 letters"),
         (["--to", "triton-server", "--out", "OUT", "--backend", "openvino"], "backend 'openvino' is not known"),
         (["--to", "triton-server", "--out", "OUT", "--backend", "tensorrt"], "--to tensorrt` first"),
-        (
-            ["--to", "triton-server", "--out", "OUT", "--max-batch", "0"],
-            "max_batch=0: Input should be greater than or equal to 1",
-        ),
-        (["--to", "triton-server", "--out", "OUT", "--precision", "fp16"], "takes no precision; its options are"),
+        (["--to", "triton-server", "--out", "OUT", "--max-batch", "0"], "max_batch=0: wanted a number from 1"),
+        (["--to", "triton-server", "--out", "OUT", "--precision", "fp16"], "is not written in fp16; wanted fp32"),
         (["--to", "triton-server", "--out", "OUT", "--artifact", "no.onnx"], "no.onnx does not exist"),
-        (["--to", "torch-export", "--out", "OUT.pt2", "--max-batch", "8"], "deploy to torch-export takes no max_batch"),
-        (["--to", "torch-export", "--out", "OUT.pt2", "--precision", "int8"], "precision 'int8' is not one"),
-        (["--to", "torch-export", "--out", "OUT.onnx"], "torch opens files that end in .pt2"),
+        (["--to", "torch-export", "--out", "OUT.pt2", "--max-batch", "8"], "target 'torch-export' takes no max_batch"),
+        (["--to", "torch-export", "--out", "OUT.onnx"], "torch.export program ends in .pt2; wanted such a path"),
         (["--to", "aotinductor", "--out", "OUT.pt2", "--device", "tpu"], "device 'tpu' is not one"),
     ],
 )
-def test_what_cannot_be_deployed_is_one_line(
+def test_what_cannot_be_served_is_one_line(
     words: list[str], message: str, student: Path, tmp_path: Path, vitslim: Command
 ) -> None:
-    outcome = vitslim("deploy", student, *(word.replace("OUT", str(tmp_path / "out")) for word in words))
+    outcome = vitslim("export", student, *(word.replace("OUT", str(tmp_path / "out")) for word in words))
     assert outcome.code == 2
     assert message in outcome.error
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_exported_says_what_to_run(dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    deployed = vitslim("deploy", dense, "--to", "triton-server", "--out", tmp_path)
+    deployed = vitslim("export", dense, "--to", "triton-server", "--out", tmp_path)
     quantized = vitslim("quantize", dense, "--data", IMAGES)
     for outcome in (deployed, quantized):
         assert outcome.code == 2
         assert f"run `vitslim export {dense} --to onnx` first" in outcome.error
 
 
-@pytest.mark.parametrize("verb", [["deploy", "--to", "triton-server", "--out", "x"], ["quantize", "--data", IMAGES]])
+@pytest.mark.parametrize("verb", [["export", "--to", "triton-server", "--out", "x"], ["quantize", "--data", IMAGES]])
 def test_a_folder_that_holds_no_model_is_refused(verb: list[str], tmp_path: Path, vitslim: Command) -> None:
     assert "wanted " in vitslim(verb[0], tmp_path, *verb[1:]).error
     assert "nowhere" in vitslim(verb[0], tmp_path / "nowhere", *verb[1:]).error
@@ -93,8 +96,8 @@ def test_a_quantization_that_is_not_known_is_refused(student: Path, vitslim: Com
 def test_an_artifact_of_another_kind_is_refused(copied: Path, tmp_path: Path, vitslim: Command) -> None:
     shutil.copy(copied / "export/model.onnx", copied / "export/second.onnx")
     words = ("--to", "triton-server", "--out", tmp_path / "models")
-    assert "say which with --artifact" in vitslim("deploy", copied, *words).error
+    assert "say which with --artifact" in vitslim("export", copied, *words).error
     file = copied / "export/second.onnx"
-    refused = vitslim("deploy", copied, *words, "--artifact", file, "--backend", "tensorrt")
+    refused = vitslim("export", copied, *words, "--artifact", file, "--backend", "tensorrt")
     assert "second.onnx is no file for backend tensorrt" in refused.error
-    assert vitslim("deploy", copied, *words, "--artifact", file).code == 0
+    assert vitslim("export", copied, *words, "--artifact", file).code == 0

@@ -12,7 +12,7 @@ from tests.pipeline.tiny import IMAGES
 STEP = {"steps": 1, "tensorboard": False, "precision": "no", "batch_size": 4}
 STUDENT, DENSE = object(), object()  # opened within the folder of the case
 CALLS: list[tuple[str, dict[str, Any]]] = [
-    ("open_model", {"name": "builtin", "pretrained": False, "img_size": 32, "num_classes": 4, "depth": 4}),
+    ("open_model", {"source": "builtin", "pretrained": False, "img_size": 32, "num_classes": 4, "depth": 4}),
     ("convert", {"model": DENSE, "method": "skipat", "layers": (1, 2), "expansion": 0.5}),
     ("convert", {"model": DENSE, "method": "sparsifiner", "keep_rate": 0.5}),
     ("list_methods", {}),
@@ -33,11 +33,11 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("export", {"model": "student", "path": "out.onnx", "to": "onnx", "precision": "fp32", "optimize": False}),
     ("verify", {"model": "student", "artifacts": ["student/export/model.onnx"], "images": 2, "batches": (1,)}),
     ("benchmark", {"models": ["student"], "backends": ["torch"], "batches": [1], "rounds": 5, "warmup": 1}),
-    ("deploy", {"model": "student", "to": "triton-server", "out": "models", "name": "vit", "max_batch": 4}),
+    ("export", {"model": "student", "to": "triton-server", "path": "models", "name": "vit", "max_batch": 4}),
     ("quantize", {"folder": "student", "data": IMAGES, "precision": "fp8", "images": 2}),
     ("refit", {"engine": "student/export/model.engine", "source": "student"}),
     ("import_checkpoint", {"checkpoint": "student/model.safetensors", "source": "skipat", "base": "builtin"}),
-    ("runtime.load", {"path": "student", "backend": "ort", "precision": "fp32", "device": "cpu"}),
+    ("open_runner", {"path": "student", "backend": "ort", "precision": "fp32", "device": "cpu"}),
 ]
 
 

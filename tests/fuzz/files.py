@@ -69,9 +69,9 @@ def _change_graph(path: Path, rng: random.Random) -> str:
 
 
 def _run(folder: Path, path: Path) -> None:
-    import vitslim.runtime
+    import vitslim
 
-    with vitslim.runtime.load(path) as runner:
+    with vitslim.open_runner(path) as runner:
         runner.run(torch.zeros(2, 3, 32, 32))
 
 
@@ -84,7 +84,7 @@ def _verify(folder: Path, path: Path) -> None:
 def _serve(folder: Path, path: Path) -> None:
     import vitslim
 
-    vitslim.deploy(folder / "student", to="triton-server", out=folder / "models", artifact=path)
+    vitslim.export(folder / "student", folder / "models", to="triton-server", artifact=path)
 
 
 def _weights(rng: random.Random, folder: Path) -> Case:

@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.oracle import SURFACES, judge
 from tests.fuzz.place import make_originals
 
-CASES = {"recipes": 60, "saved": 30, "commands": 25, "files": 30, "api": 40}
+CASES = {"recipes": 40, "saved": 20, "commands": 15, "files": 20, "api": 20}
 SEED = 11
 
 

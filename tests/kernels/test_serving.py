@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitslim.export.quiet import captured
 from vitslim.kernels import serving
+from vitslim.targets.quiet import captured
 
 
 class FakeOnGpu:

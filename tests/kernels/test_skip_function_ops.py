@@ -47,19 +47,6 @@ def test_gradients_of_the_channel_attention_are_those_of_differences(residual: b
     assert torch.autograd.gradcheck(lambda *given: ops.channel_attention(*given)[0], attention(residual, grad=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_ops_hold_what_torch_asks_of_them(grad: bool, dtype: torch.dtype) -> None:
-    # The last test, on compilation by AOT, compares gradients bit by bit where kernels differ in bfloat16.
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.depthwise_gelu, convolution(2, grad, dtype), test_utils=checks)
-    torch.library.opcheck(ops.channel_attention, attention(True, grad, dtype), test_utils=checks)
-    torch.library.opcheck(ops.channel_attention, attention(False, grad, dtype), test_utils=checks)
-    given = convolution(2, dtype=dtype)
-    torch.library.opcheck(ops.depthwise_gelu_backward, (noise(2, 6, 4, dtype=dtype), *given), test_utils=checks)
-    torch.library.opcheck(ops.token_sums, (noise(2, 6, 4, dtype=dtype), noise(2, 6, 4, dtype=dtype)), test_utils=checks)
-
-
 def test_through_the_ops_numbers_and_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def results() -> list[Tensor]:
         tokens, weight, bias, *grid = convolution(2, grad=True)

@@ -60,6 +60,6 @@ def test_regions_are_nearly_square(grid: tuple[int, int], count: int, expected: 
 
 
 def test_columns_are_picked_for_each_image() -> None:
-    matrix, places = torch.randn(3, 6), torch.tensor([[0, 5, 2], [1, 1, 4]])
-    picked = columns_at(matrix, places)
-    assert torch.equal(picked, torch.stack([matrix[:, row] for row in places]))
+    matrix, indices = torch.randn(3, 6), torch.tensor([[0, 5, 2], [1, 1, 4]])
+    picked = columns_at(matrix, indices)
+    assert torch.equal(picked, torch.stack([matrix[:, row] for row in indices]))

@@ -1,14 +1,12 @@
 """The verb ``convert``: what it refuses, in which words, and that a refused model is an untouched model."""
 
 import copy
-import importlib
 from typing import Any
 
 import pytest
 import timm
 import torch
 from inline_snapshot import snapshot
-from torch import nn
 
 from tests.variants import dense, images_for
 from vitslim.errors import ConfigError, UnsupportedModelError
@@ -46,19 +44,6 @@ def test_a_config_is_as_good_as_name_and_options() -> None:
     images = images_for(by_name)
     assert torch.equal(by_name(images), by_config(images))
     assert trunk_of(by_name).history == trunk_of(by_config).history
-
-
-def test_a_model_may_be_given_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def opened(name: str) -> nn.Module:
-        asked.append(name)
-        return dense("vit_plain")
-
-    # By module: the package's attribute of this name is the function.
-    monkeypatch.setattr(importlib.import_module("vitslim.methods.convert"), "open_model", opened)
-    assert is_converted(convert("deit_small", "skipat"))
-    assert asked == ["deit_small"]
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from tests.variants import dense, images_for
-from vitslim.export import export_onnx
 from vitslim.methods import convert
 from vitslim.runtime import OrtRunner
+from vitslim.targets.onnx.export import export_onnx
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

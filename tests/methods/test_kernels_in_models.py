@@ -22,17 +22,17 @@ FORMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "evo_vit_on_skipat": [("skipat", {"layers": (2, 3)}), ("evo_vit", {"stages": (2,)})],
     "pruning": [("sparsifiner", {"layers": (), "token_keep_rate": 0.7, "prune_layers": (0, 1)})],
 }
-PHI, CHOICE = {"depthwise_gelu", "channel_attention"}, {"class_row", "ranked", "put_back"}
+PHI, CHOICE = {"depthwise_gelu", "channel_attention"}, {"class_row", "argsort_by_score", "scatter_back"}
 OPS = {
     "skipat": PHI,
     "skipat_narrow": PHI,
     "skipat_prefix": PHI,
-    "evo_vit": CHOICE | {"taken_apart_normed"},
+    "evo_vit": CHOICE | {"gather_split_normed"},
     # A representative is not among the rows that the kernel norms.
-    "evo_vit_slow_fast": CHOICE | {"taken_apart"},
+    "evo_vit_slow_fast": CHOICE | {"gather_split"},
     # The step that selects reads no norm, since it reuses ẑ, which is moved as well.
-    "evo_vit_on_skipat": PHI | CHOICE | {"taken_apart"},
-    "pruning": CHOICE | {"taken_apart_normed"},
+    "evo_vit_on_skipat": PHI | CHOICE | {"gather_split"},
+    "pruning": CHOICE | {"gather_split_normed"},
 }
 
 
@@ -90,7 +90,7 @@ def test_a_norm_with_hooks_is_called_with_kernels_too(monkeypatch: pytest.Monkey
     with Counting() as counting:
         model(images_for(model))
     assert seen == [0, 1, 2, 3]
-    assert counting.called == CHOICE | {"taken_apart"}
+    assert counting.called == CHOICE | {"gather_split"}
 
 
 @pytest.mark.parametrize("form", FORMS)

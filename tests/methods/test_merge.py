@@ -82,7 +82,7 @@ def test_every_group_is_the_mean_of_its_patches_and_every_patch_has_one() -> Non
             assert len(members) == state.sizes[image, group]
             torch.testing.assert_close(merged[image, 2 + group], members.mean(dim=0))
             # It has the place of one of them.
-            assert state.groups[image, state.places[image, group]] == group
+            assert state.groups[image, state.indices[image, group]] == group
 
 
 def test_the_mean_over_restored_patches_is_that_over_all_patches_before() -> None:
@@ -101,7 +101,7 @@ def test_equal_patches_merge_without_changing_anything() -> None:
     state = MergedTokens.single(tokens, 0)
     merged, state = state.merge(tokens, tokens, 3)
     torch.testing.assert_close(state.restore(merged), tokens)
-    at = state.places[0]
+    at = state.indices[0]
     weighed = (query @ merged.transpose(1, 2) + state.key_bias()[0]).softmax(dim=-1) @ value[:, twins[at]]
     torch.testing.assert_close(weighed, full)
 
@@ -182,8 +182,8 @@ def test_a_place_decides_rotary_angles_and_biases() -> None:
     _, _, state = merged_twice()
     rope = noise(9, 6)
     angles = state.select_context({"rope": rope})["rope"]
-    assert torch.equal(angles[:, 0], rope[state.places])
+    assert torch.equal(angles[:, 0], rope[state.indices])
     pairs = noise(11, 11)
-    at = state.active_places()
+    at = state.active_indices()
     expected = torch.stack([pairs[one][:, one] for one in at]).unsqueeze(1)
     assert torch.equal(state.select_pairs(pairs), expected)

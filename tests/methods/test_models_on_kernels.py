@@ -15,8 +15,8 @@ from vitslim.trunk import trunk_of
 
 pytestmark = pytest.mark.skipif(not interprets(), reason="Triton's interpreter is off or too old")
 
-NORMED = {"taken_apart_normed", "taken_apart_normed_backward"}
-SELECTION = {"class_row", "ranked", "taken_apart", "put_back"}
+NORMED = {"gather_split_normed", "gather_split_normed_backward"}
+SELECTION = {"class_row", "argsort_by_score", "gather_split", "scatter_back"}
 SKIP_FUNCTION = {"depthwise_gelu", "depthwise_gelu_backward", "channel_attention", "token_sums"}
 BITS = {"bit_attention", "bit_attention_backward"}
 FORMS: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[str]]] = {

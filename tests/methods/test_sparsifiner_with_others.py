@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
-from vitslim.export import export_onnx, verify
 from vitslim.methods import convert
 from vitslim.methods.sparsifiner import SparseAttention
 from vitslim.models import trace
 from vitslim.plans import cost
+from vitslim.targets import verify
+from vitslim.targets.onnx.export import export_onnx
 from vitslim.trunk import BoundBlock, SortedTokens, Stream, plan_of, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale, through four blocks.

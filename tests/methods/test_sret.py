@@ -17,13 +17,14 @@ from tests.variants import ALL, BUILDERS, ONE_PER_ADAPTER, dense, images_for, li
 from vitslim.bench import count_macs, count_parameters
 from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError
-from vitslim.export import export_onnx, verify
 from vitslim.methods import convert, method_support
 from vitslim.methods.grouping import alike_groups, runs, stepwise_picks
 from vitslim.methods.recursion import Recursive
 from vitslim.methods.sret import SretConfig, merge_residuals
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.plans import ModelPlan, check, cost
+from vitslim.targets import verify
+from vitslim.targets.onnx.export import export_onnx
 from vitslim.trunk import build, plan_of, trunk_of
 
 # Two orders of summation in float32, through four blocks with residuals of rounding size.

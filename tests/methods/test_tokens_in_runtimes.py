@@ -78,8 +78,8 @@ def test_half_precision_runs(form: str) -> None:
 @torch.no_grad()
 def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from vitslim.export import export_onnx
     from vitslim.runtime import OrtRunner
+    from vitslim.targets.onnx.export import export_onnx
 
     model = changed(name, form)
     record = export_onnx(model, tmp_path / "model.onnx")

@@ -14,7 +14,7 @@ from torch import nn
 from tests.variants import lively_
 from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, VitslimWarning
-from vitslim.models import open_model
+from vitslim.opening import open_model
 
 NAME = "vit_tiny_patch16_224"
 OWN: dict[str, Any] = {
@@ -86,8 +86,8 @@ def test_heads_are_those_of_the_name_where_the_width_is_and_this_is_said(tmp_pat
     with pytest.warns(VitslimWarning) as said:
         assert open_model(NAME, weights=path).blocks[0].attn.num_heads == 3
     assert str(said[0].message) == (
-        f"{NAME} with depth 6, patch_size 4, img_size 32, as {path} has them; num_heads 3 as the name says, since no "
-        "file tells it"
+        f"{NAME} with depth 6, patch_size 4, img_size 32, as {path} has them; num_heads 3 as the name has, since no "
+        "file says it"
     )
 
 
@@ -100,9 +100,9 @@ def test_heads_that_nobody_knows_are_asked_for_with_those_that_fit(tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"depth": 12}, "with depth=12: your file has 6 blocks of width 48; this model has 12 blocks of width 192."),
-        ({"embed_dim": 96}, "your file has 6 blocks of width 48; this model has 12 blocks of width 96."),
-        ({"qkv_bias": False}, "width 48 with qkv_bias True; this model has 12 blocks of width 192 with qkv_bias False"),
+        ({"depth": 12}, "with depth=12: your file has depth=6, with 6 blocks of width 48."),
+        ({"embed_dim": 96}, "with embed_dim=96: your file has embed_dim=48, with 6 blocks of width 48."),
+        ({"qkv_bias": False}, "with qkv_bias=False: your file has qkv_bias=True, with 6 blocks of width 48."),
     ],
 )
 def test_what_contradicts_the_file_is_refused_with_both_sides(tmp_path: Path, given: dict[str, Any], said: str) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from tests.variants import ALL, NOT_DESCRIBABLE, SIZE, dense, images_for, lively_
 from vitslim.errors import CheckpointError
 from vitslim.methods import convert
-from vitslim.models import BaseModel, build_base, describe, open_model
+from vitslim.models import BaseModel, build_base, describe
+from vitslim.opening import open_model
 from vitslim.trunk import trunk_of
 
 TINY: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3}

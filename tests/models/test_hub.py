@@ -8,7 +8,8 @@ import timm
 from huggingface_hub import constants
 
 from vitslim.errors import ConfigError
-from vitslim.models import hub, open_model
+from vitslim.models import hub
+from vitslim.opening import open_model
 
 NAME = "deit_small_patch16_224.fb_in1k"
 

@@ -12,8 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from tests.variants import SIZE
 from vitslim import checkpoint, convert
 from vitslim.errors import ConfigError
-from vitslim.models import Preprocessing, open_model, preprocessing, set_preprocessing_
+from vitslim.models import Preprocessing, preprocessing, set_preprocessing_
 from vitslim.models.image_input import STATED_WITH_WEIGHTS, setting
+from vitslim.opening import open_model
 
 KNOWN: dict[str, Any] = {
     "image_size": (32, 32),

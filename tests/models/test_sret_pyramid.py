@@ -11,9 +11,10 @@ from vitslim.bench import count_macs, count_parameters
 from vitslim.checkpoint import load, save
 from vitslim.errors import CheckpointError, ConfigError, UnsupportedModelError
 from vitslim.kernels import seeded_permutation
-from vitslim.models import SretPyramid, adapter_for, open_model
+from vitslim.models import SretPyramid, adapter_for
 from vitslim.models.sret_parts import NonLinearProjection, RecursiveBlock, Stage
 from vitslim.models.sret_pyramid import checkpoint_filter_fn
+from vitslim.opening import open_model
 
 # 8 × 8, 4 × 4, 2 × 2 tokens; 8 and 4 slices at first, 2 at the second application in the first stage.
 SMALL = {"img_size": 64, "base_dims": (4, 4, 4), "num_classes": 10}

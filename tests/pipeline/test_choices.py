@@ -13,7 +13,7 @@ from vitslim import checkpoint
 from vitslim.analysis import AnalysisReport, Recommendation, Replacement, Similarity
 from vitslim.errors import ConfigError, VitslimError
 from vitslim.files import read_json
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.pipeline.checks import check
 from vitslim.pipeline.choices import Choice, advise, convert_all, reads_analysis

@@ -9,13 +9,12 @@ import torch
 from tests.pipeline.tiny import MODEL
 from vitslim.errors import VitslimError
 from vitslim.files import write_json
+from vitslim.opening import open_model
 from vitslim.pipeline import export, run, verify
-from vitslim.pipeline.engines import RunnerModule
 from vitslim.pipeline.exporting import known_of
-from vitslim.pipeline.task_images import task_images
-from vitslim.pipeline.verbs import open_any
+from vitslim.pipeline.images import task_images
+from vitslim.pipeline.runners import RunnerModule, open_runner
 from vitslim.recipe import read_recipe
-from vitslim.runtime import load
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -36,7 +35,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_comparison_uses_the_images_of_the_recipe_then_built_in_ones(student: Path, tmp_path: Path) -> None:
     trained = saved(tmp_path / "trained", data={"source": OTHERS})
-    model = open_any(student)
+    model = open_model(student)
     asked = task_images(student, model, OTHERS, 6)
     known = task_images(trained, model, None, 6)
     built_in = task_images(student, model, None, 6)
@@ -54,7 +53,7 @@ def test_images_of_the_recipe_that_are_gone_are_said_and_those_of_the_user_refus
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "recipe.yaml").write_text("data: {source: /nowhere}\n")
-    model = open_any(student)
+    model = open_model(student)
     found = task_images(moved, model, None, 2)
     assert "those of recipe.yaml could not be read: /nowhere does not exist" in found.origin
     with pytest.raises(VitslimError, match="/nowhere does not exist"):
@@ -69,10 +68,10 @@ def test_a_verification_says_what_it_compared_on(student: Path, tmp_path: Path) 
 
 
 def test_a_file_for_bytes_is_evaluated_as_a_module_on_normalised_images(student: Path, tmp_path: Path) -> None:
-    export(str(student), tmp_path / "raw.onnx", images="uint8-nhwc")
-    model = open_any(student).eval()
+    export(str(student), tmp_path / "raw.onnx", input_format="uint8-nhwc")
+    model = open_model(student).eval()
     images = task_images(student, model, None, 5).images
-    with load(tmp_path / "raw.onnx") as runner, torch.no_grad():
+    with open_runner(tmp_path / "raw.onnx") as runner, torch.no_grad():
         found = RunnerModule(runner, model)(images)
         expected = model(images)
     # Bytes round what the images say to 1 of 256; the logits are of unit size.

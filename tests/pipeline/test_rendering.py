@@ -11,8 +11,8 @@ from vitslim.bench import count_macs
 from vitslim.checkpoint import load
 from vitslim.errors import CheckpointError
 from vitslim.files import read_json, write_json
+from vitslim.opening import dense_baseline
 from vitslim.pipeline.rendering import render_again
-from vitslim.pipeline.verbs import dense_twin
 from vitslim.report.numbers import amount
 
 
@@ -47,7 +47,7 @@ def test_the_page_of_a_run_holds_what_every_stage_left(finished: Path, tmp_path:
     text = words(render_again(out).read_text())
     cost = read_json(out / "cost.json")
     assert cost["params"] == read_json(out / "config.json")["parameters"]
-    assert (cost["macs"], cost["dense_macs"]) == (count_macs(load(out)), count_macs(dense_twin(load(out))))
+    assert (cost["macs"], cost["dense_macs"]) == (count_macs(load(out)), count_macs(dense_baseline(load(out))))
     assert f"Parameters {amount(cost['params'])} ".replace("\u202f", " ") in text
     for phrase in (
         "builtin → skipat",

@@ -1,4 +1,4 @@
-"""Several roads at once: each in its folder, as if it ran alone."""
+"""Several recipes at once: each in its folder, as if it ran alone."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def small(**changes: Any) -> Recipe:
     return read_recipe({"model": MODEL, "convert": [{"method": "skipat"}], "report": False, **changes})
 
 
-def test_roads_side_by_side_end_as_alone(tmp_path: Path) -> None:
+def test_recipes_side_by_side_end_as_alone(tmp_path: Path) -> None:
     trained = {**RECIPE, "control": False, "analyze": None, "warm_start": None}
     recipes = {"trained": read_recipe(trained), "converted": small()}
     reports: list[Progress] = []
@@ -31,7 +31,7 @@ def test_roads_side_by_side_end_as_alone(tmp_path: Path) -> None:
     assert {"trained: distill", "converted: convert"} <= {one.stage for one in reports}
 
 
-def test_the_fault_of_one_is_raised_and_the_others_stay(tmp_path: Path) -> None:
+def test_the_error_of_one_is_raised_and_the_others_stay(tmp_path: Path) -> None:
     recipes = {"sound": small(), "broken": small(data={"source": str(tmp_path / "nowhere"), "batch_size": 4})}
     with pytest.raises(DataError, match="nowhere"):
         run_side_by_side(recipes, tmp_path / "out", overwrite=False, progress=lambda one: None)

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from timm.models.vision_transformer import VisionTransformer
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.errors import ConfigError
 from vitslim.methods import replay
 from vitslim.pipeline.accuracy import read_accuracy_preset
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.suite import read_preset
 from vitslim.pipeline.suite.preset import KERNELS, Competitor
 from vitslim.trunk import Conversion

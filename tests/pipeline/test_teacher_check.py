@@ -12,7 +12,8 @@ from tests.pipeline.tiny import MODEL, QUIET
 from vitslim import checkpoint
 from vitslim.data import DataConfig
 from vitslim.errors import VitslimWarning
-from vitslim.models import open_model, preprocessing, set_preprocessing_
+from vitslim.models import preprocessing, set_preprocessing_
+from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.pipeline.teacher_check import check_teacher, warn_of_poor_teacher
 from vitslim.pipeline.training import train_to_folder
@@ -70,7 +71,7 @@ def test_a_wrong_normalisation_is_found_with_the_setting_that_mends_it(greys: Pa
     stated = DataConfig(source=str(greys), mean=(0.5,), std=(0.5,), crop_pct=1.0, interpolation="bilinear")
     mended = check_teacher(teacher, set_preprocessing_(teacher, **stated.stated), stated)
     assert mended is not None
-    assert (mended.warning, mended.tried[0].accuracy, len(mended.tried)) == (None, 1.0, 1)
+    assert (mended.warning, mended.accuracy, len(mended.tried)) == (None, 1.0, 1)
 
 
 def test_what_was_stated_wrongly_is_found_too(greys: Path) -> None:
@@ -94,7 +95,7 @@ def test_without_labels_only_an_assumed_normalisation_that_matters_is_said(unlab
         warn_of_poor_teacher(assumed, assumed, unlabelled)
     found = check_teacher(stated, stated, unlabelled)
     assert found is not None
-    assert (found.warning, found.tried[0].accuracy) == (None, None)
+    assert (found.warning, found.accuracy) == (None, None)
 
 
 def test_the_builtin_model_is_never_warned_of() -> None:

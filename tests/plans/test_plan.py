@@ -92,7 +92,7 @@ def test_blocks_out_of_order_are_refused(plan: ModelPlan) -> None:
 
 def test_a_plan_for_another_model_is_refused_with_the_difference() -> None:
     plan = plan_of(dense("vit_plain"))
-    with pytest.raises(ConfigError, match="another model .*prefix 1, this one's 5"):
+    with pytest.raises(ConfigError, match=r"another model .*prefix 1, this one's 5"):
         build(plan, dense("vit_four_registers"))
 
 

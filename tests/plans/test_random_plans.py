@@ -26,7 +26,7 @@ def hold_promises(name: str, plan: ModelPlan, place: Path | None = None) -> None
     """Build a plan and compare what comes out with what its data says."""
     errors = check(plan)
     if errors:
-        with pytest.raises(ConfigError, match="step|block|image_size"):
+        with pytest.raises(ConfigError, match=r"step|block|image_size|readout"):
             build(plan, dense(name))
         return
     model = build(plan, dense(name)).eval()

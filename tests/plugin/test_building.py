@@ -30,6 +30,7 @@ def include_folder(folder: Path, version: str) -> Path:
     return folder
 
 
+@pytest.mark.slow  # half a minute of nvcc
 def test_the_launcher_is_called_without_a_gpu(built: PluginBuild) -> None:
     library = declare(ctypes.CDLL(str(built.kernels)))
     assert library.vitslim_kernels_version() == b"1.0"
@@ -39,6 +40,7 @@ def test_the_launcher_is_called_without_a_gpu(built: PluginBuild) -> None:
     assert b"invalid argument" in library.vitslim_error_text(REFUSED_BEFORE_A_GPU_IS_NEEDED)
 
 
+@pytest.mark.slow  # half a minute of nvcc
 def test_the_libraries_export_their_interface_and_need_nothing_of_tensorrt(built: PluginBuild) -> None:
     if shutil.which("nm") is None:
         pytest.skip("no nm")

@@ -12,7 +12,7 @@ import torch
 from tests.plugin.test_kernel_arithmetic import exact, operands
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.plugin import CompiledKernel, KernelSpec, compile_kernel
-from vitslim.plugin.driver import CudaFault, Driver
+from vitslim.plugin.driver import CudaError, Driver
 from vitslim.plugin.launching import _check_sizes, launch_compiled
 from vitslim.plugin.libraries import SOURCES
 from vitslim.plugin.runtime_compiler import compile_for_gpu, cuda_headers, kernel_macros, nvrtc_version
@@ -72,10 +72,10 @@ def test_a_thread_without_a_context_gets_that_of_torch_once(case) -> None:
 
 def test_a_refusal_comes_back_in_cudas_words(case) -> None:
     driver, spec, *_ = case
-    with pytest.raises(CudaFault, match="no kernel image") as fault:
+    with pytest.raises(CudaError, match="no kernel image") as fault:
         driver.load(CompiledKernel("vitslim_sparse_attention_kernel", b"neither cubin nor PTX", 128, 4))
     assert fault.value.status == 209
-    with pytest.raises(CudaFault, match="unknown error"):
+    with pytest.raises(CudaError, match="unknown error"):
         driver.load(CompiledKernel("another kernel", compile_kernel(spec, "90").image, 128, 4))
 
 

@@ -65,7 +65,7 @@ def node_attributes() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def plugins(built: PluginBuild, headers: Path) -> Path:
+def plugins(headers: Path, built: PluginBuild) -> Path:
     assert built.plugins is not None, headers
     return built.plugins
 

@@ -176,7 +176,7 @@ def test_prefix_tokens_keep_their_indices(name: str, forms: Chain) -> None:
     def watched(step: Step, args: object, output: tuple) -> None:
         tokens, stream = output
         assert tokens.shape[1] > prefix
-        active = None if stream.token_state is None else stream.token_state.active_places()
+        active = None if stream.token_state is None else stream.token_state.active_indices()
         if active is not None:
             states.append(active[:, :prefix])
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
-from vitslim.runtime import EngineRecord, TrtRunner, open_artifact
+from vitslim.runtime import EngineRecord, TrtRunner
 from vitslim.runtime.engine import TensorProfile, read_record, record_path
 from vitslim.runtime.fit import check_profile, driver_difference, misfits, require_fit, require_plugins
 from vitslim.runtime.machine import Machine
 from vitslim.runtime.tensorrt_api import version_numbers
+from vitslim.targets import Opening, target_of
 
 HERE = Machine(gpu="NVIDIA L4", compute_capability="8.9", driver="580.1", cuda="13.0")
 CONTENT = b"not really an engine"
@@ -65,7 +66,7 @@ def test_what_differs_is_named_with_the_command_that_helps(tmp_path):
     assert str(error.value) == (
         "m.engine does not fit this machine: built with TensorRT 11.4.0, here is 11.1.0; "
         "built for compute capability 8.9, here is 9.0; built for NVIDIA L4, here is NVIDIA H200. "
-        "Engines are bound to these; build it here: vitslim export DIR --to tensorrt --flavor tensorrt "
+        "Engines are bound to these; build it here: vitslim export DIR --to tensorrt "
         "--precision fp16 --batch 1:8:64 --plugins auto --refit --overwrite"
     )
 
@@ -113,17 +114,17 @@ def test_a_record_that_cannot_be_read_says_why(tmp_path, text, message):
     if text is not None:
         (tmp_path / "m.engine.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        open_artifact(tmp_path / "m.engine")
+        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine", Opening())
 
 
 def test_a_missing_engine_says_how_to_build_one(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist; build it with"):
-        open_artifact(tmp_path / "m.engine")
+        target_of(tmp_path / "m.engine").load(tmp_path / "m.engine", Opening())
 
 
 def test_an_engine_of_one_flavor_is_not_opened_as_another(tmp_path):
     with pytest.raises(ConfigError, match="was built for tensorrt, backend rtx was asked for"):
-        open_artifact(write(tmp_path / "m.engine"), backend="rtx")
+        target_of(write(tmp_path / "m.engine"), "rtx")
 
 
 def test_shapes_outside_the_profile_are_refused_with_the_range():

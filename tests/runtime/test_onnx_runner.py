@@ -8,7 +8,8 @@ import torch
 
 import vitslim
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError
-from vitslim.runtime import OrtRunner, Runner, open_artifact
+from vitslim.runtime import OrtRunner, Runner
+from vitslim.targets import target_of
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -31,7 +32,7 @@ def write_mean(path, *, batch="batch", element="FLOAT", properties=None):
 def test_it_runs_any_batch_and_reads_what_the_file_declares(tmp_path):
     path = write_mean(tmp_path / "mean.onnx", properties={"precision": "fp16", "producer": "vitslim"})
     images = torch.randn(5, 3, 4, 4)
-    with open_artifact(path, threads=1) as runner:
+    with OrtRunner(path, threads=1) as runner:
         assert isinstance(runner, Runner)
         assert isinstance(runner, OrtRunner)
         assert (runner.name, runner.backend, runner.precision) == ("mean", "ort", "fp16")
@@ -64,7 +65,7 @@ def test_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
 
 def test_a_suffix_that_no_backend_reads_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no backend for this suffix"):
-        open_artifact(tmp_path / "model.pt")
+        target_of(tmp_path / "model.pt")
 
 
 def test_a_closed_runner_says_so(tmp_path):

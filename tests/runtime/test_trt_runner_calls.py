@@ -9,10 +9,13 @@ import torch
 
 pytest.importorskip("onnx")
 
-from tests.export import tensorrt_twin as twin
+from tests.targets import tensorrt_twin as twin
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
-from vitslim.export.tensorrt import EngineOptions, build_engine
-from vitslim.runtime import TrtRunner, load, open_artifact, trt_runner
+from vitslim.pipeline import open_runner
+from vitslim.runtime import TrtRunner, trt_runner
+from vitslim.targets import Opening, target_of
+from vitslim.targets.tensorrt.build import build_engine
+from vitslim.targets.tensorrt.options import EngineOptions
 
 IMAGES = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 MEANS = IMAGES.mean((1, 2, 3))[:, None].expand(-1, 12)
@@ -104,7 +107,7 @@ def test_contexts_that_share_an_engine_do_not_share_shapes_or_addresses(engine):
 def test_an_engine_that_carries_its_plugin_opens_without_the_library(engine, monkeypatch):
     path = engine("on")
     monkeypatch.setenv("VITSLIM_CACHE", "/nowhere")
-    with open_artifact(path) as runner:
+    with target_of(path).load(path, Opening()) as runner:
         torch.testing.assert_close(runner.run(IMAGES), MEANS)
 
 
@@ -112,9 +115,9 @@ def test_an_engine_whose_plugin_lies_outside_opens_with_the_library_only(engine,
     path = engine("external")
     monkeypatch.setenv("VITSLIM_CACHE", "/nowhere")
     with pytest.raises(MissingDependencyError, match="whose library is not here"):
-        open_artifact(path)
+        target_of(path).load(path, Opening())
     monkeypatch.setenv("VITSLIM_PLUGIN_LIBRARY", str(library))
-    with open_artifact(path) as runner:
+    with target_of(path).load(path, Opening()) as runner:
         torch.testing.assert_close(runner.run(IMAGES), MEANS)
 
 
@@ -145,6 +148,6 @@ def test_an_engine_that_fits_is_the_first_choice_of_a_folder(engine, tmp_path):
     folder.mkdir(parents=True)
     for file in (path, path.with_name("model.engine.json")):
         file.rename(folder / file.name)
-    with load(folder.parent) as runner:
+    with open_runner(folder.parent) as runner:
         assert runner.backend == "tensorrt"
         torch.testing.assert_close(runner(IMAGES), MEANS)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from vitslim.data import DataConfig, open_data
-from vitslim.models import open_model, preprocessing
+from vitslim.models import preprocessing
+from vitslim.models.init import init_from_scratch_, sine_positions
+from vitslim.opening import open_model
 from vitslim.train import DistillConfig, Phase, PretrainConfig, evaluate, pretrain
-from vitslim.train.start import sine_positions, start_from_scratch_
 
 DATA = DataConfig(source="fractals:classes=4,image_size=64,train_per_class=8,val_per_class=4")
 
@@ -33,7 +34,7 @@ def test_the_weights_in_the_file_are_the_ones_that_were_measured(tmp_path: Path)
 
 
 def test_start_values_keep_the_size_of_the_stream_and_depend_on_the_seed_alone() -> None:
-    models = [start_from_scratch_(open_model("builtin", pretrained=False), seed) for seed in (0, 0, 1)]
+    models = [init_from_scratch_(open_model("builtin", pretrained=False), seed) for seed in (0, 0, 1)]
     first, again, other = (model.get_parameter("blocks.3.attn.qkv.weight") for model in models)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

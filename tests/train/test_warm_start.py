@@ -91,3 +91,15 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_solved_for(build: B
     with pytest.raises(ConfigError, match=r"the teacher's norm.bias holds NaN or infinity"):
         warm_start(student, teacher, open_loader(), config())
     assert same(before, weights(student))
+
+
+def test_a_conversion_that_is_solved_for_needs_no_gradient_steps(build: Build, open_loader: OpenLoader) -> None:
+    teacher = build()
+    student = convert(teacher, "depth", layers=(1,), stand_in=True)
+    result = warm_start(student, teacher, open_loader(labels="ignore"), config())
+    assert (result.steps, result.parameters, result.stopped) == (0, 0, "finished")
+    assert result.step_losses_after is not None
+    assert result.step_losses_before is not None
+    assert result.step_losses_after[1] < result.step_losses_before[1]
+    with pytest.raises(ConfigError, match="give closed_form_batches"):
+        warm_start(student, teacher, open_loader(), config(closed_form_batches=0))

@@ -20,7 +20,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def places(seed: int) -> Tensor:
+def indices(seed: int) -> Tensor:
     """A permutation per image that leaves the prefix where it is."""
     front = torch.arange(PREFIX).expand(B, -1)
     return torch.cat([front, PREFIX + noise(B, PATCHES, seed=seed).argsort(dim=1)], dim=1)
@@ -30,7 +30,7 @@ def chosen(represented: bool = False, z: Tensor | None = None) -> tuple[Tensor, 
     """All tokens, the active ones, their ẑ, the state."""
     tokens = noise(B, N, D)
     shares = noise(B, N - ACTIVE).softmax(dim=1) if represented else None
-    active, stream = SortedTokens(PREFIX).select(tokens, Stream(LAYOUT, z=z), places(1), ACTIVE, shares)
+    active, stream = SortedTokens(PREFIX).select(tokens, Stream(LAYOUT, z=z), indices(1), ACTIVE, shares)
     return tokens, active, stream.z, stream.token_state
 
 
@@ -54,10 +54,10 @@ def test_what_does_not_change_comes_back_as_it_was(represented: bool) -> None:
 def test_selecting_again_starts_from_all_tokens(represented: bool) -> None:
     tokens, active, _, state = chosen(represented)
     shares = noise(B, 1).softmax(dim=1) if represented else None
-    again, stream = state.select(active, Stream(LAYOUT), places(2), N - 1, shares)
+    again, stream = state.select(active, Stream(LAYOUT), indices(2), N - 1, shares)
     later = stream.token_state
     assert torch.equal(later.restore(again), tokens)
-    assert torch.equal(later.order, rows(places(1), places(2)))
+    assert torch.equal(later.order, rows(indices(1), indices(2)))
     everybody, _, joined = later.join(again, None)
     assert everybody.shape == tokens.shape
     assert torch.equal(joined.restore(everybody), tokens)
@@ -67,19 +67,19 @@ def test_changes_of_the_active_arrive_at_their_own_places_and_nowhere_else() -> 
     tokens, active, _, state = chosen()
     restored = state.restore(active + 1.0)
     expected = tokens.clone()
-    for image, order in enumerate(places(1)):
+    for image, order in enumerate(indices(1)):
         expected[image, order[:ACTIVE]] += 1.0
     assert torch.equal(restored, expected)
 
 
-def test_the_waiting_follow_what_their_representative_gains() -> None:
+def test_the_inactive_follow_what_their_representative_gains() -> None:
     tokens, active, _, state = chosen(represented=True)
-    waiting = rows(tokens, places(1)[:, ACTIVE:])
-    torch.testing.assert_close(active[:, -1:], (state.shares.unsqueeze(2) * waiting).sum(dim=1, keepdim=True))
+    inactive = rows(tokens, indices(1)[:, ACTIVE:])
+    torch.testing.assert_close(active[:, -1:], (state.shares.unsqueeze(2) * inactive).sum(dim=1, keepdim=True))
     changed = active.clone()
     changed[:, -1] += 2.0
     expected = tokens.clone()
-    for image, order in enumerate(places(1)):
+    for image, order in enumerate(indices(1)):
         expected[image, order[ACTIVE:]] += 2.0
     torch.testing.assert_close(state.restore(changed), expected)
 
@@ -89,13 +89,13 @@ def test_attention_outputs_are_sorted_along_and_found_again(represented: bool) -
     z = noise(B, N, D, seed=5)
     _, active, z_active, state = chosen(represented, z)
     assert z_active.shape == active.shape
-    assert torch.equal(z_active[:, :ACTIVE], rows(z, places(1)[:, :ACTIVE]))
+    assert torch.equal(z_active[:, :ACTIVE], rows(z, indices(1)[:, :ACTIVE]))
     assert torch.equal(state.whole_z(z_active), z)
     part, other = state.part_z(2.0 * z)
     torch.testing.assert_close(part, 2.0 * z_active)
     assert torch.equal(other.whole_z(part), 2.0 * z)
     _, again, _ = other.join(active, part)
-    assert torch.equal(again, rows(2.0 * z, places(1)))
+    assert torch.equal(again, rows(2.0 * z, indices(1)))
 
 
 def test_attention_outputs_that_nobody_has_are_not_made_up() -> None:
@@ -110,7 +110,7 @@ def test_rotary_angles_go_with_their_patches(shape: tuple[int, ...], represented
     _, _, _, state = chosen(represented)
     rope = noise(*shape)
     angles = state.select_context({"rope": rope, "attn_mask": None, "is_causal": False})["rope"]
-    patches = places(1)[:, PREFIX:ACTIVE] - PREFIX
+    patches = indices(1)[:, PREFIX:ACTIVE] - PREFIX
     full = rope.reshape((1,) * (4 - rope.ndim) + rope.shape).expand(B, -1, -1, -1)
     expected = torch.stack([one[:, at] for one, at in zip(full, patches, strict=True)])
     assert torch.equal(angles[:, :, : ACTIVE - PREFIX], expected)
@@ -129,7 +129,7 @@ def test_masks_go_with_their_tokens(shape: tuple[int, ...], represented: bool, k
     mask = (noise(*shape) > 0).to(kind)
     picked = state.select_context({"attn_mask": mask})["attn_mask"]
     full = mask.expand(B, *((2,) if len(shape) > 2 and 2 in shape else (1,)), N, N)
-    expected = torch.stack([one[:, at][:, :, at] for one, at in zip(full, places(1)[:, :ACTIVE], strict=True)])
+    expected = torch.stack([one[:, at][:, :, at] for one, at in zip(full, indices(1)[:, :ACTIVE], strict=True)])
     extended = picked.expand(*expected.shape[:2], ACTIVE + represented, ACTIVE + represented)
     assert torch.equal(extended[:, :, :ACTIVE, :ACTIVE], expected)
     if represented:
@@ -143,7 +143,7 @@ def test_causal_order_is_the_natural_one(represented: bool) -> None:
     context = state.select_context({"is_causal": True, "attn_mask": None})
     assert context["is_causal"] is False
     mask = context["attn_mask"]
-    for image, at in enumerate(places(1)[:, :ACTIVE]):
+    for image, at in enumerate(indices(1)[:, :ACTIVE]):
         assert mask[image, 0, :ACTIVE, :ACTIVE].tolist() == [[bool(key <= query) for key in at] for query in at]
     assert mask[:, :, ACTIVE:].all()
 
@@ -161,7 +161,7 @@ def test_in_natural_order_nothing_is_touched() -> None:
     assert state.restore(tokens) is tokens
     assert state.select_context(context) is context
     assert state.select_pairs(tokens) is tokens
-    assert state.active_places() is None
+    assert state.active_indices() is None
     assert state.part_z(tokens) == (tokens, state)
 
 
@@ -178,8 +178,8 @@ def test_tokens_are_normed_as_they_move_unless_a_representative_joins_them(
         _, tokens, _, state = chosen()
     shares = noise(B, N - ACTIVE).softmax(dim=1) if represented else None
     stream = Stream(LAYOUT, attention_norm=norm)
-    active, after = state.select(tokens, stream, places(2), ACTIVE, shares)
-    plain, _ = state.select(tokens, Stream(LAYOUT), places(2), ACTIVE, shares)
+    active, after = state.select(tokens, stream, indices(2), ACTIVE, shares)
+    plain, _ = state.select(tokens, Stream(LAYOUT), indices(2), ACTIVE, shares)
     assert torch.equal(active, plain)
     if represented:
         assert after.attention_input is None

@@ -23,6 +23,7 @@ from vitslim.analysis.result import (
     Similarity,
     Table,
 )
+from vitslim.analysis.widths import drop_order, measure_blocks
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError, DataError, VitslimWarning
 from vitslim.models import DenseTrace, describe, trace
@@ -62,7 +63,8 @@ def analyze(
     One pass over the images streams CKA between all layers (of Z^MSA, A^[CLS] and block outputs) together with the best
     linear maps between adjacent attention outputs; its memory does not depend on the number of images. Two short passes
     over the first ``replacement_images`` then measure the change of the output when one layer's attention output is
-    replaced, by Z_{l-1} and by that linear map, and when all recommended layers are replaced together. The model
+    replaced, by Z_{l-1} and by that linear map, and when all recommended layers are replaced together. On the same
+    images follow the importance of blocks, neurons and heads, and the order in which blocks can be dropped. The model
     is left as it was.
 
     Args:
@@ -73,7 +75,8 @@ def analyze(
         replacement_images: how many the output changes are measured on.
         max_layers: size of the recommended set; default half of the depth.
         max_kl: most that the recommended set's summed price may be, see ``recommend``.
-        progress: called after every batch, stages ``analyze``, ``replace`` and ``replace together``.
+        progress: called after every batch, stages ``analyze``, ``replace``, ``replace together``,
+            ``widths`` and ``drop order`` (its stages).
 
     Raises:
         ConfigError: a converted model, training mode, a loader that can be walked through once only, batches of
@@ -106,6 +109,14 @@ def analyze(
         together = _replace_together(model, batches, maps, measure, advice.layers)
         reason = f"{advice.reason} {_all_together(together)}"
         advice = advice.model_copy(update={"measured": together, "reason": reason})
+    blocks = measure_blocks(model, _reporting("widths", _batches(model, loader, few, []), loader, few, progress))
+    order = drop_order(
+        model,
+        lambda: _batches(model, loader, few, []),
+        blocks.influence,
+        measure,
+        lambda done, total: progress(Progress("drop order", done, total)),
+    )
     return AnalysisReport(
         model=_name(model),
         images=found.images,
@@ -117,6 +128,10 @@ def analyze(
         replacement_images=few,
         replacement=replacement,
         recommended=advice,
+        block_influence=blocks.influence,
+        drop_order=order,
+        mlp_importance=blocks.mlp_importance,
+        heads_importance=blocks.heads_importance,
         notes=notes + _notes(found, maps, measure),
     )
 

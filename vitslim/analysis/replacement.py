@@ -1,8 +1,7 @@
 """What the model's output loses when attention outputs are made from earlier ones instead of computed."""
 
-import copy
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from vitslim.analysis.linear_map import LinearMap
 from vitslim.analysis.result import Change, Kind, Measure
-from vitslim.models import DenseTrace
+from vitslim.models import DenseTrace, output_behind_blocks
 
 StandIn = Callable[[Tensor], Tensor]
 """Makes one layer's attention output from the one before."""
@@ -43,22 +42,7 @@ def output_with_replaced(
         else:
             z = adapter.attend(block, adapter.attention_input(block, tokens), context)
         tokens = adapter.add_mlp(block, adapter.add_attention(block, tokens, z))
-    return finish(model, images, tokens)
-
-
-def finish(
-    model: nn.Module, images: Float[Tensor, "b c height width"], tokens: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b classes"]:
-    """The output that the model's own road behind the blocks (norm, pooling, head) makes of ``tokens``.
-
-    A second module that shares every part of the model but the blocks runs it, so that the model itself is neither
-    hooked nor changed, whatever happens on the way. Patches are embedded again and thrown away: 2 % of a forward of
-    ViT-S at 224 px, against knowing every family's tail.
-    """
-    road = copy.copy(model)
-    vars(road)["_modules"] = dict(vars(model)["_modules"])
-    cast(Any, road).blocks = nn.Sequential(_Constant(tokens))
-    return road(images)
+    return output_behind_blocks(model, images, tokens)
 
 
 class ChangeMeter:
@@ -105,14 +89,3 @@ def stand_ins_for(layers: Collection[int], kind: Kind, maps: Sequence[LinearMap 
 
 def _reuse(z: Tensor) -> Tensor:
     return z
-
-
-class _Constant(nn.Module):
-    """Gives the same tokens whatever a model hands its blocks."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        super().__init__()
-        self.tokens = tokens
-
-    def forward(self, tokens: Tensor, **context: Any) -> Tensor:
-        return self.tokens

@@ -84,6 +84,10 @@ class AnalysisReport(Result):
         linear_r2: entry l is R² of the best linear map Z_{l-1} → Z_l over ``linear_tokens`` tokens; entry 0 is None.
         output_measure: what ``Change.size`` means for this model.
         replacement_images: how many were used for ``replacement`` and ``recommended.measured``.
+        block_influence: for each block 1 minus the mean cosine between a token before and after it.
+        drop_order: half of the blocks, in the order in which they can be dropped together.
+        mlp_importance: for each block that of equal parts of its neurons, the strongest first.
+        heads_importance: for each block that of its heads (of groups that share keys and values), likewise.
         notes: what a reader must know to judge the figures.
     """
 
@@ -97,6 +101,10 @@ class AnalysisReport(Result):
     replacement_images: int
     replacement: list[Replacement]
     recommended: Recommendation
+    block_influence: list[float]
+    drop_order: list[int]
+    mlp_importance: list[list[float]]
+    heads_importance: list[list[float]]
     notes: list[str]
 
     @model_validator(mode="after")

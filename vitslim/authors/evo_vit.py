@@ -13,31 +13,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitslim.authors.ledger import Ledger, Source, shape_of
+from vitslim.authors.key_mapping import KeyMapping, Source, shape_of
 
 _ATTENTION = re.compile(r"blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj)\.(\w+)")
 _LISTS = {"norm1": "norms.{}.{}", "attn.proj": "projs.{}.{}"}
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What all DeiT models of the authors have in common; the file tells nothing beyond."""
+    """What all DeiT models of the authors have in common; the file says nothing beyond."""
     shape_of(state, "qks.0.qk.weight", SOURCE.name)
     return {"readout": "mean", "schedule": "stage", "placeholders": "frozen"}
 
 
-def book(ledger: Ledger, model: nn.Module) -> None:
-    """Book all tensors."""
+def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
+    """Fill every tensor of the model."""
     for own in model.state_dict():
         attention = _ATTENTION.fullmatch(own)
         if attention is None:
             # timm's name of a norm behind the mean.
-            ledger.use(own, re.sub(r"^fc_norm\.", "norm.", own))
+            mapping.use(own, re.sub(r"^fc_norm\.", "norm.", own))
         elif attention[2] == "attn.qkv":
             block, leaf = attention[1], attention[3]
-            ledger.join(own, f"qks.{block}.qk.{leaf}", f"vs.{block}.v.{leaf}")
+            mapping.join(own, f"qks.{block}.qk.{leaf}", f"vs.{block}.v.{leaf}")
         else:
-            ledger.use(own, _LISTS[attention[2]].format(attention[1], attention[3]))
-    ledger.drop_below(("head_cls.", "norm_cls."), "the second head, on the class token, is for training only")
+            mapping.use(own, _LISTS[attention[2]].format(attention[1], attention[3]))
+    mapping.drop_below(("head_cls.", "norm_cls."), "the second head, on the class token, is for training only")
 
 
-SOURCE = Source("evo_vit", "evo_vit", ("model",), infer, book)
+SOURCE = Source("evo_vit", "evo_vit", ("model",), infer, map_keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +11,20 @@ from torch import Tensor, nn
 
 from vitslim.arguments import checked
 from vitslim.authors import evo_vit, skipat, sparsifiner, sret
-from vitslim.authors.ledger import ImportReport, Ledger, Source
+from vitslim.authors.key_mapping import ImportReport, KeyMapping, Source
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model, read_weights
+from vitslim.models import read_weights
+from vitslim.opening import ModelLike, is_named, open_model
+from vitslim.registry import Registry
 from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.trunk import is_converted, trunk_of
 
-SOURCES: dict[str, Source] = {row.SOURCE.name: row.SOURCE for row in (skipat, evo_vit, sret, sparsifiner)}
+SOURCES: Registry[Source] = Registry("source of checkpoints", "vitslim.sources")
 """Whose checkpoints can be imported, by the name that users type."""
+
+for _row in (skipat.SOURCE, evo_vit.SOURCE, sret.SOURCE, sparsifiner.SOURCE):
+    SOURCES.register(_row.name, _row)
 
 
 class Imported(NamedTuple):
@@ -34,7 +38,7 @@ class Imported(NamedTuple):
 def import_checkpoint(
     checkpoint: Mapping[str, Any] | AnyPath,
     source: str,
-    base: str | nn.Module,
+    base: ModelLike,
     *,
     img_size: AtLeastOne | tuple[AtLeastOne, AtLeastOne] | None = None,
     base_options: Mapping[str, Any] | None = None,
@@ -50,17 +54,17 @@ def import_checkpoint(
             a moving average, and for ``skipat`` otherwise ``state_dict_ema`` before ``state_dict``.
         source: ``skipat``, ``evo_vit``, ``sparsifiner`` or ``sret``.
         base: timm name of the dense model (for ``sret`` of the pyramid), whose classes follow the checkpoint, or a
-            dense model as it is; its weights are not read, and it is left as it is.
+            dense model or saved folder; its weights are not read, and it is left as it is.
         img_size: pixels of a named base, where the checkpoint is not of its usual ones.
         base_options: further arguments of a named base, as ``patch_size``.
-        options: what the file cannot tell, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
+        options: what the file does not say, fields of the method's config, as ``layers`` or ``keep_rate``; for ``sret``
             with a named base the pyramid's arguments, as ``sliced``.
 
     Raises:
         ConfigError: unknown source, base or option, or a base that is converted already.
         CheckpointError: an unreadable file, tensors missing or left over, or of another shape than the base's.
     """
-    row = _source_named(source)
+    row = SOURCES.get(source)
     state = _read(checkpoint, row)
     inferred = row.infer(state)
     given = {**({} if img_size is None else {"img_size": img_size}), **(base_options or {})}
@@ -70,21 +74,12 @@ def import_checkpoint(
     else:
         model = convert(dense, row.method, **{**inferred, **options})
         options = dict(trunk_of(model).history[-1].options)
-    ledger = Ledger(state)
-    row.book(ledger, model)
-    _check_names(ledger, source)
-    _check_shapes(ledger, model, source)
-    model.load_state_dict(ledger.filled)
-    report = ImportReport(source=source, method=row.method, options=options, used=ledger.used, dropped=ledger.dropped)
+    mapping = KeyMapping(state)
+    row.map_keys(mapping, model)
+    _require_fit(mapping, model, source)
+    model.load_state_dict(mapping.filled)
+    report = ImportReport(source=source, method=row.method, options=options, used=mapping.used, dropped=mapping.dropped)
     return Imported(model.eval(), report)
-
-
-def _source_named(name: str) -> Source:
-    if name not in SOURCES:
-        close = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(SOURCES)}"
-        raise ConfigError(f"no authors' checkpoints are known by {name!r}; {hint}")
-    return SOURCES[name]
 
 
 def _read(checkpoint: Mapping[str, Any] | str | Path, row: Source) -> Mapping[str, Tensor]:
@@ -98,37 +93,31 @@ def _read(checkpoint: Mapping[str, Any] | str | Path, row: Source) -> Mapping[st
     return {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
 
 
-def _opened(base: str | nn.Module, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> nn.Module:
-    if isinstance(base, str):
-        weight = state.get("head.weight")
-        classes = 0 if weight is None else len(weight)
+def _opened(base: ModelLike, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> nn.Module:
+    if is_named(base):
+        classes = len(state["head.weight"]) if "head.weight" in state else 0
         return open_model(base, pretrained=False, num_classes=classes, **options)
-    if options:
-        raise ConfigError(f"the base is built already; build it with {', '.join(options)}, or give its name")
-    if is_converted(base):
-        done = ", ".join(entry.method for entry in trunk_of(base).history)
+    dense = open_model(base, **options)
+    if is_converted(dense):
+        done = ", ".join(entry.method for entry in trunk_of(dense).history)
         raise ConfigError(f"the base was already converted ({done}); give the dense model, or its timm name")
-    return base
+    return dense
 
 
-def _check_names(ledger: Ledger, source: str) -> None:
-    left = ledger.unexpected()
-    faults: list[str] = []
-    if ledger.missing:
-        faults.append(f"{len(ledger.missing)} tensors are missing, first {ledger.missing[0]!r}")
-    if left:
-        faults.append(f"{len(left)} are unexpected, first {left[0]!r}")
-    if faults:
-        raise CheckpointError(f"this checkpoint does not fit {source} on this base: {'; '.join(faults)}")
-
-
-def _check_shapes(ledger: Ledger, model: nn.Module, source: str) -> None:
+def _require_fit(mapping: KeyMapping, model: nn.Module, source: str) -> None:
+    left = mapping.unexpected()
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    odd = [name for name, tensor in ledger.filled.items() if tuple(tensor.shape) != wanted[name]]
-    if odd:
-        theirs = " + ".join(given for given, own in ledger.used.items() if own == odd[0])
-        raise CheckpointError(
-            f"this checkpoint does not fit {source} on this base: {len(odd)} tensors have another shape, first "
-            f"{theirs} with {tuple(ledger.filled[odd[0]].shape)} where the base wants {wanted[odd[0]]}; choose a base "
-            "of that width, depth, image size and number of classes"
+    odd = [name for name, tensor in mapping.filled.items() if tuple(tensor.shape) != wanted[name]]
+    errors: list[str] = []
+    if mapping.missing:
+        errors.append(f"{len(mapping.missing)} tensors are missing, first {mapping.missing[0]!r}")
+    if left:
+        errors.append(f"{len(left)} are unexpected, first {left[0]!r}")
+    if odd and not errors:
+        theirs = " + ".join(given for given, own in mapping.used.items() if own == odd[0])
+        errors.append(
+            f"{len(odd)} tensors have another shape, first {theirs} with {tuple(mapping.filled[odd[0]].shape)} where "
+            f"the base wants {wanted[odd[0]]}; choose a base of that width, depth, image size and number of classes"
         )
+    if errors:
+        raise CheckpointError(f"this checkpoint does not fit {source} on this base: {'; '.join(errors)}")

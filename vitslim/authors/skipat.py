@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitslim.authors.ledger import Ledger, Source, shape_of
+from vitslim.authors.key_mapping import KeyMapping, Source, shape_of
 from vitslim.errors import CheckpointError
 from vitslim.trunk import trunk_of
 
@@ -27,7 +27,7 @@ _PHI = re.compile(r"blocks\.steps\.(\d+)\.mixing\.phi\.(\w+)\.(\w+)")
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Skipped blocks, and the form of Φ.
 
-    A file whose unused attention was cut away tells the skipped blocks; others are taken as the released ones.
+    A file whose unused attention was cut away shows the skipped blocks; others are taken as the released ones.
     """
     hidden, width = shape_of(state, "param_1.linear1.0.weight", SOURCE.name)
     kernel_size = shape_of(state, "param_1.dwconv.0.weight", SOURCE.name)[-1]
@@ -42,8 +42,8 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def book(ledger: Ledger, model: nn.Module) -> None:
-    """Book all tensors.
+def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
+    """Fill every tensor of the model.
 
     Raises:
         CheckpointError: skipped blocks with gaps, which the authors' code does not compute as the paper has it.
@@ -56,18 +56,18 @@ def book(ledger: Ledger, model: nn.Module) -> None:
         )
     for own in model.state_dict():
         phi = _PHI.fullmatch(own)
-        ledger.use(own, own if phi is None else _phi_name(layers.index(int(phi[1])), phi[2], phi[3]))
+        mapping.use(own, own if phi is None else _phi_name(layers.index(int(phi[1])), phi[2], phi[3]))
     for layer in layers:
-        parts = (f"blocks.{layer}.norm1.", f"blocks.{layer}.attn.")
-        ledger.drop_below(parts, f"block {layer} reuses an earlier attention output; its own is never evaluated")
-    for name in ledger.unexpected():
+        parts = tuple(f"blocks.{layer}.{part}." for part in trunk_of(model).plan.adapter.attention_parts)
+        mapping.drop_below(parts, f"block {layer} reuses an earlier attention output; its own is never evaluated")
+    for name in mapping.unexpected():
         position = re.match(r"param_([1-6])\.", name)
         if position is not None and int(position[1]) > len(layers):
-            ledger.drop(name, f"only {len(layers)} blocks are skipped; this Φ is never evaluated")
+            mapping.drop(name, f"only {len(layers)} blocks are skipped; this Φ is never evaluated")
 
 
 def _phi_name(position: int, part: str, leaf: str) -> str:
     return f"param_{position + 1}.{_PARTS.get(part, part)}.{leaf}"
 
 
-SOURCE = Source("skipat", "skipat", ("model", "state_dict_ema", "state_dict"), infer, book)
+SOURCE = Source("skipat", "skipat", ("model", "state_dict_ema", "state_dict"), infer, map_keys)

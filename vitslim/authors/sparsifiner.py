@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitslim.authors.ledger import Ledger, Source, shape_of
+from vitslim.authors.key_mapping import KeyMapping, Source, shape_of
 from vitslim.errors import CheckpointError
 
 _PREDICTOR = re.compile(r"blocks\.steps\.(\d+)\.mixing\.predictor\.(\w+)\.?(\w*)")
@@ -39,18 +39,18 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"n_down": rows, "prefix_keys": "chosen", "scale": "heads", "init": "scratch"}
 
 
-def book(ledger: Ledger, model: nn.Module) -> None:
-    """Book all tensors."""
+def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
+    """Fill every tensor of the model."""
     for own in model.state_dict():
         found = _PREDICTOR.fullmatch(own)
         if found is None:
-            ledger.use(own, own)
+            mapping.use(own, own)
             continue
         theirs = f"blocks.{found[1]}.attn.mask_predictor"
         if found[2] in _MATRICES:
-            ledger.turn(own, f"{theirs}.{_MATRICES[found[2]]}")
+            mapping.transpose(own, f"{theirs}.{_MATRICES[found[2]]}")
         else:
-            ledger.use(own, f"{theirs}.{_LINEAR[found[2]]}.{found[3]}")
+            mapping.use(own, f"{theirs}.{_LINEAR[found[2]]}.{found[3]}")
 
 
-SOURCE = Source("sparsifiner", "sparsifiner", ("model", "module"), infer, book)
+SOURCE = Source("sparsifiner", "sparsifiner", ("model", "module"), infer, map_keys)

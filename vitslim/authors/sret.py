@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitslim.authors.ledger import Ledger, Source, shape_of
+from vitslim.authors.key_mapping import KeyMapping, Source, shape_of
 from vitslim.errors import CheckpointError
 from vitslim.models import SretPyramid
 from vitslim.models.sret_pyramid import first_name
@@ -25,8 +25,8 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
-def book(ledger: Ledger, model: nn.Module) -> None:
-    """Book all tensors.
+def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
+    """Fill every tensor of the model.
 
     Raises:
         CheckpointError: the base is no pyramid, or applications of one block have different weights.
@@ -37,14 +37,14 @@ def book(ledger: Ledger, model: nn.Module) -> None:
             "vitslim_sret_tiny, vitslim_sret_lt or vitslim_sret_small"
         )
     for own in model.state_dict():
-        ledger.use(own, own)
-    for name in ledger.unexpected():
+        mapping.use(own, own)
+    for name in mapping.unexpected():
         first = _first_name(name, model)
-        if first == name or first not in ledger.filled:
+        if first == name or first not in mapping.filled:
             continue
-        if not torch.equal(ledger.state[name], ledger.filled[first]):
+        if not torch.equal(mapping.state[name], mapping.filled[first]):
             raise CheckpointError(f"{name} differs from {first}, which is the same parameter of a shared block")
-        ledger.drop(name, f"the same parameter as {first}, at a further application of its block")
+        mapping.drop(name, f"the same parameter as {first}, at a further application of its block")
 
 
 def _first_name(name: str, model: SretPyramid) -> str:
@@ -55,4 +55,4 @@ def _first_name(name: str, model: SretPyramid) -> str:
         return name
 
 
-SOURCE = Source("sret", None, ("model",), infer, book)
+SOURCE = Source("sret", None, ("model",), infer, map_keys)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, SkipValidation, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from vitslim.arguments import checked
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
-from vitslim.bench.contest import Backend, Cell, Contest, EngineExporter, OnnxExporter, entrants
+from vitslim.bench.contest import Backend, Cell, Contest, entrants
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
@@ -42,8 +42,6 @@ def benchmark(
     models: Mapping[str, nn.Module],
     *,
     baseline: str,
-    exporter: SkipValidation[OnnxExporter] | None = None,
-    engine_exporter: SkipValidation[EngineExporter] | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> BenchReport:
@@ -55,8 +53,6 @@ def benchmark(
     Args:
         models: by the name of their rows; each runs at its own image size, none is changed.
         baseline: the name of the dense model; its attention must be fused.
-        exporter: writes the files of the ``ort`` backends: ``vitslim.export.export_onnx``.
-        engine_exporter: builds the engines of ``tensorrt`` and ``rtx``: ``vitslim.pipeline.engines.export_engine``.
         options: fields of ``BenchConfig``.
 
     Raises:
@@ -72,8 +68,6 @@ def benchmark(
         warmup=config.warmup,
         seconds=config.seconds,
         device=config.device,
-        exporter=exporter,
-        engine_exporter=engine_exporter,
     )
     before = environment()
     rows, skipped = _run(contest, config, progress)

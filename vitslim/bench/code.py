@@ -8,7 +8,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAINED = ("data", "kernels", "methods", "models", "train", "trunk")
 MEASURING = (*_TRAINED, "bench", "export", "pipeline/suite", "plugin", "runtime")  # decides how fast a model runs
-TRAINING = (*_TRAINED, "analysis", "bench/baselines.py", "pipeline/accuracy")  # decides what a model learns
+TRAINING = (*_TRAINED, "analysis", "pipeline/baselines.py", "pipeline/accuracy")  # decides what a model learns
 _KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
 
 

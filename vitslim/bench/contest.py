@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
@@ -16,33 +17,32 @@ from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.nvml import Power
 from vitslim.bench.result import MIB, BenchRow, Skipped
 from vitslim.bench.training_step import TrainingRunner
-from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.errors import ConfigError
 from vitslim.models import preprocessing
-from vitslim.runtime import OrtRunner, Precision, Runner, TorchRunner, TrtRunner
+from vitslim.runtime import Precision, Runner
+from vitslim.targets import Backend as BackendFacts
+from vitslim.targets import Opening, Timing, find_backend
 
-Backend = Literal["torch", "compiled", "compiled-graph", "ort", "ort-tensorrt", "tensorrt", "rtx", "train"]
-"""What runs a model. ``compiled-graph`` is torch.compile recorded as a CUDA graph, ``train`` one training step."""
+
+def _known_backend(name: str) -> str:
+    try:
+        return name if name == TRAIN else find_backend(name)[1].name
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+TRAIN = "train"
+"""Not a backend of a target but one training step in torch."""
+
+Backend = Annotated[str, AfterValidator(_known_backend)]
+"""What runs a model: a backend of a registered target, or ``train``."""
 
 Meter = Callable[[Callable[[], object]], Power]
 
-ON_GPU = ("compiled-graph", "ort-tensorrt", "tensorrt", "rtx")
-_ENGINES = ("tensorrt", "rtx")
-IN_TORCH = ("torch", "compiled", "compiled-graph", "train")
-_ON_STREAM = (*IN_TORCH, *_ENGINES)
 
-
-@runtime_checkable
-class OnnxExporter(Protocol):
-    """What writes a model as an ONNX file: ``vitslim.export.export_onnx``, handed in since export lies beside bench."""
-
-    def __call__(self, model: nn.Module, path: Path, *, precision: Any) -> object: ...
-
-
-@runtime_checkable
-class EngineExporter(Protocol):
-    """What builds a model into an engine: ``vitslim.pipeline.engines.export_engine``, handed in likewise."""
-
-    def __call__(self, model: nn.Module, path: Path, *, precision: Any, flavor: Any, batch: Any) -> object: ...
+def facts_of(backend: str) -> BackendFacts:
+    """What is known of a backend before it is opened."""
+    return BackendFacts(TRAIN, on_stream=True, in_torch=True) if backend == TRAIN else find_backend(backend)[1]
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,6 @@ class Contest:
     warmup: int
     seconds: float | None
     device: Literal["cpu", "cuda"]
-    exporter: OnnxExporter | None
-    engine_exporter: EngineExporter | None = None
     meter: Meter | None = None
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
     _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model
@@ -117,7 +115,7 @@ class Contest:
     def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
         # An engine is tuned for one batch size: each size has engines of its own.
-        for sizes in [(batch,) for batch in batches] if cell.backend in _ENGINES else [batches]:
+        for sizes in [(batch,) for batch in batches] if facts_of(cell.backend).per_batch else [batches]:
             with ExitStack() as stack:
                 try:
                     runners = self._open_all(stack, cell, sizes, skipped)
@@ -144,32 +142,18 @@ class Contest:
 
     def _open(self, name: str, cell: Cell, sizes: Sequence[int], folder: Path) -> Runner:
         model = self.entrants[name].model
-        if cell.backend in ON_GPU and self.device != "cuda":
+        if facts_of(cell.backend).needs_gpu and self.device != "cuda":
             raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
-        if cell.backend == "train":
+        if cell.backend == TRAIN:
             return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)
-        if cell.backend in IN_TORCH:
-            compiled = cell.backend != "torch"
-            return TorchRunner(model, compiled=compiled, precision=cell.precision, device=self.device, name=name)
-        if cell.backend in _ENGINES:
-            return self._open_engine(name, cell, sizes[0], folder)
-        if self.exporter is None:
-            raise MissingDependencyError("no exporter was given; pass exporter=vitslim.export.export_onnx")
-        path = folder / f"{len(list(folder.iterdir()))}.onnx"
-        self.exporter(model, path, precision=cell.precision)
-        self._file_mib[name] = path.stat().st_size / MIB
-        provider = "tensorrt" if cell.backend == "ort-tensorrt" else self.device
-        return OrtRunner(path, threads=self.threads, provider=provider, name=name)
-
-    def _open_engine(self, name: str, cell: Cell, batch: int, folder: Path) -> Runner:
-        if self.engine_exporter is None:
-            raise MissingDependencyError("no exporter of engines was given; pass engine_exporter=export_engine")
-        path = folder / f"{len(list(folder.iterdir()))}.engine"
-        self.engine_exporter(
-            self.entrants[name].model, path, precision=cell.precision, flavor=cell.backend, batch=(batch,) * 3
-        )
-        self._file_mib[name] = path.stat().st_size / MIB
-        return TrtRunner(path, name=name)
+        place = folder / str(len(list(folder.iterdir())))
+        place.mkdir()
+        target, backend = find_backend(cell.backend)
+        opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
+        runner, file = target.open_to_time(model, place, Timing(cell.precision, sizes, self.device, opening))
+        if file is not None:
+            self._file_mib[name] = file.stat().st_size / MIB
+        return runner
 
     def _measure_batch(
         self, runners: Mapping[str, Runner], cell: Cell, batch: int, skipped: list[Skipped]
@@ -243,20 +227,20 @@ class Contest:
             energy_mj_per_image=None if power is None else power.energy_mj / batch,
             power_w=None if power is None else power.power_w,
             sm_clock_mhz=None if power is None else power.sm_clock_mhz,
-            file_mib=None if cell.backend in IN_TORCH else self._file_mib[name],
+            file_mib=None if facts_of(cell.backend).in_torch else self._file_mib[name],
             rounds=len(own),
         )
 
     def _on_torch_stream(self, cell: Cell) -> bool:
         # ONNX Runtime has a stream of its own, of which torch sees nothing.
-        return self.device == "cuda" and cell.backend in _ON_STREAM
+        return self.device == "cuda" and facts_of(cell.backend).on_stream
 
     def _clock(self, cell: Cell) -> Clock:
         return cuda_clock if self._on_torch_stream(cell) else cpu_clock
 
     def _peak_memory_mib(self, name: str, cell: Cell, call: "_Call") -> float | None:
         # TensorRT, as ONNX Runtime, allocates without torch.
-        if self.device != "cuda" or cell.backend not in IN_TORCH:
+        if self.device != "cuda" or not facts_of(cell.backend).in_torch:
             return None
         # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
         runner = call.runner

@@ -32,18 +32,18 @@ class TrainingRunner(TorchRunner):
         if precision == "fp16":
             raise ConfigError("training steps are measured in fp32 and bf16; fp16 needs its gradients scaled")
         super().__init__(model, device=device, name=name)
-        self._backend = "train"
-        self._precision = precision
+        self.backend = "train"
+        self.precision = precision
         self._model.requires_grad_(True).train()
         parameters = list(self._model.parameters())
-        self._optimizer: Any = torch.optim.AdamW(parameters, lr=1e-5, fused=self._device.type == "cuda")
+        self._optimizer: Any = torch.optim.AdamW(parameters, lr=1e-5, fused=self.device.type == "cuda")
 
     def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         """Take one step on ``images``; the loss, one number per image."""
-        kind = self._device.type
-        with torch.autocast(kind, dtype=DTYPES["bf16"], enabled=self._precision == "bf16"):
-            logits = self._model(images.to(self._device))
-            labels = torch.zeros(len(images), dtype=torch.int64, device=self._device)
+        kind = self.device.type
+        with torch.autocast(kind, dtype=DTYPES["bf16"], enabled=self.precision == "bf16"):
+            logits = self._model(images.to(self.device))
+            labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
             losses = F.cross_entropy(logits, labels, reduction="none")
         losses.mean().backward()
         self._optimizer.step()

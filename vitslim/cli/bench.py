@@ -14,7 +14,7 @@ from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, VitslimError
 
-BENCH_BACKENDS = "torch, compiled, compiled-graph, ort, ort-tensorrt, tensorrt, rtx, train"
+BENCH_BACKENDS = "train, or any of `vitslim list targets`: torch, compiled, compiled-graph, ort, tensorrt, ..."
 _MODELS = "models"
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def bench(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="folders or model names", autocompletion=complete.benched)
     ],
-    against: Annotated[str, typer.Option("--against", help="'dense' (the base of the model) or a model")] = "dense",
+    baseline: Annotated[str, typer.Option("--baseline", help="'dense' (the base of the model) or a model")] = "dense",
     backend: Annotated[str, typer.Option("--backend", help=BENCH_BACKENDS)] = "torch,ort",
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,8",
     precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16")] = "fp32",
@@ -88,7 +88,7 @@ def bench(
     with Screen() as screen:
         found = pipeline.benchmark(
             models,
-            against=against,
+            baseline=baseline,
             model_options=given,
             backends=options.words(backend),
             batches=options.numbers(batch, "--batch"),

@@ -1,4 +1,4 @@
-"""What a shell offers at the Tab key, without importing torch; `vitslim --install-completion` sets it up."""
+"""What a shell offers at the Tab key, mostly without importing torch; `vitslim --install-completion` sets it up."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def words(*known: str) -> Completion:
 
 methods = words(*METHOD_NAMES)
 devices = words("cpu", "cuda")
+
+
+def targets(incomplete: str) -> list[str]:
+    """All targets, also those of other packages; the one completion that has to import torch."""
+    from vitslim.targets import list_targets
+
+    return words(*(one.name for one in list_targets()))(incomplete)
 
 
 def models(incomplete: str) -> list[str]:

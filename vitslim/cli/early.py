@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _MAKES_A_FOLDER = (*_FILLS_AN_EMPTY_FOLDER, "convert", "run", "demo", "suite", "
 
 
 class CheckedCommand(typer.core.TyperCommand):
-    """A verb whose names, paths and devices are looked at before it runs."""
+    """A command whose names, paths and devices are checked before it runs."""
 
     def invoke(self, ctx: Any) -> Any:
         check(str(self.name), ctx.params)
@@ -36,16 +37,16 @@ class CheckedCommand(typer.core.TyperCommand):
 
 
 def check_early(app: typer.Typer) -> None:
-    """Make every verb a ``CheckedCommand``."""
-    for verb in app.registered_commands:
-        verb.cls = CheckedCommand
+    """Make every command a ``CheckedCommand``."""
+    for command in app.registered_commands:
+        command.cls = CheckedCommand
     for group in app.registered_groups:
         if group.typer_instance is not None:
             check_early(group.typer_instance)
 
 
-def check(verb: str, given: dict[str, Any]) -> None:
-    """Look at what a verb was given, by the names of its parameters.
+def check(command: str, given: dict[str, Any]) -> None:
+    """Check what a command was given, by the names of its parameters.
 
     Raises:
         ConfigError: an unknown model, method or device, a file that is not there, or an output folder that cannot be
@@ -53,7 +54,7 @@ def check(verb: str, given: dict[str, Any]) -> None:
         DataError: images that are not there.
     """
     methods = given.get("method") or ()
-    for method in (*methods, given.get("source") if verb == "import" else None):
+    for method in (*methods, given.get("source") if command == "import" else None):
         if method is not None:
             check_method(method)
     for model in (given.get("model"), given.get("teacher"), given.get("base"), *(given.get("models") or ())):
@@ -67,10 +68,10 @@ def check(verb: str, given: dict[str, Any]) -> None:
         check_device(given["device"])
     if given.get("data") is not None:
         _check_images(given["data"])
-    # Several processes have to agree on a folder, which the verb sees to: one may find what another has written.
+    # Several processes have to agree on a folder, which the command sees to: one may find what another has written.
     if isinstance(out := given.get("out"), Path) and os.environ.get("WORLD_SIZE", "1") == "1":
-        _check_place(out, is_folder=verb in _MAKES_A_FOLDER)
-        if verb in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
+        _check_place(out, is_folder=command in _MAKES_A_FOLDER)
+        if command in _FILLS_AN_EMPTY_FOLDER and not (given.get("overwrite") or given.get("resume")):
             check_output_folder(out, overwrite=False)
 
 
@@ -82,26 +83,26 @@ def check_model(name: str) -> None:
     """
     if name in ALIASES or name == BUILTIN or ":" in name or "/" in name or Path(name).exists():
         return
-    sources = "\n".join(_sources())
-    known = model_names(sources)
-    # Timm makes further names of older ones; each of them is written in its sources too.
-    architecture = name.partition(".")[0]
-    if known and architecture not in known and not re.search(rf"\b{re.escape(architecture)}\b", sources):
+    architecture, known = name.partition(".")[0], model_names()
+    # Timm makes further names of older ones, which are written in its sources too; other packages have their own.
+    is_known = architecture in known or re.search(rf"\b{re.escape(architecture)}\b", _sources())
+    if known and not is_known and not entry_points(group="vitslim.adapters"):
         raise unknown_model(name, known)
 
 
-def model_names(sources: str | None = None) -> list[str]:
+@cache
+def model_names() -> tuple[str, ...]:
     """The architectures that timm and vitslim define, read from their files: importing timm takes seconds."""
-    text = "\n".join(_sources()) if sources is None else sources
-    return re.findall(r"^@register_model\s*\ndef (\w+)", text, re.MULTILINE)
+    return tuple(re.findall(r"^@register_model\s*\ndef (\w+)", _sources(), re.MULTILINE))
 
 
-def _sources() -> Iterable[str]:
-    for package in ("timm", "vitslim"):
-        found = find_spec(package)
-        for place in (found and found.submodule_search_locations) or ():
-            for path in sorted(Path(place, "models").glob("*.py")):
-                yield path.read_text(encoding="utf-8")
+@cache
+def _sources() -> str:
+    places = [
+        place for name in ("timm", "vitslim") for place in getattr(find_spec(name), "submodule_search_locations", ())
+    ]
+    files = [path for place in places for path in sorted(Path(place, "models").glob("*.py"))]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def _check_images(source: str) -> None:

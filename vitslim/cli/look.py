@@ -130,8 +130,6 @@ def describe_model(
     model_arg: list[str] | None = None,
 ) -> dict[str, Any]:
     """The document of ``inspect``; dense models are built without weights, except where a file has them."""
-    import torch
-
     from vitslim import checkpoint
     from vitslim.bench import count_macs, count_parameters
     from vitslim.errors import UnsupportedModelError
@@ -140,16 +138,9 @@ def describe_model(
     from vitslim.plans import describe_steps, plan_json
     from vitslim.trunk import is_converted, plan_of, trunk_of
 
-    is_local = weights is not None or checkpoint.is_saved_model(name)
-    with torch.device("cpu" if is_local else "meta"):
-        model = options.open_named(
-            name,
-            weights=weights,
-            no_pretrained=not is_local,
-            img_size=img_size,
-            num_classes=num_classes,
-            model_arg=model_arg,
-        )
+    model = options.open_named(
+        name, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
+    )
     converted = is_converted(model)
     plan = None
     try:

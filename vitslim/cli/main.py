@@ -1,7 +1,7 @@
-"""The `vitslim` command: its verbs, and how errors leave it.
+"""The `vitslim` command: its commands, and how errors leave it.
 
 Exit codes: 0 ok, 1 a check failed, 2 usage, 3 something optional is missing, 130 interrupted. Nothing heavy
-is imported before a verb runs, so that `vitslim --help` and a misspelt name are answered at once.
+is imported before a command runs, so that `vitslim --help` and a misspelt name are answered at once.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from vitslim.cli import bench, bring, check, look, make, plugin, serve
+from vitslim.cli import bench, evaluate, export, import_weights, look, make, plugin
 from vitslim.cli.early import check_early
 from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
@@ -34,16 +34,16 @@ app = typer.Typer(
 )
 look.register(app)
 make.register(app)
-bring.register(app)
-check.register(app)
+import_weights.register(app)
+evaluate.register(app)
+export.register(app)
 bench.register(app)
-serve.register(app)
 plugin.register(app)
 add_examples(app)
 check_early(app)
 
 
-class _Said(logging.Handler):
+class _LogLines(logging.Handler):
     """What vitslim logs, as lines for a person."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,11 +68,11 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and turn errors into one line on stderr and an exit code."""
-    # Before torch is imported: OpenMP's waiting threads shall sleep, not spin. On a machine with other work to do the
+    # Before torch is imported: OpenMP's waiting threads should sleep, not spin. On a machine with other work to do the
     # spinning made training five times slower (18 instead of 94 img/s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log = logging.getLogger("vitslim")
-    log.handlers = [_Said()]
+    log.handlers = [_LogLines()]
     log.setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

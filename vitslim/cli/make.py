@@ -161,12 +161,13 @@ def train(
 
     Several processes: torchrun --nproc-per-node N -m vitslim train ...; each takes --batch-size images a step.
     """
-    from vitslim import pipeline
     from vitslim.data.randomness import seeded
+    from vitslim.models import init_from_scratch_
+    from vitslim.opening import open_model
+    from vitslim.pipeline.devices import device_named
     from vitslim.pipeline.road import EVIDENCE
     from vitslim.pipeline.staging import replacing
-    from vitslim.pipeline.training import claim_folder, open_untrained, read_settings, train_to_folder
-    from vitslim.pipeline.verbs import device_named
+    from vitslim.pipeline.training import claim_folder, read_settings, train_to_folder
     from vitslim.train.processes import started_processes
 
     hard = teacher is None
@@ -187,12 +188,10 @@ def train(
     given: dict[str, Any] = {"num_classes": num_classes, "img_size": options.image_size(img_size)}
     given |= options.model_arguments(model_arg)
     with seeded(seed):  # a classifier for other classes starts anew
-        student = (
-            open_untrained(model, seed, **given)
-            if from_scratch
-            else pipeline.open_any(model, pretrained=not no_pretrained, weights=weights, **given)
-        )
-    dense = None if teacher is None else pipeline.open_any(teacher)
+        student = open_model(model, pretrained=not (no_pretrained or from_scratch), weights=weights, **given)
+        if from_scratch:
+            init_from_scratch_(student, seed)
+    dense = None if teacher is None else open_model(teacher)
     with Screen() as screen, replacing(out, resume=resume, without=(*EVIDENCE, "stages.json")) as place:
         result = train_to_folder(
             student,

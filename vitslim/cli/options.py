@@ -1,10 +1,9 @@
-"""Options that several verbs share, and how text from the command line becomes values."""
+"""Options that several commands share, and how text from the command line becomes values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from vitslim.cli import complete
 from vitslim.cli.screen import say
 from vitslim.errors import ConfigError
+from vitslim.names import ALIASES
 
 _COUNT = re.compile("0*[1-9][0-9]{0,8}")
 
@@ -69,6 +69,7 @@ _OWN_OPTIONS = {
     "num_classes": "--num-classes",
     "weights": "--weights",
     "pretrained": "--no-pretrained",
+    "stated": "--set data.mean=... and its like",
 }
 
 
@@ -80,26 +81,28 @@ def open_named(
     img_size: str | None = None,
     num_classes: int | None = None,
     model_arg: Sequence[str] | None = None,
+    stated: Mapping[str, Any] | None = None,
+    shape_only: bool = False,
 ) -> Any:
-    """Open a model as the options say, and tell what an alias stands for."""
-    from vitslim import pipeline
+    """Open a model as the options say, and say what an alias stands for."""
+    from vitslim.opening import open_model, open_shape
 
     show_resolved(name)
-    return pipeline.open_any(
+    return (open_shape if shape_only else open_model)(
         name,
         pretrained=not no_pretrained,
         weights=weights,
         img_size=image_size(img_size),
         num_classes=num_classes,
+        stated=stated,
         **model_arguments(model_arg),
     )
 
 
 def show_resolved(name: str) -> None:
-    """Tell which timm model an alias stands for."""
-    aliases = import_module("vitslim.models").ALIASES
-    if name in aliases:
-        say(f"{name} → {aliases[name]}")
+    """Say which timm model an alias stands for."""
+    if name in ALIASES:
+        say(f"{name} → {ALIASES[name]}")
 
 
 def model_arguments(given: Sequence[str] | None) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def images(source: str | None, settings: Sequence[str] | None, *, batch_size: in
     Raises:
         ConfigError: unknown keys, values out of range, or settings without images.
     """
-    from vitslim.pipeline.opening import read_data_settings
+    from vitslim.pipeline.images import read_data_settings
 
     if source is None and settings:
         raise ConfigError(f"--set {settings[0]} says how images are read and prepared; name them with --data")

@@ -1,4 +1,4 @@
-"""The verbs around the CUDA kernel and its TensorRT plugin: plugin build, plugin info."""
+"""Commands around the CUDA kernel and its TensorRT plugin: plugin build, plugin info."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitslim.cli.screen import print_json, print_table, say
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group of verbs to the command."""
+    """Add the group of commands to the command."""
     group = typer.Typer(name="plugin", help="The sparse-attention kernel and its TensorRT plugin.")
     group.command()(build)
     group.command()(info)

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitslim.errors import ConfigError
 from vitslim.kernels.key_bits import BITS, bits_of_keys, unpacked_bits
 from vitslim.kernels.serving import kernels_serve, serves_attention
-from vitslim.kernels.sparse_attention import attention_gradients, each_query, strongest_keys, tile_count
+from vitslim.kernels.sparse_attention import attention_gradients, each_query, tile_count, topk_keys
 
 
 def kept_bits(
@@ -66,11 +66,11 @@ def bit_attention(
     return torch.ops.vitslim.bit_attention(query, key, value, bits, tile, prefix, scale)[0]
 
 
-def _strongest_bits(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
-    return bits_of_keys(strongest_keys(coefficients, basis, top, keys, tile, prefix), basis.shape[-1])
+def _topk_bits(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+    return bits_of_keys(topk_keys(coefficients, basis, top, keys, tile, prefix), basis.shape[-1])
 
 
-_kept_bits = torch.library.custom_op("vitslim::kept_bits", _strongest_bits, mutates_args=())
+_kept_bits = torch.library.custom_op("vitslim::kept_bits", _topk_bits, mutates_args=())
 
 
 @_kept_bits.register_fake
@@ -83,7 +83,7 @@ def _kept_bits_shape(coefficients: Tensor, basis: Tensor, top: int, keys: int, t
 @_kept_bits.register_kernel("cuda")
 def _kept_bits_on_gpu(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
     if not kernels_serve(coefficients) or not kernels_serve(basis):
-        return _strongest_bits(coefficients, basis, top, keys, tile, prefix)
+        return _topk_bits(coefficients, basis, top, keys, tile, prefix)
     from vitslim.kernels.triton import key_choice
 
     return key_choice.kept_bits(coefficients, basis, top, keys, tile, prefix)

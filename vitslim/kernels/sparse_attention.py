@@ -122,7 +122,7 @@ def kept_keys(
     return torch.ops.vitslim.kept_keys(coefficients.detach(), basis.detach(), top, keys, tile, prefix)
 
 
-def strongest(coefficients: Float[Tensor, "*r m"], top: int) -> Float[Tensor, "*r m"]:
+def topk(coefficients: Float[Tensor, "*r m"], top: int) -> Float[Tensor, "*r m"]:
     """The ``top`` largest of each row, the others zero; all that equal the smallest of them stay."""
     if top >= coefficients.shape[-1]:
         return coefficients
@@ -207,9 +207,9 @@ def attention_gradients(
 _sparse_attention.register_autograd(_sparse_attention_gradient, setup_context=_remember_operands)
 
 
-def strongest_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+def topk_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
     """``vitslim::kept_keys`` in torch's own operators."""
-    rows = strongest(coefficients.float(), top)
+    rows = topk(coefficients.float(), top)
     patches, tokens = rows.shape[2], basis.shape[-1]
     tiles = tile_count(patches, tile)
     summed = F.pad(rows, (0, 0, 0, tiles * tile - patches)).unflatten(2, (tiles, tile)).sum(dim=3)
@@ -222,13 +222,13 @@ def strongest_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, til
     return ranks.topk(keys, dim=-1).indices
 
 
-_kept_keys = torch.library.custom_op("vitslim::kept_keys", strongest_keys, mutates_args=())
+_kept_keys = torch.library.custom_op("vitslim::kept_keys", topk_keys, mutates_args=())
 
 
 @_kept_keys.register_kernel("cuda")
 def _kept_keys_on_gpu(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
     if not kernels_serve(coefficients) or not kernels_serve(basis):
-        return strongest_keys(coefficients, basis, top, keys, tile, prefix)
+        return topk_keys(coefficients, basis, top, keys, tile, prefix)
     from vitslim.kernels.triton import key_choice
 
     return key_choice.kept_keys(coefficients, basis, top, keys, tile, prefix)

@@ -47,6 +47,6 @@ def regions(grid: tuple[int, int], count: int) -> Float[Tensor, "r p"]:
     return tents / tents.sum(dim=1, keepdim=True)
 
 
-def columns_at(matrix: Float[Tensor, "m n"], places: Tensor) -> Float[Tensor, "b m k"]:
-    """The columns of the tokens at ``places`` (b, k), for each image."""
-    return matrix.index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+def columns_at(matrix: Float[Tensor, "m n"], indices: Tensor) -> Float[Tensor, "b m k"]:
+    """The columns of the tokens at ``indices`` (b, k), for each image."""
+    return matrix.index_select(1, indices.flatten()).unflatten(1, indices.shape).transpose(0, 1)

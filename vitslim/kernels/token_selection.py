@@ -32,43 +32,43 @@ def class_row(
     return plain_class_row(query, key, bias, scale)
 
 
-def ranked(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
-    """The scores in falling order, and the places of all tokens then: the prefix first, the patches by score.
+def argsort_by_score(scores: Float[Tensor, "b p"], prefix: int) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b n"]]:
+    """The scores in falling order, and the indices of all tokens then: the prefix first, the patches by score.
 
     Equal scores go to the lower index, so that every runtime chooses alike. Exports as one TopK.
     """
     if _ranks_by_kernel(scores):
-        return torch.ops.vitslim.ranked(scores, prefix)
-    return plain_ranked(scores, prefix)
+        return torch.ops.vitslim.argsort_by_score(scores, prefix)
+    return plain_argsort_by_score(scores, prefix)
 
 
-def taken_apart(
-    first: Float[Tensor, "b f d"], second: Float[Tensor, "b s d"] | None, places: Int[Tensor, "b n"], ahead: int
+def gather_split(
+    first: Float[Tensor, "b f d"], second: Float[Tensor, "b s d"] | None, indices: Int[Tensor, "b n"], ahead: int
 ) -> tuple[Float[Tensor, "b a d"], Float[Tensor, "b w d"]]:
     """The tokens (first, second) in another order, cut in two.
 
     Args:
         second: what stands behind ``first``, if anything does.
-        places: for each of all n = f + s tokens of the new order, where it stood.
+        indices: for each of all n = f + s tokens of the new order, where it stood.
         ahead: a, how many of them come into the first part.
     """
     if not moves_by_kernel(first, second):
-        return plain_taken_apart(first, second, places, ahead)
+        return plain_gather_split(first, second, indices, ahead)
     if left_to_inductor(second):
-        return take(first, places[:, :ahead]), take(first, places[:, ahead:])
-    return torch.ops.vitslim.taken_apart(first, rest(first, second), places, ahead)
+        return take(first, indices[:, :ahead]), take(first, indices[:, ahead:])
+    return torch.ops.vitslim.gather_split(first, rest(first, second), indices, ahead)
 
 
-def put_back(
+def scatter_back(
     first: Float[Tensor, "b f d"], second: Float[Tensor, "b s d"] | None, order: Int[Tensor, "b n"]
 ) -> Float[Tensor, "b n d"]:
-    """The tokens (first, second) where they belong: row i to place ``order[i]``; the opposite of ``taken_apart``.
+    """The tokens (first, second) where they belong: row i to place ``order[i]``; the opposite of ``gather_split``.
 
     Args:
         order: a permutation for each image.
     """
     if moves_by_kernel(first, second):
-        return torch.ops.vitslim.put_back(first, rest(first, second), order, order.shape[1])[0]
+        return torch.ops.vitslim.scatter_back(first, rest(first, second), order, order.shape[1])[0]
     return take(_joined(first, second), inverse(order))
 
 
@@ -81,8 +81,8 @@ def plain_class_row(query: Tensor, key: Tensor, bias: Tensor | None, scale: floa
     return wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
 
 
-def plain_ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """``vitslim::ranked`` in torch's own operators."""
+def plain_argsort_by_score(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::argsort_by_score`` in torch's own operators."""
     if torch.onnx.is_in_onnx_export():
         # ONNX's TopK keeps the order of equals by definition, torch's does not; torch's stable sort has no ONNX form.
         falling, patches = scores.topk(scores.shape[1], dim=1)
@@ -92,22 +92,22 @@ def plain_ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     return falling, torch.cat([front, patches + prefix], dim=1)
 
 
-def plain_taken_apart(first: Tensor, second: Tensor | None, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """``vitslim::taken_apart`` in torch's own operators."""
-    rows = take(_joined(first, second), places)
+def plain_gather_split(first: Tensor, second: Tensor | None, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::gather_split`` in torch's own operators."""
+    rows = take(_joined(first, second), indices)
     return rows[:, :ahead], rows[:, ahead:]
 
 
-def plain_put_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """``vitslim::put_back`` in torch's own operators: ``taken_apart`` undone, ``ahead`` rows in the first part."""
-    return plain_taken_apart(first, second, inverse(places), ahead)
+def plain_scatter_back(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::scatter_back`` in torch's own operators: ``gather_split`` undone, ``ahead`` rows in the first part."""
+    return plain_gather_split(first, second, inverse(indices), ahead)
 
 
 def left_to_inductor(second: Tensor | None) -> bool:
     """Whether ``torch.compile`` is at work and better takes the tokens apart by itself.
 
     Of two gathers Inductor makes one kernel for the residual add before, the active rows and the norm behind, and one
-    for the waiting rows. With gradients the op is better, whose backward is a move again, where that of a gather adds
+    for the inactive rows. With gradients the op is better, whose backward is a move again, where that of a gather adds
     rows by atomics.
     """
     return second is None and torch.compiler.is_compiling() and not torch.is_grad_enabled()
@@ -124,15 +124,15 @@ def rest(first: Tensor, second: Tensor | None) -> Tensor:
     return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 
 
-def copied_apart(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """``plain_taken_apart`` in memory of its own, as an op has to give it."""
-    ahead_part, rest_part = plain_taken_apart(first, second, places, ahead)
+def copied_split(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``plain_gather_split`` in memory of its own, as an op has to give it."""
+    ahead_part, rest_part = plain_gather_split(first, second, indices, ahead)
     return ahead_part.clone(), rest_part.clone()
 
 
-def copied_back(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """``plain_put_back`` in memory of its own."""
-    return copied_apart(first, second, inverse(places), ahead)
+def copied_back(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """``plain_scatter_back`` in memory of its own."""
+    return copied_split(first, second, inverse(indices), ahead)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -190,81 +190,81 @@ def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _class_row.register_autograd(_row_gradient, setup_context=_remember_row)
 
 
-_ranked = torch.library.custom_op("vitslim::ranked", plain_ranked, mutates_args=())
+_argsort_by_score = torch.library.custom_op("vitslim::argsort_by_score", plain_argsort_by_score, mutates_args=())
 
 
-@_ranked.register_kernel("cuda")
-def _ranked_cuda(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+@_argsort_by_score.register_kernel("cuda")
+def _argsort_by_score_cuda(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     if not _ranks_by_kernel(scores):
-        return plain_ranked(scores, prefix)
+        return plain_argsort_by_score(scores, prefix)
     from vitslim.kernels.triton import token_selection
 
-    return token_selection.ranked(scores, prefix)
+    return token_selection.argsort_by_score(scores, prefix)
 
 
-@_ranked.register_fake
-def _ranked_shape(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+@_argsort_by_score.register_fake
+def _argsort_by_score_shape(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     images, patches = scores.shape
     return scores.new_empty(images, patches), scores.new_empty(images, prefix + patches, dtype=torch.int64)
 
 
-def _remember_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _remember_indices(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.prefix = inputs[1]
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
 
 
-def _ranked_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (places,) = ctx.saved_tensors
-    return torch.empty_like(grad).scatter(1, places[:, ctx.prefix :] - ctx.prefix, grad), None
+def _argsort_by_score_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    (indices,) = ctx.saved_tensors
+    return torch.empty_like(grad).scatter(1, indices[:, ctx.prefix :] - ctx.prefix, grad), None
 
 
-_ranked.register_autograd(_ranked_gradient, setup_context=_remember_places)
+_argsort_by_score.register_autograd(_argsort_by_score_gradient, setup_context=_remember_indices)
 
 
-_taken_apart = torch.library.custom_op("vitslim::taken_apart", copied_apart, mutates_args=())
-_put_back = torch.library.custom_op("vitslim::put_back", copied_back, mutates_args=())
+_gather_split = torch.library.custom_op("vitslim::gather_split", copied_split, mutates_args=())
+_scatter_back = torch.library.custom_op("vitslim::scatter_back", copied_back, mutates_args=())
 
 
-@_taken_apart.register_kernel("cuda")
-def _taken_apart_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+@_gather_split.register_kernel("cuda")
+def _gather_split_cuda(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     if not moves_by_kernel(first, second):
-        return copied_apart(first, second, places, ahead)
+        return copied_split(first, second, indices, ahead)
     from vitslim.kernels.triton import token_selection
 
-    return token_selection.moved(first, second, places, ahead, scatter=False)
+    return token_selection.moved(first, second, indices, ahead, scatter=False)
 
 
-@_put_back.register_kernel("cuda")
-def _put_back_cuda(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+@_scatter_back.register_kernel("cuda")
+def _scatter_back_cuda(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     if not moves_by_kernel(first, second):
-        return copied_back(first, second, places, ahead)
+        return copied_back(first, second, indices, ahead)
     from vitslim.kernels.triton import token_selection
 
-    return token_selection.moved(first, second, places, ahead, scatter=True)
+    return token_selection.moved(first, second, indices, ahead, scatter=True)
 
 
-@_taken_apart.register_fake
-@_put_back.register_fake
-def _moved_shape(first: Tensor, second: Tensor, places: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    images, count = places.shape
+@_gather_split.register_fake
+@_scatter_back.register_fake
+def _moved_shape(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    images, count = indices.shape
     width = first.shape[2]
     return first.new_empty(images, ahead, width), first.new_empty(images, count - ahead, width)
 
 
 def _remember_move(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    first, _, places, _ = inputs
+    first, _, indices, _ = inputs
     ctx.ahead = first.shape[1]
-    ctx.save_for_backward(places)
+    ctx.save_for_backward(indices)
 
 
-def _put_back_gradients(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.vitslim.put_back(first, second, *ctx.saved_tensors, ctx.ahead), None, None
+def _scatter_back_gradients(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.vitslim.scatter_back(first, second, *ctx.saved_tensors, ctx.ahead), None, None
 
 
-def _take_gradients_apart(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.vitslim.taken_apart(first, second, *ctx.saved_tensors, ctx.ahead), None, None
+def _gather_split_gradients(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.vitslim.gather_split(first, second, *ctx.saved_tensors, ctx.ahead), None, None
 
 
-_taken_apart.register_autograd(_put_back_gradients, setup_context=_remember_move)
-_put_back.register_autograd(_take_gradients_apart, setup_context=_remember_move)
+_gather_split.register_autograd(_scatter_back_gradients, setup_context=_remember_move)
+_scatter_back.register_autograd(_gather_split_gradients, setup_context=_remember_move)

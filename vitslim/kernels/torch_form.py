@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vitslim.kernels.sparse_attention import masked_attention, strongest_keys
+from vitslim.kernels.sparse_attention import masked_attention, topk_keys
 
 
 def torch_forms() -> Mapping[Any, Callable[..., Any]]:
@@ -14,4 +14,4 @@ def torch_forms() -> Mapping[Any, Callable[..., Any]]:
     The numbers stay the same. What a kernel of its own would save is lost: sparse attention computes all scores.
     """
     ops = torch.ops.vitslim
-    return {ops.sparse_attention.default: masked_attention, ops.kept_keys.default: strongest_keys}
+    return {ops.sparse_attention.default: masked_attention, ops.kept_keys.default: topk_keys}

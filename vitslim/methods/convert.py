@@ -11,7 +11,7 @@ from torch import nn
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError, VitslimError
 from vitslim.methods.base import METHODS, Evidence, Method, MethodConfig
-from vitslim.models import describe, open_model
+from vitslim.models import describe
 from vitslim.plans import ModelPlan, check
 from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
 from vitslim.validation import describe_faults
@@ -19,7 +19,7 @@ from vitslim.validation import describe_faults
 
 @checked
 def convert(
-    model: nn.Module | str,
+    model: nn.Module,
     method: str | InstanceOf[MethodConfig] | None = None,
     *,
     plan: InstanceOf[ModelPlan] | None = None,
@@ -29,7 +29,7 @@ def convert(
     """Convert a pretrained ViT; the given model stays as it is and shares nothing with the copy that comes back.
 
     Args:
-        model: a dense or already converted timm model, or a name for ``open_model``.
+        model: a dense or already converted timm model.
         method: the method's name with ``options``, or its config.
         plan: what to make of the model, in place of a method.
         analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
@@ -45,13 +45,12 @@ def convert(
     """
     if (method is None) == (plan is None):
         raise ConfigError("give a method (such as 'depth'), or a plan, and not both")
-    source = open_model(model) if isinstance(model, str) else model
     if plan is not None:
         if options:
             raise ConfigError(f"options ({', '.join(options)}) belong to a method; a plan has them already")
-        return _built(source, plan, None)
+        return _built(model, plan, None)
     chosen, config = read_method(method, options)
-    return _built(source, planned(chosen, config, plan_of(source), analysis, _history(source)), _entry(chosen, config))
+    return _built(model, planned(chosen, config, plan_of(model), analysis, _history(model)), _entry(chosen, config))
 
 
 def planned(

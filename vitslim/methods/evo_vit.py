@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.token_selection import ranked
+from vitslim.kernels.token_selection import argsort_by_score
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
 from vitslim.plans import ModelPlan, Place, StepPlan, TokenChoice, TokenCount
@@ -186,7 +186,7 @@ class Evolution(TokenRule):
         kept = self.choice.kept(layout.patches, layout.prefix)
         if kept < layout.patches:
             return self._selected(state, tokens, stream, kept) if self.choice.is_entry else (tokens, stream)
-        if state.waiting is None:
+        if state.inactive is None:
             return tokens, stream
         tokens, z, state = state.join(tokens, stream.z)
         return tokens, replace(stream, z=z, token_state=state)
@@ -202,11 +202,11 @@ class Evolution(TokenRule):
     def _selected(self, state: SortedTokens, tokens: Tensor, stream: Stream, kept: int) -> tuple[Tensor, Stream]:
         if state.scores is None:
             raise ConfigError("no step before this one gave a class row, by which Evo-ViT would choose the patches")
-        falling, places = ranked(state.scores, state.prefix)
+        falling, indices = argsort_by_score(state.scores, state.prefix)
         inactive = falling[:, kept:]
         # share_j = g_j / Σ g over the placeholders
         shares = inactive / inactive.sum(dim=1, keepdim=True).clamp_min(_TINY) if self.choice.extra else None
-        return replace(state, scores=falling).select(tokens, stream, places, state.prefix + kept, shares)
+        return replace(state, scores=falling).select(tokens, stream, indices, state.prefix + kept, shares)
 
 
 def kept_patches(patches: int, keep: float, *, others: int = 0, align: int = 1) -> int:

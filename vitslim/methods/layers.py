@@ -76,7 +76,7 @@ def refuse_ruled_tokens(method: str, plan: ModelPlan) -> None:
     """Refuse a plan in which another method chooses the tokens already.
 
     Raises:
-        ConfigError: with the first step where it reduces them.
+        ConfigError: with the first step where some are left out.
     """
     ruled = [index for index, step in enumerate(plan.steps) if not isinstance(step.tokens, AllTokens)]
     if ruled:

@@ -123,8 +123,11 @@ def merge(plan: ModelPlan, options: MergeConfig, evidence: Evidence | None) -> M
     refuse_ruled_tokens("merge", plan)
     blocks = dict.fromkeys(step.block for step in plan.steps) if options.layers is None else options.layers
     steps = steps_of(plan, "merge.layers", blocks)
-    gone = (1.0 - options.keep) / max(1, len(steps)) if options.r is None else options.r / plan.patches
-    if gone * len(steps) >= 1.0:
+    if options.r is None:
+        gone = (1.0 - options.keep) / max(1, len(steps))
+    elif options.r * len(steps) < plan.patches:
+        gone = options.r / plan.patches
+    else:
         raise ConfigError(
             f"merge.r={options.r}: {len(steps)} blocks would merge {options.r * len(steps)} of {plan.patches} patches; "
             f"give at most {(plan.patches - 1) // len(steps)}"

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.token_selection import ranked
+from vitslim.kernels.token_selection import argsort_by_score
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.methods.layers import parse_layers, refuse_ruled_tokens, steps_of
 from vitslim.plans import ModelPlan, Place, StepPlan, TokenChoice, TokenCount, share_of
@@ -121,18 +121,18 @@ class Pruning(TokenRule):
             return tokens, stream
         # a_j; that of a former fused token stands at the end
         scores = row[:, :, layout.prefix :].float().mean(dim=1)
-        falling, places = ranked(scores[:, :patches], layout.prefix)
+        falling, indices = argsort_by_score(scores[:, :patches], layout.prefix)
         # Those pruned before stay behind the others.
-        gone = torch.arange(layout.prefix + patches, layout.tokens, device=places.device).expand(places.shape[0], -1)
-        places, active = torch.cat([places, gone], dim=1), layout.prefix + kept
+        gone = torch.arange(layout.prefix + patches, layout.tokens, device=indices.device).expand(indices.shape[0], -1)
+        indices, active = torch.cat([indices, gone], dim=1), layout.prefix + kept
         if not self.choice.fuse:
-            return state.select(tokens, stream, places, active)
+            return state.select(tokens, stream, indices, active)
         weights = torch.cat([falling[:, kept:], scores[:, patches:]], dim=1)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(_TINY)
         if state.shares is None:
-            return replace(state, frozen=True).select(tokens, stream, places, active, weights)
+            return replace(state, frozen=True).select(tokens, stream, indices, active, weights)
         shares = torch.cat([weights[:, :-1], weights[:, -1:] * state.shares], dim=1)
-        chosen, stream = state.select(tokens, stream, places, active, shares)
+        chosen, stream = state.select(tokens, stream, indices, active, shares)
         # x_f ← Σ_j a_j x_j + a_f x_f over those pruned now and the former fused token, as they are now
         leaving = torch.cat([_inactive(stream)[:, : patches - kept], tokens[:, -1:]], dim=1)
         return torch.cat([chosen[:, :-1], weighted_mean(leaving, weights)], dim=1), stream
@@ -140,8 +140,8 @@ class Pruning(TokenRule):
 
 def _inactive(stream: Stream) -> Tensor:
     state = stream.token_state
-    assert isinstance(state, SortedTokens) and state.waiting is not None  # noqa: PT018
-    return state.waiting
+    assert isinstance(state, SortedTokens) and state.inactive is not None  # noqa: PT018
+    return state.inactive
 
 
 class PruneConfig(MethodConfig):

@@ -33,7 +33,7 @@ from vitslim.methods.layers import parse_layers, steps_of
 from vitslim.models import DenseTrace
 from vitslim.plans import AttentionChoice, Cost, ModelPlan, Place
 from vitslim.shapes import Count
-from vitslim.trunk import Attention, BoundBlock, LastLinear, Site, Stream
+from vitslim.trunk import Attention, BoundBlock, FitBatch, Regression, Site, Stream
 
 _EVEN = "an even kernel would shift the grid; choose an odd number"
 
@@ -258,18 +258,22 @@ class ReuseAttention(Attention):
             losses.append(_unexplained(self.prefix_map(source[:, :prefix]), target[:, :prefix]))
         return torch.stack(losses).sum() if losses else None
 
-    def last_linears(self, block: int, dense: DenseTrace) -> list[LastLinear]:
-        source, target = dense.z[self.source], dense.z[block]
-        prefix = dense.layout.prefix
-        problems: list[LastLinear] = []
+    def regressions(self, batch: FitBatch) -> list[Regression]:
+        state, source, target = batch.stream.token_state, batch.stream.z, None
+        assert source is not None
+        if state is not None:
+            source, target = state.whole_z(source), batch.natural_z()
+        target = batch.target_z() if target is None else target
+        prefix, grid = batch.stream.layout.prefix, batch.stream.layout.grid
+        problems: list[Regression] = []
         if self.phi is not None:
-            hidden = self.phi.hidden(source[:, prefix:], dense.layout.grid)
+            hidden = self.phi.hidden(source[:, prefix:], grid)
             wanted = target[:, prefix:] - source[:, prefix:] if self.phi.residual else target[:, prefix:]
             wanted = wanted / self.phi.channel_scale(self.phi.reduce(hidden))
-            problems.append(LastLinear(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1)))
+            problems.append(Regression(self.phi.reduce, hidden.flatten(0, 1), wanted.flatten(0, 1)))
         if self.prefix_map is not None:
             front = source[:, :prefix].flatten(0, 1)
-            problems.append(LastLinear(self.prefix_map, front, target[:, :prefix].flatten(0, 1)))
+            problems.append(Regression(self.prefix_map, front, target[:, :prefix].flatten(0, 1)))
         return problems
 
 

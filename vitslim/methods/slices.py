@@ -101,7 +101,7 @@ class SlicedAttention(Attention):
 
     def _check(self, stream: Stream) -> None:
         state, layout = stream.token_state, stream.layout
-        if state is not None and state.active_places() is not None:
+        if state is not None and state.active_indices() is not None:
             raise ConfigError("sliced attention cuts the whole grid, but the tokens were sorted; use slices=1")
         if layout.patches % self.groups:
             rows, columns = layout.grid

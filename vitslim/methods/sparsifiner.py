@@ -275,12 +275,12 @@ class SparseAttention(DenseAttention):
         down, basis = self.predictor.matrices(stream.layout.grid)
         size = basis.abs()
         basis = torch.where(size > self.choice.basis_threshold, size, 0.0)
-        places = None if stream.token_state is None else stream.token_state.active_places()
-        if places is not None:
+        indices = None if stream.token_state is None else stream.token_state.active_indices()
+        if indices is not None:
             # A representative of inactive tokens has no place on the grid: no summed key, and always kept as a key.
-            without = key.shape[2] - places.shape[1]
-            down = F.pad(columns_at(down, places), (0, without))
-            basis = F.pad(columns_at(basis, places), (0, without), value=_ALWAYS)
+            without = key.shape[2] - indices.shape[1]
+            down = F.pad(columns_at(down, indices), (0, without))
+            basis = F.pad(columns_at(basis, indices), (0, without), value=_ALWAYS)
         return self.predictor(query[:, :, stream.layout.prefix :], key, down), basis
 
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor:

@@ -5,21 +5,25 @@ module itself is called, and where a method needs the queries and keys, a verb h
 verb against the module.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from timm.layers import LayerNorm
+from jaxtyping import Float, Int
+from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 
+from vitslim.errors import UnsupportedModelError
 from vitslim.kernels.token_selection import class_row
 
 Context = Mapping[str, Any]
 """Keyword arguments that timm hands to a block: ``rope``, ``attn_mask``, ``is_causal``, ``shared_rel_pos_bias``."""
+
+_MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,109 @@ class BlockAdapter:
         """The rate at which attention weights are dropped in training, 0..1."""
         return float(_part(block, "attn").attn_drop.p)
 
+    def hidden_activations(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n hidden"]:
+        """What the MLP's output map reads: behind activation, gate and inner norm."""
+        return inputs_of(self.mlp_output(block), lambda: self.mlp_branch(block, tokens))
+
+    def mlp_output(self, block: nn.Module) -> nn.Linear:
+        """The MLP's output map."""
+        return _part(_part(block, "mlp"), "fc2")
+
+    def attention_output(self, block: nn.Module) -> nn.Linear:
+        """The attention's output projection."""
+        return _part(_part(block, "attn"), "proj")
+
+    def head_count(self, block: nn.Module) -> int:
+        """Attention heads of queries."""
+        return int(_part(block, "attn").num_heads)
+
+    def heads_per_group(self, block: nn.Module) -> int:
+        """Heads that share their keys and values."""
+        return int(getattr(_part(block, "attn"), "num_kv_groups", 1))
+
+    def z_that_adds(self, block: nn.Module, added: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"] | None:
+        """The Z for which the attention branch adds this, as far as its LayerScale lets it; ``None`` behind a norm."""
+        return None
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"] | None:
+        """What the MLP's output map has to give so that the branch adds this; ``None`` behind a norm."""
+        return None
+
+    def neuron_norms(self, block: nn.Module) -> Float[Tensor, " hidden"]:
+        """The product of the squared norms of each neuron's weights, for want of activations."""
+        mlp, hidden = _part(block, "mlp"), self.mlp_output(block).in_features
+        norms = [
+            _part(mlp, name).weight.square().sum(1).unflatten(0, (-1, hidden)).prod(0)
+            for name in _MLP_INPUTS
+            if hasattr(mlp, name)
+        ]
+        return torch.stack([*norms, mlp.fc2.weight.square().sum(0)]).prod(0)
+
+    def head_norms(self, block: nn.Module) -> Float[Tensor, " heads"]:
+        """‖W_o W_v‖² of each head, for want of activations."""
+        attn = _part(block, "attn")
+        values = attn.v_proj.weight if getattr(attn, "qkv", None) is None else attn.qkv.weight.chunk(3)[2]
+        values = values.unflatten(0, (-1, round(attn.scale**-2)))
+        values = values.repeat_interleave(getattr(attn, "num_kv_groups", 1), dim=0)
+        outputs = attn.proj.weight.unflatten(1, (attn.num_heads, -1)).transpose(0, 1)
+        return (outputs @ values).square().sum(dim=(1, 2))
+
+    def narrow_mlp_(self, block: nn.Module, neurons: Int[Tensor, " k"]) -> None:
+        """Leave the MLP only these neurons, with their weights.
+
+        Raises:
+            UnsupportedModelError: an MLP that is more than maps in, an activation, perhaps a gate, and a map out.
+        """
+        mlp = _part(block, "mlp")
+        if type(mlp) not in (Mlp, GluMlp, SwiGLU):
+            raise UnsupportedModelError(
+                f"{self.family}: no adapter narrows a {type(mlp).__name__}; supported: Mlp, GluMlp, SwiGLU"
+            )
+        hidden = self.mlp_output(block).in_features
+        for name in _MLP_INPUTS:
+            if hasattr(mlp, name):
+                parts = getattr(mlp, name).out_features // hidden  # a packed gate has two
+                _keep_outputs_(getattr(mlp, name), torch.cat([neurons + part * hidden for part in range(parts)]))
+        _keep_normed_(mlp.norm, neurons)
+        _keep_inputs_(mlp.fc2, neurons)
+
+    def narrow_heads_(self, block: nn.Module, heads: Int[Tensor, " k"]) -> None:
+        """Leave the attention only these heads, with their weights; of grouped queries whole groups, in order."""
+        attn = _part(block, "attn")
+        width, shared, count = round(attn.scale**-2), getattr(attn, "num_kv_groups", 1), attn.num_heads
+        channels = _channels(heads, width)
+        if getattr(attn, "qkv", None) is not None:
+            _keep_outputs_(attn.qkv, torch.cat([channels + part * count * width for part in range(3)]))
+        else:
+            groups = _channels(heads[::shared] // shared, width)
+            for linear, kept in ((attn.q_proj, channels), (attn.k_proj, groups), (attn.v_proj, groups)):
+                _keep_outputs_(linear, kept)
+        for name in ("q_bias", "k_bias", "v_bias"):
+            _keep_entries_(attn, name, channels)
+        if getattr(attn, "relative_position_bias_table", None) is not None:
+            table = attn.relative_position_bias_table
+            attn.relative_position_bias_table = nn.Parameter(table.detach()[:, heads], table.requires_grad)
+        if getattr(attn, "gate", None) is not None:
+            _keep_outputs_(attn.gate, channels)
+        _keep_normed_(getattr(attn, "norm", None), channels)
+        _keep_inputs_(attn.proj, channels)
+        sizes = {"num_heads": len(heads), "num_kv_heads": len(heads) // shared, "attn_dim": len(channels)}
+        for name, size in (sizes | {"kv_dim": len(channels) // shared}).items():
+            if hasattr(attn, name):
+                setattr(attn, name, size)
+
+    def take_neurons_(self, block: nn.Module, dense: nn.Module, neurons: Int[Tensor, " k"]) -> None:
+        """Set a narrow MLP to these neurons of the dense block."""
+        narrow = copy.deepcopy(dense)
+        self.narrow_mlp_(narrow, neurons)
+        _part(block, "mlp").load_state_dict(_part(narrow, "mlp").state_dict())
+
+    def take_heads_(self, block: nn.Module, dense: nn.Module, heads: Int[Tensor, " k"]) -> None:
+        """Set a narrow attention to these heads of the dense block."""
+        narrow = copy.deepcopy(dense)
+        self.narrow_heads_(narrow, heads)
+        _part(block, "attn").load_state_dict(_part(narrow, "attn").state_dict())
+
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
     ) -> Float[Tensor, "b h n"]:
@@ -197,6 +304,12 @@ class ViTAdapter(BlockAdapter):
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(_part(block, "ls2")(branch))
 
+    def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, getattr(_part(block, "ls1"), "gamma", None))
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, getattr(_part(block, "ls2"), "gamma", None))
+
 
 class PostNormAdapter(BlockAdapter):
     """Blocks that normalise a branch's output instead of its input: ``ResPostBlock`` and ``EvaBlockPostNorm``."""
@@ -226,6 +339,12 @@ class GammaAdapter(BlockAdapter):
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(branch if gamma is None else gamma * branch)
 
+    def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, _part(block, "gamma_1"))
+
+    def mlp_output_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
+        return _unscaled(added, _part(block, "gamma_2"))
+
 
 class BeitAdapter(GammaAdapter):
     """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
@@ -236,6 +355,55 @@ class BeitAdapter(GammaAdapter):
 
     def context_bias(self, block: nn.Module, context: Context, tokens: int) -> Tensor | None:
         return context.get("shared_rel_pos_bias")
+
+
+def inputs_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a layer reads while something runs."""
+    read: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return read[-1]
+
+
+def _unscaled(added: Tensor, gamma: Tensor | None) -> Tensor:
+    # A channel that is scaled to nothing cannot be led anywhere.
+    return added if gamma is None else torch.where(gamma.abs() > 1e-6, added / gamma, torch.zeros_like(added))
+
+
+def _keep_outputs_(linear: nn.Linear, kept: Tensor) -> None:
+    _keep_entries_(linear, "weight", kept)
+    _keep_entries_(linear, "bias", kept)
+    linear.out_features = len(kept)
+
+
+def _keep_inputs_(linear: nn.Linear, kept: Tensor) -> None:
+    weight = linear.weight
+    linear.weight = nn.Parameter(weight.detach()[:, kept].contiguous(), weight.requires_grad)
+    linear.in_features = len(kept)
+
+
+def _keep_normed_(norm: Any, kept: Tensor) -> None:
+    """A norm over fewer channels; it takes its mean and variance over those that are left."""
+    if isinstance(norm, nn.Module) and hasattr(norm, "normalized_shape"):
+        _keep_entries_(norm, "weight", kept)
+        _keep_entries_(norm, "bias", kept)
+        cast(Any, norm).normalized_shape = (len(kept),)
+
+
+def _keep_entries_(module: nn.Module, name: str, kept: Tensor) -> None:
+    """Some entries of a parameter or buffer along its first axis, where there is one of that name."""
+    found = getattr(module, name, None)
+    if isinstance(found, nn.Parameter):
+        setattr(module, name, nn.Parameter(found.detach()[kept].clone(), found.requires_grad))
+    elif isinstance(found, Tensor):
+        setattr(module, name, found[kept].clone())
+
+
+def _channels(units: Tensor, width: int) -> Tensor:
+    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
 
 
 def _part(module: nn.Module, name: str) -> Any:

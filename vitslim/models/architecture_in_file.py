@@ -1,4 +1,4 @@
-"""What a weights file tells of the plain ViT that it belongs to: depth, width, patches, image size."""
+"""What a weights file says of the plain ViT that it belongs to: depth, width, patches, image size."""
 
 import re
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def options_for(
 
     Raises:
         CheckpointError: a given option contradicts the file.
-        ConfigError: the number of heads cannot be told and was not given.
+        ConfigError: the number of heads is not in the file and was not given.
     """
     found, usual = _in_file(named, state), _in_model(named)
     # timm makes weights of RGB images into those of other channels.
@@ -69,11 +69,10 @@ def options_for(
         if option in given and option not in adapted and _differs(option, given[option], found[option])
     ]
     if wrong:
-        asked = ", ".join(f"{option}={given[option]}" for option in wrong)
+        asked, held = (", ".join(f"{option}={row[option]}" for option in wrong) for row in (given, found))
         raise CheckpointError(
-            f"{path} does not hold weights of {name} with {asked}: your file has {_blocks(found)}"
-            f"{_further(found, wrong)}; this model has {_blocks({**usual, **given})}{_further(given, wrong)}. What is "
-            "left out (--model-arg) is read from the file"
+            f"{path} does not hold weights of {name} with {asked}: your file has {held}, with {found['depth']} blocks "
+            f"of width {found['embed_dim']}. What is left out (--model-arg) is read from the file"
         )
     differing = {option: value for option, value in found.items() if _differs(option, usual.get(option, value), value)}
     if "num_heads" not in {*given, *found} and found["embed_dim"] != usual["embed_dim"]:
@@ -181,20 +180,11 @@ def _differs(option: str, one: Any, other: Any) -> bool:
 
 def _heads_wanted(width: int, path: object) -> str:
     fitting = [heads for heads in range(1, width + 1) if width % heads == 0 and 8 <= width // heads <= 128]
-    usual = f" (usual are heads of 64, so {width // 64})" if width % 64 == 0 else ""
     return (
-        f"{path} has blocks of width {width}, and no file of weights tells the number of heads: say it with "
-        f"--model-arg num_heads=N (num_heads=N); of {width} fit {', '.join(map(str, fitting or [1]))}{usual}"
+        f"{path} has blocks of width {width}, and no file of weights has the number of heads: give it with "
+        f"--model-arg num_heads=N (num_heads=N); usual is width / 64, and of {width} fit "
+        f"{', '.join(map(str, fitting or [1]))}"
     )
-
-
-def _blocks(options: Mapping[str, Any]) -> str:
-    return f"{options['depth']} blocks of width {options['embed_dim']}"
-
-
-def _further(options: Mapping[str, Any], wrong: list[str]) -> str:
-    rest = [f"{option} {options[option]}" for option in wrong if option not in ("depth", "embed_dim")]
-    return f" with {', '.join(rest)}" if rest else ""
 
 
 def _by(shape: Any) -> str:

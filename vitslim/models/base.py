@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from pydantic import Field
 from timm.layers import GluMlp, SwiGLU
 from timm.layers.pos_embed_sincos import (
     RotaryEmbeddingCat,
@@ -18,43 +17,17 @@ from timm.models import beit, deit, eva, get_model_args, vision_transformer
 from torch import nn
 
 from vitslim.errors import CheckpointError, VitslimError
-from vitslim.shapes import Config
-
-_ATTRIBUTE = "vitslim_base"
+from vitslim.models.base_model import BaseModel, remembered_base
+from vitslim.models.create import create_model
 
 # What leads from a description to the network or to other files.
 _OUTWARD = ("name", "pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-class BaseModel(Config):
-    """The dense model under a conversion.
-
-    ``architecture`` is a timm name (or ``builtin``), or, for a module that was built by hand, the class name with a
-    leading colon, as in ``:VisionTransformer``. ``options`` are what must be passed beside it.
-    """
-
-    architecture: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-def remember_base(model: nn.Module, base: BaseModel) -> nn.Module:
-    """Note on the model itself how it was built."""
-    setattr(model, _ATTRIBUTE, base)
-    return model
-
-
-def remember_depth_(model: nn.Module) -> nn.Module:
-    """Note on a model whose blocks were cut how many it has now, where timm's own record would say otherwise."""
-    record = cast("dict[str, Any] | None", getattr(model, "_model_args", None))
-    if record is not None:
-        cast(Any, model)._model_args = {**record, "depth": len(cast(Any, model).blocks)}
-    return model
-
-
 def describe(model: nn.Module) -> BaseModel | None:
     """How to build the dense model again, at the size and number of classes that it has now.
 
-    A model that ``open_model`` built remembers, one that ``timm.create_model`` built keeps its arguments, and for one
+    A model that ``create_model`` built remembers, one that ``timm.create_model`` built keeps its arguments, and for one
     that was built by hand the options are read off the module. Each answer is believed only if building with it gives
     the same parameters and the same settings in every layer.
 
@@ -93,9 +66,7 @@ def build_base(base: BaseModel) -> nn.Module:
         if kind is None:
             raise CheckpointError(f"base model class {base.architecture[1:]!r} is not one of {', '.join(known)}")
         return kind(**options)
-    from vitslim.models.open import open_model
-
-    return open_model(base.architecture, pretrained=False, **options)
+    return create_model(base.architecture, pretrained=False, **options)
 
 
 def _is_local(base: BaseModel) -> bool:
@@ -111,7 +82,7 @@ def _current(model: Any) -> dict[str, Any]:
 
 
 def _candidates(model: nn.Module) -> Iterator[BaseModel]:
-    remembered = cast("BaseModel | None", getattr(model, _ATTRIBUTE, None))
+    remembered = remembered_base(model)
     if remembered is not None:
         yield refresh(remembered, model)
     if type(model) not in _OPTIONS:

@@ -6,18 +6,16 @@ import timm
 import torch
 
 from vitslim.errors import UnsupportedModelError
-from vitslim.models.families import adapter_for, family_of
-from vitslim.models.open import BUILTIN, open_model
+from vitslim.models.create import create_model
+from vitslim.models.families import ADAPTERS, adapter_for, family_of
+from vitslim.names import BUILTIN
 from vitslim.shapes import Result
 
-_ISOTROPIC = (
-    "vision_transformer",
+# Modules of timm beside those of the classes that have an adapter.
+_OTHER_MODULES = (
     "vision_transformer_hybrid",
     "vision_transformer_relpos",
     "vision_transformer_sam",
-    "deit",
-    "eva",
-    "beit",
     "naflexvit",
     "vitamin",
     "deepseek_vit",
@@ -36,8 +34,9 @@ class ModelInfo(Result):
 
 
 def isotropic_names() -> list[str]:
-    """Names of all timm models whose blocks keep one width and one grid."""
-    return sorted({name for module in _ISOTROPIC for name in timm.list_models(module=module)})
+    """Names of all models that timm knows whose blocks keep one width and one grid, registered by timm or others."""
+    adapted = {kind.model.__module__.rpartition(".")[2] for _, kind in ADAPTERS.items()}
+    return sorted({name for module in {*adapted, *_OTHER_MODULES} for name in timm.list_models(module=module)})
 
 
 def catalog() -> Iterator[ModelInfo]:
@@ -49,7 +48,7 @@ def catalog() -> Iterator[ModelInfo]:
 def model_info(name: str) -> ModelInfo:
     """Whether one model can be converted."""
     with torch.device("meta"):
-        model = open_model(name, pretrained=False)
+        model = create_model(name, pretrained=False)
     try:
         adapter_for(model)
     except UnsupportedModelError as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from pathlib import Path
+from typing import Any
 
 import timm
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from vitslim.errors import ConfigError
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _DESCRIPTION = "config.json"
-_HUB = ("hf-hub:", "hf_hub:")
+HUB = ("hf-hub:", "hf_hub:")
 _PAUSE = 1.0  # seconds before the hub is tried once more
 # Of httpx and of requests, one of which the hub's client speaks through, whatever its version.
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ConnectionError")
@@ -37,12 +40,24 @@ def prepare_fetch(name: str, *, pretrained: bool) -> None:
     if any(isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in files):
         return
     host = constants.ENDPOINT.partition("://")[2]
-    without = "" if name.startswith(_HUB) else "; --weights FILE or --no-pretrained need no network"
+    without = "" if name.startswith(HUB) else "; --weights FILE or --no-pretrained need no network"
     _log.info("fetching %s from %s%s", name, host, without)
     if _refusal(repository) is not None:
         time.sleep(_PAUSE)
         if (refusal := _refusal(repository)) is not None:
             raise unfetchable(name, f"{host} cannot be reached: {refusal}")
+
+
+def hub_description(name: str) -> Any:
+    """config.json of a repository; ``None`` where it cannot be had, of which whoever fetches the weights says more."""
+    repository, _, revision = name.removeprefix("hf-hub:").removeprefix("hf_hub:").partition("@")
+    is_cached = isinstance(try_to_load_from_cache(repository, _DESCRIPTION, revision=revision or None), str)
+    if not is_cached and not constants.HF_HUB_OFFLINE and _refusal(repository) is not None:
+        return None
+    try:
+        return json.loads(Path(hf_hub_download(repository, _DESCRIPTION, revision=revision or None)).read_text("utf-8"))
+    except (OSError, ValueError):  # among them all errors of the hub's client
+        return None
 
 
 def unfetchable(name: str, reason: str) -> ConfigError:
@@ -56,7 +71,7 @@ def unfetchable(name: str, reason: str) -> ConfigError:
 
 def _repository(name: str, pretrained: bool) -> str | None:
     """Where on the hub timm looks for a model; ``None`` where it looks nowhere."""
-    scheme = next((scheme for scheme in _HUB if name.startswith(scheme)), None)
+    scheme = next((scheme for scheme in HUB if name.startswith(scheme)), None)
     if scheme is not None:
         return name.removeprefix(scheme)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if pretrained else None

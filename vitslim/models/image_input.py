@@ -10,7 +10,7 @@ from vitslim.errors import ConfigError
 from vitslim.shapes import ChannelDeviations, ChannelMeans, Config, CropShare, Interpolation
 
 STATED_WITH_WEIGHTS = ("mean", "std", "interpolation", "crop_pct")
-"""What must be as it was in the model's training, and no tensor tells."""
+"""What must be as it was in the model's training, and no tensor says."""
 
 _ATTRIBUTE = "_vitslim_assumed"  # a setting of no layer, so that it is not compared when a model is described
 _Side = Annotated[int, Field(ge=1, le=16384)]
@@ -140,7 +140,7 @@ def _checked(**values: Any) -> Preprocessing:
     try:
         return Preprocessing(**values)
     except ValidationError as error:
-        faults = (
+        errors = (
             f"{'.'.join(map(str, one['loc'])) or 'input'}={one['input']!r}: {one['msg']}" for one in error.errors()
         )
-        raise ConfigError(f"images cannot be prepared like this: {'; '.join(faults)}") from None
+        raise ConfigError(f"images cannot be prepared like this: {'; '.join(errors)}") from None

@@ -33,7 +33,7 @@ def model_shape(model: nn.Module) -> ModelShape:
         image_size=cast("tuple[int, int]", size),
         patch=(size[0] // int(layout.grid[0]), size[1] // int(layout.grid[1])),
         channels=int(getattr(model, "in_chans", 3)),
-        positions_per_block=adapter.context_per_block,
+        positions_per_block=_rotary_parameters(model) // len(blocks),
         own_bias=any(adapter.own_bias(block) is not None for block in blocks),
         blocks=tuple(_block_shape(block, adapter) for block in blocks),
         **outside_shape(model),
@@ -51,6 +51,7 @@ def outside_shape(model: nn.Module) -> dict[str, Any]:
     per_patch = int(positions.shape[-1]) if isinstance(positions, Tensor) else 0
     outside = sum(parameter.numel() for parameter in model.parameters())
     outside -= sum(parameter.numel() for parameter in cast(nn.Module, model.blocks).parameters())
+    outside -= _rotary_parameters(model)
     head, head_per_token = _head_products(model)
     return {
         "reads_class_token_alone": reads_class_token_alone(model),
@@ -63,6 +64,11 @@ def outside_shape(model: nn.Module) -> dict[str, Any]:
         "positions_per_patch": per_patch,
         "shared_relative_heads": shared_heads,
     }
+
+
+def _rotary_parameters(model: nn.Module) -> int:
+    """Of mixed rotary positions, the tables of all blocks together."""
+    return cast(Any, model).rope.freqs.numel() if getattr(model, "rope_mixed", False) else 0
 
 
 def _block_shape(block: nn.Module, adapter: BlockAdapter) -> BlockShape:

@@ -1,5 +1,6 @@
 """One forward of a dense model with everything that analysis and warm start read from it."""
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,3 +102,29 @@ def _watch_attention(block: nn.Module, adapter: BlockAdapter, rows: dict[str, li
             rows["rows"].append(adapter.class_attention(block, args[0], kwargs))
 
     return cast(nn.Module, block.attn).register_forward_hook(attended, with_kwargs=True)
+
+
+def output_behind_blocks(
+    model: nn.Module, images: Float[Tensor, "b c height width"], tokens: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b classes"]:
+    """What the norm, pooling and head of a model make of ``tokens``, as if its blocks had given them.
+
+    A second module that shares every part of the model but the blocks runs, so that the model itself is neither
+    hooked nor changed, whatever happens in between. Patches are embedded again and thrown away: 2 % of a forward of
+    ViT-S at 224 px, against knowing every family's tail.
+    """
+    tail = copy.copy(model)
+    vars(tail)["_modules"] = dict(vars(model)["_modules"])
+    cast(Any, tail).blocks = nn.Sequential(_Constant(tokens))
+    return tail(images)
+
+
+class _Constant(nn.Module):
+    """Gives the same tokens whatever a model hands its blocks."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, tokens: Tensor, **context: Any) -> Tensor:
+        return self.tokens

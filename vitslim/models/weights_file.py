@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
-import pickletools
 import re
-import zipfile
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from timm.models import clean_state_dict
@@ -93,32 +88,6 @@ class _Inert:
 _INERT = [(_Inert, name) for name in ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")]
 
 
-def _is_one_object(path: Path) -> bool:
-    """Whether a torch file is a pickled object, such as a whole module, rather than a mapping; nothing is built."""
-    try:
-        with path.open("rb") as file:
-            first = list(islice(_operations(file), 2))
-    except (zipfile.BadZipFile, OSError, ValueError, StopIteration):
-        return False
-    # After the protocol: a mapping starts with a dict or with the class of a state dict, an object with its own class
-    # (in the old form with the words that name it).
-    name, argument = first[-1]
-    return name in ("GLOBAL", "MARK") and argument != "collections OrderedDict"
-
-
-def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """What a torch file does to build its object, one operation after the other."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            document = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-        file = io.BytesIO(document)
-    else:
-        file.seek(0)
-        for _ in range(3):  # the old form begins with a magic number, the protocol and the machine
-            deque(pickletools.genops(file), maxlen=0)
-    return ((operation.name, argument) for operation, argument, _ in pickletools.genops(file))
-
-
 def _pickled(path: Path) -> Any:
     # DeiT's training script and its descendants save their arguments too: plain data.
     with torch.serialization.safe_globals([argparse.Namespace, *_INERT]):
@@ -129,14 +98,9 @@ def _reason(error: Exception, path: Path) -> str:
     # torch names what it would not read at the end of several lines of advice to read it all the same.
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused is not None:
-        held = f"torch.load({str(path)!r}, weights_only=False)"
-        tensors, hint = (
-            (f"{held}.state_dict()", "")
-            if _is_one_object(path)
-            else (f"{held}[KEY]", ", where KEY names the state dict, or [KEY].state_dict() where it names a model")
-        )
         return (
-            f"it holds a {refused[1]}, and to make one may run code; if you trust the file, write its tensors alone, "
-            f"torch.save({tensors}, NEW_FILE){hint}; or, in the program that made the model, vitslim.save(model, DIR)"
+            f"it holds a {refused[1]}, and to make one may run code; if you trust the file, write its state dict alone "
+            f"(of held = torch.load({str(path)!r}, weights_only=False): held[KEY], or held.state_dict() of a whole "
+            "module); or, in the program that made the model, vitslim.save(model, DIR)"
         )
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,18 +1,12 @@
-"""Words into work: the verbs and the road, each writing only where it was told to."""
+"""The public functions and the run of a recipe, each writing only where it was asked to."""
 
+from vitslim.pipeline.api import analyze, benchmark, convert, distill, evaluate, warm_start
 from vitslim.pipeline.comparing import ComparisonReport, compare
-from vitslim.pipeline.deployment import deploy, quantize
-from vitslim.pipeline.engines import refit
 from vitslim.pipeline.exporting import export, verify
+from vitslim.pipeline.quantizing import quantize
+from vitslim.pipeline.refitting import refit
 from vitslim.pipeline.road import RunResult, require_passed, run
-from vitslim.pipeline.verbs import (
-    analyze,
-    benchmark,
-    distill,
-    evaluate,
-    open_any,
-    warm_start,
-)
+from vitslim.pipeline.runners import open_runner
 
 __all__ = [
     "ComparisonReport",
@@ -20,11 +14,11 @@ __all__ = [
     "analyze",
     "benchmark",
     "compare",
-    "deploy",
+    "convert",
     "distill",
     "evaluate",
     "export",
-    "open_any",
+    "open_runner",
     "quantize",
     "refit",
     "require_passed",

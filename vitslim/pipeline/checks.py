@@ -5,19 +5,17 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from vitslim import checkpoint
 from vitslim.data import Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
-from vitslim.export import check_export
 from vitslim.pipeline.choices import Choice, first_plan, forecast
-from vitslim.pipeline.opening import open_images, open_source
+from vitslim.pipeline.devices import device_named
+from vitslim.pipeline.inputs import open_images, open_source, open_teacher
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
-from vitslim.pipeline.verbs import device_named, open_any
 from vitslim.plans import ModelPlan
 from vitslim.recipe import Recipe
+from vitslim.targets.onnx.export import check_export
 from vitslim.train import check_distillation, faults_of_training
 from vitslim.train.early_tokens import faults_of_early_tokens
 from vitslim.trunk import build, is_converted, plan_of, trunk_of
@@ -30,11 +28,15 @@ class Forecast:
     Args:
         plan: of the student; ``None`` for a model that no adapter knows.
         choices: the blocks that its methods take; where the analysis decides, their ``reason`` says so.
+        source: what is converted, as far as it can be opened without fetching weights.
+        teacher: what it learns from, likewise.
     """
 
     outline: Outline
     plan: ModelPlan | None
     choices: list[Choice]
+    source: nn.Module
+    teacher: nn.Module
 
 
 def check(recipe: Recipe) -> Forecast:
@@ -49,7 +51,7 @@ def check(recipe: Recipe) -> Forecast:
     device_named(recipe.device)
     source = open_source(recipe, shape_only=True)
     student, plan, choices = _forecast_student(recipe, copy.deepcopy(source).to("meta"))
-    teacher = _open_teacher(recipe, source)
+    teacher = open_teacher(recipe, source, shape_only=True)
     _check_teacher(recipe, teacher)
     images, train = _open_images(recipe, source)
     _check_training(recipe, student, teacher, train)
@@ -70,7 +72,7 @@ def check(recipe: Recipe) -> Forecast:
         images=images,
         budget=_budget(recipe, student),
     )
-    return Forecast(outline, plan, choices)
+    return Forecast(outline, plan, choices, source, teacher)
 
 
 def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, ModelPlan | None, list[Choice]]:
@@ -84,16 +86,6 @@ def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, Mod
 def has_new_parameters(student: nn.Module) -> bool:
     """Whether there is anything for a warm start to fit."""
     return is_converted(student) and bool(trunk_of(student).new_parameters())
-
-
-def _open_teacher(recipe: Recipe, source: nn.Module) -> nn.Module:
-    """The model to learn from, without weights."""
-    if recipe.teacher is None:
-        return source
-    if checkpoint.is_saved_model(recipe.teacher):
-        return open_any(recipe.teacher)
-    with torch.device("meta"):
-        return open_any(recipe.teacher, pretrained=False)
 
 
 def _check_teacher(recipe: Recipe, teacher: nn.Module) -> None:

@@ -15,10 +15,9 @@ from torch import nn
 from vitslim.bench import BenchReport, benchmark, count_parameters
 from vitslim.checkpoint import load, load_config
 from vitslim.errors import ConfigError
-from vitslim.export import export_onnx
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
 from vitslim.pipeline.choices import reads_analysis
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
@@ -142,7 +141,7 @@ def _bench(folder: RunFolder, settings: Mapping[str, Any], progress: ProgressCal
         models: dict[str, nn.Module] = {"dense": dense}
         for name, student in settings["students"].items():
             models[name] = _converted(dense, student["convert"], root / name)
-        report = benchmark(models, baseline="dense", exporter=export_onnx, progress=progress, **section["settings"])
+        report = benchmark(models, baseline="dense", progress=progress, **section["settings"])
         write_json(root / BENCH_FILE, report.model_dump(mode="json"))
         folder.finish("bench")
     return BenchReport(**read_json(root / BENCH_FILE))

@@ -1,10 +1,10 @@
-"""The verbs of artefacts: export writes them, verify compares them with the model."""
+"""Exports of a model: written, and compared with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -13,68 +13,105 @@ from torch import Tensor, nn
 from vitslim import checkpoint
 from vitslim.arguments import checked
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.export import ParityCheck
-from vitslim.export import verify as verify_artifact
 from vitslim.files import read_json
-from vitslim.pipeline.task_images import task_images
-from vitslim.pipeline.verbs import DataLike, ModelLike, open_any
+from vitslim.opening import ModelLike, open_model
+from vitslim.pipeline.devices import device_named
+from vitslim.pipeline.images import DataLike, default_data, sample_images, task_images
 from vitslim.runtime import Precision
-from vitslim.shapes import AnyPath, AtLeastOne, Result
-
-if TYPE_CHECKING:
-    from vitslim.export import OnnxExport
-    from vitslim.runtime import EngineRecord
-
-
-@overload
-def export(
-    model: ModelLike,
-    path: str | Path | None = None,
-    *,
-    to: Literal["onnx"] = ...,
-    precision: str | None = ...,
-    **options: Any,
-) -> OnnxExport: ...
-
-
-@overload
-def export(
-    model: ModelLike, path: str | Path | None = None, *, to: str, precision: str | None = ..., **options: Any
-) -> OnnxExport | EngineRecord: ...
+from vitslim.shapes import AnyPath, AtLeastOne
+from vitslim.targets import TARGETS, ExportRequest, Target, find_backend
+from vitslim.targets import verify as verify_file
+from vitslim.targets.parity.result import ParityReport
 
 
 @checked
 def export(
-    model: ModelLike, path: AnyPath | None = None, *, to: str = "onnx", precision: str | None = None, **options: Any
-) -> OnnxExport | EngineRecord:
-    """Write an artefact; for a saved folder it lies in ``export/`` beside the model.
+    model: ModelLike,
+    path: AnyPath | None = None,
+    *,
+    to: str = "onnx",
+    precision: Precision | None = None,
+    data: DataLike | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Any:
+    """Write a model for a runtime or server; for a saved folder it lies in ``export/`` beside the model.
 
     Args:
-        model: a folder that was saved, a module, or a dense model's name.
-        path: of the file.
-        to: ``onnx`` or ``tensorrt``.
-        precision: of weights and arithmetic; ``None`` for fp32 in ONNX files, fp16 in engines, since TensorRT fuses
-            attention in fp16 and bf16 only.
-        options: of ``vitslim.export.export_onnx``, or fields of ``vitslim.export.tensorrt.EngineOptions``.
+        model: a folder that was saved, a module, or a dense model's name; for engines also an ``.onnx`` file.
+        path: of the file or folder to write.
+        to: a target, see ``vitslim list targets``.
+        precision: of weights and arithmetic; ``None`` for the target's own.
+        data: images for targets that compare what they write with the model; built-in ones by default.
+        overwrite: replace what lies there.
+        options: of the target: those of ``vitslim.targets.onnx.export.export_onnx`` for ``onnx``, the fields of
+            ``vitslim.targets.tensorrt.options.EngineOptions`` for ``tensorrt`` and ``rtx``, ``device`` for
+            ``aotinductor``; ``backend``, ``artifact``, ``name``, ``max_batch``, ``instances``, ``any_gpu`` for
+            ``triton-server``.
+
+    Returns:
+        What is known of the file, as the target tells it: ``OnnxExport``, ``EngineRecord``, ``TritonRepository``...
 
     Raises:
-        ConfigError: an unknown target, or no path for a model that is not a folder.
+        ConfigError: an unknown target or option, no path for a model that is not a folder, or something that would be
+            written over.
     """
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
+    target, request = prepare_export(
+        model, path, to=to, precision=precision, data=data, overwrite=overwrite, options=options
+    )
+    return target.write(request, **options)
 
-    if to == "tensorrt":
-        return export_engine(model, path, **({} if precision is None else {"precision": precision}), **options)
-    if to != "onnx":
-        raise ConfigError(f"export to {to!r} is not known; wanted 'onnx' or 'tensorrt'")
-    precision = precision or "fp32"
-    if path is None:
-        if isinstance(model, nn.Module) or not Path(model).is_dir():
-            raise ConfigError("export needs a path, except for a folder that vitslim.save wrote")
-        forms = {name: options[name] for name in ("images", "inline", "dynamic_image_size") if name in options}
-        path = default_artifact(model, precision, **forms)
-    options["metadata"] = {**known_of(model), **(options.get("metadata") or {})}
-    return export_onnx(open_any(model), Path(path), precision=precision, **options)  # pyright: ignore[reportArgumentType]
+
+def prepare_export(
+    model: ModelLike,
+    path: str | Path | None,
+    *,
+    to: str,
+    precision: str | None,
+    data: DataLike | None,
+    overwrite: bool,
+    options: dict[str, Any],
+) -> tuple[Target, ExportRequest]:
+    """The target and what it is asked for, refused before a model is opened; see ``export``."""
+    target = TARGETS.get(to)
+    _check_options(target, options)
+    source = None if isinstance(model, nn.Module) else Path(model)
+    if source is not None and source.suffix != ".onnx" and not source.exists():
+        source = None  # a dense model's name
+    chosen = precision or target.default_precision(source)
+    kind: Precision | None = next((one for one in target.precisions if one == chosen), None)
+    if kind is None:
+        raise ConfigError(f"target {to!r} is not written in {chosen}; wanted {', '.join(target.precisions)}")
+    if path is None and source is None:
+        raise ConfigError("export needs a path (--out), except for a folder that vitslim.save wrote")
+    place = Path(path) if path is not None else target.default_path(cast(Path, source), kind, options)
+    target.check_path(place, overwrite=overwrite)
+    target.require()
+    return target, ExportRequest(
+        path=place,
+        precision=kind,
+        model=lambda: open_model(model),
+        source=source,
+        metadata=known_of(model),
+        images=lambda count: _sample(model, data, count),
+        overwrite=overwrite,
+    )
+
+
+def _sample(model: ModelLike, data: DataLike | None, count: int) -> Tensor:
+    live = open_model(model)
+    return sample_images(live, data or default_data(live), count)
+
+
+def _check_options(target: Target, options: dict[str, Any]) -> None:
+    known = target.option_names()
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"target {target.name!r} takes no {', '.join(unknown)}; its options are {', '.join(known) or 'none'}"
+        )
+    if "device" in options:
+        device_named(options["device"])
 
 
 def known_of(model: ModelLike) -> dict[str, Any]:
@@ -105,41 +142,6 @@ class _Metrics(BaseModel):
     student: _Student
 
 
-def default_artifact(
-    folder: str | Path,
-    precision: str,
-    *,
-    images: str = "normalized",
-    inline: bool = False,
-    dynamic_image_size: bool = False,
-) -> Path:
-    """Where the ONNX file of a saved folder lies: ``export/model-inlined-uint8-nhwc-fp16.onnx``, less what is usual."""
-    parts = {
-        "inlined": inline,
-        "any-size": dynamic_image_size,
-        images: images != "normalized",
-        precision: precision != "fp32",
-    }
-    return Path(folder) / "export" / f"{'-'.join(['model', *(part for part, told in parts.items() if told)])}.onnx"
-
-
-class Verification(Result):
-    """What ``verify`` found for all artefacts together, as it stands in parity.json."""
-
-    passed: bool
-    checks: list[ParityCheck]
-    notes: list[str]
-
-    def failures(self) -> list[str]:
-        """One sentence per broken promise, however many batches and forms break it in the same way."""
-        where: dict[tuple[str, str], list[str]] = {}
-        for check in self.checks:
-            form = "" if check.form == "as written" else f" ({check.form})"
-            for failure in check.failures:
-                where.setdefault((check.artifact, failure), []).append(f"batch {check.batch}{form}")
-        return [f"{file}, {' and '.join(dict.fromkeys(places))}: {one}" for (file, one), places in where.items()]
-
-
 @checked
 def verify(
     model: ModelLike,
@@ -150,25 +152,24 @@ def verify(
     batches: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (1, 3),
     precision: Precision | None = None,
     backend: str | None = None,
-) -> Verification:
-    """Compare exported artefacts with the model on images of its task, at several batch sizes.
+) -> ParityReport:
+    """Compare exported files with the model on images of its task, at several batch sizes.
 
     The images are those of ``data``; else of the recipe that the model's folder was made by; else built-in ones. A note
     says which.
 
-    Where no artefacts are named these are all in ``export/`` that the backend reads; engines among them only where
-    there is a GPU, which a note says.
+    Where no files are named these are all in ``export/`` that the backend reads, less those that only a GPU runs where
+    there is none, and those that bring code; a note names them.
 
-    A file is held to the precision that the record beside it promises; one without a record to ``precision``, or fp32.
+    A file is compared as the precision in the record beside it; one without a record as ``precision``, or fp32.
 
     Raises:
         ConfigError: nothing was exported yet.
     """
-    live = open_any(model)
-    paths = _artifacts(model, artifacts, backend)
+    live = open_model(model)
+    paths, skipped = _artifacts(model, artifacts, backend)
     sample = task_images(model, live, data, max(images, *batches))
     found = compare(live, paths, sample.images, batches, backend, precision)
-    skipped = [] if artifacts is not None else _skipped_engines(model, backend)
     compared = f"compared on {len(sample.images)} {sample.origin}"
     return found.model_copy(update={"notes": [compared, *found.notes, *skipped]})
 
@@ -180,37 +181,40 @@ def compare(
     batches: Sequence[int],
     backend: str | None = None,
     precision: Precision | None = None,
-) -> Verification:
+) -> ParityReport:
     """``verify`` for a model and images that are at hand."""
-    reports = [
-        verify_artifact(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths
-    ]
-    return Verification(
+    reports = [verify_file(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths]
+    return ParityReport(
         passed=all(report.passed for report in reports),
         checks=[check for report in reports for check in report.checks],
         notes=list(dict.fromkeys(note for report in reports for note in report.notes)),
     )
 
 
-def _skipped_engines(model: ModelLike, backend: str | None) -> list[str]:
-    if isinstance(model, nn.Module) or backend is not None or torch.cuda.is_available():
-        return []
-    engines = sorted((Path(model) / "export").glob("*.engine"))
-    return [f"{engine.name} was not compared: an engine runs on a GPU, none is here" for engine in engines]
-
-
 def _artifacts(
     model: ModelLike, artifacts: str | Path | Sequence[str | Path] | None, backend: str | None
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
+    """The files to compare, and a note for each that is left out."""
     if artifacts is not None:
-        return [Path(artifacts)] if isinstance(artifacts, str | Path) else [Path(path) for path in artifacts]
+        given = [artifacts] if isinstance(artifacts, str | Path) else artifacts
+        return [Path(path) for path in given], []
     if isinstance(model, nn.Module):
-        raise ConfigError("verify needs the artefacts to compare, or a folder that holds them")
-    suffixes = [".engine"] if backend in ("tensorrt", "rtx") else [".onnx"]
-    if backend is None and torch.cuda.is_available():
-        suffixes.append(".engine")
-    found = sorted(path for path in (Path(model) / "export").glob("*") if path.suffix in suffixes)
+        raise ConfigError("verify needs the files to compare, or a folder that holds them")
+    wanted = None if backend is None else find_backend(backend)[0]
+    found: list[Path] = []
+    notes: list[str] = []
+    for path in sorted((Path(model) / "export").glob("*")):
+        target = next((one for _, one in TARGETS.items() if one.reads(path)), None)
+        if target is None or wanted not in (None, target):
+            continue
+        if wanted is None and target.is_code:
+            notes.append(f"{path.name} was not compared: opening it runs code out of it; name it to allow that")
+        elif wanted is None and target.backends[0].needs_gpu and not torch.cuda.is_available():
+            notes.append(f"{path.name} was not compared: it runs on a GPU, none is here")
+        else:
+            found.append(path)
     if not found:
-        target = "tensorrt" if suffixes == [".engine"] else "onnx"
-        raise ConfigError(f"{model} holds no exported artefact; run `vitslim export {model} --to {target}` first")
-    return found
+        to = "onnx" if wanted is None else wanted.name
+        reasons = "".join(f"; {note}" for note in notes)
+        raise ConfigError(f"{model} holds nothing to compare; run `vitslim export {model} --to {to}` first{reasons}")
+    return found, notes

@@ -44,4 +44,4 @@ def read_accuracy(folder: Path) -> AccuracyReport:
     try:
         return AccuracyReport.model_validate(read_json(path))
     except ValidationError as error:
-        raise CheckpointError(f"{path} is no report of the accuracy benchmark ({error.error_count()} faults)") from None
+        raise CheckpointError(f"{path} is no report of the accuracy benchmark ({error.error_count()} errors)") from None

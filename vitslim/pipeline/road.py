@@ -15,24 +15,25 @@ from torch import nn
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
 from vitslim.files import read_json, write_json
+from vitslim.opening import dense_baseline
 from vitslim.pipeline.checks import check, has_new_parameters
 from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all, first_plan
 from vitslim.pipeline.cost import write_cost
-from vitslim.pipeline.exporting import compare, default_artifact
+from vitslim.pipeline.devices import on_device
+from vitslim.pipeline.exporting import compare
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.opening import (
+from vitslim.pipeline.images import data_config, default_data, sample_images
+from vitslim.pipeline.inputs import (
     analysis_images,
-    data_config,
     data_inputs,
     file_state,
     image_input,
     open_images,
     open_source,
+    open_teacher,
 )
 from vitslim.pipeline.outline import Announce, keep_quiet
-from vitslim.pipeline.task_images import default_data, sample_images
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
-from vitslim.pipeline.verbs import dense_twin, on_device, open_any
 from vitslim.plans import plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import Recipe, write_yaml
@@ -136,8 +137,8 @@ def run(
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     forecast = check(recipe)
-    source = on_device(open_source(recipe), recipe.device)
-    teacher = source if recipe.teacher is None else on_device(open_any(recipe.teacher), recipe.device)
+    source = on_device(open_source(recipe, opened=forecast.source), recipe.device)
+    teacher = on_device(open_teacher(recipe, source, opened=forecast.teacher), recipe.device)
     folder.begin(write_yaml(recipe), overwrite=overwrite)
     announce(forecast.outline)
     with folder:
@@ -302,20 +303,21 @@ def _export(road: _Road, student: nn.Module) -> bool:
     section = recipe.export
     if section is None:
         return True
-    from vitslim.export import export_onnx
+    from vitslim.targets import TARGETS
+    from vitslim.targets.onnx.export import export_onnx
 
     forms: dict[str, Any] = {
-        "images": section.images_as,
+        "input_format": section.images_as,
         "inline": section.inline,
         "dynamic_image_size": section.dynamic_image_size,
     }
-    names = [default_artifact(folder.path, precision, **forms).name for precision in section.precisions]
+    names = [TARGETS.get("onnx").default_path(folder.path, precision, forms).name for precision in section.precisions]
     inputs = [data_inputs(recipe), section.model_dump()]
     if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
         paths: list[Path] = []
         for precision in section.precisions:
-            paths.append(default_artifact(folder.path, precision, **forms))
+            paths.append(TARGETS.get("onnx").default_path(folder.path, precision, forms))
             export_onnx(
                 student,
                 paths[-1],
@@ -324,7 +326,7 @@ def _export(road: _Road, student: nn.Module) -> bool:
                 optimize=section.optimize,
                 inline=section.inline,
                 dynamic_image_size=section.dynamic_image_size,
-                images=section.images_as,
+                input_format=section.images_as,
                 metadata={} if road.class_names is None else {"labels": road.class_names},
             )
         found = compare(student, paths, images, section.batches)
@@ -338,13 +340,12 @@ def _bench(road: _Road, student: nn.Module) -> None:
     if recipe.bench is None:
         return
     from vitslim.bench import benchmark
-    from vitslim.export import export_onnx
 
     if road.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
-        dense = dense_twin(student)
+        dense = dense_baseline(student)
         options = recipe.bench.model_dump()
         models = {"dense": dense, "student": student.cpu()}
-        report = benchmark(models, baseline="dense", exporter=export_onnx, progress=road.progress, **options)
+        report = benchmark(models, baseline="dense", progress=road.progress, **options)
         write_json(folder.path / BENCH_FILE, report.model_dump(mode="json"))
         road.finish("bench")
 

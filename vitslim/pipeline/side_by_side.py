@@ -1,4 +1,4 @@
-"""Several roads at once, one process each.
+"""Several recipes at once, one process each.
 
 A step of a small model does not fill several cores: on two of them, two trainings with a thread each took 60 % of the
 time of one after the other with two threads (the built-in model, batch 64, bf16).
@@ -25,9 +25,9 @@ _reports: list[Any] = []  # in a worker: the queue to the process that started i
 
 
 def run_side_by_side(recipes: Mapping[str, Recipe], root: Path, *, overwrite: bool, progress: ProgressCallback) -> None:
-    """Walk every recipe's road in its own folder ``root/name``, as many at a time as there are cores.
+    """Run every recipe in its own folder ``root/name``, as many at a time as there are cores.
 
-    Reports come under the name of their road. The first failure ends what has not begun, and is raised once the roads
+    Progress comes under the name of its recipe. The first failure ends what has not begun, and is raised once the runs
     under way have ended; they resume when it is called again.
 
     Raises:
@@ -41,22 +41,22 @@ def run_side_by_side(recipes: Mapping[str, Recipe], root: Path, *, overwrite: bo
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(reports, cores // workers)
     ) as pool:
-        roads = [pool.submit(_walk, name, recipe, root / name, overwrite) for name, recipe in recipes.items()]
+        runs = [pool.submit(_run, name, recipe, root / name, overwrite) for name, recipe in recipes.items()]
         try:
-            _follow(roads, reports, progress)
+            _follow(runs, reports, progress)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    for road in roads:
-        if not road.cancelled():
-            road.result()
+    for one in runs:
+        if not one.cancelled():
+            one.result()
 
 
-def _follow(roads: list[Future[None]], reports: Any, progress: ProgressCallback) -> None:
+def _follow(runs: list[Future[None]], reports: Any, progress: ProgressCallback) -> None:
     """Pass on what the workers report until all are done, or one has failed."""
     is_over = False
     while not is_over:
-        done, left = wait(roads, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
-        is_over = not left or any(road.exception() for road in done)
+        done, left = wait(runs, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+        is_over = not left or any(one.exception() for one in done)
         try:
             while True:
                 progress(reports.get_nowait())
@@ -72,7 +72,7 @@ def _begin(reports: Any, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _walk(name: str, recipe: Recipe, folder: Path, overwrite: bool) -> None:
+def _run(name: str, recipe: Recipe, folder: Path, overwrite: bool) -> None:
     from vitslim.pipeline.road import run
 
     def report(one: Progress) -> None:

@@ -15,40 +15,34 @@ from vitslim.data import DataConfig, open_data
 from vitslim.errors import VitslimWarning
 from vitslim.models import Preprocessing, preprocessing
 from vitslim.models.image_input import setting
-from vitslim.pipeline.verbs import labels_for
+from vitslim.pipeline.images import labels_for
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import Result
 
 IMAGES = 256  # held-out images, spread over the classes
 _FEWEST = 32  # with fewer images anything can be chance
 _CROPS = (0.875, 1.0)
+_TRIED = ("mean", "std", "crop_pct")
 _SURE = 3.0  # standard errors by which one way of preparing must be better than another
 _WORTH = 0.02  # and by what share of the images
 
 
-class Preparation(Result):
-    """One way to prepare the images, and how the teacher does on them."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    accuracy: float | None  # share of images, 0..1; None without labels
-    confidence: float  # mean probability of the best class
-    agreement: float  # share of images whose best class is that of the preparation that is used
-
-
 class TeacherCheck(Result):
-    """What was found: first the preparation that is used, then the others that were tried."""
+    """What was found of a teacher.
 
-    images: int
-    classes: int
-    tried: tuple[Preparation, ...]
-    warning: str | None  # one paragraph, where the teacher is poor or another preparation is clearly better
+    Attributes:
+        accuracy: share of the images on which it is right as they are prepared, 0..1; None without labels.
+        tried: the preparation that is used, then the others that were tried.
+        warning: one paragraph, where the teacher is poor or another preparation is clearly better.
+    """
+
+    accuracy: float | None
+    tried: tuple[Preprocessing, ...]
+    warning: str | None
 
 
 class _Answers(NamedTuple):
     best: Tensor  # (n,) the teacher's best class
-    confidence: Tensor  # (n,) its probability
     labels: Tensor | None
 
     @property
@@ -79,7 +73,7 @@ def check_teacher(
     normalisations of ImageNet, of 0.5 and none, and the crops 0.875 and 1.
 
     Args:
-        teacher: on the device where it shall run.
+        teacher: on the device where it should run.
         student: whose preparation the images get.
         data: a data set with a held-out split.
         labels: ``ignore`` where they are not those of the teacher's classes.
@@ -108,12 +102,8 @@ def check_teacher(
             wanted = best.model_copy(update={"crop_pct": crop})
             if wanted not in tried:
                 tried[wanted] = _ask(teacher, data, wanted, asked, progress)
-    return TeacherCheck(
-        images=len(used.best),
-        classes=classes,
-        tried=tuple(_described(wanted, answers, used) for wanted, answers in tried.items()),
-        warning=_warning(known, tried, classes, is_poor),
-    )
+    accuracy = None if used.right is None else float(used.right.float().mean())
+    return TeacherCheck(accuracy=accuracy, tried=tuple(tried), warning=_warning(known, tried, classes, is_poor))
 
 
 @torch.no_grad()
@@ -131,33 +121,24 @@ def _ask(
     device = next(teacher.parameters()).device
     was_training = teacher.training
     teacher.eval()
-    rows: list[tuple[Tensor, Tensor]] = []
-    labels: list[Tensor] = []
-    done = 0
+    best, labels = torch.empty(0, dtype=torch.int64), list[Tensor]()
     for batch in loader:
-        confidence, best = teacher(batch.images.to(device)).float().softmax(1).max(1)
-        rows.append((best.cpu(), confidence.cpu()))
+        best = torch.cat([best, teacher(batch.images.to(device)).argmax(1).cpu()])
         labels += [] if batch.labels is None else [batch.labels]
-        done += len(batch)
-        progress(Progress("teacher check", done, loader.num_images))
+        progress(Progress("teacher check", len(best), loader.num_images))
     teacher.train(was_training)
-    if not rows:
-        return _Answers(torch.empty(0, dtype=torch.int64), torch.empty(0), None)
-    best, confidence = (torch.cat([row[place] for row in rows]) for place in (0, 1))
-    return _Answers(best, confidence, torch.cat(labels) if labels else None)
+    return _Answers(best, torch.cat(labels) if labels else None)
 
 
 def _normalisations(known: Preprocessing, own: Preprocessing) -> list[Preprocessing]:
     """Other usual ways to normalise, the teacher's own first."""
     usual = [(own.mean, own.std), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((0.5,), (0.5,)), ((0.0,), (1.0,))]
-    found: list[Preprocessing] = []
-    for mean, std in usual:
-        per_channel = mean if len(mean) == known.channels else (sum(mean) / len(mean),) * known.channels
-        spread = std if len(std) == known.channels else (sum(std) / len(std),) * known.channels
-        wanted = known.model_copy(update={"mean": per_channel, "std": spread})
-        if wanted not in (known, *found):
-            found.append(wanted)
-    return found
+
+    def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values if len(values) == known.channels else (sum(values) / len(values),) * known.channels
+
+    found = [known.model_copy(update={"mean": per_channel(mean), "std": per_channel(std)}) for mean, std in usual]
+    return [wanted for index, wanted in enumerate(found) if wanted not in (known, *found[:index])]
 
 
 def _is_poor(right: Tensor, classes: int) -> bool:
@@ -188,18 +169,6 @@ def _clearly_best(tried: dict[Preprocessing, _Answers], known: Preprocessing) ->
     return best
 
 
-def _described(wanted: Preprocessing, answers: _Answers, used: _Answers) -> Preparation:
-    right = answers.right
-    return Preparation(
-        mean=wanted.mean,
-        std=wanted.std,
-        crop_pct=wanted.crop_pct,
-        accuracy=None if right is None else float(right.float().mean()),
-        confidence=float(answers.confidence.mean()),
-        agreement=float((answers.best == used.best).float().mean()),
-    )
-
-
 def _warning(known: Preprocessing, tried: dict[Preprocessing, _Answers], classes: int, is_poor: bool) -> str | None:
     used = tried[known]
     if used.right is None or used.labels is None:
@@ -209,11 +178,8 @@ def _warning(known: Preprocessing, tried: dict[Preprocessing, _Answers], classes
     best = _clearly_best(tried, known)
     right = used.labels == tried[best].best
     if best != known:
-        changed = {
-            name: getattr(best, name)
-            for name in ("mean", "std", "crop_pct")
-            if getattr(best, name) != getattr(known, name)
-        }
+        given = {name: getattr(best, name) for name in _TRIED}
+        changed = {name: value for name, value in given.items() if value != getattr(known, name)}
         said.append(f"on {float(right.float().mean()):.1%} of them with other preparation: {_how_to_state(changed)}")
     if is_poor and _is_poor(right, classes):
         said.append(_likely_causes(known, tried[best], classes))
@@ -225,7 +191,7 @@ def _likely_causes(known: Preprocessing, answers: _Answers, classes: int) -> str
     named = _share_up_to_names(answers.best, answers.labels, classes)
     order = f" (if each class is renamed, {named:.1%} are right, which speaks for this)"
     is_order = len(answers.best) >= 4 * classes and named > 0.5
-    now = ", ".join(f"{name} {setting(getattr(known, name))}" for name in ("mean", "std", "crop_pct"))
+    now = ", ".join(f"{name} {setting(getattr(known, name))}" for name in _TRIED)
     return (
         "a student learns its teacher's mistakes. Likely causes: classes in another order than the teacher's outputs "
         f"(data.class_map){order if is_order else ''}; weights of another model or another number of heads; images "
@@ -248,8 +214,7 @@ def _warning_without_labels(known: Preprocessing, tried: dict[Preprocessing, _An
     return (
         f"nobody stated how the teacher's images were prepared, and it matters: its best class is the same on only "
         f"{agreement:.1%} of {len(used.best)} images with mean {setting(known.mean)}, std {setting(known.std)} "
-        f"(assumed; mean confidence {float(used.confidence.mean()):.2f}) and with mean {setting(other.mean)}, std "
-        f"{setting(other.std)} ({float(tried[other].confidence.mean()):.2f}). State those of its training: "
+        f"(assumed) and with mean {setting(other.mean)}, std {setting(other.std)}. State those of its training: "
         f"{_how_to_state({'mean': other.mean, 'std': other.std})}"
     )
 

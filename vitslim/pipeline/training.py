@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitslim import checkpoint
@@ -17,10 +15,11 @@ from vitslim.errors import ConfigError
 from vitslim.files import check_output_folder, write_json
 from vitslim.models import describe
 from vitslim.models.digest import tensors_sha256
+from vitslim.pipeline.devices import on_device
+from vitslim.pipeline.images import labels_for, open_loader
 from vitslim.pipeline.outline import Announce, Outline, budget_of, keep_quiet, outline_images
 from vitslim.pipeline.staging import place_to_resume
 from vitslim.pipeline.teacher_check import warn_of_poor_teacher
-from vitslim.pipeline.verbs import labels_for, on_device, open_any, open_loader
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
@@ -28,10 +27,9 @@ from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
 from vitslim.train.journal import LOG_FILE
 from vitslim.train.processes import device_of_process, ending_together, open_accelerator, started_processes
-from vitslim.train.start import start_from_scratch_
 from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of
-from vitslim.validation import describe_faults
+from vitslim.validation import validated
 
 _FOLDER = "train"  # of log, state and result, inside the folder of the model
 
@@ -51,10 +49,7 @@ def read_settings(defaults: Mapping[str, Any], settings: Iterable[str] | None) -
     merged = with_overrides(defaults, settings or [])
     if merged.get("steps") is not None:
         merged.pop("epochs", None)
-    try:
-        found = TrainSettings.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(f"--set: {'; '.join(describe_faults(error, TrainSettings))}") from None
+    found = validated(TrainSettings, merged, "--set: ")
     return DistillConfig(**found.model_dump(include=set(DistillConfig.model_fields))), found.augment
 
 
@@ -64,29 +59,7 @@ def read_pretrain_config(path: str | Path) -> PretrainConfig:
     Raises:
         ConfigError: unreadable YAML, unknown settings or values out of range.
     """
-    document = read_settings_file(path, "settings such as phases: [...]")
-    try:
-        return PretrainConfig(**document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(describe_faults(error, PretrainConfig))}") from None
-
-
-def open_untrained(model: str, seed: int, **options: Any) -> nn.Module:
-    """A model with random weights: a named one, or the shape of a saved one.
-
-    Raises:
-        ConfigError: unknown name, or options for something that was saved.
-    """
-    torch.manual_seed(seed)
-    if checkpoint.is_saved_model(model):
-        given = [name for name, value in options.items() if value is not None]
-        if given:
-            raise ConfigError(f"{model} is a saved model, which knows its own {', '.join(given)}; leave them out")
-        return checkpoint.build(checkpoint.load_config(model)).eval()
-    fresh = open_any(model, pretrained=False, **options)
-    # Our own start is written for plain ViTs; others keep timm's.
-    is_plain = type(fresh) is VisionTransformer and fresh.pos_embed is not None
-    return start_from_scratch_(fresh, seed) if is_plain else fresh
+    return validated(PretrainConfig, read_settings_file(path, "settings such as phases: [...]"), f"{path}: ")
 
 
 def claim_folder(folder: Path, device: str, *, resume: bool, overwrite: bool) -> str | None:
@@ -115,13 +88,12 @@ def _claim(folder: Path, *, resume: bool, overwrite: bool) -> str | None:
         check_output_folder(folder, overwrite=overwrite)
         return None
     place = place_to_resume(folder) / _FOLDER
-    state, log = place / STATE_FILE, place / LOG_FILE
+    state = place / STATE_FILE
     if state.is_file():
         found = read_run_state(state)
-        if found.finished:
-            return f"the training in {folder} has made all of its {found.step} steps; it is measured and saved again"
-        return f"the training in {folder} goes on after step {found.step}"
-    if log.is_file():
+        rest = "has made all its steps and is measured and saved again" if found.finished else "goes on"
+        return f"the training in {folder} {rest} after step {found.step}"
+    if (place / LOG_FILE).is_file():
         return f"the training in {folder} ended before a state was written; it begins again at the first step"
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ConfigError(
@@ -157,7 +129,7 @@ def train_to_folder(
         ``{"out", "result", "metrics"}`` as plain data.
     """
     folder, processes = Path(out), started_processes()
-    told = progress if processes.is_main else silent
+    reported = progress if processes.is_main else silent
     device = device_of_process(device)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
@@ -182,12 +154,12 @@ def train_to_folder(
         out_dir=folder / _FOLDER,
         resume=resume,
         facts={role: _identity(model) for role, model in (("student", student), ("teacher", dense)) if model},
-        progress=told,
+        progress=reported,
     )
     with ending_together(processes):
-        metrics = {"student": measure(student, held_out, teacher=dense, processes=processes, progress=told)}
+        metrics = {"student": measure(student, held_out, teacher=dense, processes=processes, progress=reported)}
         if dense is not None:
-            metrics["teacher"] = measure(dense, held_out, processes=processes, progress=told)
+            metrics["teacher"] = measure(dense, held_out, processes=processes, progress=reported)
     figures = {name: found.model_dump(mode="json") for name, found in metrics.items()}
     document = {"out": str(folder), "result": result.model_dump(mode="json"), "metrics": figures}
     if processes.is_main:
@@ -209,5 +181,5 @@ def _methods(model: nn.Module) -> list[str]:
 
 
 def _identity(model: nn.Module) -> str:
-    """What tells a model from any other: its kind and a digest of its weights."""
+    """What makes a model known among others: its kind and a digest of its weights."""
     return f"{type(model).__name__} with weights {tensors_sha256(model.state_dict())[:12]}"

@@ -27,10 +27,9 @@ from vitslim.plans.plan import (
     changed_blocks,
     dense_plan,
     plan_json,
-    read_plan,
-    read_plan_file,
     register_choice,
 )
+from vitslim.plans.reading import read_plan, read_plan_file
 from vitslim.plans.shape import BlockShape, LinearShape, ModelShape
 
 __all__ = [

@@ -44,6 +44,7 @@ def cost(plan: ModelPlan) -> PlanCost:
     # What was pruned or merged comes back before the head, so that it reads all tokens.
     head = model.head_products + (model.prefix + plan.patches) * model.head_products_per_token
     outside = model.outside_parameters + plan.patches * model.positions_per_patch
+    outside += len(plan.steps) * model.positions_per_block
     outside += model.shared_relative_heads * relative_places(plan.grid)
     return PlanCost(
         steps=steps,

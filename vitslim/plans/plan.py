@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from vitslim.errors import ConfigError
-from vitslim.files import read_json
 from vitslim.plans.choices import (
     AllTokens,
     AttentionChoice,
@@ -28,7 +26,7 @@ from vitslim.plans.choices import (
 from vitslim.plans.shape import ModelShape
 from vitslim.registry import Registry
 from vitslim.shapes import Config
-from vitslim.validation import describe_faults, shown
+from vitslim.validation import describe_faults
 
 PLAN_VERSION = 1
 _GROUP = "vitslim.methods"
@@ -156,59 +154,6 @@ def changed_blocks(before: ModelPlan, after: ModelPlan) -> list[int]:
     return sorted(block for block in old.keys() | new.keys() if old.get(block) != new.get(block))
 
 
-def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
-    """A plan from plain data, such as a plan.json that was edited by hand.
-
-    Args:
-        origin: names the data in messages.
-
-    Raises:
-        ConfigError: every error at once: what cannot be read, and what ``check`` refuses in the rest.
-    """
-    from vitslim.plans.check import check
-
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{origin} holds {shown(document)}; wanted a plan, as convert writes it to plan.json")
-    version = cast("Mapping[str, Any]", document).get("format_version")
-    if version != PLAN_VERSION:
-        raise ConfigError(f"{origin} has format_version={shown(version)}; this vitslim reads {PLAN_VERSION}")
-    errors: list[str] = []
-    try:
-        plan = ModelPlan.model_validate(document)
-    except ValidationError as error:
-        errors = describe_faults(error, ModelPlan)
-        plan = _readable_part(cast("Mapping[str, Any]", document), error)
-    errors += [] if plan is None else check(plan)
-    if plan is None or errors:
-        raise ConfigError(f"{origin}: " + "; ".join(errors))
-    return plan
-
-
-def read_plan_file(path: str | Path) -> ModelPlan:
-    """The plan in a JSON file, such as the plan.json of a run; see ``read_plan``.
-
-    Raises:
-        ConfigError: every error in the plan at once.
-        CheckpointError: the file is missing or is not JSON.
-    """
-    return read_plan(read_json(path), str(path))
-
-
 def plan_json(plan: ModelPlan) -> dict[str, Any]:
     """The plan as plain data, from which ``read_plan`` reads the same."""
     return json.loads(plan.model_dump_json())
-
-
-def _readable_part(document: Mapping[str, Any], error: ValidationError) -> ModelPlan | None:
-    """The plan with dense choices in place of those that cannot be read; ``None`` where more is wrong."""
-    steps = document.get("steps")
-    places = [fault["loc"] for fault in error.errors()]
-    if not isinstance(steps, Sequence) or any(place[0] != "steps" or len(place) < 3 for place in places):
-        return None
-    mended: list[Any] = [dict(cast("Mapping[str, Any]", step)) for step in cast("Iterable[Any]", steps)]
-    for place in places:
-        mended[int(place[1])].pop(str(place[2]), None)
-    try:
-        return ModelPlan.model_validate({**document, "steps": mended})
-    except ValidationError:
-        return None

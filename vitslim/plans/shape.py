@@ -103,7 +103,8 @@ class ModelShape(Result):
         patch: pixels of a patch, (height, width).
         pools: how the classifier reads the tokens, as timm's ``global_pool`` names it.
         two_heads: one for the class token and one for the distillation token.
-        positions_per_block: mixed rotary positions, one table per block, so that there is none for further steps.
+        positions_per_block: parameters of mixed rotary positions for each block, 0 where there are none; a block that
+            runs again has no further table.
         own_bias: the attention adds a bias that the block itself holds, so that sorted tokens need its operands.
         embed_products: multiply-accumulates of the patch embedding per patch.
         head_products: of everything behind the blocks; ``head_products_per_token`` for each token it reads.
@@ -122,7 +123,7 @@ class ModelShape(Result):
     image_size: tuple[int, int]
     patch: tuple[int, int]
     channels: int
-    positions_per_block: bool
+    positions_per_block: int
     own_bias: bool
     embed_products: int
     head_products: int
@@ -178,7 +179,7 @@ def vit_shape(*, width: int, depth: int, heads: int, image_size: tuple[int, int]
         image_size=image_size,
         patch=(patch, patch),
         channels=3,
-        positions_per_block=False,
+        positions_per_block=0,
         own_bias=False,
         embed_products=embed,
         head_products=10 * width,

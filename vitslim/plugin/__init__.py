@@ -2,8 +2,9 @@
 
 from vitslim.plugin.ahead_of_time import ahead_of_time_obstacle, register_ahead_of_time
 from vitslim.plugin.compiling import ARCHITECTURES, build
+from vitslim.plugin.inventory import info
 from vitslim.plugin.launching import launch
-from vitslim.plugin.libraries import PluginBuild, info, kernels_library, plugin_library
+from vitslim.plugin.libraries import PluginBuild, kernels_library, plugin_library
 from vitslim.plugin.runtime_compiler import CompiledKernel, KernelSpec, compile_kernel
 
 __all__ = [

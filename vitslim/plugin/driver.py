@@ -11,7 +11,7 @@ from vitslim.errors import MissingDependencyError
 from vitslim.plugin.runtime_compiler import CompiledKernel
 
 
-class CudaFault(Exception):
+class CudaError(Exception):
     """A call that CUDA refused: its number and its words."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -30,7 +30,7 @@ class Driver:
         """Give this thread torch's context of a device, if it has none; a new thread has none.
 
         Raises:
-            CudaFault: the device cannot be used.
+            CudaError: the device cannot be used.
         """
         context, handle = ctypes.c_void_p(), ctypes.c_int()
         self._call("cuCtxGetCurrent", ctypes.byref(context))
@@ -45,7 +45,7 @@ class Driver:
         """The kernel's function on the current device, there for the life of the process.
 
         Raises:
-            CudaFault: its code does not run on this GPU, or not with this driver.
+            CudaError: its code does not run on this GPU, or not with this driver.
         """
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         # The buffer ends in a zero, as PTX has to.
@@ -59,7 +59,7 @@ class Driver:
         """Put one launch on a stream; ``arguments`` are ctypes values in the kernel's order.
 
         Raises:
-            CudaFault: the launch was refused.
+            CudaError: the launch was refused.
         """
         places = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         sizes = [ctypes.c_uint(size) for size in (blocks, 1, 1, threads, 1, 1, 0)]
@@ -70,7 +70,7 @@ class Driver:
         if status != 0:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))
-            raise CudaFault(status, (text.value or b"unknown error").decode())
+            raise CudaError(status, (text.value or b"unknown error").decode())
 
 
 @cache

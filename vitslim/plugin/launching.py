@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
-from vitslim.plugin.driver import CudaFault, Driver, cuda_driver
+from vitslim.plugin.driver import CudaError, Driver, cuda_driver
 from vitslim.plugin.libraries import kernels_library
 from vitslim.plugin.runtime_compiler import CompiledKernel, KernelSpec, compile_for_gpu
 
@@ -113,16 +113,16 @@ def launch_compiled(
         )
     try:
         driver.start(function, blocks, kernel.threads, [*inputs, *sizes, ctypes.c_void_p(mixed.data_ptr())], stream)
-    except CudaFault as fault:
-        raise _refusal(fault.text, fault.status, described) from None
+    except CudaError as error:
+        raise _refusal(error.text, error.status, described) from None
 
 
 def _entered(device: int) -> Driver:
     driver = cuda_driver()
     try:
         driver.enter(device)
-    except CudaFault as fault:
-        raise _refusal(fault.text, fault.status, f"device {device}") from None
+    except CudaError as error:
+        raise _refusal(error.text, error.status, f"device {device}") from None
     return driver
 
 
@@ -131,8 +131,8 @@ def _on_device(spec: KernelSpec, device: int) -> tuple[CompiledKernel, ctypes.c_
     kernel = compile_for_gpu(spec, "".join(map(str, torch.cuda.get_device_capability(device))))
     try:
         return kernel, cuda_driver().load(kernel)
-    except CudaFault as fault:
-        raise _refusal(fault.text, fault.status, str(spec)) from None
+    except CudaError as error:
+        raise _refusal(error.text, error.status, str(spec)) from None
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:

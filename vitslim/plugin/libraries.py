@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
-from vitslim.errors import ConfigError, VitslimError
-from vitslim.files import read_json
+from vitslim.errors import ConfigError
 from vitslim.shapes import Result
 
 SOURCES = Path(__file__).parent / "sources"
@@ -50,7 +48,7 @@ def kernels_library() -> Path | None:
     Raises:
         ConfigError: the variable names no file.
     """
-    return _find(KERNELS)
+    return find_library(KERNELS)
 
 
 def plugin_library() -> Path | None:
@@ -59,7 +57,7 @@ def plugin_library() -> Path | None:
     Raises:
         ConfigError: the variable names no file.
     """
-    return _find(PLUGINS)
+    return find_library(PLUGINS)
 
 
 def sources_sha256() -> str:
@@ -76,22 +74,8 @@ def record_of(library: Path) -> Path:
     return library.with_suffix(".json")
 
 
-def info() -> dict[str, Any]:
-    """What is there, as one document: compilers, sources, libraries, their builds, whether they are current."""
-    from vitslim.plugin.runtime_compiler import nvrtc_version
-    from vitslim.plugin.toolchain import find_nvcc, nvcc_version
-
-    nvcc = find_nvcc()
-    current = sources_sha256()
-    return {
-        "sources": {"folder": str(SOURCES), "sha256": current},
-        "nvcc": None if nvcc is None else {"path": str(nvcc), "version": nvcc_version(nvcc)},
-        "nvrtc": nvrtc_version(),
-        "libraries": {name: _described(_find(name), current) for name in (KERNELS, PLUGINS)},
-    }
-
-
-def _find(name: str) -> Path | None:
+def find_library(name: str) -> Path | None:
+    """A library by its file name, see ``kernels_library``."""
     variable = VARIABLES[name]
     if given := os.environ.get(variable):
         if not Path(given).is_file():
@@ -99,14 +83,3 @@ def _find(name: str) -> Path | None:
         return Path(given)
     path = default_folder() / name
     return path if path.is_file() else None
-
-
-def _described(library: Path | None, current: str) -> dict[str, Any] | None:
-    if library is None:
-        return None
-    try:
-        record = read_json(record_of(library))
-    except VitslimError:
-        # Built elsewhere, or by hand: it may well work.
-        return {"path": str(library), "build": None, "current": None}
-    return {"path": str(library), "build": record, "current": record.get("sources_sha256") == current}

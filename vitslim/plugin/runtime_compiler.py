@@ -109,7 +109,7 @@ def kernel_macros(spec: KernelSpec) -> dict[str, str | int]:
 
 
 def compile_for_gpu(spec: KernelSpec, capability: str) -> CompiledKernel:
-    """Compile the kernel for the GPU that shall run it.
+    """Compile the kernel for the GPU that should run it.
 
     A GPU that NVRTC does not know yet gets PTX of the latest one before it, which the driver finishes.
 

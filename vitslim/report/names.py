@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any, cast
 
 from vitslim.checkpoint import SavedModel
-from vitslim.models import ALIASES
+from vitslim.names import ALIASES
 from vitslim.report.numbers import block_list, plain
 
 _SHORT = {name: alias for alias, name in ALIASES.items()}

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from vitslim.analysis import AnalysisReport
 from vitslim.bench import BenchReport
 from vitslim.checkpoint import SavedModel
-from vitslim.errors import CheckpointError
-from vitslim.export.result import ParityCheck
+from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json
 from vitslim.report.names import conversion_sentence, title_of
-from vitslim.report.plan_rows import PlanRow, plan_rows
+from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
+from vitslim.targets.parity.result import ParityCheck
 from vitslim.train import EvalResult, TrainResult
 
 PART_FILES = (
@@ -76,7 +76,7 @@ class ReportParts:
     name: str
     config: SavedModel | None = None
     analysis: AnalysisReport | None = None
-    plan: Sequence[PlanRow] = ()
+    plan: PlanRows | None = None
     cost: Cost | None = None
     choices: Sequence[Choice] = ()
     metrics: Mapping[str, EvalResult] = field(default_factory=dict[str, EvalResult])
@@ -122,7 +122,7 @@ def read_parts(folder: str | Path) -> ReportParts:
         name=root.resolve().name,
         config=_read(root / "config.json", SavedModel.model_validate),
         analysis=_read(root / "analysis.json", AnalysisReport.model_validate),
-        plan=_read(root / "plan.json", plan_rows) or (),
+        plan=_read(root / "plan.json", plan_rows),
         cost=_read(root / "cost.json", Cost.model_validate),
         choices=_read(root / "choices.json", TypeAdapter(list[Choice]).validate_python) or (),
         metrics=_read(root / "metrics.json", TypeAdapter(dict[str, EvalResult]).validate_python) or {},
@@ -155,6 +155,8 @@ def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
         )
         raise CheckpointError(f"{path} does not have the expected form ({faults}); run its stage again") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path.parent}: {error}") from None
 
 
 def _read_text(path: Path) -> str | None:

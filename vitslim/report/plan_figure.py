@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitslim.report.drawing import FIRST, FOURTH, INK, PAPER, RULE, SECOND, SMALL, SOFT, THIRD, Picture, draw
-from vitslim.report.plan_rows import Part, PlanRow
+from vitslim.report.plan_rows import Part, PlanRow, PlanRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +22,9 @@ _DROPPED = "dropped"
 Column = PlanRow | int  # a step, or the number of a block that no step names
 
 
-def plan_picture(rows: Sequence[PlanRow], depth: int) -> Picture:
-    """One column per step, and one with nothing in it per block that no step names.
-
-    Args:
-        depth: blocks of the dense model.
-    """
+def plan_picture(plan: PlanRows) -> Picture:
+    """One column per step, and one with nothing in it per block that no step names."""
+    rows, depth = plan.rows, plan.depth
     columns = _columns(rows, depth)
     dropped = sum(isinstance(column, int) for column in columns)
 

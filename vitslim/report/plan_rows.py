@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt, TypeAdapter
-
-from vitslim.trunk.axes import Attention
-
-_MOST_BLOCKS = 1024
+from vitslim.methods import METHODS
+from vitslim.plans import Place, cost, places, read_plan
 
 
 @dataclass(frozen=True)
@@ -38,50 +36,56 @@ class PlanRow:
     mlp: Part
     weights: Part
     shares_with: int | None
-    parameters: int | None = None
-    macs: int | None = None
+    parameters: int
+    macs: int
 
     @property
     def is_changed(self) -> bool:
         """Whether it differs at all from the dense block."""
         kinds = (self.attention.kind, self.tokens.kind, self.mlp.kind, self.weights.kind)
-        return kinds != ("dense", "all", "dense", "own")
+        return kinds != ("dense", "all", "dense", "own") or self.tokens.share < 1.0
 
 
-class _Step(BaseModel):
-    """An entry of plan.json."""
+@dataclass(frozen=True)
+class PlanRows:
+    """The steps of a model that was made of one with ``depth`` blocks."""
 
-    step: int
-    block: Annotated[int, Field(ge=0, lt=_MOST_BLOCKS)]
-    mixing: str
-    tokens: str
-    weights: str
-    parameters: int | None = None
-    attention: Attention
-    kept: int
-    of: PositiveInt
-    shares_with: int | None
-    converted: bool
+    depth: int
+    rows: Sequence[PlanRow]
 
 
-def plan_rows(document: Any) -> list[PlanRow]:
-    """The rows of plan.json.
+def plan_rows(document: Any) -> PlanRows | None:
+    """The rows of plan.json; None for that of a dense model.
 
     Raises:
-        ValidationError: the document is no plan.
+        ConfigError: the document is no plan.
     """
-    return [_row(step) for step in TypeAdapter(list[_Step]).validate_python(document)]
+    if not document:
+        return None
+    METHODS.names()  # those of other packages bring their kinds of choices
+    plan = read_plan(document, "plan.json")
+    costs = cost(plan).steps
+    homes = [getattr(step.weights, "home", step.block) for step in plan.steps]
+    rows = [
+        PlanRow(
+            at.index,
+            at.step.block,
+            *_parts(at),
+            shares_with=homes.index(home) if homes.index(home) < at.index else None,
+            parameters=costs[at.index].parameters,
+            macs=costs[at.index].macs,
+        )
+        for at, home in zip(places(plan), homes, strict=True)
+    ]
+    return PlanRows(plan.model.depth, rows)
 
 
-def _row(step: _Step) -> PlanRow:
-    is_whole = step.kept >= step.of
-    return PlanRow(
-        step.step,
-        step.block,
-        attention=Part(step.attention, step.mixing),
-        tokens=Part("all" if is_whole else "evolve", step.tokens, 1.0 if is_whole else step.kept / step.of),
-        mlp=Part("dense", "dense"),
-        weights=Part("own" if step.shares_with is None and step.weights == "own" else "shared", step.weights),
-        shares_with=step.shares_with,
-        parameters=step.parameters,
+def _parts(at: Place) -> tuple[Part, Part, Part, Part]:
+    step, dense = at.step, at.dense_block
+    active = min(at.in_attention.patches, at.in_mlp.patches)
+    return (
+        Part(step.attention.kind, step.attention.describe(), at.block.heads / dense.heads),
+        Part(step.tokens.kind, f"{step.tokens.describe()} ({active})", active / at.plan.patches),
+        Part(step.mlp.kind, step.mlp.describe(), at.block.hidden / dense.hidden),
+        Part(step.weights.kind, step.weights.describe()),
     )

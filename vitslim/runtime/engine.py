@@ -14,7 +14,6 @@ from vitslim.runtime.tensorrt_api import Flavor
 from vitslim.shapes import Result
 
 ENGINE_FORMAT = 1
-_CHUNK = 2**20
 
 
 class TensorProfile(Result):
@@ -65,7 +64,7 @@ class FusedMha(Result):
 
 
 class EngineRecord(Result):
-    """engine.json: what an engine is bound to, what it promises, how it was made.
+    """engine.json: what an engine is bound to, what it guarantees, how it was made.
 
     ``gpu``, ``compute_capability``, ``driver``, ``cuda`` are ``None`` for a TensorRT-RTX engine, which is compiled to
     the end on the GPU that runs it. ``layers`` counts the engine's layers by type and by the type of their numbers, as
@@ -114,7 +113,7 @@ class EngineRecord(Result):
 
     def rebuild_command(self) -> str:
         """What to type to build the engine again; DIR is the folder the model was saved in."""
-        words = ["vitslim", "export", "DIR", "--to", "tensorrt", "--flavor", self.flavor, "--precision", self.precision]
+        words = ["vitslim", "export", "DIR", "--to", self.flavor, "--precision", self.precision]
         for name, value in self.options.items():
             option = f"--{name.replace('_', '-')}"
             if value is True:
@@ -159,8 +158,5 @@ def read_record(engine: str | Path) -> EngineRecord:
 
 def file_sha256(path: str | Path) -> str:
     """The SHA-256 of a file, read piece by piece."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ def require_fit(engine: str | Path, record: EngineRecord, machine: Machine, inst
     Args:
         engine: the engine file.
         record: what ``read_record`` gave for it.
-        machine: where it shall run.
+        machine: where it should run.
         installed: the version of the record's flavor that is installed here, ``None`` for none.
 
     Raises:

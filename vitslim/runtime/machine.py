@@ -11,7 +11,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 class Machine(Result):
-    """The GPU that an engine was built for or shall run on; all ``None`` where there is none."""
+    """The GPU that an engine was built for or should run on; all ``None`` where there is none."""
 
     gpu: str | None = None
     compute_capability: str | None = None

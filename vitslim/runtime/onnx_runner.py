@@ -1,6 +1,5 @@
 """Running an ONNX file in ONNX Runtime."""
 
-import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,16 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.runtime.cuda_graph import CapturedRun
 from vitslim.runtime.ort_session import Provider, open_session
-from vitslim.runtime.runner import DTYPES, Images, Precision, TakesDlpack, TensorSpec, check_images
+from vitslim.runtime.runner import DTYPES, Images, Precision, Runner, TensorSpec, check_images
 
 _BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 _ELEMENTS = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}
 
 
-class OrtRunner(TakesDlpack):
+class OrtRunner(Runner):
     """An ONNX file in an ONNX Runtime session.
 
     Args:
@@ -37,47 +35,18 @@ class OrtRunner(TakesDlpack):
         self, path: str | Path, *, threads: int | None = None, provider: Provider = "cpu", name: str | None = None
     ) -> None:
         self._session: Any = open_session(Path(path), provider=provider, threads=threads)
-        self._name = name or Path(path).stem
-        self._provider: Provider = provider
-        self._device = torch.device("cpu" if provider == "cpu" else "cuda")
+        self.name = name or Path(path).stem
+        self.backend = _BACKENDS[provider]
+        self.device = torch.device("cpu" if provider == "cpu" else "cuda")
         try:
-            self._metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
-            self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
-            self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+            self.metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
+            self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+            self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path} is damaged: a name in it is no text ({error}); export it again") from error
-        if not self._inputs or not self._outputs:
+        if not self.inputs or not self.outputs:
             raise CheckpointError(f"{path} has no input or no output; export it again")
-        self._precision: Precision = _precision(self._metadata, self._inputs[0])
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def backend(self) -> str:
-        return _BACKENDS[self._provider]
-
-    @property
-    def precision(self) -> Precision:
-        return self._precision
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the file says about itself (ONNX ``metadata_props``)."""
-        return dict(self._metadata)
+        self.precision = _precision(self.metadata, self.inputs[0])
 
     def run(self, images: Images) -> Float[Tensor, "b ..."]:
         """The file's first output for ``images``, float32, on the runner's device.
@@ -85,55 +54,31 @@ class OrtRunner(TakesDlpack):
         Raises:
             ConfigError: the images are not what the file takes, see ``check_images``.
         """
-        if self._session is None:
-            raise ConfigError("this runner is closed; open a new one")
-        check_images(images, self._inputs[0])
-        images = images.detach().to(device=self._device, dtype=self._inputs[0].dtype).contiguous()
-        run = self._run_on_gpu if self._device.type == "cuda" else self._run_on_cpu
+        self.require_open()
+        check_images(images, self.inputs[0])
+        images = images.detach().to(device=self.device, dtype=self.inputs[0].dtype).contiguous()
+        run = self._run_on_gpu if self.device.type == "cuda" else self._run_on_cpu
         return run(images).float()
 
-    def share(self) -> "OrtRunner":
-        """A second runner on the same session, which several threads may use at once."""
-        if self._session is None:
-            raise ConfigError("this runner is closed; open a new one")
-        return copy.copy(self)
-
-    def capture(self, shape: tuple[int, ...]) -> CapturedRun:
-        """Refused: ONNX Runtime records CUDA graphs on its own, through a provider option.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            f"{self.backend} cannot record images of {shape} as a CUDA graph of torch; "
-            "use the torch, tensorrt or rtx backend for that, or call run"
-        )
-
     def close(self) -> None:
-        """Free the session with the last runner that shares it; the runner cannot run afterwards."""
+        super().close()
         self._session = None
-
-    def __enter__(self) -> "OrtRunner":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _run_on_cpu(self, images: Tensor) -> Tensor:
         try:
-            result = self._session.run([self._outputs[0].name], {self._inputs[0].name: images.numpy()})
+            result = self._session.run([self.outputs[0].name], {self.inputs[0].name: images.numpy()})
         except Exception as error:  # onnxruntime raises a dozen unrelated classes here
-            raise CheckpointError(f"onnxruntime cannot run {self._name}: {error}") from error
+            raise CheckpointError(f"onnxruntime cannot run {self.name}: {error}") from error
         return torch.from_numpy(result[0])
 
     def _run_on_gpu(self, images: Tensor) -> Tensor:
         # Bound to torch's memory on both sides, so that neither images nor logits cross the bus.
-        shape = [images.shape[0], *(size or 1 for size in self._outputs[0].shape[1:])]
-        result = torch.empty(shape, dtype=self._outputs[0].dtype, device=self._device)
+        shape = [images.shape[0], *(size or 1 for size in self.outputs[0].shape[1:])]
+        result = torch.empty(shape, dtype=self.outputs[0].dtype, device=self.device)
         binding = self._session.io_binding()
         for bind, spec, tensor in (
-            (binding.bind_input, self._inputs[0], images),
-            (binding.bind_output, self._outputs[0], result),
+            (binding.bind_input, self.inputs[0], images),
+            (binding.bind_output, self.outputs[0], result),
         ):
             bind(
                 spec.name,

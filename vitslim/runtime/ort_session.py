@@ -1,4 +1,4 @@
-"""Opening ONNX Runtime sessions: its options, its providers, its known faults, in one place."""
+"""Opening ONNX Runtime sessions: its options, its providers, its known bugs, in one place."""
 
 from collections.abc import Sequence
 from pathlib import Path

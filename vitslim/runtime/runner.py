@@ -1,7 +1,11 @@
 """The one interface behind which torch, ONNX Runtime, TensorRT run a model."""
 
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -32,8 +36,10 @@ class TensorSpec:
         return self.shape[0]
 
 
-@runtime_checkable
-class Runner(Protocol):
+OfOne = TypeVar("OfOne", bound="Runner")
+
+
+class Runner(ABC):
     """A model that is loaded, ready, and knows nothing of how it was made.
 
     ``run`` takes float32 images whatever ``precision`` the backend computes in, and returns float32. A file that was
@@ -42,74 +48,73 @@ class Runner(Protocol):
     Called as a function a runner also takes arrays of other libraries (NumPy, CuPy, JAX) through DLPack; what it gives
     is a tensor, which every DLPack library reads without a copy. Leaving the context frees what the backend holds.
 
-    ``share`` gives a second runner on the same weights, for another thread or stream; each is closed on its own.
-    ``capture`` records a CUDA graph for images of one shape.
+    Args:
+        name: how reports call it.
+        backend: what computes.
+        precision: that it computes in.
+        device: where its results lie.
+        inputs: as the backend stores them; the first are the images.
+        outputs: as the backend stores them.
+        metadata: what the file behind it says about itself; nothing for backends that keep none.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    backend: str
+    precision: Precision
+    device: torch.device
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str] = MappingProxyType({})
+    is_open: bool = True
 
-    @property
-    def backend(self) -> str: ...
-
-    @property
-    def precision(self) -> Precision: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
-
-    def run(self, images: Images) -> Float[Tensor, "b ..."]: ...
-
-    def __call__(self, images: Any) -> Tensor: ...
-
-    def share(self) -> "Runner": ...
-
-    def capture(self, shape: tuple[int, ...]) -> CapturedRun: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "Runner": ...
-
-    def __exit__(self, *exc: object) -> None: ...
-
-
-class TakesDlpack:
-    """Makes a runner callable with the arrays of any library that speaks DLPack."""
+    @abstractmethod
+    def run(self, images: Images) -> Float[Tensor, "b ..."]:
+        """The first output for ``images``."""
 
     def __call__(self, images: Any) -> Tensor:
-        """``run`` for a tensor, or for an array that is read as one without a copy.
+        """``run`` for an array of any library that speaks DLPack.
 
         Raises:
-            ConfigError: neither.
+            ConfigError: ``images`` is no such array.
         """
-        return cast(Runner, self).run(as_tensor(images))
+        if not hasattr(images, "__dlpack__"):
+            raise ConfigError(f"images are a {type(images).__name__}; wanted a tensor or an array with __dlpack__")
+        return self.run(images if isinstance(images, Tensor) else torch.from_dlpack(images))
 
+    def share(self: OfOne) -> OfOne:
+        """A second runner on the same weights, for another thread or stream; each is closed on its own."""
+        self.require_open()
+        return copy.copy(self)
 
-def as_tensor(images: Any) -> Tensor:
-    """A tensor as it is, another library's array as a tensor over the same memory.
+    def capture(self, shape: tuple[int, ...]) -> CapturedRun:
+        """Record a CUDA graph for images of one shape.
 
-    Raises:
-        ConfigError: it speaks no DLPack.
-    """
-    if isinstance(images, Tensor):
-        return images
-    if not hasattr(images, "__dlpack__"):
-        raise ConfigError(f"images are a {type(images).__name__}; wanted a tensor or an array with __dlpack__")
-    return torch.from_dlpack(images)
+        Raises:
+            ConfigError: the backend cannot.
+        """
+        raise ConfigError(
+            f"{self.backend} cannot record images of {shape} as a CUDA graph of torch; "
+            "use the torch, tensorrt or rtx backend for that, or call run"
+        )
 
+    def close(self) -> None:
+        """Free what the backend holds, with the last runner that shares it; the runner cannot run afterwards."""
+        self.is_open = False
 
-def host_buffer(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
-    """Memory on the host for images or results, page-locked where there is a GPU.
+    def require_open(self) -> None:
+        """Refuse to run after ``close``.
 
-    From page-locked memory a copy to the GPU overlaps with what the GPU computes.
-    """
-    return torch.empty(shape, dtype=spec.dtype, pin_memory=torch.cuda.is_available())
+        Raises:
+            ConfigError: the runner is closed.
+        """
+        if not self.is_open:
+            raise ConfigError("this runner is closed; open a new one")
+
+    def __enter__(self: OfOne) -> OfOne:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def check_images(images: Tensor, spec: TensorSpec) -> None:
@@ -126,7 +131,7 @@ def check_images(images: Tensor, spec: TensorSpec) -> None:
             f"{given}; pass the bytes as they are"
             if spec.dtype == torch.uint8
             else f"input '{spec.name}' takes normalised images, given bytes (uint8); scale to 0..1, subtract the mean "
-            "and divide by the deviation, or export a file for bytes (--input uint8-nhwc)"
+            "and divide by the deviation, or export a file for bytes (--input-format uint8-nhwc)"
         )
     fits = images.ndim == len(spec.shape) and all(
         wanted is None or wanted == given for wanted, given in zip(spec.shape, images.shape, strict=True)

@@ -1,6 +1,5 @@
 """Running a model in torch, eager or compiled."""
 
-import copy
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -8,17 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.errors import MissingDependencyError
 from vitslim.runtime.copying import working_copy
 from vitslim.runtime.cuda_graph import CapturedRun, capture
-from vitslim.runtime.runner import DTYPES, Precision, TakesDlpack, TensorSpec
+from vitslim.runtime.runner import DTYPES, Precision, Runner, TensorSpec
 
 # Every runner compiles the same timm forward anew; torch's default of 8 would be used up by two models at four batch
 # sizes, and further ones would run eagerly under the name "compiled".
 COMPILATIONS_PER_FUNCTION = 256
 
 
-class TorchRunner(TakesDlpack):
+class TorchRunner(Runner):
     """A private copy of a torch model, in eval mode and in one precision.
 
     Args:
@@ -42,67 +41,34 @@ class TorchRunner(TakesDlpack):
         device: str | torch.device | None = None,
         name: str | None = None,
     ) -> None:
-        self._device = _resolve_device(model, device)
+        self.device = _resolve_device(model, device)
         self._dtype = DTYPES[precision]
-        self._precision: Precision = precision
-        self._model = working_copy(model).to(device=self._device, dtype=self._dtype)
-        self._name = name or type(self._model).__name__
-        self._backend = "compiled" if compiled else "torch"
+        self.precision = precision
+        self._model = working_copy(model).to(device=self.device, dtype=self._dtype)
+        self.name = name or type(self._model).__name__
+        self.backend = "compiled" if compiled else "torch"
+        self.inputs = (TensorSpec("images", (None, None, None, None), self._dtype),)
+        self.outputs = (TensorSpec(output_name(self._model), (None, None), self._dtype),)
         self._forward: Any = self._model
         self._compiled_shapes: set[torch.Size] = set()
         if compiled:
             self._forward = torch.compile(self._model, fullgraph=True, dynamic=False)
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def backend(self) -> str:
-        return self._backend
-
-    @property
-    def precision(self) -> Precision:
-        return self._precision
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("images", (None, None, None, None), self._dtype),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(output_name(self._model), (None, None), self._dtype),)
-
     def run(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         """Logits (or features) of ``images``, float32, on the runner's device."""
-        images = images.to(device=self._device, dtype=self._dtype)
-        if self._backend == "compiled" and images.shape not in self._compiled_shapes:
+        self.require_open()
+        images = images.to(device=self.device, dtype=self._dtype)
+        if self.backend == "compiled" and images.shape not in self._compiled_shapes:
             self._compile_for(images)
         with torch.no_grad():
             return cast(Tensor, self._forward(images)).float()
 
-    def share(self) -> "TorchRunner":
-        """A second runner on the same copy of the model."""
-        return copy.copy(self)
-
     def capture(self, shape: tuple[int, ...]) -> CapturedRun:
-        """Record a CUDA graph for images of one shape."""
-        return capture(self.run, torch.zeros(shape, dtype=self._dtype, device=self._device))
+        return capture(self.run, torch.zeros(shape, dtype=self._dtype, device=self.device))
 
     def close(self) -> None:
-        """Free the copy with the last runner that shares it; the runner cannot run afterwards."""
-        self._forward = _closed
-        self._model = nn.Module()
-
-    def __enter__(self) -> "TorchRunner":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        super().close()
+        self._forward, self._model = None, nn.Module()
 
     def _compile_for(self, images: Tensor) -> None:
         import torch._dynamo.config as dynamo_config
@@ -118,7 +84,7 @@ class TorchRunner(TakesDlpack):
         # Dynamo and Inductor both read it while they compile; as an option of torch.compile only Inductor would.
         import torch._inductor.config as inductor_config
 
-        return cast(Any, inductor_config).patch(freezing=self._device.type == "cpu")
+        return cast(Any, inductor_config).patch(freezing=self.device.type == "cpu")
 
 
 def output_name(model: nn.Module) -> str:
@@ -136,7 +102,3 @@ def _resolve_device(model: nn.Module, device: str | torch.device | None) -> torc
             f"device '{device}' was asked for, torch sees no CUDA GPU; use the CPU (--device cpu, device='cpu')"
         )
     return wanted
-
-
-def _closed(images: Tensor) -> Tensor:
-    raise ConfigError("this runner is closed; open a new one")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
 from vitslim.runtime.cuda_graph import CapturedRun, capture
-from vitslim.runtime.engine import EngineRecord, read_record
+from vitslim.runtime.engine import read_record
 from vitslim.runtime.fit import check_profile, driver_difference, require_fit, require_plugins
 from vitslim.runtime.machine import this_machine
-from vitslim.runtime.runner import Images, Precision, TakesDlpack, TensorSpec, check_images
+from vitslim.runtime.runner import Images, Runner, TensorSpec, check_images
 from vitslim.runtime.tensorrt_api import TITLES, api_logger, installed_version, open_api
 
 
-class TrtRunner(TakesDlpack):
+class TrtRunner(Runner):
     """An engine with an execution context of its own, on one GPU.
 
     The engine's JSON decides which flavor of TensorRT opens it, and whether it fits this machine at all. An engine that
@@ -44,56 +44,23 @@ class TrtRunner(TakesDlpack):
         name: str | None = None,
     ) -> None:
         path = Path(path)
-        self._record = read_record(path)
-        flavor = self._record.flavor
+        self.record = read_record(path)
+        flavor = self.record.flavor
         gpu = _gpu(device)
-        require_fit(path, self._record, this_machine(gpu), installed_version(flavor))
-        self._device = cast(torch.device, gpu)
-        require_plugins(path, self._record, plugin_library)
-        self._name = name or path.stem
+        require_fit(path, self.record, this_machine(gpu), installed_version(flavor))
+        self.device = cast(torch.device, gpu)
+        require_plugins(path, self.record, plugin_library)
+        self.name = name or path.stem
         self._api = open_api(flavor)
         self._log: list[str] = []
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.device):
             self._runtime: Any = self._api.Runtime(api_logger(self._api, self._log))
-            # Only where code was put into it; of an engine from elsewhere TensorRT shall run none.
-            self._runtime.engine_host_code_allowed = self._record.brings_code
+            # Only where code was put into it; of an engine from elsewhere TensorRT may run none.
+            self._runtime.engine_host_code_allowed = self.record.brings_code
             self._engine: Any = self._open(path, plugin_library)
             self._context: Any = self._new_context()
-        self._inputs, self._outputs = self._specs()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def backend(self) -> str:
-        return self._record.flavor
-
-    @property
-    def precision(self) -> Precision:
-        return self._record.precision
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the ONNX file said about itself when the engine was built from it."""
-        return dict(self._record.metadata)
-
-    @property
-    def record(self) -> EngineRecord:
-        """What stands in the engine's JSON."""
-        return self._record
+        self.inputs, self.outputs = self._specs()
+        self.backend, self.precision, self.metadata = flavor, self.record.precision, self.record.metadata
 
     def run(self, images: Images) -> Float[Tensor, "b ..."]:
         """The engine's first output for ``images``, float32, on the runner's device.
@@ -105,65 +72,48 @@ class TrtRunner(TakesDlpack):
             CheckFailedError: TensorRT refused or failed the run.
         """
         self._check(tuple(images.shape))
-        check_images(images, self._inputs[0])
-        images = images.detach().to(self._device, self._inputs[0].dtype, non_blocking=True).contiguous()
+        check_images(images, self.inputs[0])
+        images = images.detach().to(self.device, self.inputs[0].dtype, non_blocking=True).contiguous()
         return self._enqueue(images).float()
 
     def capture(self, shape: tuple[int, ...]) -> CapturedRun:
-        """Record a CUDA graph for images of one shape; it lives as long as the runner.
-
-        Raises:
-            ConfigError: the shape lies outside the engine's profile.
-        """
         self._check(tuple(shape))
-        return capture(self._enqueue, torch.zeros(shape, dtype=self._inputs[0].dtype, device=self._device))
+        return capture(self._enqueue, torch.zeros(shape, dtype=self.inputs[0].dtype, device=self.device))
 
     def share(self) -> "TrtRunner":
         """A second execution context on the same engine, for another thread or stream."""
-        self._require_open()
-        other = object.__new__(TrtRunner)
-        other.__dict__.update(self.__dict__)
-        with torch.cuda.device(self._device):
+        other = super().share()
+        with torch.cuda.device(self.device):
             other._context = other._new_context()
         return other
 
     def close(self) -> None:
-        """Free the context, and the engine with the last runner that shares it."""
+        super().close()
         # What the GPU still works at reads the engine's memory.
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.device)
         # In this order: each was made by the next.
         self._context = None
         self._engine = None
         self._runtime = None
 
-    def __enter__(self) -> "TrtRunner":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _check(self, shape: tuple[int, ...]) -> None:
-        self._require_open()
-        check_profile(shape, self._record.profiles[0])
-
-    def _require_open(self) -> None:
-        if self._context is None:
-            raise ConfigError("this runner is closed; open a new one")
+        self.require_open()
+        check_profile(shape, self.record.profiles[0])
 
     def _open(self, path: Path, plugin_library: str | Path | None) -> Any:
-        if plugin_library is not None and self._record.plugins.needs_library:
+        if plugin_library is not None and self.record.plugins.needs_library:
             load_plugins(self._api, plugin_library)
         content = path.read_bytes()
-        if self._record.flavor == "rtx":
+        if self.record.flavor == "rtx":
             self._check_validity(path, content)
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise CheckpointError(
-                f"{TITLES[self._record.flavor]} cannot load {path.name}: {last_error(self._log)}"
-                f"{driver_difference(self._record, this_machine(self._device))}; "
-                f"build it again: {self._record.rebuild_command()}"
+                f"{TITLES[self.record.flavor]} cannot load {path.name}: {last_error(self._log)}"
+                f"{driver_difference(self.record, this_machine(self.device))}; "
+                f"build it again: {self.record.rebuild_command()}"
             )
-        if self._record.options.get("weight_streaming"):
+        if self.record.options.get("weight_streaming"):
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         return engine
 
@@ -174,30 +124,30 @@ class TrtRunner(TakesDlpack):
             found = [name for name, bit in kinds.items() if int(diagnostics) & int(bit)]
             raise CheckpointError(
                 f"{path.name} cannot run here, says TensorRT-RTX: {', '.join(found) or last_error(self._log)}; "
-                f"build it again: {self._record.rebuild_command()}"
+                f"build it again: {self.record.rebuild_command()}"
             )
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
             raise CheckFailedError(
-                f"{self._name}: no execution context could be made ({last_error(self._log)}); "
+                f"{self.name}: no execution context could be made ({last_error(self._log)}); "
                 "the GPU may lack memory: build with a smaller --batch maximum"
             )
         return context
 
     def _enqueue(self, images: Tensor) -> Tensor:
         context = self._context
-        if not context.set_input_shape(self._inputs[0].name, tuple(images.shape)):
-            raise CheckFailedError(f"{self._name} refused {tuple(images.shape)}: {last_error(self._log)}")
+        if not context.set_input_shape(self.inputs[0].name, tuple(images.shape)):
+            raise CheckFailedError(f"{self.name} refused {tuple(images.shape)}: {last_error(self._log)}")
         results = [
-            torch.empty(tuple(context.get_tensor_shape(spec.name)), dtype=spec.dtype, device=self._device)
-            for spec in self._outputs
+            torch.empty(tuple(context.get_tensor_shape(spec.name)), dtype=spec.dtype, device=self.device)
+            for spec in self.outputs
         ]
-        for spec, tensor in zip((*self._inputs, *self._outputs), (images, *results), strict=True):
+        for spec, tensor in zip((*self.inputs, *self.outputs), (images, *results), strict=True):
             context.set_tensor_address(spec.name, tensor.data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
-            raise CheckFailedError(f"{self._name} failed to run: {last_error(self._log)}")
+        if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            raise CheckFailedError(f"{self.name} failed to run: {last_error(self._log)}")
         return results[0]
 
     def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -198,8 +198,7 @@ def _trained_end_to_end(student: nn.Module) -> list[nn.Parameter]:
 
 
 def _new_parameters(student: nn.Module) -> list[nn.Parameter]:
-    new = getattr(getattr(student, "blocks", None), "new_parameters", None)
-    return [] if new is None else list(new().values())
+    return list(trunk_of(student).new_parameters().values()) if is_converted(student) else []
 
 
 def _evaluation(

@@ -13,14 +13,13 @@ from vitslim.data.open import open_data
 from vitslim.data.randomness import seeded
 from vitslim.data.spec import DataConfig
 from vitslim.errors import ConfigError
-from vitslim.models import open_model, preprocessing, set_preprocessing_
+from vitslim.models import create_model, init_from_scratch_, preprocessing, set_preprocessing_
 from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import Config, Result
 from vitslim.train.distill import DistillConfig, distill
 from vitslim.train.evaluate import EvalResult, evaluate
 from vitslim.train.processes import refuse_several_processes
 from vitslim.train.settings import TrainResult
-from vitslim.train.start import start_from_scratch_
 
 WEIGHTS_FILE = "model.safetensors"
 RESULT_FILE = "pretrain.json"
@@ -41,7 +40,7 @@ class PretrainConfig(Config):
     model: str = "builtin"  # name of a timm model, or the built-in one
     data: DataConfig = DataConfig(source="fractals")
     phases: tuple[Phase, ...] = Field(default=(Phase(),), min_length=1)
-    scaled_start: bool = True  # start values for small models (see `start_from_scratch_`) instead of timm's
+    scaled_start: bool = True  # start values for small models (see `init_from_scratch_`) instead of timm's
     seed: int = Field(default=0, ge=0, lt=2**63)  # of the first weights
 
 
@@ -74,9 +73,9 @@ def pretrain(
     files.write_json(folder / "pretrain_config.json", config.model_dump(mode="json"))
     classes = _classes(config)
     with seeded(config.seed):
-        model = open_model(config.model, pretrained=False, img_size=config.phases[0].image_size, num_classes=classes)
+        model = create_model(config.model, pretrained=False, img_size=config.phases[0].image_size, num_classes=classes)
     if config.scaled_start:
-        start_from_scratch_(model, config.seed)
+        init_from_scratch_(model, config.seed)
     results = [
         _train_phase(model, phase, config.data, folder / f"phase_{number}", resume, progress)
         for number, phase in enumerate(config.phases, start=1)
@@ -126,7 +125,7 @@ def _open(model: nn.Module, data: DataConfig, phase: Phase, split: Any) -> Any:
 
 
 def _classes(config: PretrainConfig) -> int:
-    model = open_model(config.model, pretrained=False, img_size=config.phases[0].image_size)
+    model = create_model(config.model, pretrained=False, img_size=config.phases[0].image_size)
     classes = _open(model, config.data, config.phases[0], "train").num_classes
     if classes is None:
         raise ConfigError(f"{config.data.source} has no classes, so there is nothing to train on; give labelled images")

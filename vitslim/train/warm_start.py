@@ -1,5 +1,6 @@
 """Fitting new modules to the dense model, layer by layer, before anything is trained end to end."""
 
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.models import trace
 from vitslim.progress import ProgressCallback, silent
-from vitslim.train.closed_form import fit_last_layers_
+from vitslim.train.closed_form import fit_in_closed_form_
 from vitslim.train.finite import fault_of_weights
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
@@ -20,6 +21,7 @@ from vitslim.train.optim import faults_of_optimizer
 from vitslim.train.settings import MAX_FACTOR, MAX_STEPS, LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
 from vitslim.trunk import Trunk, is_converted, trunk_of
+from vitslim.trunk.axes import AxisModule
 
 MEASURED_BATCHES = 4  # batches on which the losses before and after are compared
 
@@ -30,7 +32,7 @@ class WarmStartConfig(LoopConfig):
     steps: int | None = Field(default=300, gt=0, le=MAX_STEPS)
     lr: float = Field(default=2e-3, gt=0, le=MAX_FACTOR)
     weight_decay: float = Field(default=0.0, ge=0, le=MAX_FACTOR)
-    closed_form_batches: int = Field(default=16, ge=0)  # batches of the least squares for last linear layers; 0: none
+    closed_form_batches: int = Field(default=16, ge=0)  # batches of the least squares; 0: none
 
 
 def warm_start(
@@ -46,9 +48,9 @@ def warm_start(
 ) -> TrainResult:
     """Fit all new modules of a converted model at once; no labels are needed and nothing else changes.
 
-    Each module reads what the dense model computed (teacher forcing) and imitates what the dense model made of it,
-    so no gradient flows from one step to another. Where a module ends in a linear layer, its best weights for the
-    module's start are solved for first; then all parameters are trained.
+    What has best weights in closed form is solved for first, from the front: narrowed layers, linear stand-ins, last
+    layers of new modules. Then those modules train that have an imitation loss: each reads what the dense model
+    computed (teacher forcing) and imitates what it made of that, so no gradient flows from one step to another.
 
     Args:
         student: a converted model, trained in place; it ends in evaluation mode.
@@ -62,21 +64,67 @@ def warm_start(
         CheckFailedError: a loss became NaN or infinite, or another process of the run ended.
     """
     trunk = _trunk_to_fit(student)
-    faults = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
-    if any(faults):
-        raise ConfigError("; ".join(fault for fault in faults if fault is not None))
+    errors = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
+    if any(errors):
+        raise ConfigError("; ".join(error for error in errors if error is not None))
+    student.eval(), teacher.eval()
+    device = next(student.parameters()).device
+    precision = resolve_precision(config.precision, device)
     batches = list(islice(loader, MEASURED_BATCHES))
-    new = list(trunk.new_parameters().values())
-    precision = resolve_precision(config.precision, new[0].device)
     before = _measure(trunk, teacher, batches, precision == "bf16")
     folder = None if out_dir is None else Path(out_dir)
-    stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
-    if not (resume and stage.out_dir is not None and (stage.out_dir / STATE_FILE).exists()):
-        _solve(trunk, teacher, loader, config)
-    with only_trained(student, new):
-        result = train(_Imitation(student, teacher), loader, config, stage)
+    started = time.monotonic()
+    solved: dict[int, tuple[float, float]] = {}
+    if not (resume and folder is not None and (folder / STATE_FILE).exists()):
+        # In full precision: the sums cancel, and there are few batches.
+        images = (batch.to(device).images for batch in islice(loader, config.closed_form_batches))
+        solved = fit_in_closed_form_(student, teacher, images)
+    if before:
+        stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
+        with only_trained(student, _trained(trunk)):
+            result = train(_Imitation(student, teacher), loader, config, stage)
+    elif not solved:
+        raise ConfigError(
+            "warm start: the conversion left nothing to fit"
+            + ("; skip this stage" if config.closed_form_batches else " by gradients; give closed_form_batches")
+        )
+    else:
+        result = _solved_alone(loader, config, time.monotonic() - started)
     after = _measure(trunk, teacher, batches, precision == "bf16")
-    return result.model_copy(update={"step_losses_before": before, "step_losses_after": after})
+    return result.model_copy(
+        update={
+            "step_losses_before": {step: error for step, (error, _) in solved.items()} | before,
+            "step_losses_after": {step: error for step, (_, error) in solved.items()} | after,
+        }
+    )
+
+
+def _trained(trunk: Trunk) -> list[nn.Parameter]:
+    """What the imitation losses reach."""
+    axes = [axis for step in trunk.all_steps() for axis in step.axes]
+    reached = [axis for axis in axes if type(axis).local_loss is not AxisModule.local_loss]
+    return [parameter for axis in reached for parameter in axis.parameters()]
+
+
+def _solved_alone(loader: Loader, config: WarmStartConfig, seconds: float) -> TrainResult:
+    """Of a stage without a gradient step."""
+    images = min(config.closed_form_batches * loader.batch_size, loader.num_images)
+    return TrainResult(
+        stage="warm_start",
+        settings=config.model_dump(mode="json"),
+        steps=0,
+        planned_steps=0,
+        epochs=images / max(1, loader.num_images),
+        images=images,
+        seconds=seconds,
+        images_per_second=images / max(seconds, 1e-9),
+        parameters=0,
+        precision="no",
+        stopped="finished",
+        losses={},
+        evaluations=[],
+        corrupt=0,
+    )
 
 
 class _Imitation(nn.Module):
@@ -95,20 +143,10 @@ class _Imitation(nn.Module):
         return {f"step_{step}": loss for step, loss in losses.items()}
 
 
-def _solve(trunk: Trunk, teacher: nn.Module, loader: Loader, config: WarmStartConfig) -> None:
-    # In full precision: the sums cancel, and there are few batches.
-    device = next(trunk.parameters()).device
-    batches = islice(loader, config.closed_form_batches)
-    fit_last_layers_(trunk, (trace(teacher, batch.to(device).images) for batch in batches))
-
-
 def _trunk_to_fit(student: nn.Module) -> Trunk:
     if not is_converted(student):
         raise ConfigError(f"warm start: this {type(student).__name__} is dense; convert it first (vitslim.convert)")
-    trunk = trunk_of(student)
-    if not trunk.new_parameters():
-        raise ConfigError("warm start: the conversion added no parameters, so there is nothing to fit; skip this stage")
-    return trunk
+    return trunk_of(student)
 
 
 def _measure(trunk: Trunk, teacher: nn.Module, batches: list[Batch], reduced: bool) -> dict[int, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -76,12 +78,91 @@ class BoundBlock:
 
 
 @dataclass(frozen=True)
-class LastLinear:
-    """A linear layer at the end of a new module, whose best weights are known in closed form.
+class FitBatch:
+    """One batch as a module sees it that is fitted in closed form: what it reads in the student, and the teacher.
+
+    The student's front is fitted already, so what is read here is what the module will read. A module is to lead the
+    student's tokens back to where the teacher's stream is; where tokens have no counterpart there, because some were
+    sorted or merged, it is to do what the dense blocks make of the same tokens.
+
+    Args:
+        bound: the student's block as the step sees it; with ``tokens`` and ``stream`` the arguments of the module.
+        block: the dense block of the step.
+        dense_tokens: what enters it in the teacher, in natural order.
+        dense_blocks: the teacher's.
+        contexts: keyword arguments that timm gives each of them.
+    """
+
+    bound: BoundBlock
+    tokens: Float[Tensor, "b n d"]
+    stream: Stream
+    block: int
+    dense_tokens: Float[Tensor, "b m d"]
+    dense_blocks: Sequence[nn.Module]
+    contexts: Sequence[Context]
+
+    @property
+    def dense_bound(self) -> BoundBlock:
+        """The teacher's block, for the student's tokens."""
+        return self._dense(self.block)
+
+    def dense_z(self) -> Float[Tensor, "b n d"]:
+        """Z of the teacher's attention for the student's tokens."""
+        return self._z(self.dense_bound, self.block, self.tokens)
+
+    def natural_z(self) -> Float[Tensor, "b m d"]:
+        """Z of the teacher for its own tokens."""
+        return self._z(replace(self.dense_bound, token_state=None), self.block, self.dense_tokens)
+
+    def target_z(self) -> Float[Tensor, "b n d"]:
+        """Z that leads the student's tokens to the teacher's stream behind its attention branch."""
+        bound, z = self.dense_bound, self.dense_z()
+        if self._is_apart:
+            return z
+        wanted = bound.add_attention(self.dense_tokens, self.natural_z())
+        drift = bound.adapter.z_that_adds(bound.block, wanted - bound.add_attention(self.tokens, z))
+        return z if drift is None else z + drift
+
+    def target_mlp_output(self) -> Float[Tensor, "b n d"]:
+        """What the MLP's output map should give to lead the student's tokens to the teacher's stream."""
+        bound = self.dense_bound
+        adapter, block = bound.adapter, bound.block
+        output = adapter.mlp_output(block)(adapter.hidden_activations(block, self.tokens))
+        drift = adapter.mlp_output_that_adds(block, self.dense_mlp_outputs() - bound.add_mlp(self.tokens))
+        return output if drift is None else output + drift
+
+    def dense_mlp_outputs(self) -> Float[Tensor, "b n d"]:
+        """The tokens behind the teacher's MLP branch."""
+        return self.dense_bound.add_mlp(self.tokens) if self._is_apart else self.dense_outputs(self.block)
+
+    def dense_outputs(self, through: int, *, attention_only: bool = False) -> Float[Tensor, "b n d"]:
+        """The tokens behind the teacher's block ``through``, or behind the attention branch of the step's own."""
+        tokens = self.tokens if self._is_apart else self.dense_tokens
+        for block in range(self.block, through + 1):
+            bound = self._dense(block)
+            tokens = bound.add_attention(tokens, self._z(bound, block, tokens))
+            tokens = tokens if attention_only else bound.add_mlp(tokens)
+        return tokens
+
+    @property
+    def _is_apart(self) -> bool:
+        return self.stream.token_state is not None
+
+    def _dense(self, block: int) -> BoundBlock:
+        return replace(self.bound, block=self.dense_blocks[block], normed=None)
+
+    def _z(self, bound: BoundBlock, block: int, tokens: Tensor) -> Tensor:
+        state, context = bound.token_state, self.contexts[block]
+        return bound.attend(bound.attention_input(tokens), context if state is None else state.select_context(context))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A linear layer whose best weights are known in closed form.
 
     Args:
         layer: should map ``inputs`` to ``targets`` in the least-squares sense.
-        inputs: what the layer reads when the module reads what the dense model computed.
+        inputs: what the layer reads.
         targets: what it should then give.
     """
 
@@ -107,8 +188,19 @@ class AxisModule(nn.Module):
         """
         return None
 
-    def last_linears(self, block: int, dense: DenseTrace) -> list[LastLinear]:
-        """The regressions that ``local_loss`` is for the last linear layers alone."""
+    def measure(self, batch: FitBatch) -> Tensor | None:
+        """Sums that ``choose_`` reads, to be added over all batches; ``None`` where nothing is chosen."""
+        return None
+
+    def choose_(self, sums: Tensor, batch: FitBatch) -> None:
+        """Choose by what was measured which units of the dense block stay, before ``regressions`` reads them.
+
+        Args:
+            batch: any of those that were measured.
+        """
+
+    def regressions(self, batch: FitBatch) -> list[Regression]:
+        """Linear layers to be solved for, the same ones for every batch."""
         return []
 
 
@@ -167,7 +259,7 @@ class TokenRule(AxisModule):
 
     def __init__(self, choice: TokenChoice | None = None) -> None:
         super().__init__()
-        self.choice: TokenChoice = choice or AllTokens()
+        self.choice: Any = choice or AllTokens()
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Before the attention: choose the active tokens."""

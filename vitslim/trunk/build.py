@@ -154,6 +154,8 @@ def build(
     adapter = trunk_of(copied).adapter if is_converted(copied) else adapter_for(copied)
     trunk = _trunk(plan, before, copied, adapter, weights_follow)
     trunk.history, trunk.base = history, base
+    if adapter.context_per_block:
+        _keep_positions_(copied, [before.steps.index(old) for old in _first_steps(before, plan)])
     copied.blocks = trunk.train(copied.training)
     if getattr(copied, "dynamic_img_size", False):
         watch_grid_(cast(nn.Module, copied.patch_embed))
@@ -190,13 +192,46 @@ def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
     if gone:
         blocks = ", ".join(map(str, sorted(gone)))
         return [f"the plan wants blocks {blocks}, which an earlier conversion dropped; start from the dense model"]
-    return []
+    return [] if check(plan) else _lost_widths(plan, before)
 
 
 def _difference(name: str, wanted: Any, found: Any) -> str:
     if name == "blocks":
         return f"{len(wanted)} blocks, this one has {len(found)}" if len(wanted) != len(found) else "other blocks"
     return f"{name.replace('_', ' ')} {wanted}, this one's {found}"
+
+
+def _lost_widths(plan: ModelPlan, before: ModelPlan) -> list[str]:
+    """What steps want of blocks whose parts or units an earlier conversion dropped."""
+    had = {place.step.block: place for place in places(before)}
+    errors: list[str] = []
+    for at in places(plan):
+        old, used = had[at.step.block], at.parts_used()
+        lost = [part for part in ("attention", "mlp") if part in used and part not in old.parts_used()]
+        if "attention" in used and not lost and at.block.heads > old.block.heads:
+            lost.append(f"{at.block.heads} heads")
+        if "mlp" in used and "mlp" not in lost and at.block.hidden > old.block.hidden:
+            lost.append(f"{at.block.hidden} neurons")
+        errors += [
+            f"step {at.index}: the plan wants the {one} of block {at.step.block}, which an earlier conversion dropped; "
+            "start from the dense model"
+            for one in lost
+        ]
+    return errors
+
+
+def _first_steps(before: ModelPlan, plan: ModelPlan) -> list[StepPlan]:
+    """For each step of a plan the step of the model as it was that has its block's tables."""
+    first = {step.block: step for step in reversed(before.steps)}
+    return [first[step.block] for step in plan.steps]
+
+
+def _keep_positions_(model: nn.Module, entries: list[int]) -> None:
+    """Mixed rotary positions: timm counts the tables as it counts the steps."""
+    rope = cast(Any, model).rope
+    if entries != list(range(rope.freqs.shape[1])):
+        rope.freqs = nn.Parameter(rope.freqs.detach()[:, entries], rope.freqs.requires_grad)
+        rope.depth = len(entries)
 
 
 def _trunk(plan: ModelPlan, before: ModelPlan, model: nn.Module, adapter: BlockAdapter, weights_follow: bool) -> Trunk:

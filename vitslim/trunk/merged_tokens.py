@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.token_selection import ranked
+from vitslim.kernels.token_selection import argsort_by_score
 from vitslim.kernels.tokens import inverse, take
 from vitslim.models import Context
 from vitslim.trunk.tokens import context_at, pairs_at
@@ -29,13 +29,13 @@ class MergedTokens:
     Args:
         prefix: tokens at the front that are no patches; they are never merged.
         sizes: how many patches each group has.
-        places: for each group the patch whose place it has, by its natural index without the prefix.
+        indices: for each group the patch whose place it has, by its natural index without the prefix.
         groups: for each patch, in natural order, its group.
     """
 
     prefix: int
     sizes: Float[Tensor, "b m"]
-    places: Int[Tensor, "b m"]
+    indices: Int[Tensor, "b m"]
     groups: Int[Tensor, "b p"]
 
     @classmethod
@@ -49,7 +49,7 @@ class MergedTokens:
     ) -> tuple[Float[Tensor, "b k d"], MergedTokens]:
         """Join the groups that are most alike, so many pairs of them; those that stay apart come first.
 
-        The groups at even places (A) seek the most similar one at an odd place (B); of these edges the strongest count.
+        The groups at even indices (A) seek the most similar at an odd index (B); of these edges the strongest count.
 
         Args:
             features: of each group, compared by their cosine.
@@ -58,7 +58,7 @@ class MergedTokens:
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         a, b = patches[:, ::2], patches[:, 1::2]
         best, partner = _edges(features)
-        _, order = ranked(best, 0)
+        _, order = argsort_by_score(best, 0)
         leaving, staying = order[:, :count], order[:, count:]
         apart = staying.shape[1]
         target = take(partner, leaving)
@@ -74,7 +74,7 @@ class MergedTokens:
         state = replace(
             self,
             sizes=torch.cat([take(self.sizes[:, ::2], staying), sizes], dim=1),
-            places=torch.cat([take(self.places[:, ::2], staying), self.places[:, 1::2]], dim=1),
+            indices=torch.cat([take(self.indices[:, ::2], staying), self.indices[:, 1::2]], dim=1),
             groups=take(_moves(order, partner, b.shape[1], apart), self.groups),
         )
         return torch.cat([prefix, take(a, staying), mean], dim=1), state
@@ -84,17 +84,17 @@ class MergedTokens:
         return torch.cat([tokens[:, : self.prefix], take(tokens[:, self.prefix :], self.groups)], dim=1)
 
     def select_context(self, context: Context) -> Context:
-        """The block's keyword arguments (rotary angles, masks) at the places of the groups."""
-        return context_at(context, self.active_places(), self.prefix)
+        """The block's keyword arguments (rotary angles, masks) at the indices of the groups."""
+        return context_at(context, self.active_indices(), self.prefix)
 
-    def active_places(self) -> Int[Tensor, "b m"]:
+    def active_indices(self) -> Int[Tensor, "b m"]:
         """The natural index of each token."""
-        front = torch.arange(self.prefix, device=self.places.device).expand(self.places.shape[0], -1)
-        return torch.cat([front, self.places + self.prefix], dim=1)
+        front = torch.arange(self.prefix, device=self.indices.device).expand(self.indices.shape[0], -1)
+        return torch.cat([front, self.indices + self.prefix], dim=1)
 
     def select_pairs(self, pairs: Tensor) -> Tensor:
-        """Rows and columns at the places of the groups, from a mask or bias that broadcasts to (b, h, n, n)."""
-        return pairs_at(pairs, self.active_places())
+        """Rows and columns at the indices of the groups, from a mask or bias that broadcasts to (b, h, n, n)."""
+        return pairs_at(pairs, self.active_indices())
 
     def key_bias(self) -> Float[Tensor, "b 1 1 m"]:
         """Added to the scores: a key that stands for s patches counts s times."""

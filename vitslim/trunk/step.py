@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitslim.models import DenseTrace
 from vitslim.plans import StepPlan
-from vitslim.trunk.axes import Attention, AxisModule, BoundBlock, LastLinear, MlpBranch, TokenRule, Weights
+from vitslim.trunk.axes import Attention, AxisModule, BoundBlock, MlpBranch, TokenRule, Weights
 from vitslim.trunk.stream import Stream
 
 
@@ -67,10 +67,6 @@ class Step(nn.Module):
         losses = [axis.local_loss(self.plan.block, dense) for axis in self.axes]
         present = [loss for loss in losses if loss is not None]
         return torch.stack(present).sum() if present else None
-
-    def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
-        """The closed-form regressions of all axes."""
-        return [one for axis in self.axes for one in axis.last_linears(self.plan.block, dense)]
 
     @property
     def axes(self) -> tuple[AxisModule, ...]:

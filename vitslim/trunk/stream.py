@@ -15,14 +15,14 @@ class TokenState(Protocol):
     """What the token axis remembers while some tokens are inactive: who is active, in which order, what they hold."""
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """All n tokens in their natural order, from the active ones and the waiting ones."""
+        """All n tokens in their natural order, from the active ones and the inactive ones."""
         ...
 
     def select_context(self, context: Context) -> Context:
         """The block's keyword arguments (rotary positions, masks) for the active tokens."""
         ...
 
-    def active_places(self) -> Tensor | None:
+    def active_indices(self) -> Tensor | None:
         """The natural index (b, m) of each active token that has one; ``None`` when all are in natural order."""
         ...
 

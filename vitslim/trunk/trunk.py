@@ -21,7 +21,7 @@ from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, Context, DenseTrace, TokenLayout
 from vitslim.plans import ModelPlan, check, places
 from vitslim.shapes import Count
-from vitslim.trunk.axes import AxisModule, BoundBlock, LastLinear
+from vitslim.trunk.axes import AxisModule, BoundBlock
 from vitslim.trunk.grid import take_grid
 from vitslim.trunk.step import Step
 from vitslim.trunk.stream import Stream
@@ -186,10 +186,6 @@ class Trunk(nn.Module):
         """
         losses = {index: step.local_loss(dense) for index, step in enumerate(self.all_steps())}
         return {index: loss for index, loss in losses.items() if loss is not None}
-
-    def last_linears(self, dense: DenseTrace) -> list[LastLinear]:
-        """Regressions that fit the last layers of new modules in closed form; the same order for every trace."""
-        return [found for step in self.all_steps() for found in step.last_linears(dense)]
 
     def __len__(self) -> int:
         return len(self.steps)

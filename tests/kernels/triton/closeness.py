@@ -1,6 +1,7 @@
 """How close a kernel comes to its reference in float64, and on which devices the kernels can be tried."""
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -26,6 +27,21 @@ DEVICES = [
 ]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def sizes_in_types(sizes: Sequence[object], large: Sequence[object] = (), types: Sequence[object] = DTYPES) -> list:
+    """Parameters (size, type, device): all of them on a GPU, and there ``large`` sizes too.
+
+    The interpreter gets every size in one type, the types in turn: what is wrong with an index or a mask is so in all
+    types, what is wrong with a type at all sizes. The other pairs are slow.
+    """
+    gpu, cpu = (one.marks for one in DEVICES)
+    rest = (*cpu, pytest.mark.slow)
+    pairs = [(size, kind, (i - j) % len(types)) for i, size in enumerate(sizes) for j, kind in enumerate(types)]
+    return [
+        *(pytest.param(size, kind, "cuda", marks=gpu) for size in (*sizes, *large) for kind in types),
+        *(pytest.param(size, kind, "cpu", marks=rest if apart else cpu) for size, kind, apart in pairs),
+    ]
 
 
 def drawn(*shape: int, dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -6,17 +6,17 @@ from torch import Tensor
 
 from tests.kernels.triton.closeness import DEVICES
 from vitslim.kernels.key_bits import bits_of_keys
-from vitslim.kernels.sparse_attention import strongest_keys
+from vitslim.kernels.sparse_attention import topk_keys
 
 pytest.importorskip("triton")
 from vitslim.kernels.triton import key_choice
 
 # A basis for all images or one for each, with tiles of one patch, whose strongest the kernel takes, and of several.
 SIZES = [
-    (37, 5, 1, 1, 9, 3, False),
-    (37, 17, 5, 2, 20, 4, True),
-    (32, 3, 4, 0, 31, 9, False),
-    (16, 4, 1, 0, 1, 1, True),
+    (37, 17, 1, 1, 9, 3, False),
+    (32, 3, 4, 0, 31, 9, True),
+    pytest.param(37, 17, 5, 2, 20, 4, True, marks=pytest.mark.slow),
+    pytest.param(16, 4, 1, 0, 1, 1, True, marks=pytest.mark.slow),
 ]
 NAMES = ("tokens", "directions", "tile", "prefix", "keys", "top", "own_basis")
 
@@ -44,7 +44,7 @@ def test_exact_scores_give_exactly_the_reference_s_keys_and_bits(
     tokens: int, directions: int, tile: int, prefix: int, keys: int, top: int, own_basis: bool, device: str
 ) -> None:
     coefficients, basis = (part.to(device) for part in of_few_bits(tokens, directions, tile + 2, own_basis=own_basis))
-    expected = strongest_keys(coefficients, basis, top, keys, tile, prefix).sort(dim=-1).values
+    expected = topk_keys(coefficients, basis, top, keys, tile, prefix).sort(dim=-1).values
     assert torch.equal(key_choice.kept_keys(coefficients, basis, top, keys, tile, prefix), expected)
     bits = key_choice.kept_bits(coefficients, basis, top, keys, tile, prefix)
     assert torch.equal(bits, bits_of_keys(expected, tokens))
@@ -52,21 +52,20 @@ def test_exact_scores_give_exactly_the_reference_s_keys_and_bits(
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_near_equals_change_places_with_the_reference(dtype: torch.dtype, device: str) -> None:
+def test_only_near_equals_change_places_with_the_reference(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
     coefficients = torch.rand(1, 1, 9, 12, generator=generator).softmax(dim=-1).to(device)
-    basis = torch.rand(12, 41, generator=generator).to(device, dtype)
+    basis = torch.rand(12, 41, generator=generator).to(device, torch.bfloat16)
     chosen = key_choice.kept_keys(coefficients, basis, 4, 10, 1, 1)
-    expected = strongest_keys(coefficients, basis, 4, 10, 1, 1)
-    scores = (strongest_sums(coefficients, 4).double() @ basis.double()).index_fill(-1, torch.tensor([0]).to(device), 9)
+    expected = topk_keys(coefficients, basis, 4, 10, 1, 1)
+    scores = (topk_sums(coefficients, 4).double() @ basis.double()).index_fill(-1, torch.tensor([0]).to(device), 9)
     least = scores.gather(-1, expected).amin(dim=-1)
     # What is chosen reaches the reference's least score, but for the order of a sum of four products.
     assert (scores.gather(-1, chosen).amin(dim=-1) >= least * (1 - 1e-6)).all()
     assert (chosen.diff(dim=-1) > 0).all()
 
 
-def strongest_sums(coefficients: Tensor, top: int) -> Tensor:
+def topk_sums(coefficients: Tensor, top: int) -> Tensor:
     least = coefficients.topk(top, dim=-1).values[..., -1:]
     return torch.where(coefficients >= least, coefficients, 0.0)
 

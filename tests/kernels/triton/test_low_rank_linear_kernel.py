@@ -1,20 +1,14 @@
 """The kernel of a shared matrix with a residual against float64: Triton's interpreter on a CPU, compiled on a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.kernels.counting import Counting
-from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close
+from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close, sizes_in_types
 from vitslim.kernels.low_rank_linear import low_rank_linear, plain_low_rank_linear
 
 pytest.importorskip("triton")
-import triton
-
 from vitslim.kernels.triton import low_rank_linear as kernel
 from vitslim.kernels.triton.tuning import TILE_SIDES, Tiles
 
@@ -26,12 +20,9 @@ SHAPES = [
     ((3, 1, 5), 7, 9, 7),
     ((1,), 300, 1, 1),
     ((1, 40), 130, 70, 100),
-    # One image of DeiT-S and of ViT-L: too much for an interpreter.
-    *(
-        pytest.param(shape, marks=pytest.mark.gpu)
-        for shape in (((1, 197), 384, 1536, 32), ((1, 197), 1536, 384, 32), ((1, 197), 1024, 4096, 85))
-    ),
 ]
+# One image of DeiT-S and of ViT-L: too much for an interpreter.
+LARGE = [((1, 197), 384, 1536, 32), ((1, 197), 1536, 384, 32), ((1, 197), 1024, 4096, 85)]
 
 
 def operands(shape: tuple[tuple[int, ...], int, int, int], dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -43,9 +34,7 @@ def operands(shape: tuple[tuple[int, ...], int, int, int], dtype: torch.dtype, d
     ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype", "device"), sizes_in_types(SHAPES, LARGE))
 def test_the_result_is_that_of_float64(
     shape: tuple[tuple[int, ...], int, int, int], dtype: torch.dtype, device: str
 ) -> None:
@@ -106,34 +95,3 @@ def test_the_kernel_can_be_recorded_into_a_cuda_graph() -> None:
         found = low_rank_linear(*parts)
     graph.replay()
     assert torch.equal(found, expected)
-
-
-# In a process of its own, where nothing interprets.
-HINTS = """
-import re, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from vitslim.kernels.triton.low_rank_linear import forms
-form = forms()[0]
-names = form.kernel.arg_names
-types = {name: form.types.get(name, "constexpr") for name in names}
-attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned}
-options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
-source = ASTSource(form.kernel, types, dict(form.constants), attributes)
-code = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options).asm["ptx"]
-print(*sorted(set(re.findall(r"L2::evict_(\\w+)", code))))
-"""
-
-
-@pytest.mark.skipif(
-    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
-    reason="what Triton makes of hints was looked at in 3.9",
-)
-@pytest.mark.parametrize(("capability", "hints"), [(80, ["first"]), (90, ["first", "last"])])
-def test_an_h100_is_told_to_keep_the_shared_matrix(capability: int, hints: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "error", "-c", HINTS, str(capability)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == hints

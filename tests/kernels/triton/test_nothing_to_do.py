@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels.triton.closeness import DEVICES, drawn
 from vitslim.kernels.skip_function import plain_channel_attention
-from vitslim.kernels.token_selection import plain_ranked
+from vitslim.kernels.token_selection import plain_argsort_by_score
 
 pytest.importorskip("triton")
 from vitslim.kernels.triton import (
@@ -79,10 +79,10 @@ def test_choice_of_keys(
 @SIZES
 def test_ranking_and_moves(images: int, patches: int, device: str) -> None:
     scores = torch.rand(images, patches, device=device)
-    _, places = token_selection.ranked(scores, 40)
-    assert torch.equal(places, plain_ranked(scores, 40)[1])
+    _, indices = token_selection.argsort_by_score(scores, 40)
+    assert torch.equal(indices, plain_argsort_by_score(scores, 40)[1])
     rows = drawn(images, patches, 4, dtype=torch.float32, device=device)
-    first, second = token_selection.moved(rows, rows[:, :0], places[:, 40:] - 40, patches, scatter=False)
+    first, second = token_selection.moved(rows, rows[:, :0], indices[:, 40:] - 40, patches, scatter=False)
     assert [first.shape, second.shape] == [(images, patches, 4), (images, 0, 4)]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close
+from tests.kernels.triton.closeness import DEVICES, drawn, require_close, sizes_in_types
 from vitslim.kernels.key_bits import bits_of_keys, packed_bits
 from vitslim.kernels.sparse_attention import each_query, kept_mask, tile_count
 
@@ -15,7 +15,11 @@ from vitslim.kernels.triton.tuning import Blocks
 SCALE = 0.3
 # Rounded weights meet rounded values, and rounded score gradients meet rounded keys.
 ROUNDINGS = 4.0
-VISITS = [Blocks(32, 32, 4, 1, listed=False), Blocks(16, 64, 4, 2, listed=True), Blocks(32, 128, 4, 1, listed=True)]
+VISITS = [
+    Blocks(32, 32, 4, 1, listed=False),
+    Blocks(32, 128, 4, 1, listed=True),
+    pytest.param(Blocks(16, 64, 4, 2, listed=True), marks=pytest.mark.slow),
+]
 
 
 def operands(tokens: int, width: int, dtype: torch.dtype, device: str, value_width: int | None = None) -> list[Tensor]:
@@ -53,12 +57,9 @@ def require_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
         require_close(one, other, roundings=ROUNDINGS)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "width", "tile", "prefix"), [(37, 16, 1, 1), (65, 24, 5, 0), (33, 48, 1, 5)])
-def test_bits_forward_and_backward(
-    tokens: int, width: int, tile: int, prefix: int, dtype: torch.dtype, device: str
-) -> None:
+@pytest.mark.parametrize(("size", "dtype", "device"), sizes_in_types([(37, 16, 1, 1), (65, 24, 5, 0), (33, 48, 1, 5)]))
+def test_bits_forward_and_backward(size: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    tokens, width, tile, prefix = size
     parts, mask = operands(tokens, width, dtype, device), random_mask(tokens, tile, prefix, device)
     found = by_bits(*parts, packed_bits(mask), tile, prefix)
     require_all_close(found, exact(*parts, each_query(mask, tokens, tile, prefix)))
@@ -104,14 +105,11 @@ def test_a_query_without_keys_gets_zeros_and_no_gradient(device: str) -> None:
     require_all_close([mixed, *grads[1:]], [expected[0], *expected[3:]])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("tokens", "width", "tile", "prefix", "keys"), [(65, 24, 16, 1, 17), (70, 16, 20, 0, 33), (37, 48, 40, 5, 9)]
+    ("size", "dtype", "device"), sizes_in_types([(65, 24, 16, 1, 17), (70, 16, 20, 0, 33), (37, 48, 40, 5, 9)])
 )
-def test_shared_indices(
-    tokens: int, width: int, tile: int, prefix: int, keys: int, dtype: torch.dtype, device: str
-) -> None:
+def test_shared_indices(size: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    tokens, width, tile, prefix, keys = size
     query, key, value, grad = operands(tokens, width, dtype, device)
     scores = torch.rand(1, 2, tile_count(tokens - prefix, tile), tokens, generator=torch.Generator().manual_seed(3))
     kept = scores.topk(keys, dim=-1).indices.to(device)

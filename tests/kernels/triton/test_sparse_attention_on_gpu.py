@@ -11,7 +11,7 @@ from tests.kernels.triton.closeness import DTYPES, drawn, require_close
 from tests.variants import dense, images_for
 from vitslim.kernels import bit_attention, kept_bits, kept_keys, sparse_attention
 from vitslim.kernels.key_bits import bits_of_keys, unpacked_bits
-from vitslim.kernels.sparse_attention import strongest_keys
+from vitslim.kernels.sparse_attention import topk_keys
 from vitslim.methods import convert
 
 pytestmark = pytest.mark.gpu
@@ -60,7 +60,7 @@ def test_the_choice_of_keys_on_exact_scores_is_the_reference_s(tokens: int, dire
     generator = torch.Generator().manual_seed(0)
     coefficients = torch.randint(0, 6, (1, 2, 100, directions), generator=generator).cuda() / 8
     basis = torch.randint(0, 4, (directions, tokens), generator=generator).cuda() / 4
-    expected = strongest_keys(coefficients, basis, 8, tokens // 4, tile, 1).sort(dim=-1).values
+    expected = topk_keys(coefficients, basis, 8, tokens // 4, tile, 1).sort(dim=-1).values
     how = {"top": 8, "keys": tokens // 4, "tile": tile, "prefix": 1}
     assert torch.equal(kept_keys(coefficients, basis, **how).sort(dim=-1).values, expected)
     assert torch.equal(kept_bits(coefficients, basis, **how), bits_of_keys(expected, tokens))
@@ -70,7 +70,7 @@ def test_the_choice_of_keys_on_random_scores_differs_in_near_equals_alone() -> N
     coefficients, basis = guess(577)
     bits = kept_bits(coefficients, basis, top=8, keys=144, tile=1, prefix=1)
     assert (unpacked_bits(bits, 577).sum(dim=-1) == 144).all()
-    expected = bits_of_keys(strongest_keys(coefficients, basis, 8, 144, 1, 1), 577)
+    expected = bits_of_keys(topk_keys(coefficients, basis, 8, 144, 1, 1), 577)
     differing = unpacked_bits(bits ^ expected, 577).float().mean()
     assert differing < 1e-4
 

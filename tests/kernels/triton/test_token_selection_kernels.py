@@ -4,22 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close
-from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
+from tests.kernels.triton.closeness import DEVICES, drawn, require_close, sizes_in_types
+from vitslim.kernels.token_selection import (
+    plain_argsort_by_score,
+    plain_class_row,
+    plain_gather_split,
+    plain_scatter_back,
+)
 
 pytest.importorskip("triton")
 from vitslim.kernels.triton import token_selection
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("images", "heads", "tokens", "width"),
-    [(2, 3, 17, 16), (1, 2, 130, 64), (1, 1, 5, 7), pytest.param(9, 6, 4097, 80, marks=pytest.mark.gpu)],
+    ("size", "dtype", "device"), sizes_in_types([(2, 3, 17, 16), (1, 2, 130, 64), (1, 1, 5, 7)], [(9, 6, 4097, 80)])
 )
-def test_class_row_of_keys_between_queries_and_values(
-    images: int, heads: int, tokens: int, width: int, dtype: torch.dtype, device: str
-) -> None:
+def test_class_row_of_keys_between_queries_and_values(size: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    images, heads, tokens, width = size
     joined = drawn(images, tokens, 3, heads, width, dtype=dtype, device=device, scale=2.0)
     query, key = (joined[:, :, part].transpose(1, 2) for part in (0, 1))
     row = token_selection.class_row(query[:, :, :1], key, width**-0.5)
@@ -33,18 +34,16 @@ def test_large_scores_do_not_overflow_the_class_row(device: str) -> None:
     torch.testing.assert_close(row, plain_class_row(query, key, None, 1.0))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("images", "patches", "prefix"),
-    [(2, 70, 1), (3, 33, 0), (1, 1, 40), pytest.param(5, 4096, 1, marks=pytest.mark.gpu)],
+    ("size", "dtype", "device"), sizes_in_types([(2, 70, 1), (3, 33, 0), (1, 1, 40)], [(5, 4096, 1)])
 )
-def test_ranking_is_the_stable_sort(images: int, patches: int, prefix: int, dtype: torch.dtype, device: str) -> None:
+def test_ranking_is_the_stable_sort(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+    images, patches, prefix = size
     # Few values, so that most have equals; both signs.
     scores = (2.0 * drawn(images, patches, dtype=torch.float32, device=device)).round().to(dtype)
-    falling, places = token_selection.ranked(scores, prefix)
-    expected_falling, expected_places = plain_ranked(scores, prefix)
-    assert torch.equal(places, expected_places)
+    falling, indices = token_selection.argsort_by_score(scores, prefix)
+    expected_falling, expected_places = plain_argsort_by_score(scores, prefix)
+    assert torch.equal(indices, expected_places)
     assert torch.equal(falling, expected_falling)
 
 
@@ -52,28 +51,25 @@ def test_ranking_is_the_stable_sort(images: int, patches: int, prefix: int, dtyp
 def test_ranking_is_a_permutation_even_of_what_is_no_number(device: str) -> None:
     odd = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40, 0.0, -float("nan")]
     scores = torch.tensor([odd], device=device)
-    _, places = token_selection.ranked(scores, 1)
-    assert torch.equal(places, plain_ranked(scores, 1)[1])
+    _, indices = token_selection.argsort_by_score(scores, 1)
+    assert torch.equal(indices, plain_argsort_by_score(scores, 1)[1])
 
 
 def shuffled(images: int, count: int, device: str) -> Tensor:
     return torch.rand(images, count, generator=torch.Generator().manual_seed(4)).argsort(dim=1).to(device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("count", "ahead", "ahead_out", "width"),
-    [(17, 17, 9, 12), (17, 9, 5, 260), (17, 5, 17, 1), pytest.param(4097, 2049, 1025, 768, marks=pytest.mark.gpu)],
+    ("size", "dtype", "device"),
+    sizes_in_types([(17, 17, 9, 12), (17, 9, 5, 260), (17, 5, 17, 1)], [(4097, 2049, 1025, 768)]),
 )
-def test_moves_are_exact_and_undo_each_other(
-    count: int, ahead: int, ahead_out: int, width: int, dtype: torch.dtype, device: str
-) -> None:
+def test_moves_are_exact_and_undo_each_other(size: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    count, ahead, ahead_out, width = size
     wide = drawn(2, count, width + 3, dtype=dtype, device=device)
     first, second = wide[:, :ahead, 2:-1], wide[:, ahead:, 2:-1]
-    places = shuffled(2, count, device)
-    apart = token_selection.moved(first, second, places, ahead_out, scatter=False)
-    assert all(map(torch.equal, apart, plain_taken_apart(first, second, places, ahead_out)))
-    back = token_selection.moved(*apart, places, ahead, scatter=True)
+    indices = shuffled(2, count, device)
+    apart = token_selection.moved(first, second, indices, ahead_out, scatter=False)
+    assert all(map(torch.equal, apart, plain_gather_split(first, second, indices, ahead_out)))
+    back = token_selection.moved(*apart, indices, ahead, scatter=True)
     assert all(map(torch.equal, back, (first, second)))
-    assert all(map(torch.equal, back, plain_put_back(*apart, places, ahead)))
+    assert all(map(torch.equal, back, plain_scatter_back(*apart, indices, ahead)))

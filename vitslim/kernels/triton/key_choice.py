@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.launching import launch, on_device_of
-from vitslim.kernels.triton.strongest import reaching, strongest_sums, threshold
+from vitslim.kernels.triton.topk import reaching, threshold, topk_sums
 
 # Above this a block of 16 rows, the fewest that tensor cores take, does not fit into registers.
 FUSED_TOKENS = 640
@@ -33,7 +33,7 @@ SCORES_AT_ONCE = 1 << 22
 
 @triton.jit
 @no_type_check
-def scores_of(basis, coefficients, row, least, column, tokens, rows, directions, STRONGEST, BLOCK_M: tl.constexpr):
+def scores_of(basis, coefficients, row, least, column, tokens, rows, directions, TOPK, BLOCK_M: tl.constexpr):
     """Coefficients times basis for some rows and columns, with the coefficients below ``least`` as zeros."""
     scores = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
     for start in range(0, directions, BLOCK_M):
@@ -43,7 +43,7 @@ def scores_of(basis, coefficients, row, least, column, tokens, rows, directions,
             mask=(row < rows)[:, None] & (m < directions)[None, :],
             other=0.0,
         ).to(tl.float32)
-        if STRONGEST:
+        if TOPK:
             weights = tl.where(weights.to(tl.int32, bitcast=True) >= least[:, None], weights, 0.0)
         entries = tl.load(
             basis + m[:, None] * tokens + column[None, :],
@@ -87,7 +87,7 @@ def key_choice_kernel(
     keys,
     prefix,
     GIVEN: tl.constexpr,
-    STRONGEST: tl.constexpr,
+    TOPK: tl.constexpr,
     TO_BITS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -112,14 +112,14 @@ def key_choice_kernel(
         rest = tl.load(line + last[None, :], mask=here[:, None] & (last < tokens)[None, :], other=0.0)
     else:
         least = tl.zeros([BLOCK_R], tl.int32)
-        if STRONGEST:
+        if TOPK:
             m = tl.arange(0, ALL_M)
             cell = here[:, None] & (m < directions)[None, :]
             weights = tl.load(coefficients + row[:, None] * directions + m[None, :], mask=cell, other=0.0)
             ranks = tl.where((m < directions)[None, :], weights.to(tl.float32).to(tl.int32, bitcast=True), -1)
             least = threshold(ranks, tl.full([BLOCK_R, 1], -1, tl.int32), top)
-        main = scores_of(basis, coefficients, row, least, first, tokens, rows, directions, STRONGEST, BLOCK_M)
-        rest = scores_of(basis, coefficients, row, least, last, tokens, rows, directions, STRONGEST, BLOCK_M)
+        main = scores_of(basis, coefficients, row, least, first, tokens, rows, directions, TOPK, BLOCK_M)
+        rest = scores_of(basis, coefficients, row, least, last, tokens, rows, directions, TOPK, BLOCK_M)
     main, rest = ranks_of(main, first, prefix, tokens), ranks_of(rest, last, prefix, tokens)
     level = threshold(main, rest, keys)
     # Above the level all are kept, of the equals the first so many.
@@ -171,7 +171,7 @@ def _chosen(
     with on_device_of(coefficients):
         rows, basis = coefficients.contiguous(), basis.contiguous()
         if tile > 1 or not (fused or top >= directions):
-            rows, top = strongest_sums(rows, tile, tiles, top), directions
+            rows, top = topk_sums(rows, tile, tiles, top), directions
         # A basis for each image: rows of one image have nothing to do with those of another.
         groups, together = (images, 1) if basis.ndim == 3 else (1, images)
         rows = rows.view(groups, together * heads * tiles, directions)
@@ -219,7 +219,7 @@ def _launch(
         keys,
         prefix,
         GIVEN=scores is not None,
-        STRONGEST=top < directions,
+        TOPK=top < directions,
         TO_BITS=chosen.dtype == torch.int32,
         **sizes,
         **options,

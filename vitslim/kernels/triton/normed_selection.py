@@ -5,7 +5,7 @@ A row is whole in registers, so mean and variance cost no more reading. DeiT-S, 
 
 * Forward: read all, write all, write the norm of the active half, 2.5 passes and one launch; a norm behind would read
   the active half again, 3 passes and two launches.
-* Backward: read two gradients and the tokens of the active half, the gradient of the waiting half, write all: 3 passes.
+* Backward: read two gradients and the tokens of the active half, the gradient of the inactive, write all: 3 passes.
   The norm's gradient, the sum at the residual and the move, each on its own, are 5. Mean and variance are computed
   again from the row, which has to be read anyhow.
 """
@@ -42,9 +42,9 @@ def take_norm_kernel(
     first,
     second,
     active,
-    waiting,
+    inactive,
     normed,
-    places,
+    indices,
     weight,
     bias,
     count,
@@ -59,15 +59,15 @@ def take_norm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Some rows of one image from (first, second) to (active, waiting), and LayerNorm of those that become active."""
+    """Some rows of one image from (first, second) to (active, inactive), and LayerNorm of those that become active."""
     picture = tl.program_id(0).to(tl.int64)
     target = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    source = tl.load(places + picture * count + target, mask=target < count, other=0).to(tl.int32)
+    source = tl.load(indices + picture * count + target, mask=target < count, other=0).to(tl.int32)
     feature = tl.arange(0, BLOCK_D)
     inside = (target < count)[:, None] & (feature < width)[None, :]
     first_strides, second_strides = (first_batch_stride, first_token_stride), (second_batch_stride, second_token_stride)
     row = read_parts(first, second, first_strides, second_strides, picture, source, cut, feature, inside)
-    write_parts(active, waiting, row, picture, target, ahead, count, width, feature, inside)
+    write_parts(active, inactive, row, picture, target, ahead, count, width, feature, inside)
     # y = γ (x - μ) / σ + β
     values, _ = standardised(tl.where(inside, row.to(tl.float32), 0.0), width, eps, feature)
     scale = tl.load(weight + feature, mask=feature < width, other=0.0).to(tl.float32)
@@ -81,10 +81,10 @@ def take_norm_kernel(
 @no_type_check
 def take_norm_gradient_kernel(
     active_grad,
-    waiting_grad,
+    inactive_grad,
     normed_grad,
     active,
-    places,
+    indices,
     weight,
     first_grad,
     second_grad,
@@ -100,7 +100,7 @@ def take_norm_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The gradient of some rows of the batch, back at their places, and those rows' share of that of γ and β."""
+    """The gradient of some rows of the batch, back at their indices, and those rows' share of that of γ and β."""
     feature = tl.arange(0, BLOCK_D)
     scale = tl.load(weight + feature, mask=feature < width, other=0.0).to(tl.float32)
     by_scale = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -123,12 +123,12 @@ def take_norm_gradient_kernel(
         gained *= scale[None, :]
         along = tl.sum(gained * values, axis=1) / width
         gained -= (tl.sum(gained, axis=1) / width)[:, None] + values * along[:, None]
-        strides, waiting_strides = (ahead * width, width), ((count - ahead) * width, width)
+        strides, inactive_strides = (ahead * width, width), ((count - ahead) * width, width)
         passed = read_parts(
-            active_grad, waiting_grad, strides, waiting_strides, picture, place, ahead, feature, inside
+            active_grad, inactive_grad, strides, inactive_strides, picture, place, ahead, feature, inside
         ).to(tl.float32)
         passed += tl.where(is_active, gained * inverse_deviation[:, None], 0.0)
-        source = tl.load(places + row, mask=row < end, other=0).to(tl.int32)
+        source = tl.load(indices + row, mask=row < end, other=0).to(tl.int32)
         passed = passed.to(first_grad.dtype.element_ty)
         write_parts(first_grad, second_grad, passed, picture, source, cut, count, width, feature, inside)
     write = tl.program_id(0) * width + feature
@@ -136,14 +136,14 @@ def take_norm_gradient_kernel(
     tl.store(bias_parts + write, tl.sum(by_shift, axis=0), mask=feature < width)
 
 
-def taken_apart_normed(
-    first: Tensor, second: Tensor, places: Tensor, ahead: int, weight: Tensor, bias: Tensor, eps: float
+def gather_split_normed(
+    first: Tensor, second: Tensor, indices: Tensor, ahead: int, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``vitslim::taken_apart_normed``, see ``vitslim.kernels.normed_selection``."""
+    """``vitslim::gather_split_normed``, see ``vitslim.kernels.normed_selection``."""
     first, second = (rows_of(part) for part in (first, second))
-    images, count = places.shape
+    images, count = indices.shape
     width = first.shape[2]
-    active, waiting = first.new_empty(images, ahead, width), first.new_empty(images, count - ahead, width)
+    active, inactive = first.new_empty(images, ahead, width), first.new_empty(images, count - ahead, width)
     normed = weight.new_empty(active.shape)
     sizes, options = block_sizes(width)
     with on_device_of(first):
@@ -153,9 +153,9 @@ def taken_apart_normed(
             first,
             second,
             active,
-            waiting,
+            inactive,
             normed,
-            places.contiguous(),
+            indices.contiguous(),
             weight.contiguous(),
             bias.contiguous(),
             count,
@@ -170,21 +170,21 @@ def taken_apart_normed(
             **sizes,
             **options,
         )
-    return active, waiting, normed
+    return active, inactive, normed
 
 
 def gradients(
     active_grad: Tensor,
-    waiting_grad: Tensor,
+    inactive_grad: Tensor,
     normed_grad: Tensor,
     active: Tensor,
-    places: Tensor,
+    indices: Tensor,
     weight: Tensor,
     eps: float,
     cut: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``vitslim::taken_apart_normed_backward``. The sums over programs are torch's, in a fixed order."""
-    images, count = places.shape
+    """``vitslim::gather_split_normed_backward``. The sums over programs are torch's, in a fixed order."""
+    images, count = indices.shape
     ahead, width = active.shape[1:]
     first_grad, second_grad = active.new_empty(images, cut, width), active.new_empty(images, count - cut, width)
     sizes, options = block_sizes(width)
@@ -197,10 +197,10 @@ def gradients(
             take_norm_gradient_kernel,
             programs,
             active_grad.contiguous(),
-            waiting_grad.contiguous(),
+            inactive_grad.contiguous(),
             normed_grad.contiguous(),
             active,
-            places.contiguous(),
+            indices.contiguous(),
             weight.contiguous(),
             first_grad,
             second_grad,
@@ -232,15 +232,15 @@ def forms() -> list[KernelForm]:
     for dtype, norm, width in _FORMS:
         sizes, options = block_sizes(width)
         name = f"{dtype}, norm in {norm}, width {width}"
-        rows = dict.fromkeys(("first", "second", "active", "waiting"), f"*{dtype}")
-        rows |= dict.fromkeys(("normed", "weight", "bias"), f"*{norm}") | {"places": "*i64"}
+        rows = dict.fromkeys(("first", "second", "active", "inactive"), f"*{dtype}")
+        rows |= dict.fromkeys(("normed", "weight", "bias"), f"*{norm}") | {"indices": "*i64"}
         strides = ("first_batch_stride", "first_token_stride", "second_batch_stride", "second_token_stride")
         counts = dict.fromkeys(("count", "cut", "ahead", "width"), "i32") | {"eps": "fp32"}
         types = rows | counts | dict.fromkeys(strides, "i32")
         aligned, warps = (*rows, *strides, "width"), options["num_warps"]
         found.append(KernelForm(f"take_norm_kernel {name}", take_norm_kernel, types, sizes, aligned, warps))
-        rows = dict.fromkeys(("active_grad", "waiting_grad", "active", "first_grad", "second_grad"), f"*{dtype}")
-        rows |= dict.fromkeys(("normed_grad", "weight"), f"*{norm}") | {"places": "*i64"}
+        rows = dict.fromkeys(("active_grad", "inactive_grad", "active", "first_grad", "second_grad"), f"*{dtype}")
+        rows |= dict.fromkeys(("normed_grad", "weight"), f"*{norm}") | {"indices": "*i64"}
         rows |= dict.fromkeys(("weight_parts", "bias_parts"), "*fp32")
         types = rows | counts | dict.fromkeys(("rows", "rows_per_program"), "i32")
         name, aligned = f"take_norm_gradient_kernel {name}", (*rows, "width")

@@ -13,8 +13,8 @@ from vitslim.kernels.triton.key_choice import key_choice_kernel, key_choice_size
 from vitslim.kernels.triton.key_gradient import key_gradient_kernel
 from vitslim.kernels.triton.launching import padded
 from vitslim.kernels.triton.pieces import live_blocks_kernel
-from vitslim.kernels.triton.strongest import strongest_sum_kernel
 from vitslim.kernels.triton.tile_attention import tile_attention_kernel
+from vitslim.kernels.triton.topk import topk_sum_kernel
 from vitslim.kernels.triton.tuning import Blocks, rule
 
 _NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -123,7 +123,7 @@ def _choice_forms() -> Iterator[KernelForm]:
         (4097, 682, True, False),
     ):
         sizes, options = key_choice_sizes(tokens, directions, given=given)
-        constants = {"GIVEN": given, "STRONGEST": not given, "TO_BITS": to_bits, **sizes}
+        constants = {"GIVEN": given, "TOPK": not given, "TO_BITS": to_bits, **sizes}
         what = f"tokens {tokens} {'scores given' if given else 'fused'} to {'bits' if to_bits else 'indices'}"
         all_types = types | {"chosen": "*i32" if to_bits else "*i64"} | dict.fromkeys(numbers, "i32")
         form = KernelForm(
@@ -139,8 +139,8 @@ def _choice_forms() -> Iterator[KernelForm]:
     counts = dict.fromkeys(("patches", "directions", "tile", "tiles", "top"), "i32")
     for directions in (32, 682):
         yield KernelForm(
-            f"strongest_sum_kernel directions {directions}",
-            strongest_sum_kernel,
+            f"topk_sum_kernel directions {directions}",
+            topk_sum_kernel,
             {"coefficients": "*fp32", "summed": "*fp32"} | counts,
             {"BLOCK_P": 16 if directions == 32 else 4, "BLOCK_M": triton.next_power_of_2(directions)},
             ("coefficients", "summed"),

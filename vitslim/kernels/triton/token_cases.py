@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.normed_selection import plain_taken_apart_normed
+from vitslim.kernels.normed_selection import plain_gather_split_normed
 from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
-from vitslim.kernels.token_selection import plain_class_row, plain_put_back, plain_ranked, plain_taken_apart
+from vitslim.kernels.token_selection import (
+    plain_argsort_by_score,
+    plain_class_row,
+    plain_gather_split,
+    plain_scatter_back,
+)
 from vitslim.kernels.triton.cases import TOKENS, KernelCase, noise
 
 # DeiT-S: heads of 64, a class token; half of the patches stay.
@@ -44,11 +49,11 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
     rows, joined = drawn(batch, tokens, width), drawn(batch, tokens, 3, _HEADS, _WIDTH)
     query, key = joined[:, :1, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2)
     scores = drawn(batch, side**2).float()
-    places = plain_ranked(scores, _PREFIX)[1]
+    indices = plain_argsort_by_score(scores, _PREFIX)[1]
     ahead = _PREFIX + int(_KEEP * side**2)
-    first, second = plain_taken_apart(rows, None, places, ahead)
+    first, second = plain_gather_split(rows, None, indices, ahead)
     nothing, ops, scale = rows[:, :0], torch.ops.vitslim, _WIDTH**-0.5
-    moved = 2 * _bytes(rows) + _bytes(places)
+    moved = 2 * _bytes(rows) + _bytes(indices)
     affine = (drawn(width), drawn(width), _EPS)
 
     def case(
@@ -64,31 +69,36 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
             _bytes(key),
             key.numel(),
         ),
-        case("order", lambda: ops.ranked(scores, 1)[1], lambda: plain_ranked(scores, 1)[1], 2 * _bytes(scores)),
+        case(
+            "order",
+            lambda: ops.argsort_by_score(scores, 1)[1],
+            lambda: plain_argsort_by_score(scores, 1)[1],
+            2 * _bytes(scores),
+        ),
         case(
             "take apart, normed",
-            lambda: ops.taken_apart_normed(rows, nothing, places, ahead, *affine)[2],
-            lambda: plain_taken_apart_normed(rows, None, places, ahead, *affine)[2],
+            lambda: ops.gather_split_normed(rows, nothing, indices, ahead, *affine)[2],
+            lambda: plain_gather_split_normed(rows, None, indices, ahead, *affine)[2],
             moved + _bytes(first),
         ),
         case(
             "take apart",
-            lambda: ops.taken_apart(rows, nothing, places, ahead)[0],
-            lambda: plain_taken_apart(rows, None, places, ahead)[0],
+            lambda: ops.gather_split(rows, nothing, indices, ahead)[0],
+            lambda: plain_gather_split(rows, None, indices, ahead)[0],
             moved,
         ),
         case(
             "put back",
-            lambda: ops.put_back(first, second, places, tokens)[0],
-            lambda: plain_put_back(first, second, places, tokens)[0],
+            lambda: ops.scatter_back(first, second, indices, tokens)[0],
+            lambda: plain_scatter_back(first, second, indices, tokens)[0],
             moved,
         ),
     ]
     mark = selection_mark(device, dtype, tokens, batch)
 
     def selected() -> Tensor:
-        order = ops.ranked(ops.class_row(query, key, scale)[:, :, _PREFIX:].float().mean(1), _PREFIX)[1]
-        return ops.taken_apart_normed(rows, nothing, order, ahead, *affine)[2]
+        order = ops.argsort_by_score(ops.class_row(query, key, scale)[:, :, _PREFIX:].float().mean(1), _PREFIX)[1]
+        return ops.gather_split_normed(rows, nothing, order, ahead, *affine)[2]
 
     found.append(case("selection", selected, mark, sum(one.bytes for one in found[: len(SELECTION)]), key.numel()))
     for expansion in (2.0, 0.5):

@@ -1,4 +1,4 @@
-"""Triton kernels that choose tokens: the class row of an attention, the order of scores, rows moved to their places.
+"""Triton kernels that choose tokens: the class row of an attention, the order of scores, rows moved to their indices.
 
 What a selection of Evo-ViT may cost, DeiT-S, batch 256, 224 px, bf16 on an H100 (3.35 TB/s): the tokens are 256 · 197 ·
 384 entries, 39 MB, 11.5 µs to read or to write. One LayerNorm pass (read, write) is 23 µs, one read and one write of
@@ -9,9 +9,9 @@ the tokens are 23 µs more: 46 µs is the mark.
 * ``rank_kernel`` finds the place of a score by counting the larger ones: p² comparisons, 10 M at 224 px, no
   communication, equal scores in order. The inverse permutation, which a sort has to find anew, is what it computes
   first. At p = 4096 it is 17 M comparisons per image, 2 µs.
-* ``move_kernel`` reads and writes each token once, 23 µs, from and to two parts, so that active and waiting tokens need
-  no ``cat`` before and no copy of a slice after. Bringing them back is the same kernel with sides exchanged: rows go
-  to ``order[i]``, which is a permutation, so that no two meet, and no inverse is needed.
+* ``move_kernel`` reads and writes each token once, 23 µs, from and to two parts, so that active and inactive tokens
+  need no ``cat`` before and no copy of a slice after. Bringing them back is the same kernel with sides exchanged: rows
+  go to ``order[i]``, which is a permutation, so that no two meet, and no inverse is needed.
 
 Together 35 to 40 µs. The LayerNorm through which the next block reads the active half takes 12 µs and a launch behind
 them, and 6 µs, its own output, where it comes along (``vitslim.kernels.triton.normed_selection``).
@@ -85,12 +85,12 @@ def _sortable(scores, index, count):
 
 @triton.jit
 @no_type_check
-def rank_kernel(scores, falling, places, count, prefix, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Some scores of one image go to their places in falling order; the index decides between equal ones."""
+def rank_kernel(scores, falling, indices, count, prefix, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Some scores of one image go to their indices in falling order; the index decides between equal ones."""
     picture = tl.program_id(0).to(tl.int64)
     scores += picture * count
     falling += picture * count
-    places += picture * (prefix + count)
+    indices += picture * (prefix + count)
     own = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     mine = _sortable(scores, own, count)
     before = tl.zeros([BLOCK_I, BLOCK_J], tl.int32)
@@ -104,11 +104,11 @@ def rank_kernel(scores, falling, places, count, prefix, BLOCK_I: tl.constexpr, B
     rank = tl.sum(before, axis=1)
     value = tl.load(scores + own, mask=own < count, other=0.0)
     tl.store(falling + rank, value, mask=own < count)
-    tl.store(places + prefix + rank, (own + prefix).to(tl.int64), mask=own < count)
+    tl.store(indices + prefix + rank, (own + prefix).to(tl.int64), mask=own < count)
     # The first program also writes the prefix, which stays at the front.
     for start in range(0, tl.where(tl.program_id(1) == 0, prefix, 0), BLOCK_I):
         token = start + tl.arange(0, BLOCK_I)
-        tl.store(places + token, token.to(tl.int64), mask=token < prefix)
+        tl.store(indices + token, token.to(tl.int64), mask=token < prefix)
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def move_kernel(
     second,
     first_out,
     second_out,
-    places,
+    indices,
     count,
     ahead,
     ahead_out,
@@ -152,10 +152,10 @@ def move_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Some rows of one image from (first, second) to (first_out, second_out): row ``places[i]`` to i, or back."""
+    """Some rows of one image from (first, second) to (first_out, second_out): row ``indices[i]`` to i, or back."""
     picture = tl.program_id(0).to(tl.int64)
     near = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    far = tl.load(places + picture * count + near, mask=near < count, other=0).to(tl.int32)
+    far = tl.load(indices + picture * count + near, mask=near < count, other=0).to(tl.int32)
     if SCATTER:
         source, target = near, far
     else:
@@ -197,12 +197,12 @@ def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return row
 
 
-def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """``vitslim::ranked``."""
+def argsort_by_score(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """``vitslim::argsort_by_score``."""
     scores = scores.contiguous()
     images, count = scores.shape
     falling = torch.empty_like(scores)
-    places = scores.new_empty(images, prefix + count, dtype=torch.int64)
+    indices = scores.new_empty(images, prefix + count, dtype=torch.int64)
     block_i, block_j = 32, 64
     with on_device_of(scores):
         # One program at least, for the prefix.
@@ -211,19 +211,19 @@ def ranked(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
             (images, max(1, triton.cdiv(count, block_i))),
             scores,
             falling,
-            places,
+            indices,
             count,
             prefix,
             BLOCK_I=block_i,
             BLOCK_J=block_j,
         )
-    return falling, places
+    return falling, indices
 
 
-def moved(first: Tensor, second: Tensor, places: Tensor, ahead: int, *, scatter: bool) -> tuple[Tensor, Tensor]:
-    """``vitslim::taken_apart``, and with ``scatter`` ``vitslim::put_back``."""
+def moved(first: Tensor, second: Tensor, indices: Tensor, ahead: int, *, scatter: bool) -> tuple[Tensor, Tensor]:
+    """``vitslim::gather_split``, and with ``scatter`` ``vitslim::scatter_back``."""
     first, second = (rows_of(part) for part in (first, second))
-    images, count = places.shape
+    images, count = indices.shape
     width = first.shape[2]
     first_out = first.new_empty(images, ahead, width)
     second_out = first.new_empty(images, count - ahead, width)
@@ -236,7 +236,7 @@ def moved(first: Tensor, second: Tensor, places: Tensor, ahead: int, *, scatter:
             second,
             first_out,
             second_out,
-            places.contiguous(),
+            indices.contiguous(),
             count,
             first.shape[1],
             ahead,
@@ -262,7 +262,7 @@ def forms() -> list[KernelForm]:
         aligned = (*pointers, *strides, "width")
         constants = {"BLOCK_N": 64, "BLOCK_E": 64}
         found.append(KernelForm(f"class_row_kernel {dtype}", class_row_kernel, pointers | sizes, constants, aligned))
-        pointers = dict.fromkeys(("first", "second", "first_out", "second_out"), f"*{dtype}") | {"places": "*i64"}
+        pointers = dict.fromkeys(("first", "second", "first_out", "second_out"), f"*{dtype}") | {"indices": "*i64"}
         strides = ("first_batch_stride", "first_token_stride", "second_batch_stride", "second_token_stride")
         sizes = dict.fromkeys((*strides, "count", "ahead", "ahead_out", "width"), "i32")
         aligned = (*pointers, *strides, "width")
@@ -270,7 +270,7 @@ def forms() -> list[KernelForm]:
             constants = {"SCATTER": scatter, "BLOCK_N": 8, "BLOCK_D": 256}
             name = f"move_kernel {'scatter' if scatter else 'gather'} {dtype}"
             found.append(KernelForm(name, move_kernel, pointers | sizes, constants, aligned))
-    pointers = {"scores": "*fp32", "falling": "*fp32", "places": "*i64"}
+    pointers = {"scores": "*fp32", "falling": "*fp32", "indices": "*i64"}
     constants = {"BLOCK_I": 32, "BLOCK_J": 64}
     found.append(
         KernelForm("rank_kernel", rank_kernel, pointers | {"count": "i32", "prefix": "i32"}, constants, tuple(pointers))

@@ -8,11 +8,11 @@ from typing import Literal, cast
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.contest import Backend
 from vitslim.bench.suite import DENSE, SMALLER, Aim
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.suite.preset import Competitor, ModelEntry, read_preset_file
 from vitslim.recipe import with_overrides
 from vitslim.runtime import Precision
@@ -27,7 +27,6 @@ TEACHER = "teacher"
 SPEED_FOLDER = "speed"
 _NAME = re.compile(r"[a-z0-9][\w.+-]*", re.ASCII)
 _RESERVED = {CONTROL, TEACHER, SPEED_FOLDER, DENSE, SMALLER, *BASELINES}
-BATCH_ON_INFLUENCE = 64  # images on which depth-drop looks for the blocks that change least
 
 
 class Student(Competitor):

@@ -17,7 +17,8 @@ from vitslim.checkpoint import load_config
 from vitslim.data import open_rendered
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
-from vitslim.models import open_model, preprocessing
+from vitslim.models import preprocessing
+from vitslim.opening import open_model
 from vitslim.pipeline.accuracy.preset import CONTROL, SPEED_FOLDER, TEACHER, AccuracyPreset, read_accuracy_preset
 from vitslim.pipeline.accuracy.training import BEGUN_FILE, PausedError, Trainer, digest_of
 from vitslim.pipeline.suite.preset import Competitor, Group, ModelEntry, Preset, require_device

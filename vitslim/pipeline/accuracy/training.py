@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.bench.baselines import at_lower_size, block_influences, blocks_to_drop, drop_blocks
 from vitslim.bench.code import TRAINING, code_digest
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.environment import environment
@@ -25,15 +24,16 @@ from vitslim.data import Loader, open_rendered
 from vitslim.data.randomness import seeded
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert
-from vitslim.models import open_model, preprocessing
-from vitslim.pipeline.accuracy.preset import BATCH_ON_INFLUENCE, CONTROL, TEACHER, AccuracyPreset
+from vitslim.models import init_from_scratch_, preprocessing
+from vitslim.opening import open_model
+from vitslim.pipeline.accuracy.preset import CONTROL, TEACHER, AccuracyPreset
+from vitslim.pipeline.baselines import BASELINES
+from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.preset import ModelEntry
-from vitslim.pipeline.verbs import device_named
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.runtime.versions import library_versions
 from vitslim.train import DistillConfig, TrainResult, distill, evaluate, warm_start
 from vitslim.train.settings import resolve_precision
-from vitslim.train.start import start_from_scratch_
 
 BEGUN_FILE = "begun.json"
 RESULT_FILE = "result.json"
@@ -95,7 +95,7 @@ class Trainer:
             student, _ = self._from_nothing(preset.sibling, folder / "scratch", f"{name}, labels")
         elif name == "lower-resolution":
             # Its images are smaller than the teacher's, so it learns from labels: all of the weight goes there.
-            student = at_lower_size(self.teacher)
+            student = BASELINES[name](self.teacher)
             labels = preset.budget.model_copy(update={"hard": 1.0, "soft": 0.0, "tokens": 0.0, "step_outputs": 0.0})
             trained = self._distill(student, None, labels, folder / "train", name)
             return _Made(student, trained, reference=None)
@@ -111,9 +111,7 @@ class Trainer:
         if name == CONTROL:
             return copy.deepcopy(self.teacher)
         if name == "depth-drop":
-            images = next(iter(self._loader(self.teacher, "val", batch_size=BATCH_ON_INFLUENCE))).images
-            influences = block_influences(self.teacher, images)
-            return drop_blocks(self.teacher, blocks_to_drop(len(influences), influences=influences))
+            return convert(self.teacher, "depth", layers="auto", analysis=self._analysis())
         spec = self.preset.students[name]
         model = self.teacher
         for entry in spec.convert:
@@ -134,7 +132,7 @@ class Trainer:
                 num_classes=task.classes,
                 **entry.options,
             )
-        model = start_from_scratch_(model, task.seed).to(self._device)
+        model = init_from_scratch_(model, task.seed).to(self._device)
         return model, self._distill(model, None, self.preset.teacher, folder, name)
 
     def _finish(self, name: str, made: _Made, folder: Path) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.contest import Cell, Entrant, entrants
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import Traffic, count_traffic
 from vitslim.bench.suite import DENSE, SMALLER, Kind, Piece
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import open_model
+from vitslim.opening import open_model
+from vitslim.pipeline.baselines import BASELINES
 from vitslim.pipeline.suite.preset import Preset
 
 

@@ -16,7 +16,7 @@ import torch
 
 from vitslim.bench.ceilings import measure_ceilings
 from vitslim.bench.clock import torch_threads
-from vitslim.bench.contest import ON_GPU, Cell, Contest, Meter
+from vitslim.bench.contest import Cell, Contest, Meter, facts_of
 from vitslim.bench.environment import environment
 from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.kernels import KernelRow, KernelSkip, time_kernels
@@ -83,9 +83,6 @@ def free_memory() -> None:
 
 
 def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
-    from vitslim.export import export_onnx
-    from vitslim.pipeline.engines import export_engine
-
     device = _device(preset)
     _require_backend(piece, device)
     meter, notes = _meter(device, preset)
@@ -101,8 +98,6 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
         warmup=preset.warmup,
         seconds=preset.seconds,
         device="cuda" if device.type == "cuda" else "cpu",
-        exporter=export_onnx,
-        engine_exporter=export_engine,
         meter=meter,
     )
     skipped = list(runners.skipped)
@@ -173,7 +168,7 @@ def _device(preset: Preset) -> torch.device:
 
 def _require_backend(piece: Piece, device: torch.device) -> None:
     """Refuse a backend that is not here before models are built and exported for it."""
-    if piece.backend in ON_GPU and device.type != "cuda":
+    if facts_of(piece.backend).needs_gpu and device.type != "cuda":
         raise MissingDependencyError(f"{piece.backend} runs on a GPU, this preset measures the CPU")
     if piece.backend == "ort" and device.type == "cuda":
         import onnxruntime

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vitslim.bench.baselines import BASELINES
 from vitslim.bench.clock import MIN_ROUNDS
-from vitslim.bench.contest import IN_TORCH, Backend
+from vitslim.bench.contest import Backend, facts_of
 from vitslim.bench.suite import SMALLER, Aim, Piece
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.methods import method_named
-from vitslim.pipeline.verbs import device_named
+from vitslim.pipeline.baselines import BASELINES
+from vitslim.pipeline.devices import device_named
 from vitslim.recipe import read_settings_file
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
@@ -118,7 +118,7 @@ class Preset(Config):
                 raise ValueError(f"aim {aim.what!r}: no kernel {aim.kernel!r}; choose from {', '.join(KERNELS)}")
             if aim.kernel and aim.of != "speed":
                 raise ValueError(f"aim {aim.what!r}: of={aim.of!r}, but kernels are timed alone")
-            if aim.of == "memory" and (aim.backend not in IN_TORCH or not self.device.startswith("cuda")):
+            if aim.of == "memory" and (not facts_of(aim.backend).in_torch or not self.device.startswith("cuda")):
                 raise ValueError(f"aim {aim.what!r}: of='memory', which is read where torch runs on a GPU alone")
             if any(_measures(piece, aim) for piece in pieces):
                 continue

@@ -13,24 +13,17 @@ from vitslim.report.plan_rows import PlanRow
 
 def change(parts: ReportParts) -> list[Piece]:
     """What was chosen, then the plan as a strip of steps and as a table."""
-    if not parts.plan:
+    plan = parts.plan
+    if plan is None:
         if parts.is_dense:
             return [Note("Nothing: this is a dense model.")]
         return [absent("Not known, the folder has no plan", command(parts, "convert"))]
-    depth = _depth(parts)
     return [
         *map(_choice, parts.choices),
-        Note(_summary(parts.plan, depth)),
-        *pictures(plan_picture(parts.plan, depth), columns="one"),
-        _table(parts.plan),
+        Note(_summary(plan.rows, plan.depth)),
+        *pictures(plan_picture(plan), columns="one"),
+        _table(plan.rows),
     ]
-
-
-def _depth(parts: ReportParts) -> int:
-    """Blocks of the dense model: as its options say, else as many as the plan names."""
-    told = parts.config.base.options.get("depth") if parts.config else None
-    named = 1 + max(row.block for row in parts.plan)
-    return max(named, told) if isinstance(told, int) and told < 2 * named + 64 else named
 
 
 def _choice(choice: Choice) -> Note:
@@ -59,7 +52,11 @@ def _summary(rows: Sequence[PlanRow], depth: int) -> str:
         (depth - named, "block of the dense model is dropped", "blocks of the dense model are dropped"),
         (_count(rows, "attention", "dense"), "step has another attention", "steps have another attention"),
         (_count(rows, "mlp", "dense"), "step has another MLP", "steps have another MLP"),
-        (_count(rows, "tokens", "all"), "step works on a part of the tokens", "steps work on a part of the tokens"),
+        (
+            sum(row.tokens.share < 1 for row in rows),
+            "step works on a part of the tokens",
+            "steps work on a part of the tokens",
+        ),
         (
             sum(row.shares_with is not None for row in rows),
             "step applies the weights of an earlier step again",
@@ -76,15 +73,14 @@ def _count(rows: Sequence[PlanRow], axis: str, unchanged: str) -> int:
 
 
 def _table(rows: Sequence[PlanRow]) -> Table:
-    has_macs = any(row.macs is not None for row in rows)
     body = [
         [
             *(str(row.step), str(row.block)),
             *(part.words for part in (row.attention, row.tokens, row.mlp, row.weights)),
             amount(row.parameters),
-            *([amount(row.macs, "MAC")] if has_macs else []),
+            amount(row.macs, "MAC"),
         ]
         for row in rows
     ]
-    header = ["Step", "Block", "Attention", "Tokens", "MLP", "Weights", "Parameters"]
-    return Table("Every step of the plan.", [*header, *(["MACs"] if has_macs else [])], body, words=6)
+    header = ["Step", "Block", "Attention", "Tokens", "MLP", "Weights", "Parameters", "MACs"]
+    return Table("Every step of the plan.", header, body, words=6)

@@ -1,10 +1,10 @@
 """Section: whether the exported artifacts compute what the model computes."""
 
-from vitslim.export.result import ParityCheck
 from vitslim.report.commands import command
 from vitslim.report.content import Cell, Note, Piece, Table, absent
 from vitslim.report.numbers import fixed, percent, scientific
 from vitslim.report.parts import ReportParts
+from vitslim.targets.parity.result import ParityCheck
 
 _HEADER = (
     "Artifact",

@@ -8,7 +8,7 @@ from vitslim.report.charts import block_bars, block_dots, heat_map
 from vitslim.report.commands import command
 from vitslim.report.content import Cell, Heading, Note, Piece, Table, absent, pictures
 from vitslim.report.drawing import Picture
-from vitslim.report.numbers import block_list, fixed, percent, whole
+from vitslim.report.numbers import block_list, digits, fixed, percent, whole
 from vitslim.report.parts import ReportParts
 
 _MAPS = (
@@ -32,7 +32,6 @@ def redundancy(parts: ReportParts) -> list[Piece]:
     return [
         Note(f"Measured on the dense model with {whole(found.images)} images."),
         Note(_advice(found.recommended), lead="Recommended"),
-        *_together(found.recommended),
         Heading("How alike the blocks are"),
         Note(alike, "note"),
         *pictures(*maps, columns="three"),
@@ -62,21 +61,6 @@ def _advice(advice: Recommendation) -> str:
     count = len(advice.layers)
     which = f"{'block' if count == 1 else 'blocks'} {block_list(advice.layers)}." if count else "none."
     return f"{which} {advice.reason}".strip()
-
-
-def _together(advice: Recommendation) -> list[Note]:
-    """What happens when all recommended blocks are replaced at once: the start from which training sets out."""
-    return [
-        Note(
-            f"All of them replaced at once ({one.kind}), before any training: "
-            + (
-                f"{percent(one.top1_agreement, 1)} of the images keep their class, KL {fixed(one.kl, 3)} nats."
-                if one.feature_change is None
-                else f"the features change by {percent(one.feature_change, 1)} of their length."
-            )
-        )
-        for one in advice.measured
-    ]
 
 
 def _maps(found: AnalysisReport) -> list[Picture]:
@@ -128,4 +112,4 @@ def _replacement_cells(found: AnalysisReport, layer: int) -> list[str]:
     if found.output_measure == "feature_change":
         return [percent(one.feature_change if one else None, 1) for one in pair]
     figures = [(one.kl, one.top1_agreement) if one else (None, None) for one in pair]
-    return [cell for kl, agreement in figures for cell in (fixed(kl, 3), percent(agreement, 1))]
+    return [cell for kl, agreement in figures for cell in (digits(kl, 3), percent(agreement, 1))]

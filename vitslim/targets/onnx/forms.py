@@ -1,0 +1,79 @@
+"""The forms in which one exported file can be run."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitslim.errors import CheckpointError, VitslimError
+from vitslim.runtime import OrtRunner, Precision, Runner
+from vitslim.targets.onnx.bfloat16 import rounding_copy
+from vitslim.targets.onnx.graph import inlined
+from vitslim.targets.onnx.reading import read_header
+from vitslim.targets.onnx.weights import data_path
+from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, Form
+
+INLINED = "inlined"
+
+
+def forms_of(path: Path) -> Iterator[Form]:
+    """Every form of a file that can be run here.
+
+    A file in bfloat16 has one, ``rounded``, since ONNX Runtime computes none on a CPU. Others are run ``as written``,
+    and ``inlined`` where they hold local functions.
+
+    Raises:
+        CheckpointError: the file is missing, or is no ONNX file.
+        MissingDependencyError: onnx is not installed.
+    """
+    header = read_header(path)
+    if precision_in(header) == "bf16":
+        yield ROUNDED, _rewritten(path, rounding_copy)
+        return
+    yield AS_WRITTEN, OrtRunner(path)
+    if header.functions:
+        yield INLINED, _rewritten(path, inlined)
+
+
+def precision_in(header: Any) -> Precision:
+    """The precision that a graph computes in, as most of its weights tell it, whatever its metadata say."""
+    sizes = Counter[int]()
+    for tensor in header.graph.initializer:
+        sizes[tensor.data_type] += math.prod(tensor.dims)
+    kinds: dict[Precision, int] = {"fp32": 1, "fp16": 10, "bf16": 16}  # of onnx.TensorProto
+    return max(kinds, key=lambda precision: sizes[kinds[precision]])
+
+
+@contextmanager
+def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
+    import onnx
+
+    is_split = data_path(path).is_file()
+    # Weights are found beside the file, and only there.
+    near = path.parent if is_split and os.access(path.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="vitslim-", dir=near) as folder:
+        scratch = Path(folder) / path.name
+        whole = rewrite is rounding_copy
+        try:
+            model = rewrite(onnx.load(str(path), load_external_data=whole))
+        except VitslimError:
+            raise
+        except Exception as error:  # of onnx, protobuf or numpy, by what is wrong with the graph
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from error
+        if is_split and not whole:
+            _lend(data_path(path), Path(folder) / data_path(path).name)
+        onnx.save(model, str(scratch), save_as_external_data=is_split and whole, location=f"{path.name}.data")
+        with OrtRunner(scratch, name=path.stem) as runner:
+            yield runner
+
+
+def _lend(data: Path, place: Path) -> None:
+    try:
+        place.hardlink_to(data)
+    except OSError:
+        shutil.copyfile(data, place)

@@ -1,0 +1,151 @@
+"""Finishing an exported graph: what it says, what it keeps to itself, whether it holds."""
+
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from vitslim.errors import CheckFailedError, UnsupportedModelError
+from vitslim.kernels.onnx_function import ATTENTION, DOMAIN, sparse_attention_function
+from vitslim.runtime.versions import library_versions
+from vitslim.targets.onnx.result import TensorInfo
+from vitslim.targets.onnx.weights import without_weights
+
+
+def strip_traces_(model: Any) -> None:
+    """Drop what the exporter notes about our source: on every node a stack trace with this machine's paths."""
+    graph = model.graph
+    for node in (*graph.node, *(node for function in model.functions for node in function.node)):
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for noted in (model, graph, *model.functions, *graph.input, *graph.output, *graph.value_info):
+        del noted.metadata_props[:]
+
+
+def name_after_modules_(model: Any) -> None:
+    """Name every node after the module it came from, ``blocks.3.attn/MatMul``: what a parser refuses can be found.
+
+    The exporter's notes are read, so this comes before ``strip_traces_``.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes: list[str] = literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        # The last one is the traced call itself, the first the model.
+        module = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "model")
+        name = f"{module}/{node.op_type}"
+        node.name = f"{name}.{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def constants_as_tensors_(model: Any) -> None:
+    """Write every Constant node's plain numbers as a tensor, whose type nobody can mistake."""
+    import numpy as np
+    import onnx
+
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for node in model.graph.node:
+        if node.op_type != "Constant" or node.attribute[0].name not in kinds:
+            continue
+        given = node.attribute[0]
+        values = np.array(onnx.helper.get_attribute_value(given), dtype=kinds[given.name])
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(values)))
+
+
+def add_sparse_attention_(model: Any, opset: int) -> bool:
+    """Add the function that the graph's ``SparseAttention`` nodes stand for; whether there are any."""
+    has_nodes = any(node.domain == DOMAIN and node.op_type == ATTENTION for node in model.graph.node)
+    if has_nodes:
+        model.functions.append(sparse_attention_function(opset))
+    return has_nodes
+
+
+def inlined(model: Any) -> Any:
+    """The model with its local functions written out at each call; it uses standard operators only."""
+    import onnx.inliner
+
+    plain = onnx.inliner.inline_local_functions(model)
+    kept = [entry for entry in plain.opset_import if entry.domain != DOMAIN]
+    del plain.opset_import[:]
+    plain.opset_import.extend(kept)
+    return plain
+
+
+def use_fp32_softmax_(model: Any, types: Mapping[str, int]) -> None:
+    """Let every softmax be taken in float32: by an attribute in Attention, between casts elsewhere.
+
+    Args:
+        types: element type of every value, see ``onnx_types.value_types``.
+    """
+    # LayerNormalization already says stash_type = 1; Attention says nothing, which means the type of q and k.
+    import onnx
+
+    float32 = onnx.TensorProto.FLOAT
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type == "Attention" and all(given.name != "softmax_precision" for given in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("softmax_precision", float32))
+        kind = types.get(node.input[0], float32) if node.op_type in ("Softmax", "LogSoftmax") else float32
+        if kind == float32:
+            model.graph.node.append(node)
+            continue
+        source, result = node.input[0], node.output[0]
+        node.input[0], node.output[0] = f"{result}/wide_scores", f"{result}/wide_rows"
+        widen = onnx.helper.make_node("Cast", [source], [node.input[0]], f"{node.name}/widen", to=float32)
+        narrow = onnx.helper.make_node("Cast", [node.output[0]], [result], f"{node.name}/narrow", to=kind)
+        model.graph.node.extend([widen, node, narrow])
+
+
+def write_properties_(model: Any, properties: Mapping[str, str]) -> None:
+    """Write ``properties`` into the file, where every ONNX runtime can read them."""
+    import onnx
+
+    model.producer_name = "vitslim"
+    model.producer_version = library_versions()["vitslim"] or ""
+    onnx.helper.set_model_props(model, dict(properties))
+
+
+def check_graph(model: Any, axes: Mapping[int, str], batch: int | None) -> None:
+    """Refuse a graph that is not valid ONNX, or whose free axes are not the ones that were asked for.
+
+    Args:
+        axes: the free axes of the images, with their names in messages.
+        batch: of a file whose batch is fixed.
+
+    Raises:
+        CheckFailedError: onnx's checker or its shape inference finds a fault.
+        UnsupportedModelError: an axis is free that should not be, or fixed by the model's forward.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(without_weights(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckFailedError(f"the exported graph is not valid ONNX, nothing was written: {error}") from error
+    images, result = model.graph.input[0], model.graph.output[0]
+    wanted = {0: axes.get(0, batch)}
+    for value, sizes in ((images, wanted | dict(axes)), (result, wanted)):
+        for axis, name in sizes.items():
+            given = value.type.tensor_type.shape.dim[axis]
+            if isinstance(name, str) != bool(given.dim_param):
+                raise UnsupportedModelError(
+                    f"'{value.name}' has {given.dim_param or given.dim_value} at axis {axis}, wanted "
+                    f"{f'a free {name}' if isinstance(name, str) else name}: the model's forward fixes "
+                    f"the {name if isinstance(name, str) else 'batch'}; nothing was written"
+                )
+
+
+def opset_of(model: Any) -> int:
+    """The version of the standard operator set that the graph uses."""
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def tensor_info(value: Any) -> TensorInfo:
+    """An input or output as plain data."""
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = [None if size.dim_param else int(size.dim_value) for size in tensor.shape.dim]
+    return TensorInfo(name=value.name, shape=shape, dtype=onnx.TensorProto.DataType.Name(tensor.elem_type).lower())
