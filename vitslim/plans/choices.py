@@ -70,11 +70,11 @@ class Choice(Config):
 
     axis: ClassVar[Axis]
     kind: Any
-    """Its name in plan files: a ``Literal`` of one word, in every choice its own."""
+    """A literal string in each choice, by which plan files know it."""
 
     def describe(self) -> str:
         """A few words for lists and pages."""
-        return str(self.kind)
+        return self.kind
 
     def errors(self, at: Place) -> list[str]:
         """Why this choice cannot stand there: sentences without the step's number; empty where it can."""

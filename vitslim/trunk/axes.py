@@ -177,11 +177,6 @@ class AxisModule(nn.Module):
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
-    @property
-    def fits(self) -> bool:
-        """Whether a warm start has anything to fit in it: new parameters, or old ones that are chosen and refitted."""
-        return next(self.parameters(), None) is not None
-
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
 
@@ -262,11 +257,9 @@ class TokenRule(AxisModule):
         choice: what the plan says; it may be exchanged for its early form.
     """
 
-    choice: Any  # a TokenChoice; each rule says which
-
     def __init__(self, choice: TokenChoice | None = None) -> None:
         super().__init__()
-        self.choice = choice or AllTokens()
+        self.choice: Any = choice or AllTokens()
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Before the attention: choose the active tokens."""
