@@ -78,6 +78,10 @@ class FewerHeads(Attention):
         self.heads, self.shared, self.refits = heads, shared, refits
         self.register_buffer("kept", kept)
 
+    @property
+    def fits(self) -> bool:
+        return self.refits
+
     def forward(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         narrow = replace(stream, context=self._narrowed(stream.context))
         z, after = attend_by_operands(bound, bound.attention_input(tokens), narrow)

@@ -75,6 +75,10 @@ class NarrowBranch(MlpBranch):
         super().__init__()
         self.neurons, self.refits = neurons, refits
 
+    @property
+    def fits(self) -> bool:
+        return self.refits
+
     def measure(self, batch: FitBatch) -> Tensor | None:
         if not self.refits:
             return None

@@ -73,8 +73,9 @@ class Shared(WeightsChoice):
             )
         if self.home not in self.members:
             errors.append(f"home={self.home}: shared matrices are registered as one of {self.members}")
-        if self.application != sum(step.block == block for step in steps[: at.index]):
-            errors.append(f"application={self.application}: other steps before it run block {block}; count these")
+        before = sum(step.block == block for step in steps[: at.index])
+        if self.application != before:
+            errors.append(f"application={self.application}: {before} steps before it run block {block}; give {before}")
         if self.application and at.plan.model.positions_per_block:
             errors.append(
                 f"this {at.plan.model.family} has rotary positions of its own for every block (mixed), and none for "

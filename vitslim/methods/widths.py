@@ -135,7 +135,7 @@ def same_width_errors(at: Place, axis: Literal["attention", "mlp"]) -> list[str]
         f"{mine.describe()}: step {index} runs the same matrices with {getattr(step, axis).describe()}; "
         "give both the same width"
         for index, step in enumerate(at.plan.steps)
-        if index < at.index and _home(step) == _home(at.step) and _uses(step, axis) and getattr(step, axis) != mine
+        if index != at.index and _home(step) == _home(at.step) and _uses(step, axis) and getattr(step, axis) != mine
     ]
 
 

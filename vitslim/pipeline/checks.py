@@ -83,9 +83,9 @@ def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, Mod
     return build(plan, source), plan, choices
 
 
-def has_new_parameters(student: nn.Module) -> bool:
+def can_warm_start(student: nn.Module) -> bool:
     """Whether there is anything for a warm start to fit."""
-    return is_converted(student) and bool(trunk_of(student).new_parameters())
+    return is_converted(student) and trunk_of(student).fits
 
 
 def _check_teacher(recipe: Recipe, teacher: nn.Module) -> None:
@@ -140,7 +140,7 @@ def _budget(recipe: Recipe, student: nn.Module) -> list[Budget]:
     if recipe.data is None:
         return []
     stages = [
-        ("warm start", recipe.warm_start if has_new_parameters(student) else None),
+        ("warm start", recipe.warm_start if can_warm_start(student) else None),
         ("distillation", recipe.distill),
     ]
     if recipe.control:

@@ -13,12 +13,12 @@ import yaml
 from torch import nn
 
 from vitslim.bench import BenchReport, benchmark, count_parameters
-from vitslim.checkpoint import load, load_config
+from vitslim.checkpoint import load
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
-from vitslim.methods import convert
+from vitslim.methods import convert, read_method
 from vitslim.opening import open_model
-from vitslim.pipeline.choices import reads_analysis
+from vitslim.pipeline.choices import CHOICES_FILE, reads_analysis
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
@@ -38,7 +38,7 @@ def run_demo(
     overwrite: bool = False,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """Walk the road for every student, measure speed at deployment size, and write the comparison.
+    """Run the pipeline for every student, measure speed at deployment size, and write the comparison.
 
     Finished parts are skipped when the demo is started again in the same folder.
 
@@ -148,25 +148,29 @@ def _bench(folder: RunFolder, settings: Mapping[str, Any], progress: ProgressCal
 
 
 def _converted(dense: nn.Module, conversions: list[dict[str, Any]], student: Path) -> nn.Module:
-    """The dense model in the student's form; what the student's analysis chose is taken over."""
-    model = dense
-    for entry, done in zip(conversions, load_config(student).conversions, strict=True):
-        options = {name: done.options[name] if value == "auto" else value for name, value in entry.items()}
-        model = convert(model, options.pop("method"), **options)
-    return model
+    """The dense model in the student's form; the blocks that the student's analysis chose are taken over."""
+    found = student / CHOICES_FILE
+    chosen = {one["method"]: one["used"] for one in read_json(found)} if found.exists() else {}
+    for entry in conversions:
+        options = {name: value for name, value in entry.items() if name != "method"}
+        method, config = read_method(str(entry["method"]), options)
+        if method.reads_analysis(config):
+            # Widths are of this model's size; blocks have the same numbers.
+            options |= {"layers": chosen[method.name]} if method.advised == "layers" else {method.advised: method.usual}
+            options = {name: value for name, value in options.items() if name != "keep" or method.advised != "layers"}
+        dense = convert(dense, method.name, **options)
+    return dense
 
 
 def _row(root: Path, name: str, speed: BenchReport) -> dict[str, Any]:
     folder = root / name
     metrics = read_json(folder / METRICS_FILE)["student"]
     model = load(folder)
-    onnx = folder / "export" / "model.onnx"
     return {
         "model": name,
         "top1": metrics["top1"],
         "agreement": metrics["agreement"],
         "params": count_parameters(model),
-        "onnx_bytes": onnx.stat().st_size if onnx.exists() else None,
         **_speed_of("dense" if name == CONTROL else name, speed),
     }
 
@@ -174,7 +178,7 @@ def _row(root: Path, name: str, speed: BenchReport) -> dict[str, Any]:
 def _teacher_row(root: Path, speed: BenchReport) -> dict[str, Any]:
     metrics = read_json(root / CONTROL / METRICS_FILE)["teacher"]
     params = count_parameters(load(root / CONTROL))
-    own = {"model": "teacher", "top1": metrics["top1"], "agreement": None, "params": params, "onnx_bytes": None}
+    own = {"model": "teacher", "top1": metrics["top1"], "agreement": None, "params": params}
     return {**own, **_speed_of("dense", speed)}
 
 
@@ -194,8 +198,7 @@ def _cells(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]
         "agreement": "-" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
         "parameters": f"{row['params'] / 1e6:.2f} M",
         "MACs": "-" if row["macs"] is None else f"{row['macs'] / 1e9:.3f} G",
-        "ONNX file": "-" if row["onnx_bytes"] is None else f"{row['onnx_bytes'] / 2**20:.1f} MiB",
-        "speed vs dense": ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()) or "-",
+        **{name: f"{ratio:.2f}x" for name, ratio in ratios.items()},
     }
 
 
@@ -203,7 +206,7 @@ def _notes(speed: BenchReport, settings: Mapping[str, Any], *, quick: bool) -> l
     model = settings["bench"]["model"]
     threads = settings["bench"]["settings"]["threads"]
     notes = [
-        "Accuracy, parameters and ONNX file: the built-in 12-block model on held-out fractal images.",
+        "Accuracy and parameters: the built-in 12-block model on held-out fractal images.",
         f"MACs and speed: {model} at 224 px, random weights, {threads} CPU thread, against dense with fused attention "
         "in the same run; below 1x is slower.",
     ]

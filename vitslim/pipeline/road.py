@@ -16,7 +16,7 @@ from vitslim import checkpoint
 from vitslim.errors import CheckFailedError
 from vitslim.files import read_json, write_json
 from vitslim.opening import dense_baseline
-from vitslim.pipeline.checks import check, has_new_parameters
+from vitslim.pipeline.checks import can_warm_start, check
 from vitslim.pipeline.choices import CHOICES_FILE, Choice, advise, convert_all, first_plan
 from vitslim.pipeline.cost import write_cost
 from vitslim.pipeline.devices import on_device
@@ -214,7 +214,7 @@ def _analyze(road: _Road) -> AnalysisReport | None:
 
 def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
     recipe, folder = road.recipe, road.folder
-    if recipe.warm_start is None or recipe.data is None or not has_new_parameters(student):
+    if recipe.warm_start is None or recipe.data is None or not can_warm_start(student):
         return student
     from vitslim.train import warm_start
 

@@ -27,9 +27,9 @@ MEASURED_BATCHES = 4  # batches on which the losses before and after are compare
 
 
 class WarmStartConfig(LoopConfig):
-    """A few hundred quick steps: every new module has its own small regression problem."""
+    """A closed form, then a few hundred quick steps: every new module has its own small regression problem."""
 
-    steps: int | None = Field(default=300, gt=0, le=MAX_STEPS)
+    steps: int | None = Field(default=300, ge=0, le=MAX_STEPS)  # 0: the closed form alone
     lr: float = Field(default=2e-3, gt=0, le=MAX_FACTOR)
     weight_decay: float = Field(default=0.0, ge=0, le=MAX_FACTOR)
     closed_form_batches: int = Field(default=16, ge=0)  # batches of the least squares; 0: none
@@ -67,7 +67,8 @@ def warm_start(
     errors = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
     if any(errors):
         raise ConfigError("; ".join(error for error in errors if error is not None))
-    student.eval(), teacher.eval()
+    student.eval()
+    teacher.eval()
     device = next(student.parameters()).device
     precision = resolve_precision(config.precision, device)
     batches = list(islice(loader, MEASURED_BATCHES))
@@ -79,11 +80,11 @@ def warm_start(
         # In full precision: the sums cancel, and there are few batches.
         images = (batch.to(device).images for batch in islice(loader, config.closed_form_batches))
         solved = fit_in_closed_form_(student, teacher, images)
-    if before:
+    if before and config.steps != 0:
         stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
         with only_trained(student, _trained(trunk)):
             result = train(_Imitation(student, teacher), loader, config, stage)
-    elif not solved:
+    elif not solved and not before:
         raise ConfigError(
             "warm start: the conversion left nothing to fit"
             + ("; skip this stage" if config.closed_form_batches else " by gradients; give closed_form_batches")

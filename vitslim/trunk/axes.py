@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -258,7 +259,7 @@ class TokenRule(AxisModule):
 
     def __init__(self, choice: TokenChoice | None = None) -> None:
         super().__init__()
-        self.choice: TokenChoice = choice or AllTokens()
+        self.choice: Any = choice or AllTokens()
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Before the attention: choose the active tokens."""

@@ -136,6 +136,11 @@ class Trunk(nn.Module):
         """Parameters that the dense model did not have, by their name within the trunk."""
         return {f"steps.{name}": parameter for name, parameter in self.steps.named_parameters()}
 
+    @property
+    def fits(self) -> bool:
+        """Whether a warm start has anything to fit."""
+        return any(axis.fits for step in self.all_steps() for axis in step.axes)
+
     def parameters_fitted_apart(self) -> dict[str, nn.Parameter]:
         """Those of the new parameters that training end to end leaves as they are; only ``local_loss`` fits them."""
         return {
