@@ -144,7 +144,9 @@ def test_a_chain_does_the_work_of_all_and_costs_what_its_plan_says(name: str, fo
 @on_every_chain
 def test_every_new_parameter_is_reached(name: str, forms: Chain) -> None:
     model = copy.deepcopy(converted(name, forms)).train()
-    images, trunk = images_for(model), trunk_of(model)
+    # Enough images that drop path leaves no branch out for all of them.
+    images, trunk = images_for(model, batch=8), trunk_of(model)
+    torch.manual_seed(0)
     features = model.forward_features(images)
     assert features.isfinite().all()
     (features.square().mean() + model(images).square().mean()).backward()

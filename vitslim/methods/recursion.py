@@ -322,13 +322,18 @@ class Recursive(Weights):
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         if self.own is None:
             return None
-        tokens, target = dense.block_inputs[block].detach(), dense.block_outputs[block].detach()
+        tokens, target, z = (seen[block].detach() for seen in (dense.block_inputs, dense.block_outputs, dense.z))
         bound = self.bind(BoundBlock(dense.adapter, self.own))
-        if isinstance(self.own.attn, DroppedPart):
-            z = dense.z[block].detach()
-        else:
+        if not isinstance(self.own.attn, DroppedPart):
             z = bound.attend(bound.attention_input(tokens), dense.contexts[block])
-        made = self.finish(bound.add_mlp(bound.add_attention(tokens, z)))
+        elif isinstance(self.own.mlp, DroppedPart):
+            return None
+        made = bound.add_attention(tokens, z)
+        if isinstance(self.own.mlp, DroppedPart):
+            # Another module stands for the MLP; what is left to imitate is the attention.
+            target = BoundBlock(dense.adapter, dense.blocks[block]).add_attention(tokens, dense.z[block]).detach()
+        else:
+            made = self.finish(bound.add_mlp(made))
         # ‖made - target‖² / ‖u - mean u‖² with u = target - x, what the dense block adds
         added = target.float() - tokens.float()
         spread = (added - added.mean(dim=(0, 1))).square().sum()
