@@ -186,7 +186,7 @@ def support_table() -> str:
             else:
                 lines[-1].append("yes")
     told = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
-    more = "DeiT-S with default options; `vitslim list pairs` has other forms and families, on four blocks."
+    more = "DeiT-S with default options; `vitslim list pairs --json` has all forms and families, on four blocks."
     return "\n".join([as_table(lines), "", *told, "", more])
 
 
