@@ -129,7 +129,7 @@ def distill(
     config = validated(DistillConfig, options)
     dense = None if teacher is None else open_model(teacher).to(next(student.parameters()).device)
     labels = labels_for(student)
-    shared = {"teacher": dense, "batch_size": batch_size, **labels}
+    shared: dict[str, Any] = {"teacher": dense, "batch_size": batch_size, **labels}
     loader = open_loader(data, student, split="train", training=True, **shared)
     held_out = open_loader(data, student, split="val", **shared) if validate else None
     return train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)

@@ -133,7 +133,7 @@ def train_to_folder(
     device = device_of_process(device)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
-    shared = {"teacher": dense, "batch_size": batch_size, **labels_for(student)}
+    shared: dict[str, Any] = {"teacher": dense, "batch_size": batch_size, **labels_for(student)}
     loader = open_loader(data, student, split="train", training=True, seed=config.seed, augment=augment, **shared)
     held_out = open_loader(data, student, split="val", **shared)
     source = data.source if isinstance(data, DataConfig) else str(data)
