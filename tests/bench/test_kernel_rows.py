@@ -1,29 +1,20 @@
-"""Kernels beside their dense twins, on tensors alone."""
+"""Kernels beside their dense baselines, on tensors alone."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from vitslim.bench.kernels import KernelCase, time_kernels
+from vitslim.bench.kernels import time_kernels
 from vitslim.bench.roofline import Ceilings
-from vitslim.kernels.triton.cases import kernel_cases
-from vitslim.kernels.triton.linear_cases import linear_cases
+from vitslim.kernels.triton.cases import KernelCase, kernel_cases
 from vitslim.kernels.triton.token_cases import token_cases
 
 CEILINGS = Ceilings(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
 CPU = {"precision": "fp32", "batch": 2, "ceilings": CEILINGS, "device": torch.device("cpu"), "rounds": 5}
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    tokens: int
-    call: Any
-    dense: Any
-    bytes: int = 1000
-    flops: int = 4000
+WORK = {"bytes": 1000, "flops": 4000}
 
 
 def work(size: int) -> Any:
@@ -35,9 +26,8 @@ def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
 
-def test_a_kernel_has_a_row_beside_its_dense_twin() -> None:
-    case = Case("sparse", 17, work(8), work(256))
-    assert isinstance(case, KernelCase)
+def test_a_kernel_has_a_row_beside_its_dense_baseline() -> None:
+    case = KernelCase("sparse", 17, work(8), work(256), **WORK)
     ((row,), skipped) = time_kernels([case], **CPU)
     assert skipped == []
     assert (row.kernel, row.tokens, row.batch, row.rounds) == ("sparse", 17, 2, 5)
@@ -50,17 +40,17 @@ def test_a_kernel_has_a_row_beside_its_dense_twin() -> None:
 
 
 def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> None:
-    cases = [Case("big", 4097, out_of_memory, work(8)), Case("small", 17, work(8), work(8))]
+    big = KernelCase("big", 4097, out_of_memory, work(8), **WORK)
+    cases = [big, KernelCase("small", 17, work(8), work(8), **WORK)]
     rows, (skip,) = time_kernels(cases, **CPU)
     assert [row.kernel for row in rows] == ["small"]
     assert (skip.kernel, skip.tokens, skip.out_of_memory) == ("big", 4097, True)
     assert skip.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB"
 
 
-@pytest.mark.parametrize("cases", [kernel_cases, token_cases, linear_cases])
-def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
+@pytest.mark.parametrize("cases", [kernel_cases, token_cases])
+def test_the_cases_of_the_suite_are_timed(cases: Any) -> None:
     found = cases("cpu", torch.float32, 17, 1)
-    assert all(isinstance(case, KernelCase) for case in found)
     rows, skipped = time_kernels(found, **CPU | {"batch": 1})
     assert [row.kernel for row in rows] == [case.name for case in found]
     assert skipped == []
@@ -69,6 +59,6 @@ def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
 @pytest.mark.gpu
 def test_a_recorded_kernel_is_timed_per_call() -> None:
     values = torch.randn(1024, 1024, device="cuda")
-    case = Case("same", 17, lambda: values @ values, lambda: values @ values)
+    case = KernelCase("same", 17, lambda: values @ values, lambda: values @ values, **WORK)
     ((row,), _) = time_kernels([case], **CPU | {"device": torch.device("cuda"), "rounds": 20})
     assert row.latency_ms_p50 < 5

@@ -23,7 +23,7 @@ TINY: dict[str, Any] = {
 EVO_VIT = "{convert: [{method: evo_vit}]}"
 RESERVED = ("teacher", "dense-control", "dense", "speed", "tome", "depth-drop")
 TINY_AIM = {"what": "t", "at_least": 2, "precision": "fp32", "model": "tiny", "image_size": 32, "backend": "torch"}
-KERNEL_AIM = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "bit mask", "tokens": 197}
+KERNEL_AIM = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "tiles of 64", "tokens": 197}
 DEPTHS = {"deit_tiny": 12, "deit_small": 12, "deit_base": 12, "vit_large": 24}
 
 
@@ -48,11 +48,10 @@ def test_kernels_are_called_as_their_cases_are() -> None:
     import torch
 
     from vitslim.kernels.triton.cases import kernel_cases
-    from vitslim.kernels.triton.linear_cases import linear_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
     given = (torch.device("cpu"), torch.float32, 17, 1)
-    assert {case.name for build in (kernel_cases, token_cases, linear_cases) for case in build(*given)} == {*KERNELS}
+    assert {case.name for build in (kernel_cases, token_cases) for case in build(*given)} == {*KERNELS}
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -214,7 +213,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"rounds": 2}, "rounds"),
         ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
         ({"sizes": [1]}, "sizes"),
-        ({"aims": [KERNEL_AIM | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from bit mask"),
+        ({"aims": [KERNEL_AIM | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from tiles of 64"),
         ({"aims": [KERNEL_AIM | {"of": "memory"}]}, "of='memory', but kernels are timed alone"),
         ({"aims": [KERNEL_AIM]}, "no group times kernels in fp32 at 197 tokens, batch 1"),
         (
@@ -275,8 +274,8 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
             "aim 'less': of='weights'",
         ),
         (
-            "aims=[{what: k, kernel: bit mask, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
-            "aim 'k': kernel='bit mask', but",
+            "aims=[{what: k, kernel: tiles of 64, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
+            "aim 'k': kernel='tiles of 64', but",
         ),
         ("budget.lr=-1", "budget.lr"),
         ("speed.batches=[]", "speed.batches"),

@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _TRAINED = ("data", "kernels", "methods", "models", "train", "trunk")
 MEASURING = (*_TRAINED, "bench", "export", "pipeline/suite", "plugin", "runtime")  # decides how fast a model runs
 TRAINING = (*_TRAINED, "analysis", "pipeline/baselines.py", "pipeline/accuracy")  # decides what a model learns
-_KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
+_KINDS = (".py", ".cu", ".cuh", ".cpp", ".h")
 
 
 def code_digest(package: Path = _PACKAGE, parts: tuple[str, ...] = MEASURING, kinds: tuple[str, ...] = _KINDS) -> str:

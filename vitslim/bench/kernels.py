@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable
 
 import torch
 
 from vitslim.bench.clock import cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.roofline import Ceilings, standing
+from vitslim.kernels.triton.cases import KernelCase
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
 from vitslim.shapes import Result
 
 REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
-
-
-@runtime_checkable
-class KernelCase(Protocol):
-    """A kernel with the dense computation that it stands for.
-
-    ``bytes`` and ``flops`` are what the kernel's own algorithm moves and computes, for the roofline.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def call(self) -> Callable[[], object]: ...
-    @property
-    def dense(self) -> Callable[[], object]: ...
-    @property
-    def bytes(self) -> int | float: ...
-    @property
-    def flops(self) -> int | float: ...
 
 
 class KernelRow(Result):
@@ -114,7 +93,7 @@ def _row(
     own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
     ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
     median_ms = percentile(own, 50)
-    place = standing(float(case.flops), float(case.bytes) / 1e9, median_ms, ceilings)
+    place = standing(float(case.flops), case.bytes / 1e9, median_ms, ceilings)
     return KernelRow(
         kernel=case.name,
         tokens=case.tokens,

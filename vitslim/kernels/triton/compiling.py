@@ -32,7 +32,7 @@ class KernelForm:
     """One kernel with its types and constants fixed, ready to compile.
 
     Args:
-        name: the kernel and what is special about this form, such as ``bit_attention fp16 width 64``.
+        name: the kernel and what is special about this form, such as ``tile_attention_kernel fp16 widths 64, 64``.
         kernel: what ``triton.jit`` made.
         types: Triton's type of each argument that is no constant, by name: ``*fp16``, ``i32``, ``fp32``.
         constants: the value of each constexpr argument, by name.

@@ -122,7 +122,6 @@ def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
     if device.type != "cuda" or find_spec("triton") is None:
         raise MissingDependencyError("kernels are timed on an NVIDIA GPU with triton")
     from vitslim.kernels.triton.cases import kernel_cases
-    from vitslim.kernels.triton.linear_cases import linear_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
     ceilings = measure_ceilings(device, piece.precision)
@@ -130,7 +129,7 @@ def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
     skipped: list[KernelSkip] = []
     for tokens in piece.tokens:
         for batch in piece.batches:
-            for build in (kernel_cases, token_cases, linear_cases):
+            for build in (kernel_cases, token_cases):
                 timed, missed = _timed_kernels(build, tokens, batch, piece, preset, ceilings, device)
                 rows += timed
                 skipped += missed
