@@ -353,8 +353,15 @@ def option(**values: Any) -> Callable[[Path], None]:
     return apply
 
 
-def converted_with(**values: Any) -> Callable[[Path], None]:
-    return change(conversions=[{"method": "skipat", "options": {"layers": [1, 2], **values}}])
+def step_with(axis: str, choice: Any) -> Callable[[Path], None]:
+    """Another choice in the second step of the plan."""
+
+    def apply(folder: Path) -> None:
+        document = read_json(folder / CONFIG_FILE)
+        document["plan"]["steps"][1][axis] = choice
+        describe_as(folder, document)
+
+    return apply
 
 
 def without(key: str) -> Callable[[Path], None]:
@@ -403,14 +410,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing key": (without("base"), r"config\.json is damaged: base: Field required"),
     "unknown key": (change(colour="red"), r"is damaged: colour: Extra inputs"),
     "input without mean": (change(input={"image_size": [32, 32]}), r"is damaged: input\.mean"),
-    "unknown method": (
-        change(conversions=[{"method": "skipatt", "options": {}}]),
-        r"cannot be rebuilt: unknown method 'skipatt'; did you mean 'skipat'\? \(saved with vitslim .*, timm ",
+    "unknown choice": (
+        step_with("attention", {"kind": "reues"}),
+        r"cannot be rebuilt: the plan in config\.json: .*unknown attention choice 'reues'; did you mean 'reuse'\?",
     ),
-    "unknown option": (
-        change(conversions=[{"method": "skipat", "options": {"depth": 3}}]),
-        "unknown option skipat.depth",
-    ),
+    "unknown field": (step_with("attention", {"kind": "reuse", "depth": 3}), "unknown key 'depth'"),
+    "a plan that cannot be": (step_with("mlp", {"kind": "narrow", "neurons": 10**6}), "the MLP of block 1 has 192"),
     "unknown class": (change(base={"architecture": ":Swin"}), r"base model class 'Swin' is not one of"),
     "unknown model": (change(base={"architecture": "vit_tinny"}), r"cannot be rebuilt: unknown model 'vit_tinny'"),
     "bad constructor": (change(base={**BASE, "options": {"depth": "x"}}), r"cannot be rebuilt"),
@@ -434,7 +439,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no array of numbers": (write_config('{"input": NaN}'), r"config\.json is not readable JSON \(NaN is no JSON\)"),
     "great depth": (write_config("[" * 10**6), r"config\.json is not readable JSON \(it is nested too deeply\)"),
     "some depth": (write_config('{"format":' * 900 + "1" + "}" * 900), "is not a vitslim description"),
-    "deep options": (change(conversions=[{"method": "skipat", "options": {"layers": DEEP}}]), "cannot be rebuilt"),
+    "deep options": (step_with("attention", {"kind": "reuse", "expansion": DEEP}), "cannot be rebuilt"),
     "a pipe": (pipe, r"config\.json"),
     "names that are no text": (change(class_names=[1] * 10), r"is damaged: class_names\.0"),
     "too few names": (change(class_names=["cat", "dog"]), "has 2 class names for 10 classes"),
@@ -444,12 +449,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "doubles": (tensors(lambda state: state.update({"head.bias": torch.zeros(10).double()})), r"head\.bias is F64"),
     "a million blocks": (option(depth=10**6), "depth=1000000; wanted 1 to 1000"),
-    "a wide model": (option(embed_dim=3 * 10**7), "has shape"),
+    "a wide model": (option(embed_dim=3 * 10**7), "for another model .*width 48, this one's 30000000"),
     "many classes": (option(num_classes=10**10), r"head\.weight has shape \(10, 48\)"),
-    "large images": (option(img_size=8 * 10**5), "pos_embed has shape"),
-    "a wide layer": (option(mlp_ratio=1e9), "mlp.* has shape"),
-    "many registers": (option(reg_tokens=10**9), "has shape|missing"),
-    "a wide conversion": (converted_with(expansion=1e9), "cannot be rebuilt: skipat.expansion=1000000000"),
+    "large images": (option(img_size=8 * 10**5), "its plan is for images of .* its base model for"),
+    "a wide layer": (option(mlp_ratio=1e9), "for another model .*other blocks"),
+    "many registers": (option(reg_tokens=10**9), "for another model .*prefix 1"),
+    "a wide choice": (step_with("attention", {"kind": "reuse", "expansion": 1e9}), "expansion=1000000000"),
     "from the hub": (change(base={"architecture": "hf-hub:timm/vit"}), "leads to the network or to other files"),
     "from a folder": (change(base={"architecture": "local-dir:/etc"}), "leads to the network or to other files"),
     "pretrained": (option(pretrained=True), r"leads to .* by its options \['pretrained'\]"),
@@ -459,7 +464,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "leads to the network or to other files by its options",
     ),
     "a source": (option(pretrained_cfg={"url": "http://localhost/x"}), "leads to the network or to other files"),
-    "another conversion": (change(conversions=[]), r"does not fit the model that config\.json describes"),
+    "another plan": (change(plan=None), r"does not fit the model that config\.json describes"),
 }
 
 
@@ -513,7 +518,7 @@ def test_only_what_save_wrote_looks_like_a_saved_model(saved: Path, tmp_path: Pa
 def test_the_card_says_what_was_made_and_how(saved: Path) -> None:
     card = (saved / "README.md").read_text()
     assert card.startswith("# VisionTransformer, dense → skipat\n")
-    assert "| skipat | layers=[1, 2], expansion=2.0" in card
+    assert "| skipat | layers=[1, 2] |" in card
     assert "| image size | 32 × 32 px |" in card
     assert "No accuracy was measured" in card
 

@@ -9,7 +9,18 @@ import pytest
 import vitslim
 from vitslim.errors import ConfigError
 
-HEAVY = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "matplotlib", "jinja2", "accelerate", "datasets")
+HEAVY = (
+    "torch",
+    "timm",
+    "torchvision",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "jinja2",
+    "accelerate",
+    "datasets",
+)
 
 
 def imported_by(statement: str) -> set[str]:

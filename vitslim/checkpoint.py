@@ -183,6 +183,11 @@ def build(config: SavedModel) -> nn.Module:
         if config.plan is not None:
             history = tuple(Conversion(entry.method, entry.options) for entry in config.conversions)
             plan = read_plan(config.plan, f"the plan in {CONFIG_FILE}")
+            if plan.image_size != plan_of(model).image_size:
+                raise CheckpointError(
+                    f"the saved description cannot be rebuilt: its plan is for images of {plan.image_size}, its base "
+                    f"model for {plan_of(model).image_size}; save the model again"
+                )
             model = build_plan(plan, model, history=history, base=config.base, weights_follow=True)
     except CheckpointError:
         raise
@@ -322,8 +327,8 @@ def _read_config(document: Any, where: Path) -> SavedModel:
     try:
         config = SavedModel(**document)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"{where} is damaged: {faults}") from None
+        errors = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise CheckpointError(f"{where} is damaged: {errors}") from None
     if config.dtype not in _FLOATS:
         raise CheckpointError(f"{where}: dtype {config.dtype!r} is not one of {', '.join(_FLOATS)}")
     return config

@@ -103,4 +103,4 @@ def dense_baseline(model: nn.Module) -> nn.Module:
         ConfigError: the model does not know its base.
     """
     described = checkpoint.describe_saved(model)
-    return checkpoint.build(described.model_copy(update={"conversions": []})).eval()
+    return checkpoint.build(described.model_copy(update={"conversions": [], "plan": None})).eval()

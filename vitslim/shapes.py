@@ -39,7 +39,10 @@ def _count_truths(value: Any) -> int:
     return int(isinstance(value, bool))
 
 
-Count = int if TYPE_CHECKING else SupportsIndex
+if TYPE_CHECKING:
+    Count = int
+else:
+    Count = SupportsIndex
 """A number of rows, columns or tokens: an integer, or a symbol (``torch.SymInt``) while a model of free image size is
 traced."""
 

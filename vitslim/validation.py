@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import PurePath
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vitslim.errors import ConfigError
 
 _SHOWN = 120  # characters of a value in a message
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -67,7 +70,7 @@ def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong, up to the colon, and why."""
     place, known = _place(fault, fields)
     key = ".".join(place)
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in _UNKNOWN_KEY:
         close = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"unknown key {shown(key)}; ", hint
@@ -93,7 +96,7 @@ def _place(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[list[str],
             section, inner, has_keys = inner, _fields_within(inner[part]), _takes_keys(inner[part])
         elif has_keys and isinstance(part, str):
             has_keys = False
-        elif part == fault["loc"][-1] and fault["type"] == "extra_forbidden":
+        elif part == fault["loc"][-1] and fault["type"] in _UNKNOWN_KEY:
             section = inner
         elif isinstance(part, str):
             break  # the name of one of several types, which says nothing to a user
@@ -110,6 +113,8 @@ def _fields_within(annotation: Any) -> dict[str, Any]:
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return _fields(kind)
+        if isinstance(kind, type) and is_dataclass(kind):
+            return {field.name: field.type for field in dataclass_fields(kind)}
     return {}
 
 

@@ -15,6 +15,7 @@ from vitslim.errors import ConfigError, DataError, UnsupportedModelError
 from vitslim.files import read_json, write_json
 from vitslim.models import trace
 from vitslim.progress import Progress
+from vitslim.trunk import build, plan_of
 
 FAMILIES = ("vit", "vit_layer_scale", "vit_no_class_token", "eva", "eva_post_norm", "beit")
 Batches = Callable[..., list[Any]]
@@ -164,6 +165,9 @@ def test_progress_counts_images_per_stage(vit: nn.Module, batches: Batches) -> N
         ("analyze", 20, 20),
         ("replace", 12, 12),
         ("replace together", 12, 12),
+        ("widths", 12, 12),
+        ("drop order", 1, 2),
+        ("drop order", 2, 2),
     ]
 
 
@@ -241,12 +245,8 @@ def test_all_faults_of_a_call_are_told_at_once(vit: nn.Module, batches: Batches)
 
 
 def test_a_converted_model_is_refused(vit: nn.Module, batches: Batches) -> None:
-    from vitslim.trunk import dense_plan, install_trunk_, is_converted
-
-    install_trunk_(vit, dense_plan(vit), None)
-    assert is_converted(vit)
     with pytest.raises(ConfigError, match="converted already: analyze the dense model that it was made from"):
-        analyze(vit, batches(8))
+        analyze(build(plan_of(vit), vit), batches(8))
 
 
 def test_no_images_and_images_that_break_the_model_are_data_errors(vit: nn.Module, batches: Batches) -> None:

@@ -148,7 +148,7 @@ def test_skipped_blocks_with_a_gap_are_refused() -> None:
 def test_the_matrices_of_sparsifiner_are_turned() -> None:
     state = states.sparsifiner_state(rows=11)
     model, report = import_checkpoint(state, "sparsifiner", states.vit(), keep_rate=0.5)
-    own = model.state_dict()["blocks.steps.7.mixing.predictor.basis"]
+    own = model.state_dict()["blocks.steps.7.attention.predictor.basis"]
     assert torch.equal(own, state["blocks.7.attn.mask_predictor.proj_back_n"].T)
     assert (report.options["n_down"], report.options["keep_rate"]) == (11, 0.5)
 

@@ -70,7 +70,7 @@ def test_a_new_process_stays_without_a_context() -> None:
 )
 def test_the_driver_is_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "version").write_text(f"{line}\nGCC version:  gcc version 12.2.0\n")
-    module = importlib.import_module("vitslim.bench.environment")  # the room's name is the function's
+    module = importlib.import_module("vitslim.bench.environment")  # the package's name is the function's
     monkeypatch.setattr(module, "_DRIVER", tmp_path / "version")
     assert environment()["driver"] == "535.129.03"
     monkeypatch.setattr(module, "_DRIVER", tmp_path / "absent")
@@ -98,6 +98,7 @@ def test_what_a_model_learns_depends_on_other_code_than_how_fast_it_runs(tmp_pat
 
     (tmp_path / "kernels").mkdir()
     (tmp_path / "bench").mkdir()
+    (tmp_path / "pipeline").mkdir()
     before = digests()
     for name, differs in {
         "kernels/a.py": (True, True),

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench.ceilings import CeilingSizes, measure_ceilings
-from vitslim.bench.roofline import Ceilings, Traffic, count_traffic, model_flops, numbers_in, standing
+from vitslim.bench.peaks import measure_peaks
+from vitslim.bench.roofline import MeasuredPeaks, Traffic, count_traffic, numbers_in, roofline_point
 from vitslim.methods import convert
 
-CEILINGS = Ceilings(tflops=100.0, gbytes_s=1000.0, gemm_size=8192, copy_mib=1024.0)
+PEAKS = MeasuredPeaks(tflops=100.0, gbytes_s=1000.0, gemm_size=8192, copy_mib=1024.0)
 
 
 def test_the_traffic_of_a_vit_is_what_its_products_read_and_write(dense: nn.Module) -> None:
@@ -40,25 +40,24 @@ def test_the_kept_keys_of_a_sparse_attention_are_counted(dense: nn.Module) -> No
 
 
 def test_below_the_ridge_memory_limits_and_above_it_arithmetic() -> None:
-    # The ridge of these ceilings lies at 100 operations per byte.
-    streaming = standing(flops=1e9, gbytes=0.1, latency_ms=1.0, ceilings=CEILINGS)
+    # The ridge of these peaks lies at 100 operations per byte.
+    streaming = roofline_point(flops=1e9, gbytes=0.1, latency_ms=1.0, peaks=PEAKS)
     assert streaming.intensity == pytest.approx(10)
     assert streaming.attainable_tflops == pytest.approx(10)
     assert (streaming.tflops, streaming.gbytes_s) == (pytest.approx(1), pytest.approx(100))
     assert streaming.share == pytest.approx(0.1)
-    product = standing(flops=1e12, gbytes=1.0, latency_ms=20.0, ceilings=CEILINGS)
+    product = roofline_point(flops=1e12, gbytes=1.0, latency_ms=20.0, peaks=PEAKS)
     assert product.attainable_tflops == 100
     assert product.share == pytest.approx(0.5)
 
 
-def test_a_time_at_the_ceiling_is_a_share_of_one() -> None:
-    assert standing(1e12, 10.0, 10.0, CEILINGS).share == pytest.approx(1)
-    assert model_flops(macs=3, batch=4) == 24
+def test_a_time_at_the_peak_is_a_share_of_one() -> None:
+    assert roofline_point(1e12, 10.0, 10.0, PEAKS).share == pytest.approx(1)
 
 
 def test_what_only_moves_data_has_its_share_of_the_bandwidth() -> None:
     # 100 MB at 1000 GB/s take 0.1 ms.
-    copied = standing(flops=0.0, gbytes=0.1, latency_ms=0.4, ceilings=CEILINGS)
+    copied = roofline_point(flops=0.0, gbytes=0.1, latency_ms=0.4, peaks=PEAKS)
     assert (copied.tflops, copied.intensity, copied.attainable_tflops) == (0, 0, 0)
     assert copied.share == pytest.approx(0.25)
 
@@ -67,9 +66,8 @@ def test_numbers_are_counted_in_nested_values() -> None:
     assert numbers_in(([torch.zeros(2, 3)], {"mask": torch.zeros(4)}, 7, None)) == 10
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ceilings_are_measured(precision: str) -> None:
-    found = measure_ceilings("cpu", precision, CeilingSizes(gemm=64, copy_mib=1, rounds=2))
-    assert found.tflops > 0
-    assert found.gbytes_s > 0
-    assert (found.gemm_size, found.copy_mib) == (64, 1)
+def test_peaks_are_measured() -> None:
+    found = measure_peaks("cpu", "fp32")
+    # Any machine of this century: a GFLOP/s and a GB/s, and below a PFLOP/s.
+    assert 1e-3 < found.tflops < 1e3
+    assert found.gbytes_s > 1

@@ -1,4 +1,4 @@
-"""A training step as a competitor, and what else a contest records."""
+"""A training step as a competitor, and what else a session records."""
 
 import copy
 
@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from vitslim.bench import benchmark
-from vitslim.bench.contest import Cell, Contest, entrants
-from vitslim.bench.faults import is_out_of_memory
+from vitslim.bench.errors import is_out_of_memory
 from vitslim.bench.nvml import Power
+from vitslim.bench.session import RunConfig, Session, candidates
 from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
@@ -64,8 +64,8 @@ def test_running_out_of_memory_is_recorded_as_that(dense: nn.Module, shallow: nn
 
 def test_a_meter_gives_every_row_its_energy(dense: nn.Module) -> None:
     power = Power(energy_mj=30.0, power_w=300.0, sm_clock_mhz=1700, memory_clock_mhz=2600, seconds=0.4)
-    contest = Contest(entrants=entrants({"dense": dense}), baseline="dense", meter=lambda call: power, **FAST)
-    (row,) = contest.measure(Cell("torch", "fp32"), (3,), [])
+    session = Session(candidates=candidates({"dense": dense}), baseline="dense", meter=lambda call: power, **FAST)
+    (row,) = session.measure(RunConfig("torch", "fp32"), (3,), [])
     assert (row.energy_mj_per_image, row.power_w, row.sm_clock_mhz) == (10.0, 300.0, 1700)
 
 

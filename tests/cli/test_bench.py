@@ -1,6 +1,7 @@
-"""bench suite, bench accuracy, and that `bench MODEL` stays what it was."""
+"""bench suite, bench accuracy, and that `bench MODEL."""
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Command
-from vitslim.bench.suite import Piece, PieceResult, SuiteReport
+from vitslim.bench.suite import Case, CaseResult, SuiteReport
 from vitslim.files import read_json, write_json
+from vitslim.pipeline.suite import run_suite
 
 PRESET: dict[str, Any] = {
     "rounds": 5,
@@ -32,6 +34,21 @@ def preset(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the whole suite. Shared between tests: never change it."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "own.yaml").write_text(yaml.safe_dump(PRESET))
+    run_suite(folder / "out", preset=str(folder / "own.yaml"), isolate=False)
+    return folder / "out"
+
+
+@pytest.fixture
+def measured(suite: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(suite, tmp_path / "out"))
+
+
 def test_models_are_measured_with_and_without_the_word(student: Path, tmp_path: Path, vitslim: Command) -> None:
     words = ("--backend", "torch", "--batch", 1, "--rounds", 5, "--out", tmp_path / "b.json")
     for before in ((), ("models",)):
@@ -48,47 +65,56 @@ def test_bench_alone_asks_for_a_model_and_its_help_names_the_other_verbs(vitslim
     assert all(word in shown.out for word in ("models", "suite", "accuracy"))
 
 
-def test_the_suite_is_measured_shown_and_gone_on_with(preset: Path, tmp_path: Path, vitslim: Command) -> None:
-    out = tmp_path / "out"
-    outcome = vitslim("bench", "suite", "--preset", preset, "--out", out)
+def test_the_suite_is_shown_gone_on_with_and_compared(measured: Path, preset: Path, vitslim: Command) -> None:
+    words = ("bench", "suite", "--preset", preset, "--out", measured)
+    outcome = vitslim(*words)
     assert outcome.code == 0, outcome.err
     assert "deit" not in outcome.out
     assert "tiny, torch fp32:" in outcome.out
     assert "32 px, b1" in outcome.out
+    assert "cases of this call" not in outcome.out
     assert "`vitslim bench suite --preset own.yaml`" in outcome.out
-    assert f"wrote {out}/suite.html" in outcome.err
-    assert str(tmp_path) not in (out / "suite.json").read_text()
-    again = vitslim("bench", "suite", "--preset", preset, "--out", out, "--json")
-    assert again.document == read_json(out / "suite.json")
-    assert again.document["pieces"][0]["status"] == "measured"
-    assert {row["model"] for row in again.document["pieces"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
-    _ratios_are_compared(out, preset, tmp_path, vitslim)
+    assert f"wrote {measured}/suite.html" in outcome.err
+    assert str(measured.parent) not in (measured / "suite.json").read_text()
+    assert vitslim(*words, "--json").document == read_json(measured / "suite.json")
+    assert vitslim(*words, "--compare", measured / "suite.json").code == 0
+    document = read_json(measured / "suite.json")
+    for row in document["pieces"][0]["rows"]:
+        if row["model"] == "evo-vit":
+            row |= {"speedup_vs_dense": 99.0, "speedup_p10": 98.0, "speedup_p90": 100.0}
+    write_json(measured.parent / "before.json", document)
+    changed = vitslim(*words, "--compare", measured.parent / "before.json")
+    assert changed.code == 1
+    assert changed.error.startswith("evo-vit on tiny 32 px, torch fp32 b1: 99.00x became ")
 
 
 def test_the_recorded_command_is_one_that_runs_as_it_stands(
     preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = vitslim("bench", "suite", "--preset", preset, "--quick", "--out", tmp_path / "elsewhere", "--json")
-    assert first.document["command"] == "vitslim bench suite --preset own.yaml --quick"
-    again = vitslim(*shlex.split(first.document["command"])[1:])
+    out = Path("out", "suite-own-quick")
+    first = vitslim("bench", "suite", "--preset", preset, "--quick", "--out", out)
+    assert "cases of this call" in first.out
+    document = read_json(out / "suite.json")
+    assert {row["model"] for row in document["pieces"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
+    assert document["command"] == "vitslim bench suite --preset own.yaml --quick"
+    again = vitslim(*shlex.split(document["command"])[1:])
     assert again.code == 0, again.err
     assert "wrote out/suite-own-quick/suite.html" in again.err
 
 
-def test_what_is_done_and_left_is_listed_without_measuring(preset: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
-    shown = vitslim(*words, "--list")
+def test_what_is_done_and_left_is_listed_without_measuring(
+    measured: Path, preset: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    words = ("bench", "suite", "--preset", preset, "--list", "--out")
+    shown = vitslim(*words, tmp_path / "none")
     assert shown.code == 0, shown.err
-    assert shown.out.splitlines()[-1] == "0 of 2 pieces are done, 2 are left"
-    assert not (tmp_path / "out").exists()
-    measured = vitslim(*words)
-    assert "pieces of this call" in measured.out
-    assert "pieces of this call" not in vitslim(*words).out
-    found = vitslim(*words, "--list", "--json").document
-    assert found == {
-        "pieces": {"tiny-32-fp32-torch-b1": "measured", "tiny-64-fp32-tensorrt-b1": "unavailable"},
-        "left": [],
+    assert shown.out.splitlines()[-1] == "0 of 2 cases are done, 2 are left"
+    assert not (tmp_path / "none").exists()
+    (measured / "cases" / "tiny-64-fp32-tensorrt-b1.json").unlink()
+    assert vitslim(*words, measured, "--json").document == {
+        "cases": {"tiny-32-fp32-torch-b1": "measured"},
+        "left": ["tiny-64-fp32-tensorrt-b1"],
     }
 
 
@@ -110,38 +136,25 @@ def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
 
 
 @pytest.mark.parametrize(
-    ("tries", "sentence"),
-    [(1, "0 of 1 pieces are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
+    ("attempts", "sentence"),
+    [(1, "0 of 1 cases are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
 )
 def test_what_is_left_says_what_to_do(
-    tries: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+    attempts: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piece = PieceResult(piece=Piece(), digest="0", status="too long", seconds=9.0, tries=tries)
+    case = CaseResult(piece=Case(), digest="0", status="too long", seconds=9.0, tries=attempts)
     report = SuiteReport(
         preset="own",
         quick=False,
         command="vitslim bench suite",
         settings={},
         environment={},
-        pieces=[piece],
-        left=[piece.piece.name],
+        pieces=[case],
+        left=[case.piece.name],
     )
     monkeypatch.setattr("vitslim.pipeline.suite.run_suite", lambda *_, **__: report)
     outcome = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
     assert sentence in " ".join(outcome.err.split())
-
-
-def _ratios_are_compared(out: Path, preset: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("bench", "suite", "--preset", preset, "--out", out, "--compare")
-    assert vitslim(*words, out / "suite.json").code == 0
-    document = read_json(out / "suite.json")
-    for row in document["pieces"][0]["rows"]:
-        if row["model"] == "evo-vit":
-            row |= {"speedup_vs_dense": 99.0, "speedup_p10": 98.0, "speedup_p90": 100.0}
-    write_json(tmp_path / "before.json", document)
-    changed = vitslim(*words, tmp_path / "before.json")
-    assert changed.code == 1
-    assert changed.error.startswith("evo-vit on tiny 32 px, torch fp32 b1: 99.00x became ")
 
 
 @pytest.mark.parametrize(
@@ -163,12 +176,12 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", ["suite", "accuracy"])
+@pytest.mark.parametrize("command", ["suite", "accuracy"])
 def test_without_its_gpu_a_preset_is_refused_and_nothing_written(
-    verb: str, vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    outcome = vitslim("bench", verb, "--preset", "gpu", "--out", tmp_path / "out")
+    outcome = vitslim("bench", command, "--preset", "gpu", "--out", tmp_path / "out")
     assert (outcome.code, "no usable GPU is there" in outcome.error) == (3, True), outcome.err
     assert outcome.error.startswith("preset gpu: ")
     assert list(tmp_path.iterdir()) == []

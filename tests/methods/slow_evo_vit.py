@@ -1,10 +1,10 @@
-"""Evo-ViT written out plainly: nothing is sorted or gathered, resting patches are masked and put back."""
+"""Evo-ViT written out plainly: nothing is sorted or gathered, inactive patches are masked and put back."""
 
 import torch
 from torch import Tensor, nn
 
-from vitslim.methods.evo_vit import Evolution
-from vitslim.methods.skipat import Reuse
+from vitslim.methods.evo_vit import Evolve
+from vitslim.methods.skipat import ReuseAttention
 from vitslim.models import trace
 from vitslim.trunk import BoundBlock, trunk_of
 
@@ -23,14 +23,14 @@ def slow_evo_vit(dense: nn.Module, images: Tensor, converted: nn.Module) -> list
     outputs: list[Tensor] = []
 
     def gained() -> Tensor:
-        """What the resting patches take over from their representative."""
+        """What the inactive patches take over from their representative."""
         return x if r is None else torch.cat([x[:, :prefix], x[:, prefix:] + ~active.unsqueeze(2) * (r - r_start)], 1)
 
     for index in range(depth):
-        rule, mixing = steps[index].tokens, steps[index].mixing
-        assert isinstance(rule, Evolution)
+        rule, attention = steps[index].tokens.choice, steps[index].attention
+        assert isinstance(rule, Evolve)
         bound = BoundBlock(adapter, seen.blocks[index])
-        kept = rule.active(layout) - prefix
+        kept = rule.kept(layout.patches, prefix)
         if rule.selects or kept == layout.patches:
             x = gained()
             r = shares = None
@@ -38,13 +38,13 @@ def slow_evo_vit(dense: nn.Module, images: Tensor, converted: nn.Module) -> list
         if rule.selects and kept < layout.patches:
             best = g.argsort(dim=1, descending=True, stable=True)[:, :kept]
             active = torch.zeros_like(active).scatter(1, best, True)
-            if rule.represents:
+            if rule.extra:
                 shares = (g * ~active) / (g * ~active).sum(dim=1, keepdim=True)
                 r = r_start = (shares.unsqueeze(2) * x[:, prefix:]).sum(dim=1, keepdim=True)
         tokens = x if r is None else torch.cat([x, r], dim=1)
         everyone = torch.cat([torch.ones(batch, prefix, dtype=torch.bool), active], dim=1)
-        if isinstance(mixing, Reuse):
-            z = mixing.predict(z[:, :n], prefix, layout.grid)
+        if isinstance(attention, ReuseAttention):
+            z = attention.predict(z[:, :n], prefix, layout.grid)
             row = None
             z_tokens = z if r is None else torch.cat([z, (shares.unsqueeze(2) * z[:, prefix:]).sum(1, True)], dim=1)
         else:
@@ -61,7 +61,7 @@ def slow_evo_vit(dense: nn.Module, images: Tensor, converted: nn.Module) -> list
 
 
 def attend(bound: BoundBlock, tokens: Tensor, context: dict, everyone: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Z and the class row, with the keys of resting patches masked; a representative stands behind all tokens."""
+    """Z and the class row, with the keys of inactive patches masked; a representative stands behind all tokens."""
     extra = tokens.shape[1] - n
     if extra and context.get("rope") is not None:
         rope = context["rope"]

@@ -17,11 +17,12 @@ from tests.methods.slow_evo_vit import slow_evo_vit
 from tests.variants import ALL, SIZE, dense, images_for
 from vitslim.bench import count_macs
 from vitslim.checkpoint import load, save
-from vitslim.errors import ConfigError, UnsupportedModelError
-from vitslim.methods import EvoViTConfig, convert, method_support, set_schedule_
-from vitslim.methods.evo_vit import kept_patches
+from vitslim.errors import ConfigError
+from vitslim.methods import convert, method_support
+from vitslim.methods.evo_vit import EvoViTConfig, kept_patches
 from vitslim.models import BlockAdapter
-from vitslim.trunk import plan_summary, trunk_of
+from vitslim.plans import check, cost
+from vitslim.trunk import plan_of, trunk_of
 
 FORMS: dict[str, dict[str, Any]] = {
     "frozen": {"stages": (1, 3), "keep": (0.5, 0.25)},
@@ -68,7 +69,7 @@ def test_frozen_patches_stay_as_they_were_and_the_prefix_never_does(name: str) -
         moved = (before != after).any(dim=2)
         assert moved[:, :prefix].all()
         assert moved[:, prefix:].sum(dim=1).tolist() == [8, 8, 8]
-    # Within a stage the same ones rest.
+    # Within a stage the same ones are inactive.
     assert torch.equal((every[0] != every[1]).any(dim=2), (every[1] != every[2]).any(dim=2))
 
 
@@ -83,12 +84,12 @@ def test_followers_all_gain_the_same() -> None:
 
 
 @torch.no_grad()
-def test_resting_patches_cost_nothing() -> None:
+def test_inactive_patches_cost_nothing() -> None:
     model, rows = convert(dense("vit_one_register"), "evo_vit", stages=(1, 3), keep=(0.5, 0.25)), []
     for block in trunk_of(model).steps:
-        mlp = model.blocks[block.block].mlp
+        mlp = model.blocks[block.home].mlp
         mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
-        model.blocks[block.block].norm1.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+        model.blocks[block.home].norm1.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
     model(images_for(model))
     assert rows == [18, 18, 10, 10, 10, 10, 6, 6]
 
@@ -107,7 +108,7 @@ def test_resting_patches_cost_nothing() -> None:
 )
 def test_the_class_row_is_computed_only_where_it_is_used(options: dict[str, Any], rows: list[int]) -> None:
     model = convert(deit("tiny"), "evo_vit", **options)
-    assert [index for index, step in enumerate(trunk_of(model).steps) if step.tokens.wants_class_attention] == rows
+    assert [index for index, step in enumerate(trunk_of(model).steps) if step.wants_row] == rows
 
 
 @torch.no_grad()
@@ -132,11 +133,17 @@ def test_multiply_accumulates_are_those_of_the_authors_model(size: str, gmac: fl
 
 
 def test_alignment_is_visible_in_tokens_and_cost() -> None:
-    paper, aligned = (convert(deit("small"), "evo_vit", align=align) for align in (1, 8))
-    assert plan_summary(paper)[4]["tokens"] == snapshot("kept 98 of 196, chosen by class attention, others frozen")
-    assert plan_summary(aligned)[9]["tokens"] == snapshot("kept 95 of 196, others frozen")
-    assert plan_summary(aligned)[3]["tokens"] == "all"
-    assert count_macs(aligned) < count_macs(paper)
+    paper, aligned = (cost(plan_of(convert(deit("small"), "evo_vit", align=align))) for align in (1, 8))
+    assert [paper.steps[index].tokens for index in (3, 4, 9)] == [197, 99, 99]
+    assert [aligned.steps[index].tokens for index in (3, 4, 9)] == [197, 96, 96]
+    assert aligned.macs < paper.macs
+
+
+def test_the_plan_says_who_is_active() -> None:
+    steps = plan_of(convert(deit("small"), "evo_vit")).steps
+    assert [steps[index].tokens.describe() for index in (3, 4, 9)] == snapshot(
+        ["all", "kept 50 %, chosen by class attention, others frozen", "kept 50 %, others frozen"]
+    )
 
 
 @given(st.integers(1, 600), st.floats(0.01, 0.99), st.integers(0, 6), st.integers(1, 64))
@@ -160,26 +167,21 @@ def test_shares_are_rounded_as_the_authors_do() -> None:
 
 @pytest.mark.parametrize("form", ["layer_wise", "slow_fast", "frozen"])
 @torch.no_grad()
-def test_the_schedule_can_be_changed_and_changed_back(form: str, tmp_path: Path) -> None:
+def test_the_early_form_is_the_layer_wise_schedule_and_goes_again(form: str) -> None:
     options = {**FORMS[form], "schedule": "stage"}
     images = images_for(dense("vit_plain"))
-    model, stage_wise = (convert(dense("vit_plain"), "evo_vit", **options) for _ in range(2))
+    model = convert(dense("vit_plain"), "evo_vit", **options)
     layer_wise = convert(dense("vit_plain"), "evo_vit", **{**options, "schedule": "layer"})
-    set_schedule_(model, "layer")
+    stage_wise, plan = model(images), plan_of(model)
+    trunk_of(model).choose_early_(True)
     assert torch.equal(model(images), layer_wise(images))
-    assert trunk_of(model).history == trunk_of(layer_wise).history
-    assert torch.equal(load(save(model, tmp_path))(images), layer_wise(images))
-    set_schedule_(model, "stage")
-    assert torch.equal(model(images), stage_wise(images))
-    assert not torch.equal(layer_wise(images), stage_wise(images))
-
-
-def test_only_evo_vit_has_a_schedule() -> None:
-    with pytest.raises(ConfigError) as caught:
-        set_schedule_(convert(dense("vit_plain"), "skipat"), "layer")
-    assert str(caught.value) == snapshot("this VisionTransformer was not converted with 'evo_vit'; it has no schedule")
-    with pytest.raises(ConfigError):
-        set_schedule_(dense("vit_plain"), "layer")
+    # It is a matter of training: what is saved is the last form.
+    assert plan_of(model) == plan
+    trunk_of(model).choose_early_(False)
+    assert torch.equal(model(images), stage_wise)
+    assert not torch.equal(layer_wise(images), stage_wise)
+    assert trunk_of(model).has_early_form
+    assert not trunk_of(layer_wise).has_early_form
 
 
 @pytest.mark.parametrize("name", ["vit_plain", "vit_four_registers", "eva_rotary", "beit_both_biases"])
@@ -210,7 +212,7 @@ def test_saving_and_loading_gives_the_same_numbers(name: str, options: dict[str,
     model, images = convert(dense(name), "evo_vit", **options), images_for(dense(name))
     again = load(save(model, tmp_path))
     assert torch.equal(again(images), model(images))
-    assert trunk_of(again).history == trunk_of(model).history
+    assert plan_of(again) == plan_of(model)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +228,9 @@ def test_saving_and_loading_gives_the_same_numbers(name: str, options: dict[str,
 )
 def test_the_score_is_named(name: str, score: str) -> None:
     model = convert(dense(name), "evo_vit")
-    assert trunk_of(model).history[0].options["score"] == score
-    assert f"chosen by {score.replace('_', ' ')} attention" in plan_summary(model)[1]["tokens"]
+    tokens = plan_of(model).steps[1].tokens
+    assert tokens.score == score
+    assert f"chosen by {score.replace('_', ' ')} attention" in tokens.describe()
 
 
 @pytest.mark.parametrize(
@@ -277,45 +280,48 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 
 def test_a_single_block_has_nothing_to_choose_by() -> None:
-    support = method_support(VisionTransformer(**{**SIZE, "depth": 1}))["evo_vit"]
+    support = method_support(plan_of(VisionTransformer(**{**SIZE, "depth": 1})))["evo_vit"]
     assert support["reason"] == snapshot("evo_vit: 1 block; the first must attend before patches can be chosen")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "distilled",
-            snapshot(
-                "a distilled model has two heads, one for the class and one for the distillation token; "
-                "neither can read the mean of the patches"
-            ),
-        ),
-        (
-            "vit_map_pooling",
-            snapshot(
-                "this VisionTransformer pools with 'map'; "
-                "only token, avg, avgmax, max can be changed to the mean of the patches"
-            ),
-        ),
+        ("distilled", "readout='mean': a distilled model has two heads"),
+        ("vit_map_pooling", "readout='mean': this VisionTransformer pools with 'map'; only token, avg"),
     ],
 )
 def test_classifiers_with_a_readout_of_their_own_keep_it(name: str, message: str) -> None:
-    with pytest.raises(UnsupportedModelError) as caught:
+    with pytest.raises(ConfigError, match=message):
         convert(dense(name), "evo_vit", readout="mean")
-    assert str(caught.value) == message
 
 
 def test_the_default_stages_are_the_papers_thirds() -> None:
     for depth, stages in ((12, [4, 8]), (24, [8, 16]), (4, [1, 2]), (2, [1])):
-        options = trunk_of(convert(deit("tiny", depth), "evo_vit")).history[0].options
-        assert list(options["stages"]) == stages
-    assert list(options["keep"]) == [1.0, 0.5]
+        steps = plan_of(convert(deit("tiny", depth), "evo_vit")).steps
+        assert [index for index, step in enumerate(steps) if step.tokens.selects] == stages
 
 
 def test_two_rules_for_the_same_tokens_are_refused() -> None:
     once = convert(dense("vit_plain"), "evo_vit")
-    assert "already converted" in method_support(once)["evo_vit"]["reason"]
+    assert "already converted" in method_support(plan_of(once), trunk_of(once).history)["evo_vit"]["reason"]
+    assert "already has a rule for its tokens" in method_support(plan_of(once))["evo_vit"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": 0.25}, "step 3: 4 patches should be active, but 8 are before it, and it does not choose"),
+        ({"placeholders": "slow_fast"}, "step 3: 8 patches should be active, but 8 are before it"),
+        ({"score": "mean_query"}, "step 3: score='mean_query': this VisionTransformer has a class token; use 'class'"),
+    ],
+)
+def test_a_plan_that_was_edited_into_nonsense_is_refused(changes: dict[str, Any], message: str) -> None:
+    plan = plan_of(convert(dense("vit_plain"), "evo_vit", stages=(2,)))
+    step = plan.steps[3]
+    changed = plan.with_steps({3: step.but(tokens=step.tokens.model_copy(update=changes))})
+    assert any(message in error for error in check(changed)), check(changed)
+    assert check(plan) == []
 
 
 def test_dropout_acts_in_every_block() -> None:

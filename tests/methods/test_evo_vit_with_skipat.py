@@ -1,4 +1,4 @@
-"""Skipped blocks among resting patches, converted in either order."""
+"""Skipped blocks among inactive patches, converted in either order."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import nn
 from tests.methods.slow_evo_vit import slow_evo_vit
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
-from vitslim.methods import convert, method_support, set_schedule_
-from vitslim.trunk import trunk_of
+from vitslim.methods import convert, method_support
+from vitslim.trunk import plan_of, trunk_of
 
 # Name: skipped blocks, Evo-ViT's options.
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -49,7 +49,7 @@ def test_either_order_gives_the_plain_form(name: str, pair: str) -> None:
 
 def test_the_class_row_comes_from_the_last_block_that_attends() -> None:
     for model in both_orders("vit_plain", {"layers": (1,)}, {"stages": (2,)}):
-        rows = [index for index, step in enumerate(trunk_of(model).steps) if step.tokens.wants_class_attention]
+        rows = [index for index, step in enumerate(trunk_of(model).steps) if step.wants_row]
         assert rows == [0]
 
 
@@ -75,18 +75,8 @@ def test_attention_outputs_that_do_not_exist_are_not_reused(skipped: dict[str, A
 
 def test_a_refusal_names_both_steps() -> None:
     once = convert(dense("vit_plain"), "skipat", layers=(2,))
-    assert method_support(once)["evo_vit"]["reason"] == snapshot(
-        "step 2 (reuse (expansion 2)) wants the attention output of tokens that took no part in step 1 "
+    assert method_support(plan_of(once))["evo_vit"]["reason"] == snapshot(
+        "evo_vit: step 2 (reuse (expansion 2)) wants the attention output of tokens that took no part in step 1 "
         "(kept 50 %, chosen by class attention, others frozen); start the run of reusing steps right after a step in "
         "which all tokens take part"
     )
-
-
-def test_a_schedule_that_cannot_run_is_refused_before_anything_changes() -> None:
-    once = convert(dense("vit_plain"), "skipat", layers=(2,), identity=True)
-    model, images = convert(once, "evo_vit", stages=(1,)), images_for(dense("vit_plain"))
-    logits, history = model(images), trunk_of(model).history
-    with pytest.raises(ConfigError):
-        set_schedule_(model, "layer")
-    assert torch.equal(model(images), logits)
-    assert trunk_of(model).history == history

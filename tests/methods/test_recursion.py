@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
-from vitslim.methods import convert, merge_residuals
+from vitslim.methods import convert
 from vitslim.methods.recursion import (
     Recursive,
     ScaledBlock,
@@ -20,9 +20,10 @@ from vitslim.methods.recursion import (
     merged_view,
     view_of,
 )
+from vitslim.methods.sret import merge_residuals
 from vitslim.models import adapter_for, trace
 from vitslim.models.sret_parts import NonLinearProjection
-from vitslim.trunk import BoundBlock, trunk_of
+from vitslim.trunk import BoundBlock, plan_of, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -218,16 +219,16 @@ def test_merging_leaves_what_is_no_residual() -> None:
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
     merged, images = merge_residuals(model), images_for(model)
     torch.testing.assert_close(merged(images), model(images), atol=1e-3, rtol=1e-3)
-    rows = trunk_of(merged).summary()
-    assert [row["mixing"] for row in rows] == [row["mixing"] for row in trunk_of(model).summary()]
-    assert [row["block"] for row in rows] == [0, 1, 1, 2, 2, 3]
-    assert rows[2]["weights"] == "own, merged from shared by 1, 2, rank 4, application 2 of 2, nll, lrc"
+    steps = plan_of(merged).steps
+    assert [step.attention for step in steps] == [step.attention for step in plan_of(model).steps]
+    assert [step.home for step in trunk_of(merged).steps] == [0, 1, 1, 2, 2, 3]
+    assert steps[2].weights.describe() == "merged from 1, 2, rank 4, application 2, nll, lrc"
 
 
 def test_merging_wants_something_to_merge() -> None:
     with pytest.raises(ConfigError, match="dense; convert it first"):
         merge_residuals(dense("vit_plain"))
-    with pytest.raises(ConfigError, match="nothing to merge: not converted with 'sret'"):
+    with pytest.raises(ConfigError, match="nothing to merge: no steps share matrices"):
         merge_residuals(convert(dense("vit_plain"), "skipat"))
     with pytest.raises(ConfigError, match="nothing to merge: already merged"):
         merge_residuals(recursive(dense("vit_plain"), merged=True))

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from tests.variants import SIZE, dense, images_for, lively_
 from vitslim.errors import ConfigError
-from vitslim.methods import SkipAtConfig, convert
+from vitslim.methods import METHODS, convert, planned
 from vitslim.methods.layers import parse_layers
-from vitslim.methods.skipat import Reuse, SkipFunction
+from vitslim.methods.skipat import ReuseAttention, SkipAtConfig, SkipFunction
 from vitslim.models import DenseTrace, trace
-from vitslim.trunk import Stream, Trunk, plan_summary, trunk_of
+from vitslim.trunk import Stream, Trunk, build, plan_of, trunk_of
 
 
 def skipat(model: nn.Module, **options: Any) -> nn.Module:
@@ -32,7 +32,7 @@ def attention_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     """ẑ of every step of one forward."""
     caught: list[Tensor] = []
     handles = [
-        step.mixing.register_forward_hook(lambda mixing, args, output: caught.append(output[0]))
+        step.attention.register_forward_hook(lambda attention, args, output: caught.append(output[0]))
         for step in trunk_of(model).steps
     ]
     with torch.no_grad():
@@ -63,13 +63,15 @@ def test_each_skipped_block_reads_the_step_before_and_each_computed_one_starts_a
     source = None
     for index, step in enumerate(trunk.steps):
         if index in layers:
-            phi = step.mixing.phi
+            phi = step.attention.phi
             assert torch.equal(z[index][:, prefix:], phi(z[index - 1][:, prefix:], grid))
             # The prefix rows pass by Φ: the same vectors in all blocks since the last computed one.
             assert torch.equal(z[index][:, :prefix], z[source][:, :prefix])
         else:
             source = index
-    assert len({id(step.mixing.phi) for step in trunk.steps if isinstance(step.mixing, Reuse)}) == len(layers)
+    assert len({id(step.attention.phi) for step in trunk.steps if isinstance(step.attention, ReuseAttention)}) == len(
+        layers
+    )
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def test_the_model_equals_a_plain_loop_over_the_blocks() -> None:
     tokens, z = source._pos_embed(source.patch_embed(images)), torch.empty(0)
     for index, block in enumerate(source.blocks):
         if index in (1, 2):
-            phi = trunk_of(model).steps[index].mixing.phi
+            phi = trunk_of(model).steps[index].attention.phi
             z = torch.cat([z[:, :1], phi(z[:, 1:], (4, 4))], dim=1)
         else:
             z = block.attn(block.norm1(tokens))
@@ -117,7 +119,7 @@ def test_the_papers_form_starts_close_to_identity_reuse() -> None:
 
 def test_a_scratch_start_is_not_the_identity() -> None:
     torch.manual_seed(0)
-    phi = trunk_of(convert(dense("vit_plain"), "skipat", layers=(1,), init="scratch")).steps[1].mixing.phi
+    phi = trunk_of(convert(dense("vit_plain"), "skipat", layers=(1,), init="scratch")).steps[1].attention.phi
     patches = torch.randn(2, 16, 48)
     assert (phi(patches, (4, 4)) - patches).norm() / patches.norm() > 0.5
 
@@ -131,7 +133,7 @@ def test_the_default_is_the_middle_half(depth: int, layers: Any) -> None:
 
 
 def skipped(model: nn.Module) -> list[int]:
-    return [row["step"] for row in plan_summary(model) if row["mixing"].startswith("reuse")]
+    return [index for index, step in enumerate(plan_of(model).steps) if step.attention.kind == "reuse"]
 
 
 @pytest.mark.parametrize(
@@ -158,35 +160,27 @@ def test_an_analysis_decides_the_layers_that_are_left_to_it(recommended: Any, op
 
     model = convert(dense("vit_plain"), "skipat", **options, analysis=Report(recommended))
     assert skipped(model) == [1, 3]
-    # A saved model replays numbers, not a word.
-    assert trunk_of(model).history[0].options["layers"] == [1, 3]
     assert skipped(convert(dense("vit_plain"), "skipat", layers="paper", analysis=Report(recommended))) == [1, 2]
 
 
-def test_the_history_holds_the_resolved_options_as_plain_data() -> None:
-    entry = trunk_of(convert(dense("vit_plain"), "skipat", expansion=0.5)).history[0]
-    assert entry.method == "skipat"
-    assert dict(entry.options) == {
-        "layers": [1, 2],
-        "expansion": 0.5,
-        "kernel_size": 5,
-        "identity": False,
-        "prefix": "reuse",
-        "residual": True,
-        "init": "identity",
-    }
+def test_the_plan_names_what_every_step_does() -> None:
+    steps = plan_of(convert(dense("vit_plain"), "skipat", layers=(2,), expansion=0.25)).steps
+    assert [step.attention.describe() for step in steps] == ["dense", "dense", "reuse (expansion 0.25)", "dense"]
+    # The identity has no room in a narrow hidden layer.
+    assert steps[2].attention.residual
+    identity = plan_of(convert(dense("vit_plain"), "skipat", layers=(2,), identity=True))
+    assert identity.steps[2].attention.describe() == "reuse (identity)"
 
 
-def test_the_summary_names_what_every_step_does() -> None:
-    rows = plan_summary(convert(dense("vit_plain"), "skipat", layers=(2,), expansion=0.25))
-    assert [row["mixing"] for row in rows] == ["dense", "dense", "reuse (expansion 0.25)", "dense"]
-    assert {(row["tokens"], row["weights"]) for row in rows} == {("all", "own")}
-    assert [row["block"] for row in rows] == [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert rows[2]["parameters"] < rows[1]["parameters"]
-    assert (
-        plan_summary(convert(dense("vit_plain"), "skipat", layers=(2,), identity=True))[2]["mixing"]
-        == "reuse (identity)"
-    )
+def test_layers_are_named_as_in_the_dense_model() -> None:
+    plan = plan_of(dense("vit_plain"))
+    shallow = plan.model_copy(update={"steps": (plan.steps[0], *plan.steps[2:])})
+    changed = planned(METHODS.get("skipat"), SkipAtConfig(layers=(2,)), shallow)
+    assert [(step.block, step.attention.kind) for step in changed.steps] == [(0, "dense"), (2, "reuse"), (3, "dense")]
+    # Φ of block 2 reads what block 0 gives, and starts to learn from it.
+    assert trunk_of(build(changed, dense("vit_plain"))).steps[1].attention.source == 0
+    with pytest.raises(ConfigError, match=r"skipat.layers: block 1 was dropped by an earlier conversion"):
+        planned(METHODS.get("skipat"), SkipAtConfig(layers=(1,)), shallow)
 
 
 @given(
@@ -233,7 +227,7 @@ def test_the_local_loss_is_zero_where_phi_is_perfect() -> None:
 def test_the_local_loss_is_one_for_a_constant() -> None:
     found = seen()
     trunk = trunk_of(convert(dense("vit_plain"), "skipat", layers=(1,)))
-    phi = trunk.steps[1].mixing.phi
+    phi = trunk.steps[1].attention.phi
     with torch.no_grad():
         for parameter in phi.parameters():
             parameter.zero_()
@@ -250,7 +244,9 @@ def test_the_local_loss_reads_the_dense_models_own_z_and_stays_in_its_step() -> 
     assert list(losses) == [1, 2]
     losses[2].backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert reached == {f"blocks.steps.2.mixing.phi.{name}" for name, _ in trunk.steps[2].mixing.phi.named_parameters()}
+    assert reached == {
+        f"blocks.steps.2.attention.phi.{name}" for name, _ in trunk.steps[2].attention.phi.named_parameters()
+    }
 
 
 def test_the_local_loss_falls_in_training() -> None:
@@ -278,8 +274,6 @@ def test_the_gradient_flows_through_the_chain_to_the_source() -> None:
 
 
 def test_reuse_asked_without_a_source_says_so() -> None:
-    from vitslim.errors import ConfigError
-
     trunk: Trunk = trunk_of(convert(dense("vit_plain"), "skipat", layers=(1,)))
     with pytest.raises(ConfigError, match="the first step must attend"):
         trunk.take(trunk.steps[1], torch.randn(1, 17, 48), Stream(layout=trunk.layout), {})
@@ -292,10 +286,10 @@ def test_the_prefix_map_starts_as_reuse_and_maps_the_prefix_rows_alone() -> None
     plain = convert(model, "skipat", layers=(1, 2), identity=True)
     mapped = convert(model, "skipat", layers=(1, 2), identity=True, prefix="linear")
     torch.testing.assert_close(mapped(images), plain(images), rtol=0, atol=0)
-    mixing = mapped.blocks.steps[1].mixing
-    mixing.prefix_map.weight.mul_(2.0)
+    attention = mapped.blocks.steps[1].attention
+    attention.prefix_map.weight.mul_(2.0)
     source = torch.randn(2, 5 + 16, 48)
-    z = mixing.predict(source, 5, (4, 4))
+    z = attention.predict(source, 5, (4, 4))
     torch.testing.assert_close(z[:, :5], 2 * source[:, :5])
     torch.testing.assert_close(z[:, 5:], source[:, 5:], rtol=0, atol=0)
 
@@ -306,16 +300,16 @@ def test_a_prefix_map_costs_one_square_matrix_and_a_bias_per_skipped_block() -> 
     )
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (plain, mapped)]
     assert sizes[1] - sizes[0] == 2 * (48 * 48 + 48)
-    assert plan_summary(mapped)[1]["mixing"] == "reuse (expansion 2, prefix mapped)"
+    assert plan_of(mapped).steps[1].attention.describe() == "reuse (expansion 2, prefix mapped)"
 
 
 def test_a_model_without_prefix_has_nothing_to_map() -> None:
-    with pytest.raises(ConfigError, match=r"no prefix tokens"):
+    with pytest.raises(ConfigError, match=r"skipat: step 1: prefix='linear': this model has no prefix tokens"):
         convert(dense("vit_no_class_token"), "skipat", layers=(1,), prefix="linear")
 
 
 def test_phi_never_reads_the_prefix_rows() -> None:
-    reuse = Reuse(lively_(SkipFunction(8)), 2.0)
+    reuse = ReuseAttention(lively_(SkipFunction(8)), None, source=0)
     source = torch.randn(1, 3 + 16, 8)
     other = source.clone()
     other[:, :3] = 100.0

@@ -11,20 +11,20 @@ from tests.variants import CHARACTERISTIC, dense, images_for
 from vitslim.errors import ConfigError
 from vitslim.kernels import seeded_permutation, sliced_mask
 from vitslim.methods import convert
-from vitslim.methods.slices import SlicedMixing, token_order
+from vitslim.methods.slices import SlicedAttention, token_order
 from vitslim.models import TokenLayout, adapter_for, trace
-from vitslim.trunk import BoundBlock, DenseMixing, Stream, trunk_of
+from vitslim.trunk import BoundBlock, DenseAttention, Stream, plan_of, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def slow_slices(bound: BoundBlock, mixing: SlicedMixing, tokens: Tensor, stream: Stream) -> Tensor:
+def slow_slices(bound: BoundBlock, attention: SlicedAttention, tokens: Tensor, stream: Stream) -> Tensor:
     """Dense attention, the slices as a mask between tokens in natural order."""
     layout, count = stream.layout, stream.layout.tokens
-    order = torch.arange(count) if mixing.seed is None else torch.tensor(token_order(layout, mixing.seed))
+    order = torch.arange(count) if attention.seed is None else torch.tensor(token_order(layout, attention.seed))
     place = order.argsort()
-    mask = sliced_mask(count, mixing.groups, prefix=layout.prefix)[place][:, place]
+    mask = sliced_mask(count, attention.groups, prefix=layout.prefix)[place][:, place]
     read = bound.attention_input(tokens)
     query, key, value = bound.queries_keys_values(read, stream.context)
     scores = torch.einsum("bhie,bhje->bhij", query, key) * bound.scale
@@ -41,14 +41,14 @@ def test_slices_equal_masked_attention_on_every_kind_of_block(name: str, seed: i
     found = trace(model, images_for(model))
     bound = BoundBlock(adapter_for(model), model.blocks[1])
     stream = Stream(layout=found.layout, context=found.contexts[1], wants_class_attention=True)
-    mixing, tokens = SlicedMixing(4, found.layout, seed), found.block_inputs[1]
-    z, after = mixing(bound, tokens, stream)
-    torch.testing.assert_close(z, slow_slices(bound, mixing, tokens, stream), **CLOSE)
+    attention, tokens = SlicedAttention(4, found.layout, seed), found.block_inputs[1]
+    z, after = attention(bound, tokens, stream)
+    torch.testing.assert_close(z, slow_slices(bound, attention, tokens, stream), **CLOSE)
     assert after.z is z
     # The class row reads all keys, as it does in the dense block.
-    _, whole = DenseMixing()(bound, tokens, stream)
+    _, whole = DenseAttention()(bound, tokens, stream)
     torch.testing.assert_close(after.class_attention, whole.class_attention)
-    single, _ = SlicedMixing(1, found.layout, seed)(bound, tokens, stream)
+    single, _ = SlicedAttention(1, found.layout, seed)(bound, tokens, stream)
     torch.testing.assert_close(single, found.z[1], **CLOSE)
 
 
@@ -59,18 +59,18 @@ def test_the_prefix_stays_in_front(prefix: int) -> None:
     assert order[prefix:] == [prefix + place for place in seeded_permutation(20, 1)]
 
 
-def mixings(model: nn.Module) -> list[str]:
-    return [step.mixing.describe() for step in trunk_of(model).steps]
+def attentions(model: nn.Module) -> list[str]:
+    return [step.attention.describe() for step in plan_of(model).steps]
 
 
 def test_the_first_application_of_a_group_is_cut_in_raster_order_the_others_permuted() -> None:
     model = convert(dense("vit_plain"), "sret", groups=((0, 1), (2, 3)), slices=(4, 2))
-    assert mixings(model) == ["4 slices, raster order", "2 slices, permuted"] * 2
+    assert attentions(model) == ["4 slices, raster order", "2 slices, permuted"] * 2
     model = convert(dense("vit_plain"), "sret", slices=4, recursions=2)
-    assert mixings(model) == ["dense", "4 slices, raster order", *["4 slices, permuted"] * 3, "dense"]
-    orders = [step.mixing.order.tolist() for step in list(trunk_of(model).steps)[2:5]]
+    assert attentions(model) == ["dense", "4 slices, raster order", *["4 slices, permuted"] * 3, "dense"]
+    orders = [step.attention.order.tolist() for step in list(trunk_of(model).steps)[2:5]]
     assert orders[0] != orders[1] != orders[2]
-    assert mixings(convert(dense("vit_plain"), "sret", slices=(1, 4)))[1:3] == ["dense", "4 slices, permuted"]
+    assert attentions(convert(dense("vit_plain"), "sret", slices=(1, 4)))[1:3] == ["dense", "4 slices, permuted"]
 
 
 def test_the_seed_decides_and_is_no_part_of_the_state() -> None:

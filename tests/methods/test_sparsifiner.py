@@ -18,10 +18,11 @@ from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError
 from vitslim.kernels.connectivity import ConnectivityPredictor
 from vitslim.methods import convert
-from vitslim.methods.sparsifiner import KeyRule, SparseMixing, phase_parameters
+from vitslim.methods.sparsifiner import Sparse, SparseAttention, phase_parameters
 from vitslim.models import TokenLayout, trace
 from vitslim.models.trace import DenseTrace
-from vitslim.trunk import BoundBlock, Stream, plan_summary, trunk_of
+from vitslim.plans import check
+from vitslim.trunk import BoundBlock, Stream, plan_of, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -40,9 +41,9 @@ def block_of(seen: DenseTrace, index: int) -> BoundBlock:
     return BoundBlock(seen.adapter, seen.blocks[index])
 
 
-def slow_scores(mixing: SparseMixing, query: Tensor, key: Tensor, prefix: int) -> Tensor:
+def slow_scores(attention: SparseAttention, query: Tensor, key: Tensor, prefix: int) -> Tensor:
     """Ã of the patch queries in the order of the paper's equations, as it is when keys are chosen."""
-    predictor, rule = mixing.predictor, mixing.rule
+    predictor, rule = attention.predictor, attention.choice
     narrow_query = F.linear(query[:, :, prefix:], predictor.query.weight, predictor.query.bias)
     narrow_key = F.linear(key, predictor.key.weight, predictor.key.bias)
     summed = torch.einsum("mn,bhnc->bhmc", predictor.down, narrow_key)
@@ -53,15 +54,15 @@ def slow_scores(mixing: SparseMixing, query: Tensor, key: Tensor, prefix: int) -
     return coefficients.scatter(-1, weakest, 0.0) @ basis
 
 
-def slow_z(bound: BoundBlock, mixing: SparseMixing, read: Tensor, context: dict, layout: TokenLayout) -> Tensor:
+def slow_z(bound: BoundBlock, attention: SparseAttention, read: Tensor, context: dict, layout: TokenLayout) -> Tensor:
     """Dense attention with a mask made row by row."""
-    prefix, keys = layout.prefix, mixing.rule.keys(layout)
+    prefix, keys = layout.prefix, attention.choice.keys(layout.prefix, layout.patches)
     query, key, value = bound.queries_keys_values(read, context)
-    scores = slow_scores(mixing, query, key, prefix)
-    tile = mixing.rule.queries(layout.patches)
+    scores = slow_scores(attention, query, key, prefix)
+    tile = attention.choice.queries(layout.patches)
     mask = torch.zeros(*query.shape[:3], layout.tokens, dtype=torch.bool)
     mask[:, :, :prefix] = True
-    always = prefix if mixing.rule.prefix_keys == "kept" else 0
+    always = prefix if attention.choice.prefix_keys == "kept" else 0
     mask[..., :always] = True
     for b, h, row in itertools.product(range(query.shape[0]), range(query.shape[1]), range(layout.patches)):
         first = row // tile * tile
@@ -83,8 +84,8 @@ def test_z_is_that_of_a_slow_masked_attention(name: str, granularity: str, prefi
     for index, step in enumerate(trunk_of(model).steps):
         bound, context = block_of(seen, index), dict(seen.contexts[index])
         stream = Stream(layout=seen.layout, context=context, wants_class_attention=True)
-        z, after = step.mixing(bound, seen.block_inputs[index], stream)
-        expected = slow_z(bound, step.mixing, seen.attention_inputs[index], context, seen.layout)
+        z, after = step.attention(bound, seen.block_inputs[index], stream)
+        expected = slow_z(bound, step.attention, seen.attention_inputs[index], context, seen.layout)
         torch.testing.assert_close(z, expected, **CLOSE)
         row = seen.adapter.class_attention(bound.block, seen.attention_inputs[index], context)
         torch.testing.assert_close(after.class_attention, row, **CLOSE)
@@ -97,7 +98,7 @@ def test_rows_of_prefix_queries_are_dense(name: str) -> None:
     prefix = seen.layout.prefix
     for granularity in ("query", "tile", "image"):
         step = trunk_of(sparse(name, granularity=granularity)).steps[0]
-        z, _ = step.mixing(
+        z, _ = step.attention(
             block_of(seen, 0), seen.block_inputs[0], Stream(layout=seen.layout, context=seen.contexts[0])
         )
         torch.testing.assert_close(z[:, :prefix], seen.z[0][:, :prefix], **CLOSE)
@@ -123,7 +124,8 @@ def test_one_key_less_than_all_is_nearly_dense_and_all_is_dense(name: str, granu
 def test_the_number_of_keys(rate: float, prefix: int, side: int) -> None:
     layout = TokenLayout(prefix, (side, side))
     for prefix_keys, always in (("kept", prefix), ("chosen", 0)):
-        keys = KeyRule(rate, None, prefix_keys, "query", 64, 8, 0.02).keys(layout)
+        sparse = Sparse(keep_rate=rate, prefix_keys=prefix_keys, n_down=4, grid=layout.grid)
+        keys = sparse.keys(prefix, layout.patches)
         assert always < keys <= layout.tokens
         assert keys >= min(layout.tokens, rate * layout.tokens - 1e-6)
         assert keys <= max(always + 1, rate * layout.tokens + 1)
@@ -136,10 +138,13 @@ def test_a_class_key_with_a_small_score_is_kept_or_not_as_the_config_says(granul
     query, key, _ = block_of(seen, 0).queries_keys_values(seen.attention_inputs[0], {})
 
     def class_kept(prefix_keys: str, score: float) -> Tensor:
-        mixing = trunk_of(sparse(granularity=granularity, tile=6, prefix_keys=prefix_keys)).steps[0].mixing
-        mixing.predictor.basis[:, 0] = score
-        keys, tile = mixing.rule.keys(seen.layout), mixing.rule.queries(seen.layout.patches)
-        return (mixing.choose(query, key, Stream(layout=seen.layout), keys=keys, tile=tile) == 0).any(dim=-1)
+        attention = trunk_of(sparse(granularity=granularity, tile=6, prefix_keys=prefix_keys)).steps[0].attention
+        attention.predictor.basis[:, 0] = score
+        keys, tile = (
+            attention.choice.keys(seen.layout.prefix, seen.layout.patches),
+            attention.choice.queries(seen.layout.patches),
+        )
+        return (attention.choose(query, key, Stream(layout=seen.layout), keys=keys, tile=tile) == 0).any(dim=-1)
 
     assert class_kept("kept", 0.0).all()
     assert not class_kept("chosen", 0.0).any()
@@ -152,19 +157,19 @@ def test_a_single_key_is_enough_where_the_class_key_is_chosen_like_the_others() 
     step = trunk_of(sparse(k=1, prefix_keys="chosen")).steps[0]
     bound = block_of(seen, 0)
     query, key, value = bound.queries_keys_values(seen.attention_inputs[0], {})
-    kept = step.mixing.choose(query, key, Stream(layout=seen.layout), keys=1, tile=1)
+    kept = step.attention.choose(query, key, Stream(layout=seen.layout), keys=1, tile=1)
     read = value.gather(2, kept.expand(-1, -1, -1, value.shape[-1]))
     expected = bound.merge_heads(seen.attention_inputs[0], torch.cat([value[:, :, :1], read], dim=2))
-    z, _ = step.mixing(bound, seen.block_inputs[0], Stream(layout=seen.layout))
+    z, _ = step.attention(bound, seen.block_inputs[0], Stream(layout=seen.layout))
     torch.testing.assert_close(z[:, 1:], expected[:, 1:], **CLOSE)
 
 
 def test_the_authors_numbers_on_deit_small() -> None:
     model = convert(_meta_deit(), "sparsifiner")
-    options = trunk_of(model).history[-1].options
-    assert (options["n_down"], options["coefficients"], options["basis_threshold"]) == (32, 8, 0.02)
-    assert trunk_of(model).steps[0].mixing.rule.keys(trunk_of(model).layout) == 50
-    predictor = trunk_of(model).steps[0].mixing.predictor
+    choice = plan_of(model).steps[0].attention
+    assert (choice.n_down, choice.coefficients, choice.basis_threshold) == (32, 8, 0.02)
+    assert trunk_of(model).steps[0].attention.choice.keys(1, 196) == 50
+    predictor = trunk_of(model).steps[0].attention.predictor
     assert predictor.scale == pytest.approx(6**-0.5)
     assert (predictor.query.out_features, predictor.basis.shape) == (32, (32, 197))
 
@@ -172,7 +177,7 @@ def test_the_authors_numbers_on_deit_small() -> None:
 @pytest.mark.parametrize(("granularity", "rows"), [("query", 96), ("tile", 96), ("image", 32)])
 def test_the_basis_grows_with_the_tokens_unless_the_image_has_one_key_set(granularity: str, rows: int) -> None:
     model = convert(_meta_deit(384), "sparsifiner", granularity=granularity)
-    assert trunk_of(model).steps[0].mixing.predictor.basis.shape == (rows, 577)
+    assert trunk_of(model).steps[0].attention.predictor.basis.shape == (rows, 577)
 
 
 def _meta_deit(size: int = 224) -> nn.Module:
@@ -219,12 +224,12 @@ def test_the_first_phase_brings_the_guess_nearer_and_leaves_the_backbone(name: s
 def test_the_local_loss_is_the_relative_distance_to_the_dense_rows() -> None:
     model, images = sparse(layers=(2,), coefficients=2), images_for(dense("vit_plain"))
     seen = trace(dense("vit_plain"), images)
-    mixing = trunk_of(model).steps[2].mixing
+    attention = trunk_of(model).steps[2].attention
     query, key, _ = block_of(seen, 2).queries_keys_values(seen.attention_inputs[2], {})
     rows = (query @ key.transpose(-2, -1) * 0.25).softmax(dim=-1)[:, :, 1:]
-    down, _ = mixing.predictor.matrices((4, 4))
+    down, _ = attention.predictor.matrices((4, 4))
     # All coefficients count, and the basis with its signs.
-    predicted = mixing.predictor(query[:, :, 1:], key, down) @ mixing.predictor.basis
+    predicted = attention.predictor(query[:, :, 1:], key, down) @ attention.predictor.basis
     constant = rows.mean(dim=(0, 1, 2))
     expected = (predicted - rows).square().sum() / (rows - constant).square().sum()
     losses = trunk_of(model).local_loss(seen)
@@ -261,10 +266,10 @@ def _smooth_model() -> nn.Module:
 @torch.no_grad()
 def _kept_attention(model: nn.Module, seen: DenseTrace) -> float:
     """The share of the dense attention of patch queries that falls on the kept keys, prefix aside."""
-    mixing, layout = trunk_of(model).steps[0].mixing, seen.layout
+    attention, layout = trunk_of(model).steps[0].attention, seen.layout
     query, key, _ = block_of(seen, 0).queries_keys_values(seen.attention_inputs[0], {})
-    keys = mixing.rule.keys(layout)
-    kept = mixing.choose(query, key, Stream(layout=layout), keys=keys, tile=1)
+    keys = attention.choice.keys(layout.prefix, layout.patches)
+    kept = attention.choose(query, key, Stream(layout=layout), keys=keys, tile=1)
     rows = (query @ key.transpose(-2, -1) * 0.25)[:, :, 1:, 1:].softmax(dim=-1)
     return rows.gather(-1, kept[..., 1:] - 1).sum(dim=-1).mean().item()
 
@@ -294,7 +299,7 @@ def test_a_model_resized_before_saving_is_the_one_that_is_loaded(
     images = torch.randn(2, 3, *size)
     again = load(save(model, tmp_path / "out"))
     assert trunk_of(again).layout.grid == (size[0] // 8, size[1] // 8)
-    assert trunk_of(again).history[-1].options["grid"] == [4, 4]
+    assert plan_of(again).steps[0].attention.grid == (4, 4)
     assert torch.equal(again(images), model(images))
 
 
@@ -306,36 +311,33 @@ def _describable() -> nn.Module:
 def test_a_square_image_of_another_size_gets_matrices_of_its_own_size() -> None:
     model = sparse("vit_dynamic_size")
     assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
-    predictor = trunk_of(model).steps[0].mixing.predictor
+    predictor = trunk_of(model).steps[0].attention.predictor
     assert predictor.basis.shape == (5, 17)
 
 
 def test_the_plan_says_what_is_kept() -> None:
-    assert [row["mixing"] for row in plan_summary(sparse(layers=(1, 3)))] == [
-        "dense",
-        "sparse (40 % of the keys per query)",
-        "dense",
-        "sparse (40 % of the keys per query)",
-    ]
-    assert plan_summary(sparse(k=6, granularity="tile", tile=8))[0]["mixing"] == "sparse (6 keys per 8 queries)"
-    assert plan_summary(sparse(granularity="image"))[0]["mixing"] == "sparse (40 % of the keys per image)"
-    chosen = "sparse (40 % of the keys per query, prefix keys chosen too)"
-    assert plan_summary(sparse(prefix_keys="chosen"))[0]["mixing"] == chosen
-    rows = plan_summary(sparse(token_keep_rate=0.5, prune_layers=(0, 2)))
-    assert [row["tokens"] for row in rows] == [
-        "all",
-        "kept 8 of 16, pruned by class attention",
-        "kept 8 of 16",
-        "kept 4 of 16, pruned by class attention",
-    ]
+    def words(index: int, **options: object) -> str:
+        return plan_of(sparse(**options)).steps[index].attention.describe()
+
+    assert [words(index, layers=(1, 3)) for index in range(2)] == ["dense", "sparse (40 % of the keys per query)"]
+    assert words(0, k=6, granularity="tile", tile=8) == "sparse (6 keys per 8 queries)"
+    assert words(0, granularity="image") == "sparse (40 % of the keys per image)"
+    assert words(0, prefix_keys="chosen") == "sparse (40 % of the keys per query, prefix keys chosen too)"
+
+
+def test_a_plan_without_patches_for_its_matrices_is_refused() -> None:
+    plan = plan_of(sparse())
+    step = plan.steps[1]
+    broken = plan.with_steps({1: step.but(attention=step.attention.model_copy(update={"grid": (0, 4)}))})
+    assert check(broken) == ["step 1: grid=(0, 4) has no patches; give rows and columns"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"layers": (1, 9)}, r"sparsifiner.layers: block 9 does not exist; choose from 0..3"),
-        ({"k": 1}, r"sparsifiner.k=1: of 17 tokens the first 1 are always kept; choose from 2..17"),
-        ({"k": 18}, r"sparsifiner.k=18: of 17 tokens the first 1 are always kept; choose from 2..17"),
+        ({"k": 1}, r"sparsifiner: step 0: k=1: of 17 tokens the first 1 are always kept; choose from 2..17"),
+        ({"k": 18}, r"sparsifiner: step 0: k=18: of 17 tokens the first 1 are always kept; choose from 2..17"),
         ({"k": 18, "prefix_keys": "chosen"}, r"of 17 tokens the first 0 are always kept; choose from 1..17"),
         ({"prefix_keys": "dropped"}, r"sparsifiner.prefix_keys='dropped': "),
         ({"keep_rate": 0.0}, r"sparsifiner.keep_rate=0.0: "),
@@ -357,7 +359,8 @@ def test_a_step_without_dense_attention_is_refused() -> None:
     message = r"sparsifiner.layers: block 2 has no dense attention any more \(reuse \(expansion 2\)\)"
     with pytest.raises(ConfigError, match=message):
         convert(skipped, "sparsifiner", layers=(1, 2))
-    assert trunk_of(convert(skipped, "sparsifiner")).history[-1].options["layers"] == [0, 1, 3]
+    kinds = [step.attention.kind for step in plan_of(convert(skipped, "sparsifiner")).steps]
+    assert kinds == ["sparse", "sparse", "reuse", "sparse"]
 
 
 def test_attention_dropout_is_refused() -> None:

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vitslim.methods.pruning import Pruning
 
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
-from vitslim.methods import convert, method_support
-from vitslim.methods.sparsifiner import SparseMixing
+from vitslim.methods import convert
+from vitslim.methods.sparsifiner import SparseAttention
 from vitslim.models import trace
+from vitslim.plans import cost
 from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.trunk import BoundBlock, SortedTokens, Stream, plan_summary, trunk_of
+from vitslim.trunk import BoundBlock, SortedTokens, Stream, plan_of, trunk_of
 
 # Two orders of summation in float32 over rows of unit scale, through four blocks.
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -101,9 +101,9 @@ def test_keys_of_sorted_tokens_are_chosen_by_their_places() -> None:
     order = torch.cat([torch.zeros(2, 1, dtype=torch.int64), 1 + patches], dim=1)
     state = SortedTokens(prefix=1, order=order)
     bound = BoundBlock(seen.adapter, seen.blocks[1])
-    plain, _ = step.mixing(bound, tokens, Stream(layout=seen.layout))
+    plain, _ = step.attention(bound, tokens, Stream(layout=seen.layout))
     shuffled = tokens.take_along_dim(order.unsqueeze(2), dim=1)
-    sorted_z, _ = step.mixing(bound, shuffled, Stream(layout=seen.layout, token_state=state))
+    sorted_z, _ = step.attention(bound, shuffled, Stream(layout=seen.layout, token_state=state))
     torch.testing.assert_close(sorted_z, plain.take_along_dim(order.unsqueeze(2), dim=1), **CLOSE)
 
 
@@ -120,8 +120,8 @@ def test_sparse_attention_and_evo_vit_in_either_order(name: str, placeholders: s
     assert torch.equal(other(images), logits)
     assert logits.isfinite().all()
     logits.square().mean().backward()
-    assert all(row["mixing"].startswith("sparse") for row in plan_summary(one))
-    assert plan_summary(one)[2]["tokens"].startswith("kept 9 of 16")
+    assert {step.attention.kind for step in plan_of(one).steps} == {"sparse"}
+    assert cost(plan_of(one)).steps[2].tokens == plan_of(one).model.prefix + 9 + (placeholders == "slow_fast")
 
 
 @pytest.mark.parametrize("options", [{}, {"prefix_keys": "chosen"}, {"prefix_keys": "chosen", "k": 1}])
@@ -130,13 +130,13 @@ def test_a_representative_is_always_kept_as_a_key(monkeypatch: pytest.MonkeyPatc
     model = sparse(dense("vit_plain"), **options)
     model = convert(model, "evo_vit", stages=(1,), keep=0.6, placeholders="slow_fast")
     chosen: list[Tensor] = []
-    choose = SparseMixing.choose
+    choose = SparseAttention.choose
 
-    def watched(self: SparseMixing, *args: Any, **kwargs: Any) -> Tensor:
+    def watched(self: SparseAttention, *args: Any, **kwargs: Any) -> Tensor:
         chosen.append(choose(self, *args, **kwargs))
         return chosen[-1]
 
-    monkeypatch.setattr(SparseMixing, "choose", watched)
+    monkeypatch.setattr(SparseAttention, "choose", watched)
     model(images_for(model))
     # One class token, nine patches, and the representative behind them.
     assert all((kept == 10).any(dim=-1).all() for kept in chosen[1:])
@@ -145,18 +145,18 @@ def test_a_representative_is_always_kept_as_a_key(monkeypatch: pytest.MonkeyPatc
 
 def test_sparse_attention_feeds_reuse() -> None:
     one = convert(sparse(dense("vit_plain"), layers=(1, 3)), "skipat", layers=(2,))
-    assert [row["mixing"].split()[0] for row in plan_summary(one)] == ["dense", "sparse", "reuse", "sparse"]
+    assert [step.attention.kind for step in plan_of(one).steps] == ["dense", "sparse", "reuse", "sparse"]
     assert one(images_for(one)).isfinite().all()
     # A skipped block needs no predictor.
     over = convert(sparse(dense("vit_plain")), "skipat", layers=(2,))
-    assert not [name for name in trunk_of(over).new_parameters() if name.startswith("steps.2.mixing.predictor")]
+    assert not [name for name in trunk_of(over).new_parameters() if name.startswith("steps.2.attention.predictor")]
 
 
 def test_steps_that_share_a_block_have_predictors_of_their_own() -> None:
     model = sparse(convert(dense("vit_plain"), "sret"))
     steps = trunk_of(model).steps
-    assert len({step.block for step in steps}) < len(steps)
-    assert len({step.mixing.predictor for step in steps}) == len(steps)
+    assert len({step.home for step in steps}) < len(steps)
+    assert len({step.attention.predictor for step in steps}) == len(steps)
     assert model(images_for(model)).isfinite().all()
     losses = trunk_of(model).local_loss(trace(dense("vit_plain"), images_for(model)))
     assert all(losses[index].isfinite() for index in range(len(steps)))
@@ -164,33 +164,25 @@ def test_steps_that_share_a_block_have_predictors_of_their_own() -> None:
 
 def test_two_rules_for_the_tokens_are_refused() -> None:
     evolved = convert(dense("vit_plain"), "evo_vit", stages=(1, 2))
-    with pytest.raises(ConfigError, match=r"step 1 already has a rule for its tokens \(kept 8 of 16"):
+    with pytest.raises(ConfigError, match=r"sparsifiner: step 1 already has a rule for its tokens \(kept 50 %"):
         convert(evolved, "sparsifiner", token_keep_rate=0.5)
-    with pytest.raises(ConfigError, match=r"evo_vit: step 1 already has a rule for its tokens \(kept 10 of 16"):
+    with pytest.raises(ConfigError, match=r"evo_vit: step 1 already has a rule for its tokens \(kept 60 %"):
         convert(pruned("vit_plain"), "evo_vit", stages=(1, 2))
 
 
-def test_pruning_by_a_block_that_does_not_attend_is_refused() -> None:
+def test_a_block_that_prunes_has_to_attend() -> None:
+    reason = r"step 3 \(kept .* pruned .*\) chooses patches by the attention of step 2, which computes none \(reuse"
     skipped = convert(dense("vit_plain"), "skipat", layers=(2,))
-    with pytest.raises(ConfigError, match=r"prune_layers: block 2 has no attention to prune by \(reuse"):
+    with pytest.raises(ConfigError, match=reason):
         convert(skipped, "sparsifiner", token_keep_rate=0.5, prune_layers=(2,))
-
-
-def test_skipping_a_block_whose_attention_prunes_is_refused() -> None:
     model = pruned("vit_plain")
-    with pytest.raises(ConfigError, match=r"step 3 \(kept 36 %, pruned .* by the attention of the step before it"):
+    with pytest.raises(ConfigError, match=reason):
         convert(model, "skipat", layers=(2,))
-    reason = method_support(model)["skipat"]["reason"]
-    assert "which computes none (reuse (expansion 2)); let that step attend" in reason
     convert(model, "skipat", layers=(1,))
 
 
-@torch.no_grad()
 def test_the_class_row_is_computed_only_where_it_prunes() -> None:
-    model = pruned("vit_plain")
-    rules = [step.tokens for step in trunk_of(model).steps]
-    assert all(isinstance(rule, Pruning) for rule in rules)
-    assert [rule.wants_class_attention for rule in rules] == [True, False, True, False]
+    assert [step.wants_row for step in trunk_of(pruned("vit_plain")).steps] == [True, False, True, False]
 
 
 @torch.no_grad()

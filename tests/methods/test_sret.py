@@ -17,12 +17,14 @@ from tests.variants import ALL, BUILDERS, ONE_PER_ADAPTER, dense, images_for, li
 from vitslim.bench import count_macs, count_parameters
 from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError
-from vitslim.methods import SretConfig, convert, merge_residuals, method_support, replay
+from vitslim.methods import convert, method_support
 from vitslim.methods.grouping import alike_groups, runs, stepwise_picks
+from vitslim.methods.sret import SretConfig, merge_residuals
 from vitslim.opening import open_model
+from vitslim.plans import ModelPlan, check, cost
 from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.trunk import plan_summary, trunk_of
+from vitslim.trunk import build, plan_of, trunk_of
 
 # Two orders of summation in float32, through four blocks with residuals of rounding size.
 CLOSE = {"atol": 1e-4, "rtol": 1e-3}
@@ -30,6 +32,12 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 def sret(name: str, **options: object) -> nn.Module:
     return convert(dense(name), "sret", **options)
+
+
+def groups_of(model: nn.Module) -> list[tuple[int, ...]]:
+    """The groups of a model, in order."""
+    weights = [step.weights for step in plan_of(model).steps]
+    return list(dict.fromkeys(choice.members for choice in weights if choice.kind == "shared"))
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "grouped_queries" not in name])
@@ -82,20 +90,17 @@ def test_parameters_are_those_of_the_formula() -> None:
     per_step = rank * ((3 * d + d) + (d + d) + 2 * (4 * d + d))
     saved = 12 * d * d - 2 * per_step
     assert count_parameters(sret("vit_plain")) == count_parameters(dense("vit_plain")) - saved
-    assert sum(row["parameters"] for row in plan_summary(sret("vit_plain"))) > count_parameters(sret("vit_plain"))
 
 
 def test_the_default_is_pairs_between_the_ends() -> None:
     with torch.device("meta"):
         model = open_model("deit_small", pretrained=False)
     small = convert(model, "sret")
-    pairs = [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
-    assert trunk_of(small).history[0].options["groups"] == pairs
-    assert trunk_of(small).history[0].options["rank"] == 32
-    rows = plan_summary(small)
-    assert [row["block"] for row in rows] == [0, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11]
-    assert rows[0]["weights"] == "own"
-    assert rows[2]["weights"] == "shared by 1, 2, rank 32"
+    assert groups_of(small) == [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10)]
+    steps = plan_of(small).steps
+    assert [step.home for step in trunk_of(small).steps] == [0, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11]
+    assert steps[0].weights.describe() == "own"
+    assert steps[2].weights.describe() == "shared by 1, 2, rank 32"
     assert round(count_parameters(small) / 1e6, 2) == 15.17
     assert round(count_parameters(convert(model, "sret", rank=0)) / 1e6, 2) == 13.20
     # Sharing saves no arithmetic, residuals cost some, merging takes that back.
@@ -162,7 +167,7 @@ def test_what_waits_for_a_backward_holds_no_attention_output_that_nobody_reads()
     calls = list(deep.blocks)
     for call in calls:
         tokens = call(tokens)
-    assert all(stream.z is None for _, stream in calls[0]._walk.entries.values())
+    assert all(stream.z is None for _, stream in calls[0]._loop.entries.values())
 
 
 def test_forward_intermediates_walk_every_application() -> None:
@@ -192,7 +197,7 @@ def test_a_saved_model_loads_again(name: str, options: dict[str, Any], tmp_path:
     save(model, tmp_path / "model")
     again = load(tmp_path / "model")
     assert torch.equal(again(images), model(images))
-    assert plan_summary(again) == plan_summary(model)
+    assert plan_of(again) == plan_of(model)
 
 
 def test_file_and_memory_shrink_with_the_parameters(tmp_path: Path) -> None:
@@ -212,14 +217,15 @@ def test_file_and_memory_shrink_with_the_parameters(tmp_path: Path) -> None:
     assert stored(recursive) == (numbers - saved, held - 4 * saved)
 
 
-def test_replaying_a_history_decomposes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sret("vit_plain")
+@pytest.mark.parametrize("merged", [False, True])
+def test_building_for_weights_from_a_file_decomposes_nothing(merged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sret("vit_plain", merged=merged)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the weights come from the file")
 
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
-    twin = replay(copy.deepcopy(dense("vit_plain")), list(trunk_of(model).history))
+    twin = build(plan_of(model), dense("vit_plain"), weights_follow=True)
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(images_for(model)), model(images_for(model)))
 
@@ -272,20 +278,18 @@ def test_groups_follow_an_analysis(as_file: bool, groups: str | None) -> None:
     found = evidence(neighbours([0.1, 0.99, 0.2, 0.95, 0.5]), as_file)
     with torch.device("meta"):
         model = BUILDERS["vit_plain"]().__class__(img_size=32, patch_size=8, embed_dim=48, depth=6, num_heads=3)
-    options = trunk_of(convert(model, "sret", groups=groups, analysis=found)).history[0].options
-    assert options["groups"] == [[1, 2], [3, 4]]
+    assert groups_of(convert(model, "sret", groups=groups, analysis=found)) == [(1, 2), (3, 4)]
     uneven = evidence(neighbours([0.1, 0.99, 0.99, 0.1, 0.5]), as_file)
-    assert trunk_of(convert(model, "sret", groups=groups, analysis=uneven)).history[0].options["groups"] == [
-        [1, 2, 3],
-        [4],
-    ]
-    assert trunk_of(convert(model, "sret", groups="runs", analysis=uneven)).history[0].options == options
+    uneven_groups = groups_of(convert(model, "sret", groups=groups, analysis=uneven))
+    # A block alone shares with nobody.
+    assert uneven_groups == [(1, 2, 3)]
+    assert groups_of(convert(model, "sret", groups="runs", analysis=uneven)) == [(1, 2), (3, 4)]
 
 
 def test_auto_needs_an_analysis_of_blocks() -> None:
     with pytest.raises(ConfigError, match="groups='auto' needs an analysis"):
         sret("vit_plain", groups="auto")
-    with pytest.raises(ConfigError, match="no similarity of blocks"):
+    with pytest.raises(ConfigError, match=r"no cka\.block; analyze the model again"):
         sret("vit_plain", groups="auto", analysis=SimpleNamespace(recommended={"layers": []}))
 
 
@@ -356,7 +360,7 @@ def test_one_number_of_slices_serves_all_applications() -> None:
         ("vit_plain", {"groups": ((),)}, "a group is empty"),
         ("vit_plain", {"groups": "1-x"}, "neither a number nor a span"),
         ("vit_plain", {"keep_first": 2}, "fewer than two are left to share; lower keep_first"),
-        ("vit_plain", {"slices": (3,)}, "16 patches are cut into equal slices only by 1, 2, 4, 8, 16"),
+        ("vit_plain", {"slices": (3,)}, "16 patches are cut into equal slices only by 1, 2, 4, 8, 16, not by 3"),
         ("vit_plain", {"slices": ()}, "name one number of slices or more"),
         ("vit_plain", {"rank": -1}, "a rank is 0 or more"),
         ("vit_plain", {"recursions": 2, "lrc": False}, "further applications need LRC"),
@@ -376,4 +380,31 @@ def test_blocks_share_once() -> None:
 
 @pytest.mark.parametrize("name", ["vit_plain", "eva_mixed_rotary", "beit_both_biases"])
 def test_every_family_is_supported(name: str) -> None:
-    assert method_support(dense(name))["sret"] == {"supported": True, "reason": ""}
+    assert method_support(plan_of(dense(name)))["sret"] == {"supported": True, "reason": ""}
+
+
+def with_weights(plan: ModelPlan, index: int, **changes: Any) -> ModelPlan:
+    step = plan.steps[index]
+    return plan.with_steps({index: step.but(weights=step.weights.model_copy(update=changes))})
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "message"),
+    [
+        (1, {"rank": 3}, "step 2: block 1 should share with (1, 2), but has other weights (shared by 1, 2, rank 3)"),
+        (1, {"members": (2, 3)}, "step 1: block 1 is not among the blocks (2, 3) that share"),
+        (2, {"application": 1}, "step 2: application=1: 0 steps before it run block 2"),
+        (2, {"home": 3}, "step 2: home=3: shared matrices are registered as one of (1, 2)"),
+    ],
+)
+def test_a_group_that_was_edited_into_nonsense_is_refused(index: int, changes: dict[str, Any], message: str) -> None:
+    plan = plan_of(sret("vit_plain"))
+    assert any(message in error for error in check(with_weights(plan, index, **changes)))
+    assert check(plan) == []
+
+
+def test_a_member_may_be_dropped() -> None:
+    plan = plan_of(sret("vit_plain"))
+    shallow = plan.model_copy(update={"steps": plan.steps[:1] + plan.steps[2:]})
+    model = build(shallow, sret("vit_plain"))
+    assert (cost(shallow).macs, cost(shallow).parameters) == (count_macs(model), count_parameters(model))

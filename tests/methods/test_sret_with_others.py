@@ -12,7 +12,7 @@ from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
 from vitslim.models import trace
-from vitslim.trunk import DroppedPart, trunk_of
+from vitslim.trunk import DroppedPart, plan_of, trunk_of
 
 # Two orders of summation in float32, through four blocks with residuals of rounding size.
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
@@ -83,7 +83,12 @@ def test_one_skipped_block_of_a_pair_leaves_the_other_its_attention() -> None:
     ("method", "first", "options", "message"),
     [
         ("evo_vit", True, {"slices": 2}, "works on the whole grid, but from step 1 on"),
-        ("evo_vit", False, {"slices": 2}, "slices cut the whole grid, but from step 1 on some tokens wait"),
+        (
+            "evo_vit",
+            False,
+            {"slices": 2},
+            r"sret: step 1 \(2 slices, raster order\) works on the whole grid, but from step 1 on",
+        ),
         ("skipat", False, {"slices": 2}, "block 1 has no dense attention"),
         ("sparsifiner", False, {"slices": 2}, "block 1 has no dense attention"),
         ("sparsifiner", True, {"slices": 2}, "has no dense attention any more"),
@@ -102,4 +107,4 @@ def test_tokens_may_be_sorted_after_the_sliced_steps() -> None:
     model = convert(model, "evo_vit", stages=(2,))
     images = images_for(model)
     assert model(images).isfinite().all()
-    assert trunk_of(model).summary()[1]["mixing"] == "2 slices, permuted"
+    assert plan_of(model).steps[1].attention.describe() == "2 slices, permuted"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tests.variants import ALL, dense, images_for
 from vitslim.models import adapter_for
 from vitslim.models.trace import DenseTrace, trace
-from vitslim.trunk import BoundBlock, DenseMixing, Stream
+from vitslim.trunk import BoundBlock, DenseAttention, Stream
 
 # Two orders of summation in float32 over rows of unit scale.
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -87,11 +87,11 @@ def slow_class_row(bound: BoundBlock, attention_input: Tensor, context: dict) ->
 
 
 def test_dense_mixing_gives_the_same_z_when_class_attention_is_wanted(seen: DenseTrace) -> None:
-    mixing = DenseMixing()
+    attention = DenseAttention()
     for index, (bound, tokens, context) in enumerate(steps(seen)):
         stream = Stream(layout=seen.layout, context=context)
-        plain, after_plain = mixing(bound, tokens, stream)
-        wanted, after_wanted = mixing(
+        plain, after_plain = attention(bound, tokens, stream)
+        wanted, after_wanted = attention(
             bound, tokens, Stream(layout=seen.layout, context=context, wants_class_attention=True)
         )
         assert torch.equal(plain, seen.z[index])

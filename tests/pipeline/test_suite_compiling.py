@@ -1,4 +1,4 @@
-"""Compiling the competitors of a piece side by side."""
+"""Compiling the competitors of a case side by side."""
 
 import multiprocessing
 import os
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vitslim.bench.suite import Piece
-from vitslim.pipeline.suite import Preset
+from vitslim.bench.suite import Case
+from vitslim.pipeline.suite import SuitePreset
 from vitslim.pipeline.suite.compiling import compile_ahead, compilers
 
-PRESET = Preset.model_validate(
+PRESET = SuitePreset.model_validate(
     {
         "models": {"tiny": {"name": "builtin", "options": {"depth": 2, "embed_dim": 48, "num_heads": 3}}},
         "competitors": {"evo-vit": {"convert": [{"method": "evo_vit", "stages": [1]}]}},
@@ -20,14 +20,14 @@ PRESET = Preset.model_validate(
 )
 
 
-def piece(*competitors: str) -> Piece:
-    return Piece(model="tiny", image_size=32, backend="compiled", batches=(2,), competitors=competitors)
+def case(*competitors: str) -> Case:
+    return Case(model="tiny", image_size=32, backend="compiled", batches=(2,), competitors=competitors)
 
 
 def test_one_core_compiles_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitslim.pipeline.suite.compiling._usable_cores", lambda: 3)
     monkeypatch.setattr("vitslim.pipeline.suite.compiling.ProcessPoolExecutor", None)
-    compile_ahead(piece("evo-vit"), PRESET)
+    compile_ahead(case("evo-vit"), PRESET)
 
 
 def settings_here() -> tuple[int, bool]:
@@ -44,13 +44,13 @@ def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing(monk
 
 
 def compile_then_look(found: Any) -> None:
-    """What a worker of the suite does with a compiled piece, up to the timing."""
+    """What a worker of the suite does with a compiled case, up to the timing."""
     import torch
 
-    from vitslim.pipeline.suite.field import open_competitor
+    from vitslim.pipeline.suite.competitors import open_competitor
     from vitslim.runtime import TorchRunner
 
-    asked = piece("tome")
+    asked = case("tome")
     compile_ahead(asked, PRESET, workers=2)
     ahead = compiled_kernels()
     with TorchRunner(open_competitor("dense", asked, PRESET), compiled=True) as runner:

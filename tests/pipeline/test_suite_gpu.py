@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.test_accuracy import MODELS, TINY
-from vitslim.pipeline.accuracy import run_accuracy
-from vitslim.pipeline.suite import Preset, run_suite
+from vitslim.pipeline.suite import SuitePreset, run_accuracy, run_suite
 
 pytestmark = pytest.mark.gpu
 
-PRESET = Preset.model_validate(
+PRESET = SuitePreset.model_validate(
     {
         "device": "cuda",
         "rounds": 10,
@@ -38,14 +37,14 @@ PRESET = Preset.model_validate(
 
 def test_every_competitor_is_compiled_recorded_and_timed(tmp_path: Path) -> None:
     report = run_suite(tmp_path / "out", preset=PRESET)
-    assert [piece.status for piece in report.pieces] == ["measured"] * 3
-    for piece in report.pieces:
-        assert piece.skipped == []
-        assert {row.model for row in piece.rows} == {"dense", *piece.piece.competitors}
-        assert all(row.peak_memory_mib for row in piece.rows)
-        assert all(row.power_w for row in piece.rows) or any("energy" in note for note in piece.notes)
-        assert piece.ceilings is not None
-        assert piece.ceilings.tflops > 1
+    assert [case.status for case in report.pieces] == ["measured"] * 3
+    for case in report.pieces:
+        assert case.skipped == []
+        assert {row.model for row in case.rows} == {"dense", *case.piece.competitors}
+        assert all(row.peak_memory_mib for row in case.rows)
+        assert all(row.power_w for row in case.rows) or any("energy" in note for note in case.notes)
+        assert case.ceilings is not None
+        assert case.ceilings.tflops > 1
     graph = report.pieces[0]
     assert all(0 < row.roofline_share < 1 for row in graph.rows)
 

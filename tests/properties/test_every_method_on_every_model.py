@@ -1,4 +1,4 @@
-"""What must hold for every method on every kind of block; methods come from tests/methods/cases.py."""
+"""What must hold for every method on every kind of block; methods come from their registry."""
 
 import copy
 from collections.abc import Callable
@@ -10,12 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.methods.cases import CASES, MethodCase
+from tests.methods.cases import CASES
 from tests.variants import ALL, BUILDERS, CHARACTERISTIC, ONE_PER_ADAPTER, dense, images_for, lively_
+from vitslim.bench import count_macs, count_parameters
 from vitslim.errors import ConfigError
-from vitslim.methods import convert, list_methods
+from vitslim.methods import METHODS, convert, planned, read_options
 from vitslim.models import trace
-from vitslim.trunk import Trunk, is_converted, trunk_of
+from vitslim.plans import ModelPlan, check, cost, plan_json, read_plan
+from vitslim.plans.place import parts_used
+from vitslim.trunk import Trunk, build, is_converted, plan_of, trunk_of
+
+# timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning"),
+]
+
+# One form for each axis: attention, tokens, weights, widths.
+LEADING = [form for form in ("skipat", "evo_vit", "sret", "mlp") if form in CASES]
+
+
+@cache
+def planned_of(name: str, case: str) -> ModelPlan | None:
+    """The plan, where the variant can have it."""
+    method = METHODS.get(CASES[case].method)
+    try:
+        return planned(method, read_options(method, CASES[case].options), plan_of(dense(name)))
+    except ConfigError:
+        return None
 
 
 @cache
@@ -26,98 +48,122 @@ def converted(name: str, case: str) -> nn.Module:
     return model
 
 
-def forms(names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of variant and form of a method.
+def forms(wide: bool) -> list[tuple[str, str]]:
+    """Pairs of variant and form.
 
-    SkipAt, the method that needs least of a model, walks every variant; the first form of each other method the
-    characteristic ones, all further forms one per adapter.
+    What asks much of a block runs ``wide``: SkipAt, which needs least of a model, on every variant, one form of each
+    other axis on the characteristic ones, all others on one per adapter. What the trunk does alike for all forms runs
+    on one per adapter for each axis, and all other forms take turns with the adapters.
     """
-    first = {case.method: form for form, case in reversed(CASES.items())}
-    leading = set(first.values()) - {"skipat"}
-    return [
-        (name, form)
-        for form in CASES
-        for name in names
-        if form == "skipat" or (form in leading and name in CHARACTERISTIC) or name in ONE_PER_ADAPTER
-    ]
+    pairs: list[tuple[str, str]] = []
+    for turn, case in enumerate(CASES):
+        if case in LEADING:
+            names = (ALL if case == "skipat" else CHARACTERISTIC) if wide else ONE_PER_ADAPTER
+        else:
+            names = ONE_PER_ADAPTER if wide else [ONE_PER_ADAPTER[turn % len(ONE_PER_ADAPTER)]]
+        pairs += [(name, case) for name in names if planned_of(name, case) is not None]
+    return pairs
 
 
-@pytest.fixture(params=forms(ALL), ids="-".join)
-def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
+WIDE, NARROW = forms(True), forms(False)
+on_wide = pytest.mark.parametrize(("name", "case"), WIDE)
+on_narrow = pytest.mark.parametrize(("name", "case"), NARROW)
 
 
-@pytest.fixture
-def name(pair: tuple[str, str]) -> str:
-    return pair[0]
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.fixture
-def case(pair: tuple[str, str]) -> str:
-    return pair[1]
+def test_forms_are_refused_on_the_variants_that_cannot_have_them_alone() -> None:
+    tried = {(name, case) for case in CASES for name in ONE_PER_ADAPTER}
+    assert tried - set(WIDE) == {("eva_mixed_rotary", "sret, repeated")}
 
 
-def forms_with(kept: str) -> list[tuple[str, str]]:
-    """All pairs whose form has this property as the suite states it."""
-    return [(name, form) for name, form in forms(ALL) if kept not in CASES[form].apart]
-
-
-def neutral(model: nn.Module, case: MethodCase) -> nn.Module:
-    return convert(model, case.method, **case.neutral)
-
-
-def test_every_method_is_in_the_suite() -> None:
-    assert {case.method for case in CASES.values()} == set(list_methods())
-
-
+@pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
-def test_the_neutral_setting_is_the_dense_model_bit_for_bit(name: str, case: str) -> None:
+def test_the_dense_plan_is_the_dense_model_bit_for_bit(name: str) -> None:
     model, images = dense(name), images_for(dense(name))
-    same = neutral(model, CASES[case])
+    same = build(plan_of(model), model)
     assert is_converted(same)
-    assert torch.equal(same(images), model(images))
+    assert torch.equal(first(same(images)), first(model(images)))
     assert torch.equal(same.forward_features(images), model.forward_features(images))
     # Registration order may differ, the set of names may not.
     assert set(same.state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.parametrize(("name", "case"), forms_with("values"))
-def test_pretrained_names_and_values_stay_and_only_unused_attention_goes(name: str, case: str) -> None:
+@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("name", CHARACTERISTIC)
+def test_the_neutral_setting_leaves_the_plan_as_it_is(method: str, name: str) -> None:
+    entry, plan = METHODS.get(method), plan_of(dense(name))
+    assert planned(entry, read_options(entry, entry.neutral), plan) == plan
+
+
+@on_wide
+def test_the_cost_of_a_plan_is_what_counting_its_model_gives(name: str, case: str) -> None:
+    model = converted(name, case)
+    found = cost(plan_of(model))
+    assert (found.macs, found.parameters) == (count_macs(model), count_parameters(model))
+    assert sum(step.parameters for step in found.steps) == count_parameters(trunk_of(model))
+
+
+@on_wide
+@torch.no_grad()
+def test_a_plan_goes_through_plain_data_and_brings_the_model_back(name: str, case: str) -> None:
+    model, images = converted(name, case), images_for(converted(name, case))
+    plan = read_plan(plan_json(plan_of(model)))
+    assert plan == plan_of(model)
+    assert check(plan) == []
+    again = build(plan, dense(name), weights_follow=True)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(first(again(images)), first(model(images)))
+
+
+@on_wide
+def test_pretrained_names_and_values_stay_and_only_unused_parts_go(name: str, case: str) -> None:
     before = dense(name).state_dict()
     model = convert(dense(name), CASES[case].method, **CASES[case].options)
-    after, trunk = model.state_dict(), trunk_of(model)
-    new = {f"blocks.{key}" for key in trunk.new_parameters()}
-    assert set(after) - set(before) == new
-    assert all(torch.equal(value, before[key]) for key, value in after.items() if key in before)
-    attending = {step.block for step in trunk.steps if step.mixing.uses_attention}
-    idle = set(range(len(dense(name).blocks))) - attending
-    unused = tuple(f"blocks.{block}.{part}." for block in idle for part in trunk.adapter.attention_parts)
-    assert set(before) - set(after) == {key for key in before if unused and key.startswith(unused)}
+    after, trunk, plan = model.state_dict(), trunk_of(model), plan_of(model)
+    new = set(after) - set(before)
+    assert {key for key, _ in model.named_parameters()} & new == {f"blocks.{key}" for key in trunk.new_parameters()}
+    assert all(key.startswith("blocks.steps.") for key in new)
+    if any(step.weights.kind != "own" for step in plan.steps):
+        return
+    adapter, idle = trunk.adapter, list[str]()
+    for block in range(plan.model.depth):
+        parts = parts_used([step for step in plan.steps if step.block == block])
+        used = {
+            *(adapter.attention_parts if "attention" in parts else ()),
+            *(set(adapter.attention_add_parts) - set(adapter.attention_parts) if "attention_add" in parts else ()),
+            *(adapter.mlp_parts if "mlp" in parts else ()),
+        }
+        every = {*adapter.attention_parts, *adapter.attention_add_parts, *adapter.mlp_parts}
+        idle += [f"blocks.{block}.{part}" for part in every - used]
+    gone = {key for key in before if any(key == part or key.startswith(f"{part}.") for part in idle)}
+    assert set(before) - set(after) == gone
+    same_size = plan.image_size == plan.model.image_size
+    narrowed = any(place.mlp.hidden(12) != 12 or place.attention.heads(3) != 3 for place in plan.steps)
+    if same_size and not narrowed:
+        kept = {key for key in after if key in before and key.startswith("blocks.")}
+        assert all(torch.equal(after[key], before[key]) for key in kept)
 
 
-def test_a_conversion_changes_the_outputs_and_stays_finite(name: str, case: str) -> None:
-    images = images_for(dense(name))
-    logits = converted(name, case)(images)
-    assert logits.shape == dense(name)(images).shape
-    assert logits.isfinite().all()
-    assert not torch.equal(logits, dense(name)(images))
-
-
+@on_wide
 def test_every_parameter_is_reached_by_the_gradient(name: str, case: str) -> None:
     student = copy.deepcopy(converted(name, case)).train()
     teacher = copy.deepcopy(dense(name)).train()
-    images = images_for(student)
     for model in (student, teacher):
         torch.manual_seed(0)
+        images = images_for(model)
         # All tokens are read: the readout of a class token alone leaves the last patch rows without a say.
         loss = model.forward_features(images).square().mean() + first(model(images)).square().mean()
         loss.backward()
+    assert loss.isfinite()
     idle_before = {key for key, value in teacher.named_parameters() if value.grad is None}
     trunk = trunk_of(student)
     # Some are beyond its reach and say so; then the imitation of the dense model fits them.
     apart = trunk.parameters_fitted_apart()
     if apart:
-        sum(trunk.local_loss(trace(dense(name), images)).values()).backward()
+        sum(trunk.local_loss(trace(dense(name), images_for(dense(name)))).values()).backward()
     idle = {key for key, value in student.named_parameters() if value.grad is None}
     # DDP waits for ever for a parameter without gradient; timm itself has none of its own in most variants.
     assert idle <= idle_before
@@ -127,13 +173,21 @@ def test_every_parameter_is_reached_by_the_gradient(name: str, case: str) -> Non
         assert parameter.grad.abs().sum() > 0, key
 
 
-def first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+@on_narrow
+@torch.no_grad()
+def test_a_conversion_changes_the_outputs_and_stays_finite(name: str, case: str) -> None:
+    model = converted(name, case)
+    logits, before = first(model(images_for(model))), first(dense(name)(images_for(dense(name))))
+    assert logits.shape == before.shape
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, before)
 
 
+@on_narrow
+@torch.no_grad()
 def test_a_deep_copy_is_independent(name: str, case: str) -> None:
-    model, images = converted(name, case), images_for(dense(name))
-    twin = copy.deepcopy(model)
+    model = converted(name, case)
+    twin, images = copy.deepcopy(model), images_for(model)
     logits = model(images)
     assert torch.equal(twin(images), logits)
     lively_(twin, seed=1)
@@ -143,6 +197,8 @@ def test_a_deep_copy_is_independent(name: str, case: str) -> None:
     assert trunk_of(twin)._patch_embed[0] is twin.patch_embed
 
 
+@on_narrow
+@torch.no_grad()
 def test_half_precision_runs(name: str, case: str) -> None:
     model = copy.deepcopy(converted(name, case))
     logits = model.bfloat16()(images_for(model).bfloat16())
@@ -151,7 +207,8 @@ def test_half_precision_runs(name: str, case: str) -> None:
     assert {value.dtype for value in model.half().parameters()} == {torch.float16}
 
 
-@pytest.mark.parametrize(("name", "case"), forms(["vit_layer_scale", "eva_post_norm", "beit_absolute"]))
+@pytest.mark.parametrize("case", LEADING)
+@pytest.mark.parametrize("name", ["vit_layer_scale", "eva_post_norm", "beit_absolute"])
 def test_training_with_drop_path_follows_the_seed(name: str, case: str) -> None:
     model = copy.deepcopy(converted(name, case)).train()
     images = images_for(model, batch=8)
@@ -165,10 +222,9 @@ def test_training_with_drop_path_follows_the_seed(name: str, case: str) -> None:
     drawn(0).square().mean().backward()
 
 
-@pytest.mark.parametrize("case", list(CASES))
-def test_training_with_the_neutral_setting_draws_as_the_dense_model_does(case: str) -> None:
+def test_training_with_the_dense_plan_draws_as_the_dense_model_does() -> None:
     model = copy.deepcopy(dense("vit_layer_scale")).train()
-    same, images = neutral(model, CASES[case]), images_for(model, batch=8)
+    same, images = build(plan_of(model), model), images_for(model, batch=8)
     assert same.training
     torch.manual_seed(0)
     expected = model(images)
@@ -176,8 +232,9 @@ def test_training_with_the_neutral_setting_draws_as_the_dense_model_does(case: s
     assert torch.equal(same(images), expected)
 
 
+@on_narrow
 def test_gradient_checkpointing_changes_no_loss_and_no_gradient(name: str, case: str) -> None:
-    images = images_for(dense(name))
+    images = images_for(converted(name, case))
 
     def learned(checkpointing: bool, through: Callable[[nn.Module], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         model = copy.deepcopy(converted(name, case)).train()
@@ -200,57 +257,53 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(name: str, case:
             torch.testing.assert_close(gradients_again[key], gradient, atol=1e-6, rtol=1e-4)
 
 
+@on_narrow
 def test_conversions_influence_neither_their_source_nor_each_other(name: str, case: str) -> None:
     source, images = dense(name), images_for(dense(name))
     before, blocks = copy.deepcopy(source.state_dict()), [type(block) for block in source.blocks]
     logits = source(images)
-    one = convert(source, CASES[case].method, **CASES[case].options)
-    other = neutral(source, CASES[case])
-    lively_(one, seed=2)
-    assert torch.equal(other(images), logits)
+    results, states = list[Tensor](), list[dict[str, Tensor]]()
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = convert(source, CASES[case].method, **CASES[case].options)
+        results.append(first(model(images_for(model))))
+        states.append(model.state_dict())
+    # The same seed gives the same conversion.
+    assert torch.equal(*results)
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert not {value.data_ptr() for value in model.parameters()} & {value.data_ptr() for value in source.parameters()}
+    lively_(model, seed=2)
     assert torch.equal(source(images), logits)
     assert [type(block) for block in source.blocks] == blocks
     assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
     assert not is_converted(source)
-    shared = {value.data_ptr() for value in one.parameters()} & {value.data_ptr() for value in source.parameters()}
-    assert not shared
 
 
-def test_the_same_seed_gives_the_same_conversion(name: str, case: str) -> None:
-    images, states, logits = images_for(dense(name)), [], []
-    for _ in range(2):
-        torch.manual_seed(3)
-        model = convert(dense(name), CASES[case].method, **CASES[case].options)
-        states.append(model.state_dict())
-        logits.append(model(images))
-    assert torch.equal(*logits)
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-
-
+@on_narrow
 @torch.no_grad()
 def test_intermediates_agree_with_the_features(name: str, case: str) -> None:
-    model, images = converted(name, case), images_for(dense(name))
-    depth = len(model.blocks)
+    model = converted(name, case)
+    images, plan = images_for(model), plan_of(model)
     features, every = model.forward_intermediates(images, return_prefix_tokens=False, output_fmt="NLC")
     assert torch.equal(features, model.forward_features(images))
-    assert len(every) == depth
+    assert len(every) == len(model.blocks) == plan.depth
     prefix = trunk_of(model).layout.prefix
     assert torch.equal(model.norm(features_before_norm(model, images))[:, prefix:], features[:, prefix:])
     assert torch.equal(features_before_norm(model, images)[:, prefix:], every[-1])
-    chosen = model.forward_intermediates(images, indices=[0, 2], intermediates_only=True, output_fmt="NLC")
+    chosen = model.forward_intermediates(images, indices=[0, 1], intermediates_only=True, output_fmt="NLC")
     early = model.forward_intermediates(
-        images, indices=[0, 2], intermediates_only=True, output_fmt="NLC", stop_early=True
+        images, indices=[0, 1], intermediates_only=True, output_fmt="NLC", stop_early=True
     )
-    for index, got, stopped in zip([0, 2], chosen, early, strict=True):
+    for index, got, stopped in zip([0, 1], chosen, early, strict=True):
         assert torch.equal(got, every[index])
         assert torch.equal(stopped, every[index])
-    # Block 0 stands before all that a method may change, and timm's own feature map has the grid's shape.
-    rows, columns = trunk_of(model).layout.grid
-    assert torch.equal(
-        model.forward_intermediates(images, indices=[0], intermediates_only=True)[0],
-        dense(name).forward_intermediates(images, indices=[0], intermediates_only=True)[0],
-    )
-    assert model.forward_intermediates(images, indices=1, intermediates_only=True)[0].shape[2:] == (rows, columns)
+    # timm's own feature map has the grid's shape.
+    assert model.forward_intermediates(images, indices=1, intermediates_only=True)[0].shape[2:] == plan.grid
+    if plan.steps[0].is_dense and plan.image_size == plan.model.image_size:
+        before = dense(name).forward_intermediates(
+            images, indices=[0], intermediates_only=True, return_prefix_tokens=False, output_fmt="NLC"
+        )
+        assert torch.equal(every[0], before[0])
 
 
 def features_before_norm(model: nn.Module, images: Tensor) -> Tensor:
@@ -263,40 +316,43 @@ def features_before_norm(model: nn.Module, images: Tensor) -> Tensor:
     return caught[-1]
 
 
+@on_narrow
+@torch.no_grad()
 def test_the_classifier_can_be_replaced(name: str, case: str) -> None:
-    model, images = copy.deepcopy(converted(name, case)), images_for(dense(name))
+    model = copy.deepcopy(converted(name, case))
+    images = images_for(model)
     features = model.forward_features(images)
     model.reset_classifier(7)
     assert first(model(images)).shape == (2, 7)
     assert torch.equal(model.forward_features(images), features)
 
 
-@pytest.mark.parametrize(("name", "case"), forms([name for name in ALL if name != "vit_hybrid"]))
-# timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
-@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning")
+@on_narrow
 @torch.no_grad()
 def test_the_input_size_can_be_changed(name: str, case: str) -> None:
     rows, columns = dense(name).patch_embed.patch_size
     size = (6 * rows, 4 * columns)
+    model, sized = copy.deepcopy(converted(name, case)), copy.deepcopy(dense(name))
     images = torch.randn(2, 3, *size)
-    sized = copy.deepcopy(dense(name))
-    sized.set_input_size(size)
-    same, model = neutral(dense(name), CASES[case]), copy.deepcopy(converted(name, case))
-    for one in (same, model):
+    for one in (model, sized):
         one.set_input_size(size)
-        assert trunk_of(one).layout.grid == (6, 4)
-    assert torch.equal(same(images), sized(images))
+    assert trunk_of(model).layout.grid == (6, 4)
     assert model(images).isfinite().all()
-    # Converting first and resizing after is resizing first and converting after.
+    same = build(plan_of(dense(name)), dense(name))
+    same.set_input_size(size)
+    assert torch.equal(same(images), sized(images))
+    # Converting first and resizing after is resizing first and converting after, where both have the same choices.
     late = convert(sized, CASES[case].method, **CASES[case].options)
-    late.load_state_dict(model.state_dict())
-    assert torch.equal(late(images), model(images))
+    if plan_of(late).steps == plan_of(model).steps and plan_of(late).image_size == size:
+        late.load_state_dict(model.state_dict())
+        assert torch.equal(late(images), model(images))
 
 
+@on_narrow
 @torch.no_grad()
 def test_later_blocks_can_be_pruned(name: str, case: str) -> None:
-    model, images = copy.deepcopy(converted(name, case)), images_for(dense(name))
+    model = copy.deepcopy(converted(name, case))
+    images = images_for(model)
     expected = model.forward_intermediates(images, indices=[1], intermediates_only=True)[0]
     assert model.prune_intermediate_layers([1]) == [1]
     assert isinstance(model.blocks, Trunk)
@@ -307,24 +363,24 @@ def test_later_blocks_can_be_pruned(name: str, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), forms([name for name in ALL if not name.startswith(("beit", "distilled", "test"))])
+    ("name", "case"), [pair for pair in NARROW if not pair[0].startswith(("beit", "distilled", "test"))]
 )
 @torch.no_grad()
 def test_attention_masks_reach_the_attention(name: str, case: str) -> None:
-    model, images = dense(name), images_for(dense(name))
-    count = trunk_of(converted(name, case)).layout.tokens
+    model = converted(name, case)
+    images, count = images_for(model), trunk_of(model).layout.tokens
     mask = torch.randn(count, count, generator=torch.Generator().manual_seed(0)) * 3
-    same = neutral(model, CASES[case])
-    assert torch.equal(same.forward_features(images, attn_mask=mask), model.forward_features(images, attn_mask=mask))
-    assert torch.equal(same.forward_features(images, is_causal=True), model.forward_features(images, is_causal=True))
-    masked = converted(name, case).forward_features(images, attn_mask=mask)
-    assert not torch.allclose(masked, converted(name, case).forward_features(images))
+    assert not torch.allclose(model.forward_features(images, attn_mask=mask), model.forward_features(images))
+    if plan_of(model).image_size == plan_of(model).model.image_size:
+        same, source = build(plan_of(dense(name)), dense(name)), dense(name)
+        for given in ({"attn_mask": mask}, {"is_causal": True}):
+            assert torch.equal(same.forward_features(images, **given), source.forward_features(images, **given))
 
 
-@pytest.mark.parametrize(("name", "case"), forms_with("attention calls"))
+@on_narrow
 @torch.no_grad()
 def test_only_the_steps_that_attend_compute_attention(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
+    model, calls = converted(name, case), list[int]()
     fused = F.scaled_dot_product_attention
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
@@ -332,38 +388,36 @@ def test_only_the_steps_that_attend_compute_attention(name: str, case: str, monk
         return fused(*args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    images = images_for(dense(name))
-    model = converted(name, case)
-    dense(name).forward_features(images)
-    assert len(calls) == len(dense(name).blocks)
-    calls.clear()
-    model.forward_features(images)
-    assert len(calls) == sum(step.mixing.uses_attention for step in trunk_of(model).steps)
+    model.forward_features(images_for(model))
+    steps = plan_of(model).steps
+    # A sliced step attends twice: patches within their slices, the prefix to all.
+    expected = sum(step.attention.attends + (step.attention.kind == "sliced") for step in steps)
+    assert len(calls) == expected
 
 
-@pytest.mark.parametrize("case", list(CASES))
 @torch.no_grad()
-def test_steps_refuse_to_be_taken_twice_or_out_of_order(case: str) -> None:
-    model = converted("vit_plain", case)
+def test_steps_refuse_to_be_run_twice_or_out_of_order() -> None:
+    model = converted("vit_plain", "skipat")
     tokens = torch.randn(1, 17, 48)
     steps = list(model.blocks)
-    with pytest.raises(ConfigError, match="step 1 was called before step 0; steps of a trunk are walked in order"):
+    with pytest.raises(ConfigError, match="step 1 was called before step 0; steps of a trunk are called in order"):
         steps[1](tokens)
     steps[0](tokens)
-    with pytest.raises(ConfigError, match="step 0 was called twice in one walk; iterate over the blocks anew"):
+    with pytest.raises(ConfigError, match="step 0 was called twice in one loop; iterate over the blocks anew"):
         steps[0](tokens)
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", [case for case in CASES if planned_of("eva_mixed_rotary", case) is not None])
 @torch.no_grad()
-def test_walking_the_steps_by_hand_is_calling_the_trunk(case: str) -> None:
+def test_running_the_steps_by_hand_is_calling_the_trunk(case: str) -> None:
     model = converted("eva_mixed_rotary", case)
-    walked, ropes = model._pos_embed(model.patch_embed(images_for(model)))
-    for step, rope in zip(model.blocks, ropes, strict=True):
-        walked = step(walked, rope=rope)
-    assert torch.equal(model.norm(walked), model.forward_features(images_for(model)))
+    tokens, ropes = model._pos_embed(model.patch_embed(images_for(model)))
+    for step, rope in zip(model.blocks, ropes, strict=False):
+        tokens = step(tokens, rope=rope)
+    assert torch.equal(model.norm(tokens), model.forward_features(images_for(model)))
 
 
+@on_narrow
 def test_conversion_works_without_any_real_tensor(name: str, case: str) -> None:
     with torch.device("meta"):
         model = BUILDERS[name]()
@@ -379,10 +433,10 @@ def test_new_parameters_take_the_precision_of_the_blocks(case: str) -> None:
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("name", "case"), forms(ONE_PER_ADAPTER))
+@on_narrow
 def test_export_gives_the_same_numbers(name: str, case: str) -> None:
-    model, images = converted(name, case), images_for(dense(name))
-    batch = torch.export.Dim("batch", min=1, max=64)
+    model = converted(name, case)
+    images, batch = images_for(model), torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
     more = images_for(model, batch=3, seed=1)
     with torch.no_grad():

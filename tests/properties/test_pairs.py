@@ -1,64 +1,90 @@
-"""What must hold for two methods on one model: supported pairs do the work of both, the others are refused."""
+"""What must hold for several methods on one model: what the support matrix allows does the work of all of them.
+
+Chains of methods cover every supported pair of forms at least once, each on one of the variants, in place of all pairs
+on all of them.
+"""
 
 import copy
 from functools import cache
-from itertools import combinations, permutations, product
+from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.methods.cases import SPARSE
 from tests.variants import dense, images_for, lively_
-from vitslim.bench import count_macs
+from vitslim.bench import count_macs, count_parameters
 from vitslim.checkpoint import load, save
-from vitslim.errors import VitslimError
-from vitslim.methods import convert, list_methods, pair_support, support_cells
-from vitslim.methods.support import FAMILIES, FORMS, PairSupport
+from vitslim.errors import ConfigError
+from vitslim.methods import convert, list_methods, pair_support, planned, read_options, support_cells
+from vitslim.methods.support import FAMILIES, PairSupport, method_forms
 from vitslim.models import trace
-from vitslim.targets import verify
-from vitslim.targets.onnx.export import export_onnx
-from vitslim.trunk import Step, plan_summary, trunk_of
+from vitslim.plans import ModelPlan, cost
+from vitslim.trunk import Conversion, Step, build, plan_of, trunk_of
 
-# The full battery: each method in a form small enough that its savings show at 17 tokens.
-METHODS: dict[str, dict[str, Any]] = {
-    "skipat": {"layers": (1, 2), "expansion": 0.25, "kernel_size": 3},
-    "evo_vit": {},
-    # All blocks that are dense then: a skipped one has no attention to make sparse.
-    "sparsifiner": {**SPARSE, "layers": None},
-    "sret": {"rank": 2, "groups": ((1, 2),)},
-}
-# For exports, whose time grows with the number of blocks: one that attends as always, two that skip, rest or share.
-FEWEST = 3
-NEUTRAL: dict[str, dict[str, Any]] = {
-    "skipat": {"layers": ()},
-    "evo_vit": {"keep": 1.0},
-    "sparsifiner": {"keep_rate": 1.0},
-    "sret": {"groups": ()},
-}
-ORDERED, UNORDERED = list(permutations(METHODS, 2)), list(combinations(METHODS, 2))
-
-# One per family: register tokens, rotary positions per block, norms after the branches, biases.
-VARIANTS = ["vit_four_registers", "eva_mixed_rotary", "eva_post_norm", "beit_both_biases"]
-ONNX = [
-    ("vit_four_registers", "skipat", "evo_vit"),
-    ("eva_mixed_rotary", "evo_vit", "sparsifiner"),
-    ("eva_post_norm", "skipat", "sret"),
-    ("beit_both_biases", "evo_vit", "sret"),
+# timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning"),
 ]
 
+FORMS = method_forms()
+# One per family: register tokens, rotary positions per block, norms after the branches, biases.
+VARIANTS = ["vit_four_registers", "eva_mixed_rotary", "eva_post_norm", "beit_both_biases"]
+LONGEST = 3
+Chain = tuple[str, ...]
+
 
 @cache
-def alone(name: str, method: str, **changes: int) -> nn.Module:
-    return convert(dense(name, **changes), method, **METHODS[method])
+def chained(name: str, forms: Chain) -> ModelPlan | None:
+    """The plan that forms make one after the other, where they can."""
+    if not forms:
+        return plan_of(dense(name))
+    before, (method, options) = chained(name, forms[:-1]), FORMS[forms[-1]]
+    if before is None:
+        return None
+    history = tuple(Conversion(FORMS[form][0].name, {}) for form in forms[:-1])
+    try:
+        return planned(method, read_options(method, options), before, None, history)
+    except ConfigError:
+        return None
+
+
+def covering() -> list[tuple[str, Chain]]:
+    """Chains in which each supported pair of forms occurs, in some order and on some variant."""
+    supported = {frozenset(pair) for pair in permutations(FORMS, 2) if any(chained(name, pair) for name in VARIANTS)}
+    chains: list[tuple[str, Chain]] = []
+    open_pairs = set(supported)
+    while open_pairs:
+        pair = min(open_pairs, key=sorted)
+        turn = len(chains) % len(VARIANTS)
+        name, chain = next(
+            (name, order)
+            for name in VARIANTS[turn:] + VARIANTS[:turn]
+            for order in permutations(sorted(pair))
+            if chained(name, order)
+        )
+        for form in FORMS:
+            new = {frozenset((form, one)) for one in chain} & open_pairs
+            if len(chain) < LONGEST and new and chained(name, (*chain, form)):
+                chain = (*chain, form)
+        open_pairs -= {frozenset(two) for two in combinations(chain, 2)}
+        chains.append((name, chain))
+    return chains
+
+
+CHAINS = covering()
+on_every_chain = pytest.mark.parametrize(("name", "forms"), CHAINS)
 
 
 @cache
-def both(name: str, first: str, second: str, **changes: int) -> nn.Module:
-    """Converted twice, with new parameters that all matter. Shared between tests: never change it."""
-    model = convert(alone(name, first, **changes), second, **METHODS[second])
+def converted(name: str, forms: Chain) -> nn.Module:
+    """Converted one after the other, with new parameters that all matter. Shared between tests: never change it."""
+    model = dense(name)
+    for form in forms:
+        method, options = FORMS[form]
+        model = convert(model, method.name, **options)
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
     return model
 
@@ -68,56 +94,19 @@ def rows() -> dict[tuple[str, str, str], PairSupport]:
     return {(row["family"], row["first"], row["second"]): row for row in pair_support()}
 
 
-@cache
-def alive(family: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return lively_(FAMILIES[family]()).eval()
+def test_every_method_is_in_the_matrix() -> None:
+    assert {method.name for method, _ in FORMS.values()} == set(list_methods())
+    others = sum(FORMS[first][0] is not FORMS[second][0] for first, second in permutations(FORMS, 2))
+    assert len(rows()) == len(FAMILIES) * others
 
 
-def every(names: list[str], pairs: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    return [(name, *pair) for name, pair in product(names, pairs)]
-
-
-on_every_pair = pytest.mark.parametrize(("name", "first", "second"), every(VARIANTS, ORDERED))
-# Both orders make the same plan, which a test below proves; so one of them serves what is dear.
-in_either_order = pytest.mark.parametrize(("name", "first", "second"), every(VARIANTS, UNORDERED))
-
-
-def test_every_method_is_in_the_suite_and_in_the_matrix() -> None:
-    assert set(METHODS) == set(NEUTRAL) == {form.method for form in FORMS.values()} == set(list_methods())
-    assert len(rows()) == len(FAMILIES) * len(FORMS) ** 2
-
-
-def test_the_default_forms_of_all_methods_compose_in_both_orders_on_every_family() -> None:
-    for family, (first, second) in product(FAMILIES, permutations(list_methods(), 2)):
-        assert rows()[family, first, second]["supported"], (family, first, second)
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-@torch.no_grad()
-def test_the_matrix_says_what_real_models_do(family: str) -> None:
-    model, images = alive(family), images_for(alive(family))
-    for first, form in FORMS.items():
-        for second, then in FORMS.items():
-            row = rows()[family, first, second]
-            if row["supported"]:
-                slim = convert(convert(model, form.method, **form.options), then.method, **then.options)
-                assert slim(images).isfinite().all(), row
-            else:
-                with pytest.raises(VitslimError) as refusal:
-                    convert(convert(model, form.method, **form.options), then.method, **then.options)
-                # The reason may be that of the second method on the dense model already.
-                assert " " in row["reason"]
-                assert str(refusal.value) == row["reason"] or not supported_alone(model, second), row
-
-
-def supported_alone(model: nn.Module, name: str) -> bool:
-    try:
-        convert(model, FORMS[name].method, **FORMS[name].options)
-    except VitslimError:
-        return False
-    return True
+def test_the_matrix_agrees_with_the_plans_of_real_models() -> None:
+    for family, name in {"ViT": "vit_plain", "EVA, mixed rotary": "eva_mixed_rotary", "BEiT": "beit_own_bias"}.items():
+        for first, second in permutations(FORMS, 2):
+            if FORMS[first][0] is not FORMS[second][0]:
+                row = rows()[family, first, second]
+                assert row["supported"] == (chained(name, (first, second)) is not None), row
+                assert row["supported"] or " " in row["reason"]
 
 
 def test_a_cell_has_the_number_of_its_reason() -> None:
@@ -132,55 +121,37 @@ def test_a_cell_has_the_number_of_its_reason() -> None:
     assert used == {note.split()[0] for note in notes}
 
 
-@on_every_pair
-@torch.no_grad()
-def test_both_neutral_is_the_dense_model_bit_for_bit(name: str, first: str, second: str) -> None:
-    model, images = dense(name), images_for(dense(name))
-    same = convert(convert(model, first, **NEUTRAL[first]), second, **NEUTRAL[second])
-    assert torch.equal(same(images), model(images))
-    assert [entry.method for entry in trunk_of(same).history] == [first, second]
+def test_the_order_of_two_methods_matters_only_where_one_changes_how_many_steps_or_patches_there_are() -> None:
+    first_plan = plan_of(dense("vit_plain"))
+    for first, second in combinations(FORMS, 2):
+        one, other = chained("vit_plain", (first, second)), chained("vit_plain", (second, first))
+        if one is not None and other is not None and one != other:
+            # Stages are thirds of the steps that there are, matrices are stored for the patches that there are.
+            assert (one.depth, one.patches) != (first_plan.depth, first_plan.patches), (first, second)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("partner", [method for method in METHODS if method != "sret"])
-@torch.no_grad()
-def test_sharing_at_full_rank_beside_another_method_changes_no_output(name: str, partner: str) -> None:
-    images = images_for(dense(name))
-    one = convert(alone(name, partner), "sret", rank="full")
-    # W' + B A is W up to the rounding of a factorisation in float32, through four blocks; it must choose the same
-    # tokens and keys, which is so for these seeds.
-    torch.testing.assert_close(one(images), alone(name, partner)(images), atol=1e-3, rtol=1e-3)
+@on_every_chain
+def test_a_chain_does_the_work_of_all_and_costs_what_its_plan_says(name: str, forms: Chain) -> None:
+    model, plan = converted(name, forms), chained(name, forms)
+    assert plan_of(model) == plan
+    assert [entry.method for entry in trunk_of(model).history] == [FORMS[form][0].name for form in forms]
+    for form in forms:
+        assert plan != chained(name, tuple(one for one in forms if one != form))
+    found = cost(plan)
+    assert (found.macs, found.parameters) == (count_macs(model), count_parameters(model))
 
 
-@on_every_pair
-@torch.no_grad()
-def test_a_pair_does_the_work_of_both(name: str, first: str, second: str) -> None:
-    model, images = both(name, first, second), images_for(dense(name))
+@on_every_chain
+def test_every_new_parameter_is_reached(name: str, forms: Chain) -> None:
+    model = copy.deepcopy(converted(name, forms)).train()
+    # Enough images that drop path leaves no branch out for all of them.
+    images, trunk = images_for(model, batch=8), trunk_of(model)
+    torch.manual_seed(0)
     features = model.forward_features(images)
     assert features.isfinite().all()
-    assert features.shape == dense(name).forward_features(images).shape
-    for method in (first, second):
-        assert not torch.allclose(features, alone(name, method).forward_features(images))
-
-
-@in_either_order
-@torch.no_grad()
-def test_the_order_of_two_methods_does_not_matter(name: str, first: str, second: str) -> None:
-    one, images = both(name, first, second), images_for(dense(name))
-    other = convert(alone(name, second), first, **METHODS[first])
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(other(images), one(images))
-    assert plan_summary(other) == plan_summary(one)
-
-
-@on_every_pair
-def test_every_new_parameter_is_reached(name: str, first: str, second: str) -> None:
-    model = copy.deepcopy(both(name, first, second)).train()
-    images, trunk = images_for(model), trunk_of(model)
-    output = model(images)
-    (model.forward_features(images).square().mean() + output.square().mean()).backward()
+    (features.square().mean() + model(images).square().mean()).backward()
     if trunk.parameters_fitted_apart():
-        sum(trunk.local_loss(trace(dense(name), images)).values()).backward()
+        sum(trunk.local_loss(trace(dense(name), images_for(dense(name)))).values()).backward()
     for key, parameter in trunk.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -188,70 +159,59 @@ def test_every_new_parameter_is_reached(name: str, first: str, second: str) -> N
             assert parameter.grad.abs().sum() > 0, key
 
 
-@on_every_pair
+@on_every_chain
 @torch.no_grad()
-def test_save_and_load_keep_the_outputs(tmp_path: Path, name: str, first: str, second: str) -> None:
-    model, images = both(name, first, second), images_for(dense(name))
-    save(model, tmp_path / "out")
-    again = load(tmp_path / "out").eval()
+def test_save_and_load_keep_the_outputs(tmp_path: Path, name: str, forms: Chain) -> None:
+    model = converted(name, forms)
+    images = images_for(model)
+    again = load(save(model, tmp_path / "out")).eval()
+    assert plan_of(again) == plan_of(model)
     assert torch.equal(again(images), model(images))
-    assert plan_summary(again) == plan_summary(model)
 
 
-@cache
-def macs_alone(name: str, method: str | None) -> int:
-    return count_macs(dense(name) if method is None else alone(name, method))
-
-
-@in_either_order
-def test_a_pair_costs_no_more_than_promised(name: str, first: str, second: str) -> None:
-    pair = count_macs(both(name, first, second))
-    for method, partner in ((first, second), (second, first)):
-        if method == "sret":
-            # It promises fewer parameters; its residuals cost what they cost alone, or less where less is computed.
-            assert pair - macs_alone(name, partner) <= macs_alone(name, "sret") - macs_alone(name, None)
-        elif (method, partner) != ("sparsifiner", "evo_vit"):
-            # The predictor reads the whole grid whoever rests, so beside resting patches nothing is promised for it.
-            assert pair <= macs_alone(name, partner)
-
-
-@in_either_order
+@on_every_chain
 @torch.no_grad()
-def test_prefix_tokens_keep_their_places(name: str, first: str, second: str) -> None:
-    model, prefix = both(name, first, second), trunk_of(both(name, first, second)).layout.prefix
-    orders: list[Tensor] = []
+def test_prefix_tokens_keep_their_indices(name: str, forms: Chain) -> None:
+    model = converted(name, forms)
+    prefix, states = trunk_of(model).layout.prefix, list[Tensor]()
 
-    def watched(step: Step, args: Any, output: Any) -> None:
+    def watched(step: Step, args: object, output: tuple) -> None:
         tokens, stream = output
         assert tokens.shape[1] > prefix
-        state = stream.token_state
-        if state is not None and state.active_indices() is not None:
-            orders.append(state.active_indices()[:, :prefix])
+        active = None if stream.token_state is None else stream.token_state.active_indices()
+        if active is not None:
+            states.append(active[:, :prefix])
 
     handles = [step.register_forward_hook(watched) for step in trunk_of(model).steps]
-    try:
-        model(images_for(model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert bool(orders) == ("evo_vit" in (first, second))
-    assert all(torch.equal(places, torch.arange(prefix).expand(2, -1)) for places in orders)
+    model(images_for(model))
+    for handle in handles:
+        handle.remove()
+    assert all(torch.equal(indices, torch.arange(prefix).expand(2, -1)) for indices in states)
 
 
-@in_either_order
-def test_export_gives_the_same_numbers(name: str, first: str, second: str) -> None:
-    model, images = both(name, first, second, depth=FEWEST), images_for(dense(name))
+@pytest.mark.parametrize("partner", ["skipat", "evo_vit", "sparsifiner"])
+@torch.no_grad()
+def test_sharing_at_full_rank_beside_another_method_changes_no_output(partner: str) -> None:
+    alone = converted("vit_four_registers", (partner,))
+    images = images_for(alone)
+    # W' + B A is W up to the rounding of a factorisation in float32, through four blocks; it must choose the same
+    # tokens and keys, which is so for these seeds.
+    torch.testing.assert_close(convert(alone, "sret", rank="full")(images), alone(images), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "forms"), CHAINS[::2])
+@torch.no_grad()
+def test_export_gives_the_same_numbers(name: str, forms: Chain) -> None:
+    model = converted(name, forms)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (images_for(model),), dynamic_shapes=({0: batch},))
     more = images_for(model, batch=3, seed=1)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(more), model(more))
+    torch.testing.assert_close(program.module()(more), model(more))
 
 
-@pytest.mark.parametrize(("name", "first", "second"), ONNX)
-def test_onnxruntime_computes_the_same(tmp_path: Path, name: str, first: str, second: str) -> None:
-    pytest.importorskip("onnxruntime")
-    model = both(name, first, second, depth=FEWEST)
-    export_onnx(model, tmp_path / "model.onnx")
-    report = verify(model, tmp_path / "model.onnx", images_for(model, batch=3))
-    assert report.passed, report.failures()
+@on_every_chain
+def test_a_plan_is_built_in_one_go_as_step_by_step(name: str, forms: Chain) -> None:
+    plan = plan_of(converted(name, forms))
+    whole = build(plan, dense(name), weights_follow=True)
+    shapes = {key: value.shape for key, value in whole.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in converted(name, forms).state_dict().items()}

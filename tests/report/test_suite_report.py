@@ -10,8 +10,8 @@ from tests.report.reading import words
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
 from vitslim.bench.kernels import KernelRow, KernelSkip
 from vitslim.bench.result import Skipped
-from vitslim.bench.roofline import Ceilings
-from vitslim.bench.suite import Aim, Piece, PieceResult, SuiteReport, SuiteRow
+from vitslim.bench.roofline import MeasuredPeaks
+from vitslim.bench.suite import Case, CaseResult, GainTarget, SuiteReport, SuiteRow
 from vitslim.report.charts import Point, pareto_front, spread
 from vitslim.report.suite import (
     accuracy_table,
@@ -63,8 +63,8 @@ def row(model: str, speedup: float, batch: int = 1, **changes: Any) -> SuiteRow:
     return SuiteRow(**{**plain, **changes})
 
 
-CEILINGS = Ceilings(tflops=700.0, gbytes_s=2900.0, gemm_size=8192, copy_mib=1024.0)
-GRAPH = Piece(
+CEILINGS = MeasuredPeaks(tflops=700.0, gbytes_s=2900.0, gemm_size=8192, copy_mib=1024.0)
+GRAPH = Case(
     model="deit_small",
     image_size=224,
     precision="bf16",
@@ -72,7 +72,7 @@ GRAPH = Piece(
     batches=(1, 8),
     competitors=("evo-vit", "pair", "depth-drop", "tome"),
 )
-MEASURED = PieceResult(
+MEASURED = CaseResult(
     piece=GRAPH,
     digest="0",
     status="measured",
@@ -95,15 +95,15 @@ MEASURED = PieceResult(
     ],
     notes=["no energy and clocks: none here"],
 )
-ABSENT = PieceResult(
-    piece=Piece(model="deit_small", image_size=224, precision="fp16", backend="tensorrt"),
+ABSENT = CaseResult(
+    piece=Case(model="deit_small", image_size=224, precision="fp16", backend="tensorrt"),
     digest="0",
     status="unavailable",
     reason="tensorrt needs tensorrt",
     seconds=0.1,
 )
-KERNELS = PieceResult(
-    piece=Piece(kind="kernels", precision="bf16", batches=(32,), tokens=(197, 1025)),
+KERNELS = CaseResult(
+    piece=Case(kind="kernels", precision="bf16", batches=(32,), tokens=(197, 1025)),
     digest="0",
     status="measured",
     seconds=5.0,
@@ -158,7 +158,7 @@ def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> Non
     assert "tome" not in text
 
 
-def piece_of(model: str, size: int, batch: int) -> PieceResult:
+def piece_of(model: str, size: int, batch: int) -> CaseResult:
     own = GRAPH.model_copy(update={"model": model, "image_size": size, "batches": (batch,)})
     rows = [row(name, 1.0, batch, base=model, size=size) for name in ("dense", "evo-vit")]
     return MEASURED.model_copy(update={"piece": own, "rows": rows, "skipped": []})
@@ -173,7 +173,7 @@ def test_every_model_has_an_overview_of_its_own_with_its_settings_in_order() -> 
 
 def test_a_whole_grid_has_a_table_per_size_and_the_readme_those_with_aims() -> None:
     grid = [piece_of(model, size, batch) for model in "abc" for size in (224, 384, 512) for batch in (1, 8, 32)]
-    aim = Aim(what="an aim", precision="bf16", model="b", image_size=224, competitors=("evo-vit",), at_least=1.0)
+    aim = GainTarget(what="an aim", precision="bf16", model="b", image_size=224, competitors=("evo-vit",), at_least=1.0)
     report = REPORT.model_copy(update={"pieces": grid, "aims": [aim]})
     titles = [table.title for table in overviews(report)]
     assert titles[:3] == [f"a {size} px, compiled-graph bf16" for size in (224, 384, 512)]
@@ -183,7 +183,7 @@ def test_a_whole_grid_has_a_table_per_size_and_the_readme_those_with_aims() -> N
     assert all(f"**{title}**" in render_tables(report) for title in titles)
     text = readme_tables(report)
     assert [title for title in titles if f"**{title}**" in text] == titles[3:6]
-    kernels = Aim(what="an aim", precision="bf16", kernel="sparse tile", tokens=1025, at_least=1.0)
+    kernels = GainTarget(what="an aim", precision="bf16", kernel="sparse tile", tokens=1025, at_least=1.0)
     for aims in ([], [kernels], [aim.model_copy(update={"model": "d"})]):
         shown = main_overviews(report.model_copy(update={"aims": aims}))
         assert [table.title for table in shown] == titles
@@ -216,7 +216,7 @@ def test_aims_say_whether_they_are_met(aim: dict[str, Any], line: list[str]) -> 
         setting |= {"model": "deit_small", "image_size": 224}
     others = [row("small", 1.0, params=15_000_000, peak_memory_mib=80.0), row("none", 1.0, peak_memory_mib=None)]
     measured = MEASURED.model_copy(update={"rows": [*MEASURED.rows, *others]})
-    report = REPORT.model_copy(update={"aims": [Aim(**setting, **aim)], "pieces": [measured, KERNELS]})
+    report = REPORT.model_copy(update={"aims": [GainTarget(**setting, **aim)], "pieces": [measured, KERNELS]})
     assert cells(render_tables(report), "an aim") == line
     assert targets_table(REPORT) is None
 
@@ -390,7 +390,9 @@ def test_a_set_too_small_to_time_its_drawing_has_a_dash() -> None:
     ],
 )
 def test_an_aim_of_both_counts_who_is_accurate_enough(aim: dict[str, Any], line: list[str]) -> None:
-    wanted = Aim(**{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim})
+    wanted = GainTarget(
+        **{"what": "an aim", "precision": "bf16", "competitors": ("evo-vit", "pair", "not-timed"), **aim}
+    )
     rows = [*ACCURACY.rows, trained("pair", 0.905, speed=[row("pair", 1.9)])]
     report = ACCURACY.model_copy(update={"aims": [wanted], "rows": rows})
     assert cells(render_accuracy(report), "an aim") == line

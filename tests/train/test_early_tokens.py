@@ -34,7 +34,7 @@ def student_of(teacher: nn.Module, **options: Any) -> nn.Module:
 
 
 def selecting(model: nn.Module) -> list[bool]:
-    return [step.tokens.selects for step in trunk_of(model).plan.steps]
+    return [step.tokens.choice.selects for step in trunk_of(model).all_steps()]
 
 
 STAGE_WISE, LAYER_WISE = [False, True, False, True], [False, True, True, True]
@@ -74,7 +74,7 @@ def test_the_steps_before_the_share_choose_early(
     forward = Trunk.forward
 
     def noting(self: Trunk, tokens: torch.Tensor, **context: Any) -> torch.Tensor:
-        seen.append((self.training, [step.tokens.selects for step in self.plan.steps]))
+        seen.append((self.training, [step.tokens.choice.selects for step in self.all_steps()]))
         return forward(self, tokens, **context)
 
     monkeypatch.setattr(Trunk, "forward", noting)

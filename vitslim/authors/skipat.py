@@ -21,7 +21,7 @@ from vitslim.trunk import trunk_of
 _RELEASED_LAYERS = (3, 4, 5, 6, 7, 8)
 _PARTS = {"expand": "linear1.0", "depthwise": "dwconv.0", "reduce": "linear2.0", "channel_attention": "eca.conv"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
-_PHI = re.compile(r"blocks\.steps\.(\d+)\.mixing\.phi\.(\w+)\.(\w+)")
+_PHI = re.compile(r"blocks\.steps\.(\d+)\.attention\.phi\.(\w+)\.(\w+)")
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
     Raises:
         CheckpointError: skipped blocks with gaps, which the authors' code does not compute as the paper has it.
     """
-    layers = list(trunk_of(model).history[-1].options["layers"])
+    layers = [step.plan.block for step in trunk_of(model).all_steps() if step.plan.attention.reads_z]
     if any(later != layer + 1 for layer, later in pairwise(layers)):
         raise CheckpointError(
             f"skipat.layers={tuple(layers)}: after a gap the authors' code reads what the last skipped block before it "
@@ -58,7 +58,7 @@ def map_keys(mapping: KeyMapping, model: nn.Module) -> None:
         phi = _PHI.fullmatch(own)
         mapping.use(own, own if phi is None else _phi_name(layers.index(int(phi[1])), phi[2], phi[3]))
     for layer in layers:
-        parts = tuple(f"blocks.{layer}.{part}." for part in trunk_of(model).plan.adapter.attention_parts)
+        parts = tuple(f"blocks.{layer}.{part}." for part in trunk_of(model).adapter.attention_parts)
         mapping.drop_below(parts, f"block {layer} reuses an earlier attention output; its own is never evaluated")
     for name in mapping.unexpected():
         position = re.match(r"param_([1-6])\.", name)

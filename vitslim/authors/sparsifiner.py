@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitslim.authors.key_mapping import KeyMapping, Source, shape_of
 from vitslim.errors import CheckpointError
 
-_PREDICTOR = re.compile(r"blocks\.steps\.(\d+)\.mixing\.predictor\.(\w+)\.?(\w*)")
+_PREDICTOR = re.compile(r"blocks\.steps\.(\d+)\.attention\.predictor\.(\w+)\.?(\w*)")
 _MATRICES = {"down": "proj_n", "basis": "proj_back_n"}
 _LINEAR = {"query": "proj_c_q", "key": "proj_c_k"}
 

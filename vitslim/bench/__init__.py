@@ -7,7 +7,6 @@ from vitslim.bench.ratios import remarks
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
 from vitslim.bench.tables import (
     caption,
-    markdown_table,
     replace_between_markers,
     skipped_lines,
     text_table,
@@ -23,7 +22,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "environment",
-    "markdown_table",
     "remarks",
     "replace_between_markers",
     "skipped_lines",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from vitslim.bench.suite import Aim, Kind, SuiteRow
+from vitslim.bench.suite import GainTarget, Kind, Outcome, SuiteRow
 from vitslim.shapes import Result
 
 ACCURACY_FILE = "accuracy.json"
@@ -27,7 +27,14 @@ class AccuracyRow(Result):
     macs: int
     steps: int  # of the last training
     trained_images_per_second: float
-    speed: list[SuiteRow]
+    speed: list[SuiteRow] = Field(default_factory=list[SuiteRow])
+
+
+class TrainedModel(Outcome):
+    """How the training of one model ended, as it is kept beside the model."""
+
+    row: AccuracyRow | None = None  # without its speed, which is measured after all trainings
+    drawn_images_per_second: float | None = None  # the teacher's, of a set of several batches
 
 
 class AccuracyReport(Result):
@@ -42,4 +49,4 @@ class AccuracyReport(Result):
     rows: list[AccuracyRow]
     left: list[str]
     notes: list[str]
-    aims: list[Aim] = Field(default_factory=list[Aim])
+    aims: list[GainTarget] = Field(default_factory=list[GainTarget])

@@ -1,4 +1,4 @@
-"""Measuring models against the dense one they came from."""
+"""Measuring models beside the dense one they came from."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -9,15 +9,16 @@ from torch import nn
 
 from vitslim.arguments import checked
 from vitslim.bench.clock import MIN_ROUNDS, torch_threads
-from vitslim.bench.contest import Backend, Cell, Contest, entrants
 from vitslim.bench.environment import environment, load_average
 from vitslim.bench.ratios import against_dense_torch, is_crowded, verdict
 from vitslim.bench.result import BenchReport, BenchRow, Skipped
+from vitslim.bench.session import Backend, RunConfig, Session, candidates
 from vitslim.errors import ConfigError
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.trunk import is_converted
+from vitslim.validation import describe_faults
 
 _NO_CPU_MEMORY = (
     "No peak memory (peak_memory_mib) on the CPU: the resident peak belongs to the process, which holds every model."
@@ -60,8 +61,8 @@ def benchmark(
     """
     config = _config(options)
     _check_baseline(models, baseline)
-    contest = Contest(
-        entrants=entrants(models),
+    session = Session(
+        candidates=candidates(models),
         baseline=baseline,
         threads=config.threads,
         rounds=config.rounds,
@@ -70,7 +71,7 @@ def benchmark(
         device=config.device,
     )
     before = environment()
-    rows, skipped = _run(contest, config, progress)
+    rows, skipped = _run(session, config, progress)
     return BenchReport(
         baseline=baseline,
         settings=config.model_dump(mode="json"),
@@ -78,7 +79,7 @@ def benchmark(
         load_average_end=load_average(),
         rows=_judged(rows, baseline, crowded=is_crowded(before, config.threads)),
         skipped=skipped,
-        notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *contest.notes],
+        notes=[*([_NO_CPU_MEMORY] if config.device == "cpu" else []), *session.notes],
     )
 
 
@@ -99,16 +100,16 @@ def _judged(rows: list[BenchRow], baseline: str, *, crowded: bool) -> list[Bench
     ]
 
 
-def _run(contest: Contest, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:
+def _run(session: Session, config: BenchConfig, progress: ProgressCallback) -> tuple[list[BenchRow], list[Skipped]]:
     rows: list[BenchRow] = []
     skipped: list[Skipped] = []
-    cells = [Cell(backend, precision) for backend in config.backends for precision in config.precisions]
+    runs = [RunConfig(backend, precision) for backend in config.backends for precision in config.precisions]
     with torch_threads(config.threads):
-        for done, cell in enumerate(cells):
-            for row in contest.measure(cell, config.batches, skipped):
+        for done, run in enumerate(runs):
+            for row in session.measure(run, config.batches, skipped):
                 rows.append(row)
-                progress(Progress("bench", done, len(cells), "backend", {"latency_ms": row.latency_ms_p50}))
-            progress(Progress("bench", done + 1, len(cells), "backend"))
+                progress(Progress("bench", done, len(runs), "backend", {"latency_ms": row.latency_ms_p50}))
+            progress(Progress("bench", done + 1, len(runs), "backend"))
     return rows, skipped
 
 
@@ -116,8 +117,7 @@ def _config(options: dict[str, Any]) -> BenchConfig:
     try:
         return BenchConfig(**options)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ConfigError(f"benchmark options: {faults}; known are {', '.join(BenchConfig.model_fields)}") from None
+        raise ConfigError(f"benchmark: {'; '.join(describe_faults(error, BenchConfig))}") from None
 
 
 def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:

@@ -1,9 +1,10 @@
-"""Timing competitors against each other so that drift hits all of them alike."""
+"""Timing competitors in the same rounds, so that drift hits all of them alike."""
 
 import gc
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,18 @@ def interleaved_latencies_ms(
 def percentile(samples: list[float], percent: int) -> float:
     """The value below which ``percent`` (0..100) of the samples lie, linear between neighbours."""
     return float(np.percentile(samples, percent))
+
+
+def compared(own: list[float], baseline: list[float]) -> dict[str, Any]:
+    """The fields of a row that interleaved latencies give: medians, and ratios within the rounds."""
+    ratios = [slow / fast for slow, fast in zip(baseline, own, strict=True)]
+    return {
+        "latency_ms_p50": percentile(own, 50),
+        "latency_ms_p90": percentile(own, 90),
+        "speedup_vs_dense": percentile(baseline, 50) / percentile(own, 50),
+        "speedup_p10": percentile(ratios, 10),
+        "speedup_p90": percentile(ratios, 90),
+    }
 
 
 @contextmanager

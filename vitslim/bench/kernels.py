@@ -1,26 +1,27 @@
-"""Kernels against dense fused attention, on tensors alone."""
+"""Kernels compared with their dense baselines, on tensors alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from vitslim.bench.clock import cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
-from vitslim.bench.faults import first_line, is_out_of_memory
-from vitslim.bench.roofline import Ceilings, standing
+from vitslim.bench.clock import compared, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
+from vitslim.bench.errors import first_line, is_out_of_memory
+from vitslim.bench.roofline import MeasuredPeaks, roofline_point
 from vitslim.kernels.triton.cases import KernelCase
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
+from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Result
 
 REPEATS = 20  # calls recorded in one CUDA graph: one kernel alone is shorter than the time between two events
 
 
 class KernelRow(Result):
-    """One kernel at one number of tokens; times are of one call, ratios against dense in the same rounds.
+    """One kernel at one number of tokens; times are of one call, ratios to the dense baseline in the same rounds.
 
-    Every call reads the same operands. Those that the GPU's L2 cache holds come from there, for the dense twin too, and
+    Every call reads the same operands. Those that the GPU's L2 cache holds come from there, for the baseline too, and
     ``roofline_share``, which counts memory, may be above 1.
     """
 
@@ -63,27 +64,37 @@ class KernelSkip(Result):
 
 
 def time_kernels(
-    cases: Iterable[KernelCase],
+    build: Callable[[torch.device, torch.dtype, int, int], Iterable[KernelCase]],
     *,
-    precision: Precision,
+    tokens: int,
     batch: int,
-    ceilings: Ceilings,
+    precision: Precision,
+    peaks: MeasuredPeaks,
     device: torch.device,
     rounds: int,
 ) -> tuple[list[KernelRow], list[KernelSkip]]:
-    """Time every case against its dense twin, interleaved; what fails is named and the others go on."""
+    """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
+
+    Args:
+        build: makes the cases, which need triton, on a device, of a type, for a number of tokens and images; their
+            tensors may not fit.
+    """
+    try:
+        cases = build(device, DTYPES[precision], tokens, batch)
+    except Exception as error:
+        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
     rows: list[KernelRow] = []
     skipped: list[KernelSkip] = []
     for case in cases:
         try:
-            rows.append(_row(case, precision, batch, ceilings, device, rounds))
+            rows.append(_row(case, precision, batch, peaks, device, rounds))
         except Exception as error:  # whatever a kernel raises, the other kernels go on
             skipped.append(KernelSkip.of(case.name, case.tokens, batch, error))
     return rows, skipped
 
 
 def _row(
-    case: KernelCase, precision: Precision, batch: int, ceilings: Ceilings, device: torch.device, rounds: int
+    case: KernelCase, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
 ) -> KernelRow:
     is_gpu = device.type == "cuda"
     calls = {"kernel": case.call, "dense": case.dense}
@@ -91,23 +102,17 @@ def _row(
         calls = {name: record(call, device, REPEATS)[0] for name, call in calls.items()}
     samples = interleaved_latencies_ms(calls, rounds=rounds, clock=cuda_clock if is_gpu else cpu_clock)
     own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
-    ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
-    median_ms = percentile(own, 50)
-    place = standing(float(case.flops), case.bytes / 1e9, median_ms, ceilings)
+    point = roofline_point(float(case.flops), case.bytes / 1e9, percentile(own, 50), peaks)
     return KernelRow(
         kernel=case.name,
         tokens=case.tokens,
         batch=batch,
         precision=precision,
-        latency_ms_p50=median_ms,
-        latency_ms_p90=percentile(own, 90),
+        **compared(own, dense),
         dense_ms_p50=percentile(dense, 50),
-        speedup_vs_dense=percentile(dense, 50) / median_ms,
-        speedup_p10=percentile(ratios, 10),
-        speedup_p90=percentile(ratios, 90),
-        tflops=place.tflops,
-        gbytes_s=place.gbytes_s,
-        intensity=place.intensity,
-        roofline_share=place.share,
+        tflops=point.tflops,
+        gbytes_s=point.gbytes_s,
+        intensity=point.intensity,
+        roofline_share=point.share,
         rounds=len(own),
     )

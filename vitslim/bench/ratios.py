@@ -55,7 +55,7 @@ class TimedRow(Protocol):
 
 
 def verdict(speedup: float, spread: tuple[float, float] | None = None, *, crowded: bool = False) -> Verdict:
-    """Whether a speed ratio against dense is a gain, a loss, too small to tell, or too noisy to tell.
+    """Whether a speed ratio to dense is a gain, a loss, too small to tell, or too noisy to tell.
 
     Args:
         speedup: ratio of medians.

@@ -1,4 +1,4 @@
-"""Where a measured time stands between what the arithmetic units and the memory of this machine could do."""
+"""How a measured time compares with what the arithmetic units and the memory of this machine could do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vitslim.bench.cost import FLOPS_PER_MAC, weightless_copy
+from vitslim.bench.cost import weightless_copy
 from vitslim.kernels import op_macs
 from vitslim.models import preprocessing
 from vitslim.shapes import Result
 
 
-class Ceilings(Result):
+class MeasuredPeaks(Result):
     """What this machine reached in the same run: a large matrix product, a large copy.
 
     ``gbytes_s`` counts bytes read and bytes written.
@@ -47,18 +47,18 @@ class Traffic(Result):
         return (self.weights + batch * self.per_image) * width / 1e9
 
 
-class Standing(Result):
+class RooflinePoint(Result):
     """One measured time on the roofline."""
 
     tflops: float  # achieved
     gbytes_s: float  # achieved, of the traffic that cannot be avoided
     intensity: float  # operations per byte
-    attainable_tflops: float  # what the ceilings allow at this intensity
+    attainable_tflops: float  # what the peaks allow at this intensity
     share: float  # achieved over attainable
 
 
-def standing(flops: float, gbytes: float, latency_ms: float, ceilings: Ceilings) -> Standing:
-    """Where ``flops`` operations on ``gbytes`` of data in ``latency_ms`` stand.
+def roofline_point(flops: float, gbytes: float, latency_ms: float, peaks: MeasuredPeaks) -> RooflinePoint:
+    """The point of ``flops`` operations on ``gbytes`` of data in ``latency_ms``.
 
     Source: Williams, Waterman and Patterson 2009, "Roofline", Communications of the ACM 52(4).
     """
@@ -66,21 +66,16 @@ def standing(flops: float, gbytes: float, latency_ms: float, ceilings: Ceilings)
     achieved = flops / seconds / 1e12
     intensity = flops / (gbytes * 1e9)
     # attainable = min(peak arithmetic, intensity × peak bandwidth)
-    attainable = min(ceilings.tflops, intensity * ceilings.gbytes_s / 1e3)
+    attainable = min(peaks.tflops, intensity * peaks.gbytes_s / 1e3)
     # achieved / attainable, which is 0 / 0 for what only moves data
-    fastest = max(flops / (ceilings.tflops * 1e12), gbytes / ceilings.gbytes_s)
-    return Standing(
+    fastest = max(flops / (peaks.tflops * 1e12), gbytes / peaks.gbytes_s)
+    return RooflinePoint(
         tflops=achieved,
         gbytes_s=gbytes / seconds,
         intensity=intensity,
         attainable_tflops=attainable,
         share=fastest / seconds,
     )
-
-
-def model_flops(macs: int, batch: int) -> float:
-    """Operations of one batch."""
-    return float(FLOPS_PER_MAC * macs * batch)
 
 
 def count_traffic(model: nn.Module) -> Traffic:
@@ -105,7 +100,7 @@ class _MovedNumbers(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
-        self.is_resting = False
+        self.is_paused = False
         self._counted = {*flop_registry, *op_macs()}
 
     def __torch_dispatch__(
@@ -113,7 +108,7 @@ class _MovedNumbers(TorchDispatchMode):
     ) -> Any:
         given = dict(kwargs or {})
         result = func(*args, **given)
-        if not self.is_resting and func._overloadpacket in self._counted:
+        if not self.is_paused and func._overloadpacket in self._counted:
             self.total += numbers_in((args, given)) + numbers_in(result)
         return result
 
@@ -131,11 +126,11 @@ class _WholeAttention(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is not F.scaled_dot_product_attention:
             return func(*args, **given)
-        self._counter.is_resting = True
+        self._counter.is_paused = True
         try:
             result = func(*args, **given)
         finally:
-            self._counter.is_resting = False
+            self._counter.is_paused = False
         self._counter.total += numbers_in((args, given)) + numbers_in(result)
         return result
 

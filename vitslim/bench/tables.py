@@ -1,4 +1,4 @@
-"""Benchmark rows as text: for a README, for a terminal."""
+"""Benchmark rows as text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -28,18 +28,13 @@ _PIXELS: Column = ("px", lambda row: "x".join(map(str, row.image_size)) + ("*" i
 _TEXT_COLUMNS = 4  # the first columns are words, left-aligned; figures follow, right-aligned
 
 
-def markdown_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
-    """A GitHub table, one line per row.
+def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
+    """Aligned columns for a terminal, one line per row.
 
     Args:
         baseline: name of the dense model. With it a further column says which share of the ratio of
             multiply-accumulates the measured speed-up is: 100 % where time went down as they did.
     """
-    return as_markdown(_cells(rows, baseline), words=_TEXT_COLUMNS)
-
-
-def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
-    """Aligned columns for a terminal; ``baseline`` as in ``markdown_table``."""
     return as_text(_cells(rows, baseline), words=_TEXT_COLUMNS)
 
 
@@ -81,8 +76,8 @@ def significant(value: float) -> str:
     return f"{value:.3g}"
 
 
-def caption(report: BenchReport, command: str | None = None) -> str:
-    """One sentence that says on what, how, against what the rows were measured."""
+def caption(report: BenchReport) -> str:
+    """One sentence that says on what, how, beside which baseline the rows were measured."""
     environment, settings = report.environment, report.settings
     gpu = ", ".join(gpu["name"] for gpu in environment["gpu"]) if settings["device"] == "cuda" else ""
     load = (environment["load_average"] or ["unknown"])[0]
@@ -95,7 +90,7 @@ def caption(report: BenchReport, command: str | None = None) -> str:
     ]
     if any(row.other_image_size for row in report.rows):
         parts.append("models marked * at another resolution than the baseline")
-    return "; ".join(parts) + (f"; `{command}`" if command else "") + "."
+    return f"{'; '.join(parts)}."
 
 
 def skipped_lines(report: BenchReport) -> list[str]:

@@ -1,4 +1,4 @@
-"""The verbs that measure speed: bench MODEL..., bench suite, bench accuracy."""
+"""The commands that measure speed: bench MODEL..., bench suite, bench accuracy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="folder; name it again to go on; out/VERB-PRESET by default", show_default=False),
+    typer.Option("--out", help="folder; name it again to go on; out/COMMAND-PRESET by default", show_default=False),
 ]
 MinutesOption = Annotated[
     float | None, typer.Option("--minutes", help="begin nothing that would end later", min=0.05, show_default=False)
@@ -43,7 +43,7 @@ class _WithDefault(typer.core.TyperGroup):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group of verbs to the command."""
+    """Add the group of commands."""
     group = typer.Typer(
         name="bench",
         cls=_WithDefault,
@@ -139,7 +139,7 @@ def suite(
     show: Annotated[bool, typer.Option("--list", help="say what is done and what is left, measure nothing")] = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Models, sizes, batches, backends, methods and baselines, piece by piece; stopped, it goes on where it was."""
+    """Models, sizes, batches, backends, methods and baselines, case by case; stopped, it goes on where it was."""
     from vitslim.pipeline.suite import changed_ratios, list_suite, read_suite, run_suite
     from vitslim.report.suite import write_suite
 
@@ -165,39 +165,39 @@ def suite(
         print_json(found.model_dump(mode="json"))
     else:
         _show_suite(found, begun, page)
-    if found.pieces and all(piece.status == "unavailable" for piece in found.pieces):
-        reasons = dict.fromkeys(str(piece.reason) for piece in found.pieces)
+    if found.pieces and all(case.status == "unavailable" for case in found.pieces):
+        reasons = dict.fromkeys(str(case.reason) for case in found.pieces)
         raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
     changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
     if changes:
-        raise CheckFailedError("; ".join(change.sentence for change in changes))
+        raise CheckFailedError("; ".join(changes))
 
 
 def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
     from vitslim.report.suite import render_overview
 
-    rows = [_piece_row(piece) for piece in found.pieces if piece.piece.name in begun]
+    rows = [_case_row(case) for case in found.pieces if case.piece.name in begun]
     if rows:
-        print_table("pieces of this call", ("piece", "status", "seconds", "reason"), rows)
+        print_table("cases of this call", ("case", "status", "seconds", "reason"), rows)
     typer.echo("\n" + render_overview(found))
     say(f"wrote {page}")
     if found.left:
         need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
-        say(f"{_standing(found)}; {need}", style="yellow")
+        say(f"{_summary(found)}; {need}", style="yellow")
 
 
 def _list_suite(found: SuiteReport, *, json: bool) -> None:
-    statuses = {piece.piece.name: piece.status for piece in found.pieces}
+    statuses = {case.piece.name: case.status for case in found.pieces}
     if json:
-        print_json({"pieces": statuses, "left": found.left})
+        print_json({"cases": statuses, "left": found.left})
         return
     rows = [(name, statuses.get(name, "left")) for name in dict.fromkeys((*statuses, *found.left))]
-    print_table("", ("piece", "status"), rows)
-    typer.echo(_standing(found))
+    print_table("", ("case", "status"), rows)
+    typer.echo(_summary(found))
 
 
-def _standing(found: SuiteReport) -> str:
-    return f"{found.total - len(found.left)} of {found.total} pieces are done, {len(found.left)} are left"
+def _summary(found: SuiteReport) -> str:
+    return f"{found.total - len(found.left)} of {found.total} cases are done, {len(found.left)} are left"
 
 
 def accuracy(
@@ -206,7 +206,7 @@ def accuracy(
     quick: QuickOption = False,
     minutes: MinutesOption = None,
     again: Annotated[
-        bool, typer.Option("--again", help="train anew what other settings trained in this folder")
+        bool, typer.Option("--again", help="train anew what failed, or what other settings trained here")
     ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
@@ -214,7 +214,7 @@ def accuracy(
     json: options.JsonOption = False,
 ) -> None:
     """Train a teacher on the built-in images, convert it with everything at one budget; accuracy beside speed."""
-    from vitslim.pipeline.accuracy import run_accuracy
+    from vitslim.pipeline.suite import run_accuracy
     from vitslim.report.suite import accuracy_table, write_accuracy
 
     out = out or _default_folder("accuracy", preset, quick)
@@ -243,17 +243,17 @@ def accuracy(
         say(f"not done yet: {', '.join(found.left)}; run the same command again", style="yellow")
 
 
-def _piece_row(piece: Any) -> tuple[str, ...]:
-    return (piece.piece.name, piece.status, f"{piece.seconds:.1f}", piece.reason or "")
+def _case_row(case: Any) -> tuple[str, ...]:
+    return (case.piece.name, case.status, f"{case.seconds:.1f}", case.reason or "")
 
 
-def _command(verb: str, preset: str, quick: bool) -> str:
+def _command(name: str, preset: str, quick: bool) -> str:
     # As anyone would type it: without the folders of this machine.
-    return f"vitslim bench {verb} --preset {Path(preset).name}{' --quick' if quick else ''}"
+    return f"vitslim bench {name} --preset {Path(preset).name}{' --quick' if quick else ''}"
 
 
-def _default_folder(verb: str, preset: str, quick: bool) -> Path:
-    return Path("out", f"{verb}-{Path(preset).stem}{'-quick' if quick else ''}")
+def _default_folder(name: str, preset: str, quick: bool) -> Path:
+    return Path("out", f"{name}-{Path(preset).stem}{'-quick' if quick else ''}")
 
 
 def _nothing_measured(reasons: list[str]) -> VitslimError:

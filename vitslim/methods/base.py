@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 
 from pydantic import ValidationError
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.plans import Choice, ModelPlan, register_choice
 from vitslim.registry import Registry
@@ -103,6 +104,7 @@ METHODS: Registry[Method] = Registry("method", "vitslim.methods")
 """All methods by name; those of other packages come through the entry point group ``vitslim.methods``."""
 
 
+@checked
 def register_method(
     name: str,
     config: type[C],

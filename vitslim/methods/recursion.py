@@ -73,8 +73,9 @@ class Shared(WeightsChoice):
             )
         if self.home not in self.members:
             errors.append(f"home={self.home}: shared matrices are registered as one of {self.members}")
-        if self.application != sum(step.block == block for step in steps[: at.index]):
-            errors.append(f"application={self.application}: other steps before it run block {block}; count these")
+        before = sum(step.block == block for step in steps[: at.index])
+        if self.application != before:
+            errors.append(f"application={self.application}: {before} steps before it run block {block}; give {before}")
         if self.application and at.plan.model.positions_per_block:
             errors.append(
                 f"this {at.plan.model.family} has rotary positions of its own for every block (mixed), and none for "
@@ -315,13 +316,18 @@ class Recursive(Weights):
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         if self.own is None:
             return None
-        tokens, target = dense.block_inputs[block].detach(), dense.block_outputs[block].detach()
+        tokens, target, z = (seen[block].detach() for seen in (dense.block_inputs, dense.block_outputs, dense.z))
         bound = self.bind(BoundBlock(dense.adapter, self.own))
-        if isinstance(self.own.attn, DroppedPart):
-            z = dense.z[block].detach()
-        else:
+        if not isinstance(self.own.attn, DroppedPart):
             z = bound.attend(bound.attention_input(tokens), dense.contexts[block])
-        made = self.finish(bound.add_mlp(bound.add_attention(tokens, z)))
+        elif isinstance(self.own.mlp, DroppedPart):
+            return None
+        made = bound.add_attention(tokens, z)
+        if isinstance(self.own.mlp, DroppedPart):
+            # Another module stands for the MLP; what is left to imitate is the attention.
+            target = BoundBlock(dense.adapter, dense.blocks[block]).add_attention(tokens, dense.z[block]).detach()
+        else:
+            made = self.finish(bound.add_mlp(made))
         # ‖made - target‖² / ‖u - mean u‖² with u = target - x, what the dense block adds
         added = target.float() - tokens.float()
         spread = (added - added.mean(dim=(0, 1))).square().sum()

@@ -366,7 +366,11 @@ def _sparse_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, Step
         grid=grid,
     )
     keeps_all = options.keep_rate >= 1.0 if options.k is None else options.k == tokens
-    return {} if keeps_all else {index: plan.steps[index].but(attention=sparse) for index in found}
+    if keeps_all:
+        return {}
+    if options.layers is None and not found:
+        raise ConfigError("sparsifiner: no block has dense attention any more; convert with sparsifiner first")
+    return {index: plan.steps[index].but(attention=sparse) for index in found}
 
 
 def _pruned_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, StepPlan]:

@@ -207,7 +207,7 @@ def _applications(
     """All applications in place of one step, of which the first is that of ``number`` within its group."""
     width, made = plan.model.width, list[StepPlan]()
     # Every linear map of a block has the width on one of its sides.
-    rank = {None: width // 12, "full": width}.get(options.rank, options.rank)
+    rank = options.rank if isinstance(options.rank, int) else width // 12 if options.rank is None else width
     lrc = options.recursions > 1 if options.lrc is None else options.lrc
     for turn in range(options.recursions):
         weights = Shared(

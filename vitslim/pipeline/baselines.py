@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -11,7 +12,10 @@ import torch
 from torch import nn
 
 from vitslim.errors import MissingDependencyError
-from vitslim.methods import convert
+from vitslim.methods import MethodConfig, convert
+from vitslim.methods.depth import DepthConfig
+from vitslim.methods.mlp import MlpConfig
+from vitslim.methods.resolution import ResolutionConfig
 from vitslim.models import preprocessing, token_layout
 
 SHARE = 2 / 3
@@ -61,11 +65,15 @@ def with_torch_pruning(model: nn.Module) -> nn.Module:
     return pruned.eval()
 
 
+CONVERSIONS: dict[str, MethodConfig] = {
+    "depth-drop": DepthConfig(),  # an analysis decides which blocks go; speed does not depend on it
+    "narrow-mlp": MlpConfig(keep=0.5, widths="even"),
+    "lower-resolution": ResolutionConfig(keep=SHARE),
+}
+"""Baselines that are conversions."""
+
 BASELINES: dict[str, Callable[[nn.Module], nn.Module]] = {
-    # Speed does not depend on which blocks go.
-    "depth-drop": lambda model: convert(model, "depth", layers="middle"),
-    "narrow-mlp": lambda model: convert(model, "mlp", keep=0.5, widths="even"),
-    "lower-resolution": lambda model: convert(model, "resolution", keep=SHARE),
+    **{name: partial(convert, method=config) for name, config in CONVERSIONS.items()},
     "tome": with_tome,
     "torch-pruning": with_torch_pruning,
 }

@@ -19,12 +19,14 @@ from vitslim.files import read_json, write_json
 from vitslim.methods import convert, read_method
 from vitslim.opening import open_model
 from vitslim.pipeline.choices import CHOICES_FILE, reads_analysis
+from vitslim.pipeline.cost import COST_FILE
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe, read_recipe
 from vitslim.report import read_comparison, write_comparison
+from vitslim.train import DistillConfig
 
 CONTROL = "dense-control"
 DEMO_FILE = "demo.json"
@@ -70,6 +72,44 @@ def run_demo(
         }
         write_json(root / DEMO_FILE, document)
     return {**document, "report": str(folder.path / page.name)}
+
+
+def compare_with_seeds(
+    out: str | Path, *, steps: int, seeds: Sequence[int], progress: ProgressCallback = silent
+) -> list[dict[str, Any]]:
+    """Train the dense model and every student of the demo with one budget and several seeds.
+
+    What is there from an earlier call is taken over.
+
+    Args:
+        steps: of distillation, for each.
+
+    Returns:
+        A row for every student: held-out accuracy by seed (fractions of 1), parameters, multiply-accumulates.
+    """
+    recipes = _recipes(_settings(everything=True, quick=False))
+    for seed in seeds:
+        budget = {"steps": steps, "seed": seed}
+        seeded = {
+            name: recipe.model_copy(
+                update={"seed": seed, "distill": cast(DistillConfig, recipe.distill).model_copy(update=budget)}
+            )
+            for name, recipe in recipes.items()
+        }
+        run_side_by_side(seeded, Path(out) / f"seed-{seed}", overwrite=False, progress=progress)
+    return [_row_of_seeds(Path(out), name, seeds) for name in recipes]
+
+
+def _row_of_seeds(out: Path, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    metrics = [read_json(out / f"seed-{seed}" / name / METRICS_FILE) for seed in seeds]
+    costs = read_json(out / f"seed-{seeds[0]}" / name / COST_FILE)
+    return {
+        "model": name,
+        "teacher_top1": metrics[0]["teacher"]["top1"],
+        "top1": [found["student"]["top1"] for found in metrics],
+        "images": metrics[0]["student"]["images"],
+        **costs,
+    }
 
 
 def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:

@@ -12,7 +12,7 @@ from vitslim.errors import CheckpointError
 from vitslim.files import read_json
 from vitslim.pipeline.comparing import compare
 from vitslim.pipeline.demo import DEMO_FILE, write_demo_page
-from vitslim.pipeline.suite.running import read_suite
+from vitslim.pipeline.suite import read_suite
 from vitslim.report import is_student, students_in, write_report
 from vitslim.report.suite import write_accuracy, write_suite
 

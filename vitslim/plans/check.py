@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from vitslim.arguments import checked
 from vitslim.plans.place import Place, places
 from vitslim.plans.plan import ModelPlan, StepPlan
 
 _POOLS = ("token", "avg", "avgmax", "max")
 
 
+@checked
 def check(plan: ModelPlan) -> list[str]:
     """All refusals, each a sentence that names its step; empty where the plan can be built."""
     outline = _outline_errors(plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitslim.shapes import Config
 
@@ -69,7 +69,8 @@ class Choice(Config):
     """One choice of a step."""
 
     axis: ClassVar[Axis]
-    kind: str
+    kind: Any
+    """A literal string in each choice, by which plan files know it."""
 
     def describe(self) -> str:
         """A few words for lists and pages."""

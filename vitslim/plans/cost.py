@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitslim.arguments import checked
 from vitslim.plans.choices import Cost
 from vitslim.plans.place import Place, places, relative_places
 from vitslim.plans.plan import ModelPlan
@@ -37,6 +38,7 @@ class PlanCost(Result):
     activations: int
 
 
+@checked
 def cost(plan: ModelPlan) -> PlanCost:
     """Multiply-accumulates, parameters and peak activations of a plan that ``check`` accepts."""
     steps = tuple(_step_cost(at) for at in places(plan))

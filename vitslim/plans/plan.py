@@ -29,6 +29,7 @@ from vitslim.shapes import Config
 from vitslim.validation import describe_faults
 
 PLAN_VERSION = 1
+MOST_STEPS = 100_000  # a thousand recursions of a hundred blocks
 _GROUP = "vitslim.methods"
 
 KINDS: dict[Axis, Registry[type[Choice]]] = {
@@ -102,7 +103,7 @@ class ModelPlan(Config):
     """(height, width) in pixels."""
     readout: Literal["model", "mean"] = "model"
     """What the classifier reads: as in the dense model, or the mean of all patch tokens."""
-    steps: tuple[StepPlan, ...]
+    steps: tuple[StepPlan, ...] = Field(max_length=MOST_STEPS)
 
     @property
     def depth(self) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.files import read_json
 from vitslim.plans.check import check
 from vitslim.plans.plan import PLAN_VERSION, ModelPlan
+from vitslim.shapes import AnyPath
 from vitslim.validation import describe_faults, shown
 
 
@@ -41,7 +42,8 @@ def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
     return plan
 
 
-def read_plan_file(path: str | Path) -> ModelPlan:
+@checked
+def read_plan_file(path: AnyPath) -> ModelPlan:
     """The plan in a JSON file, such as the plan.json of a run; see ``read_plan``.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -169,11 +170,6 @@ class AxisModule(nn.Module):
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
-    @property
-    def fits(self) -> bool:
-        """Whether a warm start has anything to fit in it: new parameters, or old ones that are chosen and refitted."""
-        return next(self.parameters(), None) is not None
-
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
 
@@ -256,7 +252,7 @@ class TokenRule(AxisModule):
 
     def __init__(self, choice: TokenChoice | None = None) -> None:
         super().__init__()
-        self.choice: TokenChoice = choice or AllTokens()
+        self.choice: Any = choice or AllTokens()
 
     def enter(self, bound: BoundBlock, tokens: Tensor, stream: Stream) -> tuple[Tensor, Stream]:
         """Before the attention: choose the active tokens."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, TokenLayout, adapter_for, token_layout
 from vitslim.models.readout import read_patch_mean_
@@ -103,6 +104,7 @@ def register_realiser(choice: type[Choice], realiser: Realiser) -> None:
     _REALISERS[choice] = realiser
 
 
+@checked
 def plan_of(model: nn.Module) -> ModelPlan:
     """The plan of a model: its trunk's with what surrounds it now, or that of a dense one.
 
@@ -115,6 +117,7 @@ def plan_of(model: nn.Module) -> ModelPlan:
     return plan.model_copy(update={"model": plan.model.model_copy(update=outside_shape(model))})
 
 
+@checked
 def build(
     plan: ModelPlan,
     model: nn.Module,

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from vitslim.bench.suite import DENSE, SuiteReport, SuiteRow
+from vitslim.bench.suite import DENSE, Setting, SuiteReport, SuiteRow
 from vitslim.errors import CheckFailedError
-from vitslim.shapes import Result
 
-Key = tuple[str, int, str, str, int, str]
-
-
-class Change(Result):
-    """One speed ratio that is no longer what it was, or no longer there."""
-
-    what: str
-    before: float
-    after: float | None
-
-    @property
-    def sentence(self) -> str:
-        """For a person."""
-        if self.after is None:
-            return f"{self.what}: {self.before:.2f}x is no longer measured"
-        word = "slower" if self.after < self.before else "faster"
-        return f"{self.what}: {self.before:.2f}x became {self.after:.2f}x ({word})"
+Key = tuple[Setting, str]  # and the competitor
 
 
-def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[Change]:
-    """The rows of both runs whose ratio against dense has moved, and those that the later run tried and has not.
+def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) -> list[str]:
+    """A sentence for every row whose ratio to dense has moved, or which the later run attempted and does not have.
 
     Args:
         tolerance: largest relative difference of the medians that is called the same. A row whose spreads over the
@@ -36,19 +19,20 @@ def changed_ratios(before: SuiteReport, after: SuiteReport, tolerance: float) ->
         CheckFailedError: the runs have no row in common.
     """
     old, new = _ratios(before), _ratios(after)
-    tried = _tried(after)
-    common, lost = [key for key in old if key in new], [key for key in old if key not in new and key[:-1] in tried]
+    attempted = _attempted(after)
+    common, lost = [key for key in old if key in new], [key for key in old if key not in new and key[0] in attempted]
     if not common and not lost:
         raise CheckFailedError("the two runs of the suite have no row in common; compare runs of one preset")
     moved = [key for key in common if _has_moved(old[key], new[key], tolerance)]
     return [
-        Change(
-            what=_words(key),
-            before=old[key].speedup_vs_dense,
-            after=new[key].speedup_vs_dense if key in new else None,
-        )
-        for key in [*moved, *lost]
+        *(_words(key, old[key], f"became {_moved_to(old[key], new[key])}") for key in moved),
+        *(_words(key, old[key], "is no longer measured") for key in lost),
     ]
+
+
+def _moved_to(old: SuiteRow, new: SuiteRow) -> str:
+    word = "slower" if new.speedup_vs_dense < old.speedup_vs_dense else "faster"
+    return f"{new.speedup_vs_dense:.2f}x ({word})"
 
 
 def _has_moved(old: SuiteRow, new: SuiteRow, tolerance: float) -> bool:
@@ -58,15 +42,15 @@ def _has_moved(old: SuiteRow, new: SuiteRow, tolerance: float) -> bool:
 
 def _ratios(report: SuiteReport) -> dict[Key, SuiteRow]:
     rows = [row for row in report.rows if row.model != DENSE]
-    return {(row.base, row.size, row.precision, row.backend, row.batch, row.model): row for row in rows}
+    return {((row.base, row.size, row.backend, row.precision, row.batch), row.model): row for row in rows}
 
 
-def _tried(report: SuiteReport) -> set[tuple[str, int, str, str, int]]:
-    """The settings of the pieces that came to an end, whatever end that was."""
-    ended = [result.piece for result in report.pieces if result.status != "too long"]
-    return {(one.model, one.image_size, one.precision, one.backend, batch) for one in ended for batch in one.batches}
+def _attempted(report: SuiteReport) -> set[Setting]:
+    """The settings of the cases that came to an end, whatever end that was."""
+    return {setting for one in report.pieces if one.status != "too long" for setting in one.piece.settings}
 
 
-def _words(key: Key) -> str:
-    base, size, precision, backend, batch, model = key
-    return f"{model} on {base}{f' {size} px' if size else ''}, {backend} {precision} b{batch}"
+def _words(key: Key, old: SuiteRow, end: str) -> str:
+    (base, size, backend, precision, batch), model = key
+    place = f"{base}{f' {size} px' if size else ''}, {backend} {precision} b{batch}"
+    return f"{model} on {place}: {old.speedup_vs_dense:.2f}x {end}"

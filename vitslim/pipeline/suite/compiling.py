@@ -1,7 +1,7 @@
-"""Compiling the competitors of a piece side by side, before they are timed one beside the other.
+"""Compiling the competitors of a case side by side, before they are timed one beside the other.
 
 Inductor keeps what it compiled in a cache on disk. Processes that compile one competitor each fill it; the process that
-measures then finds its graphs there. Without that a piece of eighteen competitors spends most of its time on one core.
+measures then finds its graphs there. Without that a case of eighteen competitors spends most of its time on one core.
 """
 
 from __future__ import annotations
@@ -9,29 +9,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, wait
-from typing import Any
 
-from vitslim.bench.suite import DENSE, Piece
-from vitslim.pipeline.suite.preset import Preset
+from vitslim.bench.suite import DENSE, Case
+from vitslim.pipeline.suite.preset import SuitePreset
 
 _CORES_PER_COMPILER = 2
 
 
-def compile_ahead(piece: Piece, preset: Preset, workers: int | None = None) -> None:
-    """Fill the cache for every competitor of a compiled piece.
+def compile_ahead(case: Case, preset: SuitePreset, workers: int | None = None) -> None:
+    """Fill the cache for every competitor of a compiled case.
 
-    A competitor that does not compile is passed over: the measuring process meets the same fault and records it.
+    A competitor that does not compile is passed over: the measuring process meets the same error and records it.
 
     Args:
         workers: processes; by default one for every two usable cores, and with one alone it is not worth while.
     """
-    names = [DENSE, *piece.competitors]
+    names = [DENSE, *case.competitors]
     count = min(len(names), workers or _usable_cores() // _CORES_PER_COMPILER)
     if count < 2:
         return
-    plain = (piece.model_dump(mode="json"), preset.model_dump(mode="json"))
     with compilers(count) as pool:
-        wait([pool.submit(_compile, *plain, name) for name in names])
+        wait([pool.submit(_compile, case, preset, name) for name in names])
 
 
 def compilers(count: int) -> ProcessPoolExecutor:
@@ -53,17 +51,16 @@ def _begin() -> None:
     config.autotune_local_cache = False
 
 
-def _compile(piece: dict[str, Any], preset: dict[str, Any], name: str) -> None:
+def _compile(case: Case, preset: SuitePreset, name: str) -> None:
     import torch
 
     from vitslim.models import preprocessing
-    from vitslim.pipeline.suite.field import open_competitor
+    from vitslim.pipeline.suite.competitors import open_competitor
     from vitslim.runtime import TorchRunner
 
-    wanted, settings = Piece.model_validate(piece), Preset.model_validate(preset)
-    device = torch.device(settings.device)
-    model = open_competitor(name, wanted, settings)
+    device = torch.device(preset.device)
+    model = open_competitor(name, case, preset)
     wants = preprocessing(model)
-    with TorchRunner(model, compiled=True, precision=wanted.precision, device=device) as runner:
-        for batch in wanted.batches:
+    with TorchRunner(model, compiled=True, precision=case.precision, device=device) as runner:
+        for batch in case.batches:
             runner.run(torch.zeros(batch, wants.channels, *wants.image_size, device=device))

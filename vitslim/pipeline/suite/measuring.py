@@ -1,97 +1,54 @@
-"""Measuring one piece of the suite, in the process that was started for it."""
+"""Measuring one case of the suite, in the process that was started for it."""
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from vitslim.bench.ceilings import measure_ceilings
 from vitslim.bench.clock import torch_threads
-from vitslim.bench.contest import Cell, Contest, Meter, facts_of
+from vitslim.bench.cost import FLOPS_PER_MAC
 from vitslim.bench.environment import environment
-from vitslim.bench.faults import first_line, is_out_of_memory
 from vitslim.bench.kernels import KernelRow, KernelSkip, time_kernels
 from vitslim.bench.nvml import open_nvml
+from vitslim.bench.peaks import measure_peaks
 from vitslim.bench.result import BenchRow, Skipped
-from vitslim.bench.roofline import Ceilings, Traffic, model_flops, standing
-from vitslim.bench.suite import DENSE, Piece, PieceResult, Status, SuiteRow
+from vitslim.bench.roofline import MeasuredPeaks, count_traffic, roofline_point
+from vitslim.bench.session import Candidate, Meter, RunConfig, Session, facts_of
+from vitslim.bench.suite import DENSE, Case, SuiteRow
 from vitslim.errors import MissingDependencyError
+from vitslim.pipeline.suite.competitors import kind_of, open_competitors
 from vitslim.pipeline.suite.compiling import compile_ahead
-from vitslim.pipeline.suite.field import kind_of, open_runners
-from vitslim.pipeline.suite.preset import COMPILED, Preset
+from vitslim.pipeline.suite.preset import COMPILED, SuitePreset
+from vitslim.progress import ProgressCallback
 from vitslim.runtime.runner import DTYPES
 
-Measure = Callable[[Piece, Preset, str], PieceResult]
+
+def measure_case(case: Case, preset: SuitePreset, seconds: float | None, progress: ProgressCallback) -> dict[str, Any]:
+    """The fields of a case's result; see ``process.Work``. It is stopped from outside.
+
+    Raises:
+        Exception: whatever a backend raises for the dense model.
+    """
+    device = torch.device(preset.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError("this preset measures a GPU, and torch sees none")
+    with torch_threads(preset.threads):
+        measure = _measure_kernels if case.kind == "kernels" else _measure_models
+        return {"environment": environment(), **measure(case, preset, device)}
 
 
-def measure_piece(piece: Piece, preset: Preset, digest: str) -> PieceResult:
-    """Measure a piece; whatever goes wrong becomes its status, never an exception."""
-    began = time.perf_counter()
-    try:
-        with torch_threads(preset.threads):
-            found: dict[str, Any] = _kernels(piece, preset) if piece.kind == "kernels" else _models(piece, preset)
-    except Exception as error:  # a piece that fails must not end the suite
-        status: Status = "out of memory" if is_out_of_memory(error) else "failed"
-        if isinstance(error, MissingDependencyError):
-            status = "unavailable"
-        found = {"status": status, "reason": first_line(error)}
-    free_memory()
-    known = environment() | {"torch_threads": preset.threads}
-    return PieceResult(piece=piece, digest=digest, seconds=time.perf_counter() - began, environment=known, **found)
+def _measure_models(case: Case, preset: SuitePreset, device: torch.device) -> dict[str, Any]:
 
-
-def serve(connection: Any, preset: dict[str, Any], measure: Measure = measure_piece) -> None:
-    """Measure the pieces that come in through a connection until it closes: the body of a worker process."""
-    # A group of its own: the parent ends a worker with all that it started, and Ctrl-C reaches the parent alone.
-    os.setsid()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What libraries print must not mix with the command's own output.
-    os.dup2(2, 1)
-    settings = Preset.model_validate(preset)
-    while True:
-        try:
-            piece, digest = connection.recv()
-        except EOFError:
-            return
-        result = measure(Piece.model_validate(piece), settings, digest)
-        connection.send(result.model_dump(mode="json"))
-
-
-def _end_with_parent() -> None:
-    """End this process and what it started when its parent is gone, which a signal may end without a word."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "serve() is the body of a child process"
-    parent.join()
-    os.killpg(0, signal.SIGKILL)
-
-
-def free_memory() -> None:
-    """Give back what the last piece compiled and allocated."""
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
-    device = _device(preset)
-    _require_backend(piece, device)
+    _require_backend(case, device)
     meter, notes = _meter(device, preset)
-    if device.type == "cuda" and piece.backend in COMPILED:
-        compile_ahead(piece, preset)
-    runners = open_runners(piece, preset)
-    ceilings = measure_ceilings(device, piece.precision)
-    contest = Contest(
-        entrants=runners.entrants,
+    if device.type == "cuda" and case.backend in COMPILED:
+        compile_ahead(case, preset)
+    models, skipped = open_competitors(case, preset)
+    peaks = measure_peaks(device, case.precision)
+    session = Session(
+        candidates=models,
         baseline=DENSE,
         threads=preset.threads,
         rounds=preset.rounds,
@@ -100,87 +57,55 @@ def _models(piece: Piece, preset: Preset) -> dict[str, Any]:
         device="cuda" if device.type == "cuda" else "cpu",
         meter=meter,
     )
-    skipped = list(runners.skipped)
-    cell = Cell(piece.backend, piece.precision)
+    config = RunConfig(case.backend, case.precision)
     rows = [
-        _suite_row(row, piece, preset, runners.traffic[row.model], ceilings)
-        for row in contest.measure(cell, piece.batches, skipped)
+        _suite_row(row, case, preset, models[row.model], peaks)
+        for row in session.measure(config, case.batches, skipped)
     ]
-    status, reason = _status(bool(rows), skipped)
-    return {
-        "status": status,
-        "reason": reason,
-        "ceilings": ceilings,
-        "rows": rows,
-        "skipped": skipped,
-        "notes": [*notes, *contest.notes],
-    }
+    found = {"ceilings": peaks, "rows": rows, "skipped": skipped, "notes": [*notes, *session.notes]}
+    return found if rows else found | _nothing_measured(skipped)
 
 
-def _kernels(piece: Piece, preset: Preset) -> dict[str, Any]:
-    device = _device(preset)
+def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> dict[str, Any]:
     if device.type != "cuda" or find_spec("triton") is None:
         raise MissingDependencyError("kernels are timed on an NVIDIA GPU with triton")
     from vitslim.kernels.triton.cases import kernel_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
-    ceilings = measure_ceilings(device, piece.precision)
+    peaks = measure_peaks(device, case.precision)
+    shared: Any = {"precision": case.precision, "peaks": peaks, "device": device, "rounds": preset.rounds}
     rows: list[KernelRow] = []
     skipped: list[KernelSkip] = []
-    for tokens in piece.tokens:
-        for batch in piece.batches:
+    for tokens in case.tokens:
+        for batch in case.batches:
             for build in (kernel_cases, token_cases):
-                timed, missed = _timed_kernels(build, tokens, batch, piece, preset, ceilings, device)
+                timed, missed = time_kernels(build, tokens=tokens, batch=batch, **shared)
                 rows += timed
                 skipped += missed
-                free_memory()
-    reason = None if rows else skipped[0].reason if skipped else "there is no kernel for this setting"
-    status: Status = "measured" if rows else "failed"
-    return {"status": status, "reason": reason, "ceilings": ceilings, "kernel_rows": rows, "kernel_skips": skipped}
+                torch.cuda.empty_cache()
+    found = {"ceilings": peaks, "kernel_rows": rows, "kernel_skips": skipped}
+    if rows:
+        return found
+    reason = skipped[0].reason if skipped else "there is no kernel for this setting"
+    return found | {"status": "failed", "reason": reason}
 
 
-def _timed_kernels(
-    build: Callable[..., list[Any]],
-    tokens: int,
-    batch: int,
-    piece: Piece,
-    preset: Preset,
-    ceilings: Ceilings,
-    device: torch.device,
-) -> tuple[list[KernelRow], list[KernelSkip]]:
-    """The kernels of one list at one size. Their tensors alone may not fit: the other sizes go on."""
-    try:
-        cases = build(device, DTYPES[piece.precision], tokens, batch)
-    except Exception as error:
-        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
-    return time_kernels(
-        cases, precision=piece.precision, batch=batch, ceilings=ceilings, device=device, rounds=preset.rounds
-    )
-
-
-def _device(preset: Preset) -> torch.device:
-    device = torch.device(preset.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MissingDependencyError("this preset measures a GPU, and torch sees none")
-    return device
-
-
-def _require_backend(piece: Piece, device: torch.device) -> None:
+def _require_backend(case: Case, device: torch.device) -> None:
     """Refuse a backend that is not here before models are built and exported for it."""
-    if facts_of(piece.backend).needs_gpu and device.type != "cuda":
-        raise MissingDependencyError(f"{piece.backend} runs on a GPU, this preset measures the CPU")
-    if piece.backend == "ort" and device.type == "cuda":
+    if facts_of(case.backend).needs_gpu and device.type != "cuda":
+        raise MissingDependencyError(f"{case.backend} runs on a GPU, this preset measures the CPU")
+    if case.backend == "ort" and device.type == "cuda":
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise MissingDependencyError("ort: this ONNX Runtime has no CUDA provider; pip install onnxruntime-gpu")
     needed = {"ort": "onnxruntime", "ort-tensorrt": "tensorrt", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-    module = needed.get(piece.backend)
+    module = needed.get(case.backend)
     if module is not None and find_spec(module) is None:
-        raise MissingDependencyError(f"{piece.backend} needs {module}, which is not installed")
+        raise MissingDependencyError(f"{case.backend} needs {module}, which is not installed")
 
 
-def _meter(device: torch.device, preset: Preset) -> tuple[Meter | None, list[str]]:
+def _meter(device: torch.device, preset: SuitePreset) -> tuple[Meter | None, list[str]]:
     if not preset.energy:
         return None, []
     try:
@@ -190,26 +115,24 @@ def _meter(device: torch.device, preset: Preset) -> tuple[Meter | None, list[str
     return (lambda call: nvml.measure(call, torch.cuda.synchronize)), []
 
 
-def _suite_row(row: BenchRow, piece: Piece, preset: Preset, traffic: Traffic, ceilings: Ceilings) -> SuiteRow:
-    place = None
-    if piece.backend != "train":
-        gbytes = traffic.gbytes(row.batch, DTYPES[piece.precision].itemsize)
-        place = standing(model_flops(row.macs, row.batch), gbytes, row.latency_ms_p50, ceilings)
+def _suite_row(row: BenchRow, case: Case, preset: SuitePreset, model: Candidate, peaks: MeasuredPeaks) -> SuiteRow:
+    point = None
+    if case.backend != "train":
+        gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[case.precision].itemsize)
+        point = roofline_point(float(FLOPS_PER_MAC * row.macs * row.batch), gbytes, row.latency_ms_p50, peaks)
     return SuiteRow(
         **row.model_dump(),
-        base=piece.model,
-        size=piece.image_size,
-        kind=kind_of(row.model, preset),
-        tflops=None if place is None else place.tflops,
-        gbytes_s=None if place is None else place.gbytes_s,
-        intensity=None if place is None else place.intensity,
-        roofline_share=None if place is None else place.share,
+        base=case.model,
+        size=case.image_size,
+        kind=kind_of(row.model, preset.competitors),
+        tflops=point and point.tflops,
+        gbytes_s=point and point.gbytes_s,
+        intensity=point and point.intensity,
+        roofline_share=point and point.share,
     )
 
 
-def _status(has_rows: bool, skipped: list[Skipped]) -> tuple[Status, str | None]:
-    if has_rows:
-        return "measured", None
+def _nothing_measured(skipped: list[Skipped]) -> dict[str, Any]:
     # Without rows the baseline itself did not run: its entry names no model.
-    fault = next((one for one in skipped if one.model is None), skipped[0])
-    return ("out of memory" if fault.out_of_memory else "failed"), fault.reason
+    first = next((one for one in skipped if one.model is None), skipped[0])
+    return {"status": "out of memory" if first.out_of_memory else "failed", "reason": first.reason}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitslim.bench.accuracy import AccuracyReport, AccuracyRow
-from vitslim.bench.suite import Aim, SuiteRow
+from vitslim.bench.suite import GainTarget, SuiteRow
 from vitslim.bench.tables import significant
 from vitslim.files import write_text
 from vitslim.report.charts import Point, trade_off
@@ -60,7 +60,7 @@ def _tables(report: AccuracyReport) -> list[Table]:
     return [accuracy_table(report), Table("Aims", header, lines)]
 
 
-def _reached(report: AccuracyReport, target: Aim) -> tuple[str, str, str | Cell]:
+def _reached(report: AccuracyReport, target: GainTarget) -> tuple[str, str, str | Cell]:
     baseline, setting = _baseline(report), (target.backend, target.precision, target.batch)
     timed = [(row, own) for row in report.rows if row.model in target.competitors and (own := _at(row, setting))]
     if baseline is None or not timed:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitslim.bench.roofline import Ceilings
-from vitslim.bench.suite import DENSE, PieceResult, SuiteReport
+from vitslim.bench.roofline import MeasuredPeaks
+from vitslim.bench.suite import DENSE, CaseResult, SuiteReport
 from vitslim.bench.tables import significant
 from vitslim.report.charts import Point, mark_kinds, scatter
 from vitslim.report.drawing import RULE, SMALL, SOFT, Picture, draw, plain_log
@@ -63,7 +63,7 @@ def work_and_speed(report: SuiteReport) -> list[Picture]:
     return drawn[:_MOST_PANELS]
 
 
-def _panel(piece: PieceResult, batch: int) -> Picture | None:
+def _panel(piece: CaseResult, batch: int) -> Picture | None:
     rows = [row for row in piece.rows if row.batch == batch]
     dense = next((row for row in rows if row.model == DENSE), None)
     if dense is None or len(rows) < 2:
@@ -87,9 +87,9 @@ def _panel(piece: PieceResult, batch: int) -> Picture | None:
     return scatter(title, points, "multiply-accumulates, dense over model", "speed", note=note, decorate=decorate)
 
 
-def _peaks(pieces: Sequence[PieceResult]) -> dict[str, Ceilings]:
+def _peaks(pieces: Sequence[CaseResult]) -> dict[str, MeasuredPeaks]:
     """The highest measured peaks per precision: those of a run that was disturbed would flatter its rows."""
-    peaks: dict[str, Ceilings] = {}
+    peaks: dict[str, MeasuredPeaks] = {}
     for piece in pieces:
         known, own = peaks.get(piece.piece.precision), piece.ceilings
         if own is not None and (known is None or own.tflops > known.tflops):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vitslim.bench.kernels import KernelRow
-from vitslim.bench.suite import DENSE, Aim, PieceResult, Setting, SuiteReport, SuiteRow
+from vitslim.bench.suite import DENSE, CaseResult, GainTarget, Setting, SuiteReport, SuiteRow
 from vitslim.bench.tables import share_of_mac_ratio, significant
 from vitslim.report.content import Cell, Table
 from vitslim.report.numbers import Number
@@ -73,7 +73,7 @@ def targets_table(report: SuiteReport) -> Table | None:
     return Table("Aims", ("aim", "at least", "measured", "by", "met"), lines)
 
 
-def piece_table(piece: PieceResult, batch: int) -> Table:
+def piece_table(piece: CaseResult, batch: int) -> Table:
     """All figures of one setting; those that nobody has get no column."""
     rows = [row for row in piece.rows if row.batch == batch]
     dense = next((row.macs for row in rows if row.model == DENSE), None)
@@ -169,13 +169,13 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
 
 
-def _competitors(pieces: Sequence[PieceResult]) -> list[str]:
+def _competitors(pieces: Sequence[CaseResult]) -> list[str]:
     measured = {row.model for piece in pieces for row in piece.rows}
     named = dict.fromkeys(name for piece in pieces for name in piece.piece.competitors)
     return [name for name in named if name in measured]
 
 
-def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
+def _speed_cell(piece: CaseResult, name: str, batch: int) -> str:
     row, dense = _row(piece, name, batch), _row(piece, DENSE, batch)
     if row is not None:
         share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
@@ -185,18 +185,18 @@ def _speed_cell(piece: PieceResult, name: str, batch: int) -> str:
     return "–"
 
 
-def _row(piece: PieceResult, model: str, batch: int) -> SuiteRow | None:
+def _row(piece: CaseResult, model: str, batch: int) -> SuiteRow | None:
     return next((row for row in piece.rows if (row.model, row.batch) == (model, batch)), None)
 
 
-def _dense_cell(piece: PieceResult, batch: int) -> str:
+def _dense_cell(piece: CaseResult, batch: int) -> str:
     found = _row(piece, DENSE, batch)
     if found is not None:
         return significant(found.latency_ms_p50)
     return "no memory" if piece.status == "out of memory" else "–"
 
 
-def _reached(report: SuiteReport, target: Aim) -> tuple[str, str, str | Cell]:
+def _reached(report: SuiteReport, target: GainTarget) -> tuple[str, str, str | Cell]:
     """The best figure that counts for a target, who reached it, and whether that is enough."""
     here = [row for row in report.rows if _setting(row) == target.setting]
     dense = next((row for row in here if row.model == DENSE), None)
@@ -219,7 +219,7 @@ def verdict_cell(is_met: bool) -> Cell:
     return Cell("yes", "good") if is_met else Cell("no", "bad")
 
 
-def _gain(target: Aim, row: SuiteRow, dense: SuiteRow | None) -> float | None:
+def _gain(target: GainTarget, row: SuiteRow, dense: SuiteRow | None) -> float | None:
     """How much less a row needs than dense of what the aim is of."""
     if target.of == "speed":
         return row.speedup_vs_dense
@@ -236,22 +236,22 @@ def _setting(row: SuiteRow) -> Setting:
     return row.base, row.size, row.backend, row.precision, row.batch
 
 
-def _kind(piece: PieceResult) -> Overviewed:
+def _kind(piece: CaseResult) -> Overviewed:
     return piece.piece.model, piece.piece.backend, piece.piece.precision
 
 
-def _words(piece: PieceResult) -> str:
+def _words(piece: CaseResult) -> str:
     own = piece.piece
     size = f" {own.image_size} px" if own.image_size else ""
     return f"{own.model}{size}, {own.backend} {own.precision}"
 
 
-def _setting_words(piece: PieceResult, batch: int) -> str:
+def _setting_words(piece: CaseResult, batch: int) -> str:
     size = f"{piece.piece.image_size} px, " if piece.piece.image_size else ""
     return f"{size}b{batch}"
 
 
-def _peak_note(piece: PieceResult) -> str:
+def _peak_note(piece: CaseResult) -> str:
     peaks = piece.ceilings
     if peaks is None:
         return ""

@@ -1,4 +1,4 @@
-"""What a backend raised, as a record of it is written."""
+"""What a backend raised, as it is recorded."""
 
 import re
 

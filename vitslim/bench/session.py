@@ -1,4 +1,4 @@
-"""One contest: every model in the same backend and precision, timed in the same rounds."""
+"""One session: every model in the same backend and precision, timed in the same rounds."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from vitslim.bench.clock import Clock, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
+from vitslim.bench.clock import Clock, compared, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.cost import count_macs, count_parameters
-from vitslim.bench.faults import first_line, is_out_of_memory
+from vitslim.bench.errors import first_line, is_out_of_memory
 from vitslim.bench.nvml import Power
 from vitslim.bench.result import MIB, BenchRow, Skipped
 from vitslim.bench.training_step import TrainingRunner
@@ -46,8 +46,8 @@ def facts_of(backend: str) -> BackendFacts:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """In what a contest is held."""
+class RunConfig:
+    """In what the models of a session run."""
 
     backend: Backend
     precision: Precision
@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A model with what is known of it before the clock starts."""
 
     model: nn.Module
@@ -80,10 +80,10 @@ class Entrant:
         return torch.randn(batch, self.channels, *self.image_size, generator=generator).to(device)
 
 
-def entrants(models: Mapping[str, nn.Module]) -> dict[str, Entrant]:
+def candidates(models: Mapping[str, nn.Module]) -> dict[str, Candidate]:
     """Count what can be counted of each model."""
     return {
-        name: Entrant(
+        name: Candidate(
             model=model,
             image_size=preprocessing(model).image_size,
             channels=preprocessing(model).channels,
@@ -95,13 +95,13 @@ def entrants(models: Mapping[str, nn.Module]) -> dict[str, Entrant]:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Who runs against whom, on what, how often; see ``BenchConfig`` for the numbers.
+class Session:
+    """Which models are compared, on what, how often; see ``BenchConfig`` for the numbers.
 
     With a ``meter`` the energy of every model is measured after its latency.
     """
 
-    entrants: Mapping[str, Entrant]
+    candidates: Mapping[str, Candidate]
     baseline: str
     threads: int
     rounds: int
@@ -112,80 +112,80 @@ class Contest:
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
     _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model
 
-    def measure(self, cell: Cell, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
+    def measure(self, config: RunConfig, batches: Sequence[int], skipped: list[Skipped]) -> Iterator[BenchRow]:
         """Rows of all models at every batch size; what could not run is added to ``skipped``."""
         # An engine is tuned for one batch size: each size has engines of its own.
-        for sizes in [(batch,) for batch in batches] if facts_of(cell.backend).per_batch else [batches]:
+        for sizes in [(batch,) for batch in batches] if facts_of(config.backend).per_batch else [batches]:
             with ExitStack() as stack:
                 try:
-                    runners = self._open_all(stack, cell, sizes, skipped)
+                    runners = self._open_all(stack, config, sizes, skipped)
                 except Exception as error:  # whatever a backend raises, the others go on
-                    skipped.append(cell.skip(error, batch=_only(sizes)))
+                    skipped.append(config.skip(error, batch=_only(sizes)))
                     continue
                 for batch in sizes:
-                    yield from self._measure_batch(runners, cell, batch, skipped)
+                    yield from self._measure_batch(runners, config, batch, skipped)
 
     def _open_all(
-        self, stack: ExitStack, cell: Cell, sizes: Sequence[int], skipped: list[Skipped]
+        self, stack: ExitStack, config: RunConfig, sizes: Sequence[int], skipped: list[Skipped]
     ) -> dict[str, Runner]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitslim-bench-")))
         # The baseline comes first: without it no other row means anything.
-        runners = {self.baseline: stack.enter_context(self._open(self.baseline, cell, sizes, folder))}
-        for name in self.entrants:
+        runners = {self.baseline: stack.enter_context(self._open(self.baseline, config, sizes, folder))}
+        for name in self.candidates:
             if name == self.baseline:
                 continue
             try:
-                runners[name] = stack.enter_context(self._open(name, cell, sizes, folder))
+                runners[name] = stack.enter_context(self._open(name, config, sizes, folder))
             except Exception as error:
-                skipped.append(cell.skip(error, model=name, batch=_only(sizes)))
+                skipped.append(config.skip(error, model=name, batch=_only(sizes)))
         return runners
 
-    def _open(self, name: str, cell: Cell, sizes: Sequence[int], folder: Path) -> Runner:
-        model = self.entrants[name].model
-        if facts_of(cell.backend).needs_gpu and self.device != "cuda":
-            raise ConfigError(f"backend {cell.backend} runs on a GPU; measure with device cuda (--device cuda)")
-        if cell.backend == TRAIN:
-            return TrainingRunner(model, precision=cell.precision, device=self.device, name=name)
+    def _open(self, name: str, config: RunConfig, sizes: Sequence[int], folder: Path) -> Runner:
+        model = self.candidates[name].model
+        if facts_of(config.backend).needs_gpu and self.device != "cuda":
+            raise ConfigError(f"backend {config.backend} runs on a GPU; measure with device cuda (--device cuda)")
+        if config.backend == TRAIN:
+            return TrainingRunner(model, precision=config.precision, device=self.device, name=name)
         place = folder / str(len(list(folder.iterdir())))
         place.mkdir()
-        target, backend = find_backend(cell.backend)
+        target, backend = find_backend(config.backend)
         opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
-        runner, file = target.open_to_time(model, place, Timing(cell.precision, sizes, self.device, opening))
+        runner, file = target.open_to_time(model, place, Timing(config.precision, sizes, self.device, opening))
         if file is not None:
             self._file_mib[name] = file.stat().st_size / MIB
         return runner
 
     def _measure_batch(
-        self, runners: Mapping[str, Runner], cell: Cell, batch: int, skipped: list[Skipped]
+        self, runners: Mapping[str, Runner], config: RunConfig, batch: int, skipped: list[Skipped]
     ) -> list[BenchRow]:
         calls: dict[str, _Call] = {}
         for name, runner in runners.items():
             try:
-                calls[name] = self._ready(name, runner, cell, batch)
+                calls[name] = self._ready(name, runner, config, batch)
             except Exception as error:
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()
                 if name == self.baseline:
-                    skipped.append(cell.skip(error, batch=batch))
+                    skipped.append(config.skip(error, batch=batch))
                     return []
-                skipped.append(cell.skip(error, model=name, batch=batch))
+                skipped.append(config.skip(error, model=name, batch=batch))
         try:
             samples = interleaved_latencies_ms(
-                calls, rounds=self.rounds, warmup=0, seconds=self.seconds, clock=self._clock(cell)
+                calls, rounds=self.rounds, warmup=0, seconds=self.seconds, clock=self._clock(config)
             )
         except Exception as error:
-            skipped.append(cell.skip(error, batch=batch))
+            skipped.append(config.skip(error, batch=batch))
             return []
-        memory = {name: self._peak_memory_mib(name, cell, call) for name, call in calls.items()}
-        power = {name: self._power(name, cell, call) for name, call in calls.items()}
-        return [self._row(name, cell, batch, samples, memory[name], power[name]) for name in calls]
+        memory = {name: self._peak_memory_mib(name, config, call) for name, call in calls.items()}
+        power = {name: self._power(name, config, call) for name, call in calls.items()}
+        return [self._row(name, config, batch, samples, memory[name], power[name]) for name in calls]
 
-    def _ready(self, name: str, runner: Runner, cell: Cell, batch: int) -> "_Call":
+    def _ready(self, name: str, runner: Runner, config: RunConfig, batch: int) -> "_Call":
         """The call to be timed, warmed up."""
-        images = self.entrants[name].images(batch, runner.device)
+        images = self.candidates[name].images(batch, runner.device)
         call = _Call(runner, images)
         call()
-        if cell.backend == "compiled-graph":
+        if config.backend == "compiled-graph":
             recorded = runner.capture(tuple(images.shape))
             # Zeros, which it was recorded on, would draw less power than images do.
             recorded.images.copy_(images)
@@ -199,53 +199,47 @@ class Contest:
     def _row(
         self,
         name: str,
-        cell: Cell,
+        config: RunConfig,
         batch: int,
         samples: Mapping[str, list[float]],
         peak_memory_mib: float | None,
         power: Power | None,
     ) -> BenchRow:
-        entrant, own, dense = self.entrants[name], samples[name], samples[self.baseline]
-        median_ms = percentile(own, 50)
-        ratios = [slow / fast for slow, fast in zip(dense, own, strict=True)]
+        candidate, own = self.candidates[name], samples[name]
         return BenchRow(
             model=name,
-            backend=cell.backend,
-            precision=cell.precision,
+            backend=config.backend,
+            precision=config.precision,
             batch=batch,
-            image_size=entrant.image_size,
-            latency_ms_p50=median_ms,
-            latency_ms_p90=percentile(own, 90),
+            image_size=candidate.image_size,
+            **compared(own, samples[self.baseline]),
             latency_ms_p99=percentile(own, 99),
-            throughput_img_s=batch / median_ms * 1e3,
-            speedup_vs_dense=percentile(dense, 50) / median_ms,
-            speedup_p10=percentile(ratios, 10),
-            speedup_p90=percentile(ratios, 90),
-            params=entrant.params,
-            macs=entrant.macs,
+            throughput_img_s=batch / percentile(own, 50) * 1e3,
+            params=candidate.params,
+            macs=candidate.macs,
             peak_memory_mib=peak_memory_mib,
             energy_mj_per_image=None if power is None else power.energy_mj / batch,
             power_w=None if power is None else power.power_w,
             sm_clock_mhz=None if power is None else power.sm_clock_mhz,
-            file_mib=None if facts_of(cell.backend).in_torch else self._file_mib[name],
+            file_mib=None if facts_of(config.backend).in_torch else self._file_mib[name],
             rounds=len(own),
         )
 
-    def _on_torch_stream(self, cell: Cell) -> bool:
+    def _on_torch_stream(self, config: RunConfig) -> bool:
         # ONNX Runtime has a stream of its own, of which torch sees nothing.
-        return self.device == "cuda" and facts_of(cell.backend).on_stream
+        return self.device == "cuda" and facts_of(config.backend).on_stream
 
-    def _clock(self, cell: Cell) -> Clock:
-        return cuda_clock if self._on_torch_stream(cell) else cpu_clock
+    def _clock(self, config: RunConfig) -> Clock:
+        return cuda_clock if self._on_torch_stream(config) else cpu_clock
 
-    def _peak_memory_mib(self, name: str, cell: Cell, call: "_Call") -> float | None:
+    def _peak_memory_mib(self, name: str, config: RunConfig, call: "_Call") -> float | None:
         # TensorRT, as ONNX Runtime, allocates without torch.
-        if self.device != "cuda" or not facts_of(cell.backend).in_torch:
+        if self.device != "cuda" or not facts_of(config.backend).in_torch:
             return None
         # The other models' weights lie on the same GPU, so only what this forward adds is read from the allocator.
         runner = call.runner
-        kept = TrainingRunner.COPIES if cell.backend == "train" else 1
-        weights = kept * self.entrants[name].params * runner.inputs[0].dtype.itemsize
+        kept = TrainingRunner.COPIES if config.backend == "train" else 1
+        weights = kept * self.candidates[name].params * runner.inputs[0].dtype.itemsize
         try:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
@@ -253,18 +247,18 @@ class Contest:
             torch.cuda.synchronize()
             return (torch.cuda.max_memory_allocated() - before + weights) / MIB
         except Exception as error:  # the latencies are good without it
-            self._note("peak memory", name, cell, call, error)
+            self._note("peak memory", name, config, call, error)
             return None
 
-    def _power(self, name: str, cell: Cell, call: "_Call") -> Power | None:
+    def _power(self, name: str, config: RunConfig, call: "_Call") -> Power | None:
         try:
             return None if self.meter is None else self.meter(call)
         except Exception as error:
-            self._note("energy and clocks", name, cell, call, error)
+            self._note("energy and clocks", name, config, call, error)
             return None
 
-    def _note(self, what: str, name: str, cell: Cell, call: "_Call", error: Exception) -> None:
-        where = f"{name}, {cell.backend} {cell.precision}, batch {len(call.images)}"
+    def _note(self, what: str, name: str, config: RunConfig, call: "_Call", error: Exception) -> None:
+        where = f"{name}, {config.backend} {config.precision}, batch {len(call.images)}"
         self.notes.append(f"no {what} of {where}: {first_line(error)}")
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a contest costs what it belongs to, never the rows that were measured before."""
+"""What goes wrong in a session costs what it belongs to, never the rows that were measured before."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from vitslim.bench import contest as contests
-from vitslim.bench.contest import Cell, Contest, entrants
+from vitslim.bench import session as sessions
 from vitslim.bench.nvml import Power
 from vitslim.bench.result import Skipped
+from vitslim.bench.session import RunConfig, Session, candidates
 from vitslim.errors import ConfigError
+from vitslim.runtime import TorchRunner
 
-IN_TORCH = Cell("torch", "fp32")
+IN_TORCH = RunConfig("torch", "fp32")
 
 
-def contest(models: dict[str, nn.Module], **options: Any) -> Contest:
+def session(models: dict[str, nn.Module], **options: Any) -> Session:
     given: dict[str, Any] = {"threads": 1, "rounds": 5, "warmup": 2, "seconds": None, "device": "cpu"}
-    return Contest(entrants=entrants(models), baseline="dense", **given | options)
+    return Session(candidates=candidates(models), baseline="dense", **given | options)
 
 
 def failing_at(call: int, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +44,8 @@ def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module, monkeypatch
     monkeypatch.setattr("vitslim.targets.TensorrtTarget.write", build)
 
     skipped: list[Skipped] = []
-    held = contest({"dense": dense}, device="cuda")
-    assert list(held.measure(Cell("tensorrt", "fp16"), (1, 256), skipped)) == []
+    held = session({"dense": dense}, device="cuda")
+    assert list(held.measure(RunConfig("tensorrt", "fp16"), (1, 256), skipped)) == []
     assert asked == [{"batch": (1, 1, 1)}, {"batch": (256, 256, 256)}]
     assert [(skip.model, skip.batch) for skip in skipped] == [(None, 1), (None, 256)]
 
@@ -52,7 +53,7 @@ def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module, monkeypatch
 def test_a_model_that_fails_while_it_warms_up_loses_its_own_row_alone(
     dense: nn.Module, shallow: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = contest({"dense": dense, "shallow": shallow})
+    held = session({"dense": dense, "shallow": shallow})
     failing_at(3, shallow, monkeypatch)  # after the first call, in the warm-up
     skipped: list[Skipped] = []
     rows = list(held.measure(IN_TORCH, (1, 2), skipped))
@@ -63,7 +64,7 @@ def test_a_model_that_fails_while_it_warms_up_loses_its_own_row_alone(
 def test_a_failure_while_the_clock_runs_costs_that_batch_size_alone(
     dense: nn.Module, shallow: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = contest({"dense": dense, "shallow": shallow})
+    held = session({"dense": dense, "shallow": shallow})
     failing_at(12, shallow, monkeypatch)  # 1 + 2 + 5 calls of the first batch size, then the first timed of the second
     skipped: list[Skipped] = []
     rows = list(held.measure(IN_TORCH, (1, 2, 3), skipped))
@@ -81,7 +82,7 @@ def test_a_meter_that_fails_costs_the_energy_alone(dense: nn.Module, shallow: nn
             raise RuntimeError("the driver was reset")
         return power
 
-    held = contest({"dense": dense, "shallow": shallow}, meter=meter)
+    held = session({"dense": dense, "shallow": shallow}, meter=meter)
     rows = list(held.measure(IN_TORCH, (2,), []))
     assert [(row.model, row.energy_mj_per_image) for row in rows] == [("dense", None), ("shallow", 4.0)]
     assert held.notes == [
@@ -94,8 +95,8 @@ def test_peak_memory_that_cannot_be_read_costs_itself_alone(dense: nn.Module, mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.cuda, "memory_allocated", refuse)
-    held = contest({"dense": dense}, device="cuda")
-    with contests.TorchRunner(dense, name="dense") as runner:
-        call = contests._Call(runner, torch.zeros(1, 3, 32, 32))
+    held = session({"dense": dense}, device="cuda")
+    with TorchRunner(dense, name="dense") as runner:
+        call = sessions._Call(runner, torch.zeros(1, 3, 32, 32))
         assert held._peak_memory_mib("dense", IN_TORCH, call) is None
     assert held.notes == ["no peak memory of dense, torch fp32, batch 1: OutOfMemoryError: CUDA out of memory"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tests.variants import SIZE, dense, images_for, lively_
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
-from vitslim.models import token_layout
-from vitslim.trunk import DroppedPart, Step, dense_plan, install_trunk_, is_converted, plan_summary, trunk_of
+from vitslim.plans import ModelPlan, StepPlan, dense_plan
+from vitslim.trunk import DroppedPart, build, is_converted, plan_of, trunk_of
 
 
 @pytest.fixture
@@ -29,38 +29,45 @@ def test_a_dense_model_has_no_trunk() -> None:
     with pytest.raises(ConfigError) as caught:
         trunk_of(dense("vit_plain"))
     assert str(caught.value) == snapshot("this VisionTransformer is dense; convert it first (vitslim.convert)")
-    with pytest.raises(ConfigError):
-        plan_summary(dense("vit_plain"))
 
 
 def test_the_dense_plan_is_every_block_once_in_order() -> None:
-    plan = dense_plan(dense("vit_plain"))
-    assert [step.block for step in plan.steps] == [0, 1, 2, 3] == list(plan.blocks)
-    assert all(step.is_plain for step in plan.steps)
-    assert (plan.depth, plan.width, plan.layout) == (4, 48, token_layout(dense("vit_plain")))
-    assert (plan.device, plan.dtype) == (torch.device("cpu"), torch.float32)
-
-
-def test_a_changed_plan_leaves_the_first_as_it_was() -> None:
-    plan = dense_plan(dense("vit_plain"))
-    other = plan.with_steps({1: Step(3)})
-    assert [step.block for step in other.steps] == [0, 3, 2, 3]
+    plan = plan_of(dense("vit_plain"))
+    assert plan == dense_plan(plan.model)
     assert [step.block for step in plan.steps] == [0, 1, 2, 3]
+    assert all(step.is_dense for step in plan.steps)
+    assert (plan.depth, plan.model.width, plan.grid) == (4, 48, (4, 4))
 
 
 @torch.no_grad()
-def test_a_plan_may_take_a_block_more_than_once() -> None:
+def test_a_plan_may_run_a_block_more_than_once() -> None:
     source = dense("vit_plain")
-    model = copy.deepcopy(source)
-    plan = dense_plan(model)
-    install_trunk_(model, plan.with_steps({3: Step(0)}), None)
-    images = images_for(model)
+    plan = plan_of(source)
+    steps = tuple(StepPlan(block=block) for block in (0, 0, 1, 2))
+    model, images = build(plan.model_copy(update={"steps": steps}), source), images_for(source)
     tokens = source._pos_embed(source.patch_embed(images))
-    for index in (0, 1, 2, 0):
+    for index in (0, 0, 1, 2):
         tokens = source.blocks[index](tokens)
     assert torch.equal(model.forward_features(images), source.norm(tokens))
     assert not [name for name in model.state_dict() if name.startswith("blocks.3.")]
     assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
+
+
+@torch.no_grad()
+def test_what_a_new_plan_leaves_alone_keeps_its_weights() -> None:
+    model = lively_(convert(dense("vit_plain"), "skipat", layers=(1, 2)))
+    plan = plan_of(model)
+    other: ModelPlan = plan.with_steps({2: plan.steps[2].but(attention=plan.steps[2].attention.model_copy())})
+    images = images_for(model)
+    assert torch.equal(build(other, model)(images), model(images))
+    # Another choice is made anew, and the given model stays as it is.
+    before = model(images)
+    identity = plan.steps[2].attention.model_copy(update={"identity": True})
+    changed = build(plan.with_steps({2: plan.steps[2].but(attention=identity)}), model)
+    assert {name for name in model.state_dict() if name not in changed.state_dict()} == {
+        name for name in model.state_dict() if name.startswith("blocks.steps.2.")
+    }
+    assert torch.equal(model(images), before)
 
 
 def test_dropped_parts_refuse_to_run(model: nn.Module) -> None:
