@@ -14,7 +14,7 @@ def main(batch: int = 256, tokens: int = 197) -> None:
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")
         return
-    from vitslim.kernels.triton.token_cases import SELECTION, selection_mark, token_cases
+    from vitslim.kernels.triton.token_cases import SELECTION, selection_target, token_cases
 
     where = ("cuda", torch.bfloat16, tokens, batch)
     times: dict[str, float] = {}
@@ -22,8 +22,8 @@ def main(batch: int = 256, tokens: int = 197) -> None:
         plain, times[case.name] = microseconds(case.dense), microseconds(case.call)
         rate = case.bytes / times[case.name] / 1e6
         print(f"{case.name:28} torch {plain:8.1f} µs   kernel {times[case.name]:8.1f} µs   {rate:6.2f} TB/s")
-    selection, mark = sum(times[name] for name in SELECTION), microseconds(selection_mark(*where))
-    print(f"a selection costs {selection:.1f} µs, its mark is {mark:.1f} µs")
+    selection, target = sum(times[name] for name in SELECTION), microseconds(selection_target(*where))
+    print(f"a selection costs {selection:.1f} µs, its target is {target:.1f} µs")
 
 
 def microseconds(call: Callable[[], object]) -> float:

@@ -77,15 +77,15 @@ def test_the_driver_is_named(line: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert environment()["driver"] is None
 
 
-def test_other_code_and_other_tuning_are_other_digests(tmp_path: Path):
-    for name in ("kernels/a.py", "kernels/triton/blocks.json", "report/page.py", "kernels/a.pyc"):
+def test_other_code_has_another_digest(tmp_path: Path):
+    for name in ("kernels/a.py", "plugin/a.cu", "report/page.py", "kernels/a.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     found = [code_digest(tmp_path)]
     for name in ("report/page.py", "kernels/a.pyc"):
         (tmp_path / name).write_text("2")
         assert code_digest(tmp_path) == found[0]
-    for name in ("kernels/a.py", "kernels/triton/blocks.json"):
+    for name in ("kernels/a.py", "plugin/a.cu"):
         (tmp_path / name).write_text("2")
         found.append(code_digest(tmp_path))
     assert len(set(found)) == 3
@@ -102,7 +102,7 @@ def test_what_a_model_learns_depends_on_other_code_than_how_fast_it_runs(tmp_pat
     before = digests()
     for name, differs in {
         "kernels/a.py": (True, True),
-        "kernels/blocks.json": (True, False),
+        "kernels/a.cu": (True, False),
         "bench/clock.py": (True, False),
         "pipeline/baselines.py": (True, True),
     }.items():

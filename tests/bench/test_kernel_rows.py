@@ -1,6 +1,5 @@
 """Kernels beside their dense baselines, on tensors alone."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,22 +7,12 @@ import torch
 
 from vitslim.bench.kernels import time_kernels
 from vitslim.bench.roofline import MeasuredPeaks
-from vitslim.kernels.triton.cases import kernel_cases
-from vitslim.kernels.triton.linear_cases import linear_cases
+from vitslim.kernels.triton.cases import KernelCase, kernel_cases
 from vitslim.kernels.triton.token_cases import token_cases
 
 PEAKS = MeasuredPeaks(tflops=0.1, gbytes_s=10.0, gemm_size=64, copy_mib=1.0)
 CPU = {"precision": "fp32", "tokens": 17, "batch": 2, "peaks": PEAKS, "device": torch.device("cpu"), "rounds": 5}
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    tokens: int
-    call: Any
-    dense: Any
-    bytes: int = 1000
-    flops: int = 4000
+WORK = {"bytes": 1000, "flops": 4000}
 
 
 def work(size: int) -> Any:
@@ -36,7 +25,7 @@ def out_of_memory() -> None:
 
 
 def test_a_kernel_has_a_row_beside_its_dense_baseline() -> None:
-    case = Case("sparse", 17, work(8), work(256))
+    case = KernelCase("sparse", 17, work(8), work(256), **WORK)
     ((row,), skipped) = time_kernels(lambda *_: [case], **CPU)
     assert skipped == []
     assert (row.kernel, row.tokens, row.batch, row.rounds) == ("sparse", 17, 2, 5)
@@ -49,7 +38,8 @@ def test_a_kernel_has_a_row_beside_its_dense_baseline() -> None:
 
 
 def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> None:
-    cases = [Case("big", 4097, out_of_memory, work(8)), Case("small", 17, work(8), work(8))]
+    big = KernelCase("big", 4097, out_of_memory, work(8), **WORK)
+    cases = [big, KernelCase("small", 17, work(8), work(8), **WORK)]
     rows, (skip,) = time_kernels(lambda *_: cases, **CPU)
     assert [row.kernel for row in rows] == ["small"]
     assert (skip.kernel, skip.tokens, skip.out_of_memory) == ("big", 4097, True)
@@ -57,7 +47,7 @@ def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> N
 
 
 def test_kernels_whose_tensors_do_not_fit_are_recorded_together() -> None:
-    def too_large(*_: Any) -> list[Case]:
+    def too_large(*_: Any) -> list[KernelCase]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     rows, (skip,) = time_kernels(too_large, **CPU)
@@ -65,8 +55,8 @@ def test_kernels_whose_tensors_do_not_fit_are_recorded_together() -> None:
     assert (skip.kernel, skip.tokens, skip.out_of_memory) == ("too large", 17, True)
 
 
-@pytest.mark.parametrize("cases", [kernel_cases, token_cases, linear_cases])
-def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
+@pytest.mark.parametrize("cases", [kernel_cases, token_cases])
+def test_the_cases_of_the_suite_are_timed(cases: Any) -> None:
     found = cases("cpu", torch.float32, 17, 1)
     rows, skipped = time_kernels(cases, **CPU | {"batch": 1})
     assert [row.kernel for row in rows] == [case.name for case in found]
@@ -76,6 +66,6 @@ def test_the_cases_of_the_suite_are_such_cases(cases: Any) -> None:
 @pytest.mark.gpu
 def test_a_recorded_kernel_is_timed_per_call() -> None:
     values = torch.randn(1024, 1024, device="cuda")
-    case = Case("same", 17, lambda: values @ values, lambda: values @ values)
+    case = KernelCase("same", 17, lambda: values @ values, lambda: values @ values, **WORK)
     ((row,), _) = time_kernels(lambda *_: [case], **CPU | {"device": torch.device("cuda"), "rounds": 20})
     assert row.latency_ms_p50 < 5

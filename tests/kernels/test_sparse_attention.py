@@ -138,6 +138,10 @@ def test_a_wrong_number_of_key_sets_is_refused() -> None:
         sparse_attention(*operands(), any_keys(5), tile=1, **OPERANDS)
 
 
+def test_heads_are_merged_without_a_copy() -> None:
+    assert sparse_attention(*operands(), any_keys(4), tile=4, **OPERANDS).transpose(1, 2).is_contiguous()
+
+
 def choose(tile: int, *, top: int = 3, keys: int = 6, prefix: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     coefficients = torch.rand(2, 3, 15, 5, generator=generator)

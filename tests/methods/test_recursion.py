@@ -1,14 +1,12 @@
 """Shared matrices, what each step keeps for itself, and how that follows copies, casts and merging."""
 
 import copy
-import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from tests.kernels.counting import Counting
 from tests.variants import dense, images_for, lively_
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
@@ -285,21 +283,3 @@ def test_a_copied_model_shares_nothing_with_its_source() -> None:
         twin.blocks.get_submodule("1.mlp.fc1").weight.zero_()
     assert weights_of(model, 1).own.mlp.fc1._shared[0].weight.any()
     assert not weights_of(twin, 1).own.mlp.fc1._shared[0].weight.any()
-
-
-@pytest.mark.parametrize("name", ["vit_plain", "eva_rotary", "beit_own_bias"])
-def test_through_the_op_the_model_and_its_gradients_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = recursive(dense(name))
-    images, parameters = images_for(model), list(model.parameters())
-
-    def results() -> list[Tensor]:
-        logits = model(images)
-        return [logits, *torch.autograd.grad(logits.square().sum(), parameters)]
-
-    plain = results()
-    monkeypatch.setattr(importlib.import_module("vitslim.kernels.low_rank_linear"), "kernels_serve", lambda _: True)
-    with Counting() as counting:
-        by_op = results()
-    assert counting.called == {"low_rank_linear"}
-    for found, expected in zip(by_op, plain, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)

@@ -19,7 +19,6 @@ from vitslim.checkpoint import load, save
 from vitslim.errors import ConfigError
 from vitslim.methods import convert, method_support
 from vitslim.methods.grouping import alike_groups, runs, stepwise_picks
-from vitslim.methods.recursion import Recursive
 from vitslim.methods.sret import SretConfig, merge_residuals
 from vitslim.opening import open_model
 from vitslim.plans import ModelPlan, check, cost
@@ -253,17 +252,6 @@ def test_a_file_has_two_products_and_a_sum_more_for_each_shared_map(tmp_path: Pa
     # Four maps in each of two blocks.
     assert recursive - plain == {("", "MatMul"): 16, ("", "Add"): 8}
     assert plain - recursive == {}
-
-
-def test_a_step_knows_whether_the_next_one_reads_its_matrices() -> None:
-    def walked_again(**options: object) -> list[bool]:
-        weights = [step.weights for step in trunk_of(sret("vit_plain", **options)).steps]
-        return [one.own.mlp.fc1.walked_again for one in weights if isinstance(one, Recursive) and one.own is not None]
-
-    assert walked_again(groups=((0, 1), (2, 3))) == [True, False, True, False]
-    assert walked_again(groups=((0, 1, 2),)) == [True, True, False]
-    assert walked_again(groups=((0, 2), (1, 3))) == [False] * 4
-    assert walked_again(groups=((1, 2),), recursions=2) == [True, True]
 
 
 def evidence(table: list[list[float | None]], as_file: bool = False) -> object:

@@ -1,9 +1,6 @@
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -31,13 +28,6 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.fixture
 def seen(model: nn.Module) -> DenseTrace:
     return trace(model, images_for(model), attention=True)
-
-
-def fast_layer_norm(width: int) -> nn.Module:
-    timm.layers.set_fast_norm(True)
-    norm = timm.layers.LayerNorm(width)
-    timm.layers.set_fast_norm(False)
-    return norm
 
 
 def steps(seen: DenseTrace) -> list[tuple[BoundBlock, Tensor, dict]]:
@@ -69,57 +59,6 @@ def test_the_trace_holds_what_the_attention_read_and_gave(model: nn.Module, seen
         assert tokens.shape == (2, seen.layout.tokens, model.embed_dim)
     assert torch.equal(seen.logits, model(images_for(model)))
     assert torch.equal(seen.features, model.forward_features(images_for(model)))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_where_a_plain_layer_norm_is_all_that_attention_reads_through_it_is_told(name: str) -> None:
-    model = dense(name)
-    adapter, block = adapter_for(model), model.blocks[0]
-    norm, tokens = adapter.attention_norm(block), trace(model, images_for(model)).block_inputs[0]
-    if norm is None:
-        # The block norms what attention gave, or by another norm.
-        assert torch.equal(adapter.attention_input(block, tokens), tokens) or type(block.norm1) is timm.layers.RmsNorm
-    else:
-        plain = torch.nn.functional.layer_norm(tokens, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        assert torch.equal(adapter.attention_input(block, tokens), plain)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [
-        timm.layers.LayerNormFp32(48),
-        timm.layers.RmsNorm(48),
-        nn.LayerNorm(48, bias=False),
-        nn.LayerNorm(48, elementwise_affine=False),
-        nn.LayerNorm((17, 48)),
-        nn.Identity(),
-        fast_layer_norm(48),
-    ],
-    ids=str,
-)
-def test_no_other_norm_is_told(norm: nn.Module) -> None:
-    model = copy.deepcopy(dense("vit_plain"))
-    model.blocks[0].norm1 = norm
-    assert adapter_for(model).attention_norm(model.blocks[0]) is None
-
-
-@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
-def test_a_norm_with_a_hook_has_to_be_called(kind: str) -> None:
-    model = copy.deepcopy(dense("vit_plain"))
-    adapter, block = adapter_for(model), model.blocks[0]
-    hook = getattr(block.norm1, f"register_{kind}_hook")(lambda *_: None)
-    assert adapter.attention_norm(block) is None
-    hook.remove()
-    assert adapter.attention_norm(block) is block.norm1
-
-
-def test_an_attention_input_that_is_there_serves_just_its_own_tokens() -> None:
-    model = dense("vit_plain")
-    tokens = trace(model, images_for(model)).block_inputs[0]
-    bound = BoundBlock(adapter_for(model), model.blocks[0])
-    known = replace(bound, normed=(tokens, torch.zeros_like(tokens)))
-    assert known.attention_input(tokens) is known.normed[1]
-    assert torch.equal(known.attention_input(tokens.clone()), bound.attention_input(tokens))
 
 
 def test_attention_from_its_operands_equals_the_module(seen: DenseTrace) -> None:

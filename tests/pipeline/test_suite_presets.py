@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 EVO_VIT = "{convert: [{method: evo_vit}]}"
 RESERVED = ("teacher", "dense-control", "dense", "speed", "trained", "tome", "depth-drop")
 TARGET = {"what": "t", "at_least": 2, "precision": "fp32", "model": "tiny", "image_size": 32, "backend": "torch"}
-KERNEL = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "bit mask", "tokens": 197}
+KERNEL = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "tiles of 64", "tokens": 197}
 
 
 def own(folder: Path, **changes: Any) -> str:
@@ -65,11 +65,10 @@ def test_kernels_are_called_as_their_cases_are() -> None:
     import torch
 
     from vitslim.kernels.triton.cases import kernel_cases
-    from vitslim.kernels.triton.linear_cases import linear_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
     given = (torch.device("cpu"), torch.float32, 17, 1)
-    assert {case.name for build in (kernel_cases, token_cases, linear_cases) for case in build(*given)} == {*KERNELS}
+    assert {case.name for build in (kernel_cases, token_cases) for case in build(*given)} == {*KERNELS}
 
 
 def test_what_is_compiled_anew_for_every_batch_is_a_case_of_its_own(tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"rounds": 2}, "rounds"),
         ({"groups": [{"models": ["tiny"], "backends": ["tensorflow"]}]}, "tensorflow"),
         ({"sizes": [1]}, "sizes"),
-        ({"targets": [KERNEL | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from bit mask"),
+        ({"targets": [KERNEL | {"kernel": "tiles of 46"}]}, "no kernel 'tiles of 46'; choose from tiles of 64"),
         ({"targets": [KERNEL | {"of": "memory", "backend": "torch"}], "device": "cuda"}, "but kernels are timed alone"),
         (
             {"targets": [KERNEL | {"batch": 8}], "groups": [{"kernels": [197], "batches": [32]}]},
@@ -159,8 +158,8 @@ def test_a_faulty_preset_is_refused(change: dict[Any, Any], message: str, tmp_pa
             "target 'less': of='weights'",
         ),
         (
-            "targets=[{what: k, kernel: bit mask, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
-            "target 'k': kernel='bit mask', but",
+            "targets=[{what: k, kernel: image, precision: fp32, backend: torch, competitors: [sret], at_least: 1}]",
+            "target 'k': kernel='image', but",
         ),
         ("budget.lr=-1", "budget.lr"),
         ("speed.batches=[]", "speed.batches"),

@@ -1,13 +1,12 @@
-"""The token state in which some tokens wait."""
+"""The token state in which some tokens are inactive."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels import token_selection
 from vitslim.models import TokenLayout
 from vitslim.trunk import SortedTokens, Stream, TokenState
 
@@ -163,25 +162,3 @@ def test_in_natural_order_nothing_is_touched() -> None:
     assert state.select_pairs(tokens) is tokens
     assert state.active_indices() is None
     assert state.part_z(tokens) == (tokens, state)
-
-
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("represented", [False, True])
-def test_tokens_are_normed_as_they_move_unless_a_representative_joins_them(
-    again: bool, represented: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_selection, "kernels_serve", lambda _: True)
-    norm = nn.LayerNorm(D)
-    nn.init.normal_(norm.weight)
-    tokens, state = noise(B, N, D), SortedTokens(PREFIX)
-    if again:
-        _, tokens, _, state = chosen()
-    shares = noise(B, N - ACTIVE).softmax(dim=1) if represented else None
-    stream = Stream(LAYOUT, attention_norm=norm)
-    active, after = state.select(tokens, stream, indices(2), ACTIVE, shares)
-    plain, _ = state.select(tokens, Stream(LAYOUT), indices(2), ACTIVE, shares)
-    assert torch.equal(active, plain)
-    if represented:
-        assert after.attention_input is None
-    else:
-        torch.testing.assert_close(after.attention_input, norm(active))

@@ -10,7 +10,7 @@ _TRAINED = ("data", "kernels", "methods", "models", "plans", "train", "trunk")
 # What decides how fast a model runs, and what it learns.
 MEASURING = (*_TRAINED, "bench", "pipeline/baselines.py", "pipeline/suite", "plugin", "runtime", "targets")
 TRAINING = (*_TRAINED, "analysis", "pipeline/baselines.py", "pipeline/suite/training.py")
-_KINDS = (".py", ".json", ".cu", ".cuh", ".cpp", ".h")  # the JSON: what the kernels were tuned to
+_KINDS = (".py", ".cu", ".cuh", ".cpp", ".h")
 
 
 def code_digest(package: Path = _PACKAGE, parts: tuple[str, ...] = MEASURING, kinds: tuple[str, ...] = _KINDS) -> str:

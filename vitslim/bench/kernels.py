@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
 from vitslim.bench.clock import compared, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
 from vitslim.bench.errors import first_line, is_out_of_memory
 from vitslim.bench.roofline import MeasuredPeaks, roofline_point
+from vitslim.kernels.triton.cases import KernelCase
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
 from vitslim.runtime.runner import DTYPES
@@ -64,7 +64,7 @@ class KernelSkip(Result):
 
 
 def time_kernels(
-    build: Callable[[torch.device, torch.dtype, int, int], Iterable[Any]],
+    build: Callable[[torch.device, torch.dtype, int, int], Iterable[KernelCase]],
     *,
     tokens: int,
     batch: int,
@@ -76,8 +76,8 @@ def time_kernels(
     """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
 
     Args:
-        build: makes ``vitslim.kernels.triton.cases.KernelCase``s, which need triton, on a device, of a type, for a
-            number of tokens and images; their tensors may not fit.
+        build: makes the cases, which need triton, on a device, of a type, for a number of tokens and images; their
+            tensors may not fit.
     """
     try:
         cases = build(device, DTYPES[precision], tokens, batch)
@@ -94,7 +94,7 @@ def time_kernels(
 
 
 def _row(
-    case: Any, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
+    case: KernelCase, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
 ) -> KernelRow:
     is_gpu = device.type == "cuda"
     calls = {"kernel": case.call, "dense": case.dense}
@@ -102,7 +102,7 @@ def _row(
         calls = {name: record(call, device, REPEATS)[0] for name, call in calls.items()}
     samples = interleaved_latencies_ms(calls, rounds=rounds, clock=cuda_clock if is_gpu else cpu_clock)
     own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
-    point = roofline_point(float(case.flops), float(case.bytes) / 1e9, percentile(own, 50), peaks)
+    point = roofline_point(float(case.flops), case.bytes / 1e9, percentile(own, 50), peaks)
     return KernelRow(
         kernel=case.name,
         tokens=case.tokens,

@@ -33,7 +33,7 @@ def kept_keys_macs(coefficients: Shape, basis: Shape, top: int, keys: int, tile:
 def op_macs() -> Mapping[Any, Callable[..., int]]:
     """The cost of the custom ops that a count meets, as functions of their own arguments with shapes for tensors.
 
-    Models are counted on the meta device, where the ops that only GPUs serve do not stand.
+    Models are counted on the meta device, where the ops that only GPUs get are not called.
     """
     ops = torch.ops.vitslim
     return {ops.sparse_attention: sparse_attention_macs, ops.kept_keys: kept_keys_macs}

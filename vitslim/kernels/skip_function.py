@@ -1,7 +1,8 @@
 """The parts of SkipAt's Φ between and behind its two linear maps.
 
-Each has a plain form in torch's operators, which files and CPUs get, and a torch custom op with Triton kernels for
-NVIDIA GPUs (``vitslim.kernels.triton``), forward and backward. The op on a CPU is the plain form.
+The convolution has a plain form in torch's operators, which files and CPUs get, and a torch custom op with Triton
+kernels for NVIDIA GPUs (``vitslim.kernels.triton``), forward and backward. The op on a CPU is the plain form. The
+channel attention has none: of what is left of it Inductor makes the two passes that a kernel would make.
 
 Source: Venkataramanan et al. 2024, arXiv 2301.02240; channel attention of Wang et al. 2020, arXiv 1910.03151.
 """
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.serving import kernels_serve
+from vitslim.kernels.dispatch import use_triton
 from vitslim.shapes import Count
 
 LARGEST_KERNEL = 7
@@ -48,45 +49,18 @@ def depthwise_gelu(
     return plain_depthwise_gelu(tokens[:, prefix:] if prefix else tokens, weight, bias, *grid)
 
 
-def channel_attention(
-    front: Float[Tensor, "b f d"],
-    reduced: Float[Tensor, "b p d"],
-    kernel: Float[Tensor, "1 1 3"],
-    residual: Float[Tensor, "b p d"] | None,
-) -> Float[Tensor, "b f+p d"]:
-    """[front ; reduced · s (+ residual)] with one factor s, 0..1, per image and channel.
-
-    Args:
-        front: rows that pass unchanged, perhaps none.
-        reduced: what the factors are found from and applied to.
-        kernel: of the convolution over channels.
-    """
-    if _joins_by_kernel(front, reduced, residual):
-        return torch.ops.vitslim.channel_attention(front, reduced, kernel, residual)[0]
-    scale = channel_scale(reduced, kernel)
-    scaled = reduced * scale if residual is None else torch.addcmul(residual, reduced, scale)
-    return torch.cat([front, scaled], dim=1) if front.shape[1] else scaled
-
-
 def channel_scale(reduced: Float[Tensor, "b p d"], kernel: Float[Tensor, "1 1 3"]) -> Float[Tensor, "b 1 d"]:
     """Efficient channel attention: one factor 0..1 per channel."""
-    # s = σ(Conv1d(mean over tokens))
-    return F.conv1d(reduced.mean(dim=1, keepdim=True), kernel, padding=1).sigmoid()
+    means, (left, middle, right) = reduced.mean(dim=1, keepdim=True), kernel.flatten()
+    padded = F.pad(means, (1, 1))
+    # s = σ(t),  t_c = w₀ m_{c-1} + w₁ m_c + w₂ m_{c+1}; as shifts, which Inductor joins with what stands around them
+    return (left * padded[..., :-2] + middle * means + right * padded[..., 2:]).sigmoid()
 
 
 def plain_depthwise_gelu(patches: Tensor, weight: Tensor, bias: Tensor, rows: Count, columns: Count) -> Tensor:
     """``vitslim::depthwise_gelu`` in torch's own operators, for patches alone."""
     # The GELU reads tokens: contiguous memory takes torch's CPU kernel a third of the time of a channels-last image.
     return F.gelu(_tokens(_convolved(_image(patches, rows, columns), weight, bias)))
-
-
-def plain_channel_attention(
-    front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``vitslim::channel_attention`` in torch's own operators: what is written, and the mean over tokens in float32."""
-    mean = reduced.mean(dim=1, dtype=_summed_in(reduced))
-    scaled = reduced * _scale(mean, kernel).to(reduced.dtype).unsqueeze(1)
-    return torch.cat([front, scaled if residual is None else residual + scaled], dim=1), mean
 
 
 def _image(patches: Float[Tensor, "b p c"], rows: Count, columns: Count) -> Float[Tensor, "b c h w"]:
@@ -104,26 +78,7 @@ def _convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _convolves_by_kernel(tokens: Tensor, weight: Tensor) -> bool:
-    return kernels_serve(tokens) and weight.shape[-1] <= LARGEST_KERNEL
-
-
-def _joins_by_kernel(front: Tensor, reduced: Tensor, residual: Tensor | None) -> bool:
-    alike = front.dtype == reduced.dtype and (residual is None or residual.dtype == reduced.dtype)
-    return alike and kernels_serve(reduced)
-
-
-def _summed_in(tokens: Tensor) -> torch.dtype:
-    return torch.promote_types(tokens.dtype, torch.float32)
-
-
-def _scale(mean: Float[Tensor, "b d"], kernel: Float[Tensor, "1 1 3"]) -> Float[Tensor, "b d"]:
-    # Three products, where cuDNN's convolution would round them to TF32.
-    return (_neighbours(mean) * kernel.to(mean.dtype)).sum(dim=2).sigmoid()
-
-
-def _neighbours(means: Float[Tensor, "b d"]) -> Float[Tensor, "b d 3"]:
-    """Of each channel the one before, itself and the one behind."""
-    return F.pad(means, (1, 1)).unfold(1, 3, 1)
+    return use_triton(tokens) and weight.shape[-1] <= LARGEST_KERNEL
 
 
 def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:
@@ -204,72 +159,3 @@ def _convolution_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _depthwise_gelu.register_autograd(_convolution_gradient, setup_context=_remember_convolution)
-
-
-_channel_attention = torch.library.custom_op("vitslim::channel_attention", plain_channel_attention, mutates_args=())
-
-
-@_channel_attention.register_kernel("cuda")
-def _channel_attention_cuda(
-    front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if not _joins_by_kernel(front, reduced, residual):
-        return plain_channel_attention(front, reduced, kernel, residual)
-    from vitslim.kernels.triton import channel_attention as kernels
-
-    return kernels.channel_attention(front, reduced, kernel, residual)
-
-
-@_channel_attention.register_fake
-def _channel_attention_shape(
-    front: Tensor, reduced: Tensor, kernel: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    images, patches, width = reduced.shape
-    mean = reduced.new_empty(images, width, dtype=_summed_in(reduced))
-    return reduced.new_empty(images, front.shape[1] + patches, width), mean
-
-
-def _plain_token_sums(first: Tensor, second: Tensor) -> Tensor:
-    return (first.to(_summed_in(first)) * second).sum(dim=1)
-
-
-_token_sums = torch.library.custom_op("vitslim::token_sums", _plain_token_sums, mutates_args=())
-
-
-@_token_sums.register_kernel("cuda")
-def _token_sums_cuda(first: Tensor, second: Tensor) -> Tensor:
-    if not kernels_serve(first):
-        return _plain_token_sums(first, second)
-    from vitslim.kernels.triton import channel_attention as kernels
-
-    return kernels.token_sums(first, second).sum(dim=1)
-
-
-@_token_sums.register_fake
-def _token_sums_shape(first: Tensor, second: Tensor) -> Tensor:
-    return first.new_empty(first.shape[0], first.shape[2], dtype=_summed_in(first))
-
-
-def _remember_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, reduced, kernel, residual = inputs
-    ctx.has_residual = residual is not None
-    ctx.save_for_backward(reduced, kernel, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _attention_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    reduced, kernel, mean = ctx.saved_tensors
-    front_rows = grad.shape[1] - reduced.shape[1]
-    patches = grad[:, front_rows:]
-    scale = _scale(mean, kernel)
-    # ds = Σ_tokens dz · r;  s = σ(t):  dt = ds s (1 - s)
-    drive = torch.ops.vitslim.token_sums(patches, reduced) * scale * (1.0 - scale)
-    # t_c = w₀ m_{c-1} + w₁ m_c + w₂ m_{c+1}:  dw_j = Σ dt_c m_{c+j-1};  dm_c = w₀ dt_{c+1} + w₁ dt_c + w₂ dt_{c-1}
-    grad_kernel = (drive.unsqueeze(2) * _neighbours(mean)).sum(dim=(0, 1)).view_as(kernel).to(kernel.dtype)
-    grad_mean = (_neighbours(drive) * kernel.to(drive.dtype).flip(2)).sum(dim=2)
-    share = (grad_mean / reduced.shape[1]).to(reduced.dtype).unsqueeze(1)
-    grad_reduced = torch.addcmul(share, patches, scale.unsqueeze(1).to(reduced.dtype))
-    return grad[:, :front_rows], grad_reduced, grad_kernel, patches if ctx.has_residual else None
-
-
-_channel_attention.register_autograd(_attention_gradient, setup_context=_remember_attention)

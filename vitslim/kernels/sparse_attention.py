@@ -7,7 +7,11 @@ tile of all patch queries is key and value compaction.
 ``vitslim::sparse_attention`` and ``vitslim::kept_keys`` are torch custom ops: opaque to the compiler and the exporter,
 so that a fast form can take their place. What stands here is the readable reference: it gives the same numbers, but
 computes all scores and masks most of them, hence it saves nothing. Their costs are those of their definition. On NVIDIA
-GPUs, without a bias, the ops of ``vitslim.kernels.bit_attention`` and their kernels stand in.
+GPUs the forward of tiles without a bias is a Triton kernel (``vitslim.kernels.triton.tile_attention``).
+
+A kernel for a key set per query cannot win: at a quarter of the keys no block of 64 x 64 scores is empty, so that it
+computes what dense attention does and reads a mask besides (0.5 to 0.6 of its speed, estimated). Nor can one that
+chooses keys: coefficients times basis in float32 alone take more than dense attention in half precision saves.
 """
 
 from typing import Any
@@ -18,11 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.key_bits import bits_of_keys
-from vitslim.kernels.serving import kernels_serve, serves_attention
+from vitslim.kernels.dispatch import use_triton
 
-# Fewer queries than tensor cores take at once are not worth a gather of their own.
-_FEWEST_ROWS = 16
+# Fewer queries than tensor cores take at once are not worth a gather of their own; wider heads would spill.
+_FEWEST_ROWS, _WIDEST_HEAD = 16, 128
 
 
 def sparse_attention(
@@ -60,17 +63,7 @@ def sparse_attention(
     bias = None if bias is None else bias.to(value.dtype)
     if tiles == 1:
         return compacted_attention(query, key, value, kept, prefix=prefix, scale=scale, bias=bias)
-    if bias is None and serves_attention(query, value):
-        return _by_kernel(query, key, value, kept, tile, prefix, scale)
     return torch.ops.vitslim.sparse_attention(query, key, value, kept, bias, tile, prefix, scale)
-
-
-def _by_kernel(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, prefix: int, scale: float) -> Tensor:
-    ops = torch.ops.vitslim
-    if tile >= _FEWEST_ROWS:
-        return ops.tile_attention(query, key, value, kept, tile, prefix, scale)[0]
-    bits = bits_of_keys(kept, key.shape[2])
-    return ops.bit_attention(query, key, value, bits, tile, prefix, scale)[0]
 
 
 def compacted_attention(
@@ -138,12 +131,7 @@ def tile_count(patches: int, tile: int) -> int:
 def kept_mask(kept: Int[Tensor, "b h t k"], tokens: int, tile: int, prefix: int) -> Bool[Tensor, "b h n n"]:
     """Which key (column) each query (row) reads."""
     none = torch.zeros(*kept.shape[:3], tokens, dtype=torch.bool, device=kept.device)
-    return each_query(none.scatter(-1, kept, True), tokens, tile, prefix)
-
-
-def each_query(tiles: Bool[Tensor, "b h t n"], tokens: int, tile: int, prefix: int) -> Bool[Tensor, "b h n n"]:
-    """The mask of each query from those of the tiles; prefix queries see all."""
-    patches = tiles.repeat_interleave(tile, dim=2)[:, :, : tokens - prefix]
+    patches = none.scatter(-1, kept, True).repeat_interleave(tile, dim=2)[:, :, : tokens - prefix]
     return F.pad(patches, (0, 0, prefix, 0), value=True)
 
 
@@ -155,17 +143,31 @@ def masked_attention(
     mask = seen if bias is None else torch.where(seen, bias, float("-inf"))
     # softmax(Q Kᵀ · scale + bias over the kept keys) V
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return mixed.contiguous()
+    # Tokens before heads in memory, as in the dense fused kernels: merging the heads is then free.
+    return mixed.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 _sparse_attention = torch.library.custom_op("vitslim::sparse_attention", masked_attention, mutates_args=())
+
+
+@_sparse_attention.register_kernel("cuda")
+def _sparse_attention_on_gpu(
+    query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bias: Tensor | None, tile: int, prefix: int, scale: float
+) -> Tensor:
+    fits = tile >= _FEWEST_ROWS and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
+    if bias is not None or not fits or not use_triton(value):
+        return masked_attention(query, key, value, kept, bias, tile, prefix, scale)
+    from vitslim.kernels.triton import tile_attention
+
+    return tile_attention.attend(query, key, value, kept, tile, prefix, scale)
 
 
 @_sparse_attention.register_fake
 def _sparse_attention_shape(
     query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bias: Tensor | None, tile: int, prefix: int, scale: float
 ) -> Tensor:
-    return value.new_empty(*query.shape[:-1], value.shape[-1])
+    images, heads, tokens, _ = query.shape
+    return value.new_empty(images, tokens, heads, value.shape[-1]).transpose(1, 2)
 
 
 def _remember_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -180,28 +182,16 @@ def _sparse_attention_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     scores = scores.masked_fill(~kept_mask(kept, key.shape[2], ctx.tile, ctx.prefix), float("-inf"))
     # Rows that see nothing are 0/0 in the softmax and zeros in the forward.
     rows = scores.softmax(dim=-1).nan_to_num()
-    grad_query, grad_key, grad_value, grad_scores = attention_gradients(grad, query, key, value, rows, ctx.scale)
-    grad_bias = None
-    if bias is not None and ctx.needs_input_grad[4]:
-        grad_bias = grad_scores.sum_to_size(bias.shape).to(bias.dtype)
-    return grad_query, grad_key, grad_value, None, grad_bias, None, None, None
-
-
-def attention_gradients(
-    grad: Float[Tensor, "b h n f"],
-    query: Float[Tensor, "b h n e"],
-    key: Float[Tensor, "b h n e"],
-    value: Float[Tensor, "b h n f"],
-    rows: Float[Tensor, "b h n n"],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and scores, from the softmax rows A in float32 and the gradient of A V."""
     # dV = Aᵀ dO;  dA = dO Vᵀ;  dS = A ∘ (dA - (A ∘ dA) 1)
     grad_value = rows.to(grad.dtype).transpose(-2, -1) @ grad
     grad_rows = (grad @ value.transpose(-2, -1)).float()
     grad_scores = rows * (grad_rows - (rows * grad_rows).sum(dim=-1, keepdim=True))
-    grad_products = (grad_scores * scale).to(query.dtype)
-    return grad_products @ key, grad_products.transpose(-2, -1) @ query, grad_value, grad_scores
+    grad_products = (grad_scores * ctx.scale).to(query.dtype)
+    grad_bias = None
+    if bias is not None and ctx.needs_input_grad[4]:
+        grad_bias = grad_scores.sum_to_size(bias.shape).to(bias.dtype)
+    grad_query, grad_key = grad_products @ key, grad_products.transpose(-2, -1) @ query
+    return grad_query, grad_key, grad_value, None, grad_bias, None, None, None
 
 
 _sparse_attention.register_autograd(_sparse_attention_gradient, setup_context=_remember_operands)
@@ -223,15 +213,6 @@ def topk_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: in
 
 
 _kept_keys = torch.library.custom_op("vitslim::kept_keys", topk_keys, mutates_args=())
-
-
-@_kept_keys.register_kernel("cuda")
-def _kept_keys_on_gpu(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
-    if not kernels_serve(coefficients) or not kernels_serve(basis):
-        return topk_keys(coefficients, basis, top, keys, tile, prefix)
-    from vitslim.kernels.triton import key_choice
-
-    return key_choice.kept_keys(coefficients, basis, top, keys, tile, prefix)
 
 
 @_kept_keys.register_fake

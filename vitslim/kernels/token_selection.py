@@ -2,7 +2,8 @@
 
 Each function has a plain form in torch's operators, which files and CPUs get, and a torch custom op with a Triton
 kernel for NVIDIA GPUs (``vitslim.kernels.triton.token_selection``, which has the arithmetic). The op on a CPU is the
-plain form.
+plain form. The LayerNorm that reads the active tokens next is not part of a kernel: Inductor joins it to the gather by
+itself.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitslim.kernels.serving import kernels_serve
+from vitslim.kernels.dispatch import use_triton
 from vitslim.kernels.tokens import inverse, take
 
 MOST_SCORES = 4096
@@ -52,11 +53,11 @@ def gather_split(
         indices: for each of all n = f + s tokens of the new order, where it stood.
         ahead: a, how many of them come into the first part.
     """
-    if not moves_by_kernel(first, second):
+    if not _moves_by_kernel(first, second):
         return plain_gather_split(first, second, indices, ahead)
-    if left_to_inductor(second):
+    if _left_to_inductor(second):
         return take(first, indices[:, :ahead]), take(first, indices[:, ahead:])
-    return torch.ops.vitslim.gather_split(first, rest(first, second), indices, ahead)
+    return torch.ops.vitslim.gather_split(first, _rest(first, second), indices, ahead)
 
 
 def scatter_back(
@@ -67,8 +68,8 @@ def scatter_back(
     Args:
         order: a permutation for each image.
     """
-    if moves_by_kernel(first, second):
-        return torch.ops.vitslim.scatter_back(first, rest(first, second), order, order.shape[1])[0]
+    if _moves_by_kernel(first, second):
+        return torch.ops.vitslim.scatter_back(first, _rest(first, second), order, order.shape[1])[0]
     return take(_joined(first, second), inverse(order))
 
 
@@ -78,7 +79,7 @@ def plain_class_row(query: Tensor, key: Tensor, bias: Tensor | None, scale: floa
     scores = (query * scale) @ key.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
+    return _wide(scores).softmax(dim=-1).squeeze(2).to(query.dtype)
 
 
 def plain_argsort_by_score(scores: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def plain_scatter_back(first: Tensor, second: Tensor, indices: Tensor, ahead: in
     return plain_gather_split(first, second, inverse(indices), ahead)
 
 
-def left_to_inductor(second: Tensor | None) -> bool:
+def _left_to_inductor(second: Tensor | None) -> bool:
     """Whether ``torch.compile`` is at work and better takes the tokens apart by itself.
 
     Of two gathers Inductor makes one kernel for the residual add before, the active rows and the norm behind, and one
@@ -113,29 +114,29 @@ def left_to_inductor(second: Tensor | None) -> bool:
     return second is None and torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
-def moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
+def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
     """Whether a kernel moves rows of these two."""
-    return kernels_serve(first) and (second is None or second.dtype == first.dtype)
+    return use_triton(first) and (second is None or second.dtype == first.dtype)
 
 
-def rest(first: Tensor, second: Tensor | None) -> Tensor:
+def _rest(first: Tensor, second: Tensor | None) -> Tensor:
     """What stands behind ``first``, of no rows where there is nothing."""
     # No view of ``first``, whose gradient would then be a sum with zeros.
     return first.new_empty(first.shape[0], 0, first.shape[2]) if second is None else second
 
 
-def copied_split(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+def _copied_split(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """``plain_gather_split`` in memory of its own, as an op has to give it."""
     ahead_part, rest_part = plain_gather_split(first, second, indices, ahead)
     return ahead_part.clone(), rest_part.clone()
 
 
-def copied_back(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+def _copied_back(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """``plain_scatter_back`` in memory of its own."""
-    return copied_split(first, second, inverse(indices), ahead)
+    return _copied_split(first, second, inverse(indices), ahead)
 
 
-def wide(values: Tensor) -> Tensor:
+def _wide(values: Tensor) -> Tensor:
     """In float32, or wider where they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -145,11 +146,11 @@ def _joined(first: Tensor, second: Tensor | None) -> Tensor:
 
 
 def _reads_by_kernel(query: Tensor, key: Tensor) -> bool:
-    return query.dtype == key.dtype and kernels_serve(key)
+    return query.dtype == key.dtype and use_triton(key)
 
 
 def _ranks_by_kernel(scores: Tensor) -> bool:
-    return scores.shape[1] <= MOST_SCORES and kernels_serve(scores)
+    return scores.shape[1] <= MOST_SCORES and use_triton(scores)
 
 
 def _plain_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -181,7 +182,7 @@ def _remember_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _row_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, row = ctx.saved_tensors
     # dS = A ∘ (dA - (A · dA) 1);  dq = dS K e^-½;  dK = dSᵀ q e^-½
-    weighted = wide(row) * grad
+    weighted = _wide(row) * grad
     slopes = weighted - row * weighted.sum(dim=-1, keepdim=True)
     slopes = (slopes * ctx.scale).to(key.dtype).unsqueeze(2)
     return slopes @ key, slopes.transpose(2, 3) * query, None
@@ -222,14 +223,14 @@ def _argsort_by_score_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tupl
 _argsort_by_score.register_autograd(_argsort_by_score_gradient, setup_context=_remember_indices)
 
 
-_gather_split = torch.library.custom_op("vitslim::gather_split", copied_split, mutates_args=())
-_scatter_back = torch.library.custom_op("vitslim::scatter_back", copied_back, mutates_args=())
+_gather_split = torch.library.custom_op("vitslim::gather_split", _copied_split, mutates_args=())
+_scatter_back = torch.library.custom_op("vitslim::scatter_back", _copied_back, mutates_args=())
 
 
 @_gather_split.register_kernel("cuda")
 def _gather_split_cuda(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    if not moves_by_kernel(first, second):
-        return copied_split(first, second, indices, ahead)
+    if not _moves_by_kernel(first, second):
+        return _copied_split(first, second, indices, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, indices, ahead, scatter=False)
@@ -237,8 +238,8 @@ def _gather_split_cuda(first: Tensor, second: Tensor, indices: Tensor, ahead: in
 
 @_scatter_back.register_kernel("cuda")
 def _scatter_back_cuda(first: Tensor, second: Tensor, indices: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    if not moves_by_kernel(first, second):
-        return copied_back(first, second, indices, ahead)
+    if not _moves_by_kernel(first, second):
+        return _copied_back(first, second, indices, ahead)
     from vitslim.kernels.triton import token_selection
 
     return token_selection.moved(first, second, indices, ahead, scatter=True)

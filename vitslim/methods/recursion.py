@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitslim.kernels import low_rank_factors, low_rank_linear
+from vitslim.kernels import low_rank_factors
 from vitslim.models import DenseTrace
 from vitslim.models.sret_parts import NonLinearProjection
 from vitslim.plans import Cost, LinearShape, Place, StepPlan, WeightsChoice
@@ -156,25 +156,25 @@ def _used_maps(at: Place, steps: list[StepPlan]) -> dict[str, LinearShape]:
 class SharedLinear(nn.Module):
     """A linear map with W = W' + B A: the matrix W' is another module's, the residual B A and the bias are its own.
 
-    timm's attention of EVA and BEiT reads ``weight`` itself instead of calling the module; then it is the full sum.
+    timm's attention of EVA and BEiT reads ``weight`` itself instead of calling the module; then it is the full sum. The
+    map is three plain products: whoever wants it fast merges W' + B A (``merged``), which is one, and no kernel that
+    multiplies by A and B as well can be below that.
 
     Args:
         shared: holds W'.
         bias: this map's own, or none.
         rank: r, columns of B and rows of A; 0 leaves W' alone.
-        walked_again: whether W' is read again right after, by the next step or another application of this one.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, shared: nn.Linear, bias: Tensor | None, rank: int, *, walked_again: bool = False) -> None:
+    def __init__(self, shared: nn.Linear, bias: Tensor | None, rank: int) -> None:
         super().__init__()
         # In a tuple, so that it is not registered twice; the trunk owns it. The module is held rather than its tensor:
         # whatever puts another tensor there (a move to a device, a loaded state, functional_call) is seen here too.
         self._shared: tuple[nn.Linear] = (shared,)
         self.in_features, self.out_features = shared.in_features, shared.out_features
         self.rank = min(rank, shared.in_features, shared.out_features)
-        self.walked_again = walked_again
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
         )
@@ -192,7 +192,8 @@ class SharedLinear(nn.Module):
         shared = self._shared[0].weight
         if self.rank == 0:
             return F.linear(tokens, shared, self.bias)
-        return low_rank_linear(tokens, shared, self.up, self.down, self.bias, walked_again=self.walked_again)
+        # x W'ᵀ + b + (x Aᵀ) Bᵀ
+        return F.linear(tokens, shared, self.bias) + F.linear(F.linear(tokens, self.down), self.up)
 
     @torch.no_grad()
     def imitate_(self, weight: Float[Tensor, "o i"]) -> None:
@@ -242,18 +243,11 @@ def linear_maps(block: nn.Module) -> dict[str, nn.Linear]:
     return {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def view_of(block: nn.Module, shared: SharedBlock, rank: int, *, walked_again: bool = False) -> nn.Module:
-    """A copy of a dense block whose linear maps read the shared matrices; residuals are not set yet.
-
-    Args:
-        walked_again: whether they are read again right after, by the next step or another application of this one.
-    """
+def view_of(block: nn.Module, shared: SharedBlock, rank: int) -> nn.Module:
+    """A copy of a dense block whose linear maps read the shared matrices; residuals are not set yet."""
     matrices = linear_maps(shared)
     # deepcopy takes what its memo already holds instead of copying it.
-    memo = {
-        id(own): SharedLinear(matrices[path], own.bias, rank, walked_again=walked_again)
-        for path, own in linear_maps(block).items()
-    }
+    memo = {id(own): SharedLinear(matrices[path], own.bias, rank) for path, own in linear_maps(block).items()}
     return copy.deepcopy(block, memo)
 
 
@@ -314,7 +308,7 @@ class Recursive(Weights):
         block = bound.block if self.view is None else self.view
         if self.lrc is None:
             return replace(bound, block=block)
-        return ScaledBlock(bound.adapter, block, bound.token_state, bound.normed, coefficients=self.lrc)
+        return ScaledBlock(bound.adapter, block, bound.token_state, coefficients=self.lrc)
 
     def finish(self, tokens: Tensor) -> Tensor:
         return tokens if self.nll is None else self.nll(tokens)
@@ -399,13 +393,8 @@ def _shared_block(choice: Shared, site: Site) -> SharedBlock:
 
 
 def _view(choice: Shared, block: int, shared: SharedBlock, site: Site) -> nn.Module:
-    steps = site.place.plan.steps
-    homes = [step.weights.registered_as(step.block) for step in steps]
-    read_again = any(
-        step.block == block and after == choice.home for step, after in zip(steps, homes[1:], strict=False)
-    )
     dense = site.blocks[block]
-    view = view_of(dense, shared, choice.rank, walked_again=read_again)
+    view = view_of(dense, shared, choice.rank)
     if site.is_drawn:
         for path, linear in linear_maps(dense).items():
             cast(SharedLinear, view.get_submodule(path)).imitate_(linear.weight)

@@ -26,8 +26,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.serving import kernels_serve
-from vitslim.kernels.skip_function import channel_attention, channel_scale, depthwise_gelu
+from vitslim.kernels.dispatch import use_triton
+from vitslim.kernels.skip_function import channel_scale, depthwise_gelu
 from vitslim.methods.base import Evidence, MethodConfig, register_method, require_evidence
 from vitslim.methods.layers import parse_layers, steps_of
 from vitslim.models import DenseTrace
@@ -110,8 +110,8 @@ class Reuse(AttentionChoice):
         if self.identity:
             return total
         hidden, taps = hidden_width(width, self.expansion), self.kernel_size**2
-        # Over the whole grid, whoever is active: two maps, a convolution in each hidden channel, one over the channels.
-        macs = patches * hidden * (2 * width + taps) + 3 * width
+        # Over the whole grid, whoever is active: two maps, a convolution in each hidden channel.
+        macs = patches * hidden * (2 * width + taps)
         parameters = hidden * (width + 1) + hidden * (taps + 1) + width * (hidden + 1) + 3
         return total + Cost(macs, parameters, patches * max(hidden, width))
 
@@ -160,10 +160,9 @@ class SkipFunction(nn.Module):
             front: what shall stand before Φ(Z), such as the prefix rows.
         """
         reduced = self.reduce(self.hidden(tokens, grid, prefix))
-        # No view of ``reduced``, whose gradient would then be a sum with zeros.
-        rows_before = reduced.new_empty(reduced.shape[0], 0, reduced.shape[2]) if front is None else front
-        residual = tokens[:, prefix:] if self.residual else None
-        return channel_attention(rows_before, reduced, self.channel_attention.weight, residual)
+        scale = self.channel_scale(reduced)
+        predicted = torch.addcmul(tokens[:, prefix:], reduced, scale) if self.residual else reduced * scale
+        return predicted if front is None else torch.cat([front, predicted], dim=1)
 
     def hidden(
         self, tokens: Float[Tensor, "b n d"], grid: tuple[Count, Count], prefix: int = 0
@@ -243,9 +242,9 @@ class ReuseAttention(Attention):
         front = source[:, :prefix] if self.prefix_map is None else self.prefix_map(source[:, :prefix])
         if self.phi is None:
             return torch.cat([front, source[:, prefix:]], dim=1)
-        if not kernels_serve(source):
+        if not use_triton(source):
             return self.phi(source[:, prefix:], grid, front=front)
-        # The kernels leave the prefix rows out themselves; a matrix product would copy a slice of every image first.
+        # The kernel leaves the prefix rows out itself; a matrix product would copy a slice of every image first.
         return self.phi(source, grid, front=front, prefix=prefix)
 
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:

@@ -38,9 +38,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.bit_attention import bit_attention, kept_bits
 from vitslim.kernels.connectivity import ConnectivityPredictor
-from vitslim.kernels.serving import serves_attention
 from vitslim.kernels.sparse_attention import kept_keys, sparse_attention, tile_count
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, MethodConfig, register_method
@@ -233,13 +231,8 @@ class SparseAttention(DenseAttention):
         query, key, value = bound.queries_keys_values(attention_input, stream.context)
         bias = bound.attention_bias(stream.context, count)
         tile, scale = self.choice.queries(count - prefix), bound.scale
-        if tile == 1 and bias is None and serves_attention(query, value):
-            # A key set for each query takes a sixteenth of the memory as bits.
-            bits = self.choose_bits(query, key, stream, keys=keys)
-            mixed = bit_attention(query, key, value, bits, tile=tile, prefix=prefix, scale=scale)
-        else:
-            kept = self.choose(query, key, stream, keys=keys, tile=tile)
-            mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=prefix, scale=scale, bias=bias)
+        kept = self.choose(query, key, stream, keys=keys, tile=tile)
+        mixed = sparse_attention(query, key, value, kept, tile=tile, prefix=prefix, scale=scale, bias=bias)
         if stream.wants_class_attention:
             row = bound.adapter.class_row(query, key, bias, bound.scale)
             stream = replace(stream, class_attention=row)
@@ -256,22 +249,6 @@ class SparseAttention(DenseAttention):
         tile: int,
     ) -> Int[Tensor, "b h t k"]:
         """Token indices of the kept keys of each tile."""
-        coefficients, basis = self._guess(query, key, stream)
-        always = self.choice.always(stream.layout.prefix)
-        return kept_keys(coefficients, basis, top=self.choice.coefficients, keys=keys, tile=tile, prefix=always)
-
-    def choose_bits(
-        self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream, *, keys: int
-    ) -> Int[Tensor, "b h p w"]:
-        """The kept keys of each patch query as bits, see ``vitslim.kernels.bit_attention``."""
-        coefficients, basis = self._guess(query, key, stream)
-        always = self.choice.always(stream.layout.prefix)
-        return kept_bits(coefficients, basis, top=self.choice.coefficients, keys=keys, tile=1, prefix=always)
-
-    def _guess(
-        self, query: Float[Tensor, "b h n e"], key: Float[Tensor, "b h n e"], stream: Stream
-    ) -> tuple[Float[Tensor, "b h p m"], Float[Tensor, "*b m n"]]:
-        """Coefficients and basis, whose product ranks the keys."""
         down, basis = self.predictor.matrices(stream.layout.grid)
         size = basis.abs()
         basis = torch.where(size > self.choice.basis_threshold, size, 0.0)
@@ -281,7 +258,9 @@ class SparseAttention(DenseAttention):
             without = key.shape[2] - indices.shape[1]
             down = F.pad(columns_at(down, indices), (0, without))
             basis = F.pad(columns_at(basis, indices), (0, without), value=_ALWAYS)
-        return self.predictor(query[:, :, stream.layout.prefix :], key, down), basis
+        coefficients = self.predictor(query[:, :, stream.layout.prefix :], key, down)
+        always = self.choice.always(stream.layout.prefix)
+        return kept_keys(coefficients, basis, top=self.choice.coefficients, keys=keys, tile=tile, prefix=always)
 
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor:
         """How far Ã is from the dense attention rows of the patch queries; the first of the two phases of training.

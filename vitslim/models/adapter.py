@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.layers import GluMlp, LayerNorm, Mlp, SwiGLU
+from timm.layers import GluMlp, Mlp, SwiGLU
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 
@@ -55,10 +55,6 @@ class BlockAdapter:
     def attention_input(self, block: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """What the attention module reads."""
         return _part(block, "norm1")(tokens)
-
-    def attention_norm(self, block: nn.Module) -> nn.LayerNorm | None:
-        """The LayerNorm that ``attention_input`` is, where it is a plain one with γ and β."""
-        return _plain_layer_norm(_part(block, "norm1"))
 
     def attend(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
@@ -317,9 +313,6 @@ class PostNormAdapter(BlockAdapter):
     def attention_input(self, block: nn.Module, tokens: Tensor) -> Tensor:
         return tokens
 
-    def attention_norm(self, block: nn.Module) -> nn.LayerNorm | None:
-        return None
-
     def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
         return _part(block, "drop_path1")(_part(block, "norm1")(z))
 
@@ -408,20 +401,6 @@ def _channels(units: Tensor, width: int) -> Tensor:
 
 def _part(module: nn.Module, name: str) -> Any:
     return getattr(module, name)
-
-
-def _plain_layer_norm(norm: nn.Module) -> nn.LayerNorm | None:
-    # timm's fast form, where switched on, takes another precision under autocast; other subclasses compute otherwise.
-    if type(norm) not in (nn.LayerNorm, LayerNorm) or getattr(norm, "_fast_norm", False):
-        return None
-    plain = cast(nn.LayerNorm, norm)
-    whole = plain.elementwise_affine and cast("Tensor | None", plain.bias) is not None
-    return plain if whole and len(plain.normalized_shape) == 1 and not _is_watched(norm) else None
-
-
-def _is_watched(module: nn.Module) -> bool:
-    # A hook waits for a call, perhaps to make the weights anew before it, as those of torch.nn.utils.prune do.
-    return any(getattr(module, f"_{kind}_hooks") for kind in ("forward_pre", "forward", "backward_pre", "backward"))
 
 
 def _project(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,21 +22,14 @@ class BoundBlock:
 
     Args:
         token_state: which tokens are active; ``None`` when all are, in natural order.
-        normed: tokens, and the attention input that has been made of just these.
     """
 
     adapter: BlockAdapter
     block: nn.Module
     token_state: TokenState | None = None
-    normed: tuple[Tensor, Tensor] | None = None
 
     def attention_input(self, tokens: Tensor) -> Tensor:
-        if self.normed is not None and self.normed[0] is tokens:
-            return self.normed[1]
         return self.adapter.attention_input(self.block, tokens)
-
-    def attention_norm(self) -> nn.LayerNorm | None:
-        return self.adapter.attention_norm(self.block)
 
     def attend(self, attention_input: Tensor, context: Context) -> Tensor:
         state = self.token_state
@@ -149,7 +142,7 @@ class FitBatch:
         return self.stream.token_state is not None
 
     def _dense(self, block: int) -> BoundBlock:
-        return replace(self.bound, block=self.dense_blocks[block], normed=None)
+        return replace(self.bound, block=self.dense_blocks[block])
 
     def _z(self, bound: BoundBlock, block: int, tokens: Tensor) -> Tensor:
         state, context = bound.token_state, self.contexts[block]

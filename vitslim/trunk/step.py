@@ -46,11 +46,7 @@ class Step(nn.Module):
         bound = self.weights.bind(bound)
         if not self.plan.attention.reads_z:
             stream = replace(stream, z=None)
-        norm = bound.attention_norm() if self.plan.attention.attends else None
-        tokens, stream = self.tokens.enter(bound, tokens, replace(stream, attention_norm=norm))
-        if stream.attention_input is not None:
-            bound = replace(bound, normed=(tokens, stream.attention_input))
-        stream = replace(stream, attention_norm=None, attention_input=None)
+        tokens, stream = self.tokens.enter(bound, tokens, stream)
         if stream.token_state is not None:
             bound = replace(bound, token_state=stream.token_state)
             stream = replace(stream, context=stream.token_state.select_context(stream.context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitslim.models import Context, TokenLayout
 
@@ -51,13 +51,11 @@ class Stream:
         layout: prefix and patch grid of this forward's images, all tokens counted.
         context: keyword arguments that timm gave the block of the present step.
         z: output ẑ of the attention branch of the step before, for the active tokens.
-        wants_class_attention: the token axis of the present step asks the mixing for A^[CLS].
+        wants_class_attention: the token axis of the present step asks the attention for A^[CLS].
         wants_keys: the token axis of the present step asks for the keys of its attention.
         keys: those keys, after q/k-norm and rotary positions, (b, h, n, e); gone after the step.
         class_attention: A^[CLS] of the latest step that was asked, shape (b, h, n) over its active tokens.
         token_state: memory of the token axis; ``None`` while all tokens are active in natural order.
-        attention_norm: for the token axis, the LayerNorm through which the present step's mixing will read its tokens.
-        attention_input: the active tokens behind that norm, where the token axis could norm them as it moved them.
     """
 
     layout: TokenLayout
@@ -68,5 +66,3 @@ class Stream:
     keys: Tensor | None = None
     class_attention: Tensor | None = None
     token_state: TokenState | None = None
-    attention_norm: nn.LayerNorm | None = None
-    attention_input: Tensor | None = None

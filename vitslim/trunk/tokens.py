@@ -11,7 +11,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vitslim.errors import ConfigError
-from vitslim.kernels.normed_selection import gather_split_normed
 from vitslim.kernels.token_selection import gather_split, scatter_back
 from vitslim.kernels.tokens import take, take_pairs, take_shared
 from vitslim.models import Context
@@ -64,23 +63,17 @@ class SortedTokens:
         """Sort all tokens anew; the first of them take part from now on, and ẑ follows where the stream has it.
 
         Args:
-            stream: comes back with this state, and with the attention input where the kernel that moves the tokens
-                norms them too. A representative is a token that no kernel moved, so with one the block norms all.
+            stream: comes back with this state.
             indices: the new order in terms of this one; the prefix stays at the front.
             active: how many take part, the prefix included; fewer than there are.
             shares: if given, a representative takes part too.
         """
         order = indices if self.order is None else take(self.order, indices)
-        norm, normed = stream.attention_norm, None
-        if norm is None or shares is not None:
-            tokens, inactive = gather_split(*self._parts(tokens), indices, active)
-        else:
-            affine = norm.weight, norm.bias, norm.eps
-            tokens, inactive, normed = gather_split_normed(*self._parts(tokens), indices, active, *affine)
+        tokens, inactive = gather_split(*self._parts(tokens), indices, active)
         state, z = replace(self, order=order, inactive=inactive, inactive_z=None, shares=shares), stream.z
         if z is not None:
             z, state = state._with_z(*gather_split(*self._z_parts(z), indices, active))
-        return state._represented(tokens, inactive), replace(stream, z=z, token_state=state, attention_input=normed)
+        return state._represented(tokens, inactive), replace(stream, z=z, token_state=state)
 
     def restore(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         """All n tokens in their natural order, from the active ones."""

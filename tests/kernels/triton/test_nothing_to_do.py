@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from tests.kernels.triton.closeness import DEVICES, drawn
-from vitslim.kernels.skip_function import plain_channel_attention
+from vitslim.kernels.sparse_attention import masked_attention
 from vitslim.kernels.token_selection import plain_argsort_by_score
 
 pytest.importorskip("triton")
-from vitslim.kernels.triton import (
-    bit_attention,
-    bit_attention_backward,
-    channel_attention,
-    key_choice,
-    low_rank_linear,
-    skip_function,
-    tile_attention,
-    token_selection,
-)
+from vitslim.kernels.triton import skip_function, tile_attention, token_selection
 
 SIZES = pytest.mark.parametrize(("images", "patches"), [(0, 6), (2, 0), (0, 0)])
 ON = pytest.mark.parametrize("device", DEVICES)
@@ -51,32 +42,6 @@ def test_convolution(images: int, patches: int, device: str) -> None:
 
 @ON
 @SIZES
-def test_channel_attention_leaves_the_front(images: int, patches: int, device: str) -> None:
-    front, reduced = (drawn(images, count, 5, dtype=torch.float32, device=device) for count in (2, patches))
-    kernel = drawn(1, 1, 3, dtype=torch.float32, device=device)
-    joined, _ = channel_attention.channel_attention(front, reduced, kernel, None)
-    assert torch.equal(joined, plain_channel_attention(front, reduced, kernel, None)[0])
-    sums = channel_attention.token_sums(reduced, reduced).sum(dim=1)
-    assert torch.equal(sums, torch.zeros(images, 5, device=device))
-
-
-@ON
-@SIZES
-@pytest.mark.parametrize("own_basis", [False, True])
-@pytest.mark.parametrize("tile", [1, 4])
-def test_choice_of_keys(
-    tile: int, own_basis: bool, images: int, patches: int, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coefficients = torch.rand(images, 3, patches, 5, device=device)
-    basis = torch.rand(*((images,) if own_basis else ()), 5, 1 + patches, device=device)
-    for fused in (640, 0):
-        monkeypatch.setattr(key_choice, "FUSED_TOKENS", fused)
-        kept = key_choice.kept_keys(coefficients, basis, 2, 1, tile, 1)
-        assert kept.shape == (images, 3, -(-patches // tile), 1)
-
-
-@ON
-@SIZES
 def test_ranking_and_moves(images: int, patches: int, device: str) -> None:
     scores = torch.rand(images, patches, device=device)
     _, indices = token_selection.argsort_by_score(scores, 40)
@@ -89,22 +54,7 @@ def test_ranking_and_moves(images: int, patches: int, device: str) -> None:
 @ON
 @SIZES
 def test_attention(images: int, patches: int, device: str) -> None:
-    parts = [drawn(images, 2, 1 + patches, 16, dtype=torch.float32, device=device, seed=seed) for seed in range(4)]
-    query, key, value, grad = parts
+    query, key, value = (drawn(images, 2, 1 + patches, 16, dtype=torch.float32, device=device) for _ in range(3))
     kept = torch.zeros(images, 2, -(-patches // 16), 1, dtype=torch.int64, device=device)
-    bits = torch.ones(images, 2, patches, 1, dtype=torch.int32, device=device)
-    of_tiles = tile_attention.attend(query, key, value, kept, 16, 1, 0.3)
-    of_bits = bit_attention.attend(query, key, value, bits, 1, 1, 0.3)
-    for found, other in zip(of_tiles, of_bits, strict=True):
-        torch.testing.assert_close(found, other)
-    slopes = bit_attention_backward.gradients(grad, query, key, value, bits, *of_bits, 1, 1, 0.3)
-    assert all(slope.shape == part.shape for slope, part in zip(slopes, parts, strict=False))
-    assert all(bool(slope.isfinite().all()) for slope in slopes)
-
-
-@ON
-@pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (0, 6)])
-def test_linear_map(shape: tuple[int, ...], device: str) -> None:
-    sizes = (shape, (5, 6), (5, 2), (2, 6), (5,))
-    parts = [drawn(*size, dtype=torch.float32, device=device) for size in sizes]
-    assert low_rank_linear.mapped(*parts, walked_again=True).shape == (*shape[:-1], 5)
+    found = tile_attention.attend(query, key, value, kept, 16, 1, 0.3)
+    torch.testing.assert_close(found, masked_attention(query, key, value, kept, None, 16, 1, 0.3))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.closeness import DEVICES, DTYPES, drawn, require_close, sizes_in_types
-from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
+from tests.kernels.triton.closeness import DEVICES, drawn, require_close, sizes_in_types
+from vitslim.kernels.skip_function import plain_depthwise_gelu
 
 pytest.importorskip("triton")
-from vitslim.kernels.triton import channel_attention, skip_function
+from vitslim.kernels.triton import skip_function
 
 # (images, rows, columns, channels, kernel, prefix): an even and an odd grid, one higher than wide, one wider than a
 # block; channels that fill no vector; a kernel larger than the grid.
@@ -68,33 +68,3 @@ def test_however_the_grid_is_cut_the_result_is_the_same(
     tensors, grid = operands((1, 7, 2, 4, 3, 1), torch.float32, device)
     expected = reference(*(tensor.double() for tensor in tensors), *grid)
     require_close(skip_function.depthwise_gelu(*tensors, *grid), expected)
-
-
-@pytest.mark.parametrize(
-    ("size", "dtype", "device"), sizes_in_types([(2, 9, 12, 1, False), (1, 70, 130, 0, True), (3, 1, 1, 5, True)])
-)
-def test_channel_attention_is_written_behind_the_front(
-    size: tuple[int, int, int, int, bool], dtype: torch.dtype, device: str
-) -> None:
-    images, patches, width, front, residual = size
-    source = drawn(images, front + patches, width, dtype=dtype, device=device)
-    reduced = drawn(images, patches, width, dtype=dtype, device=device, seed=1)
-    kernel = drawn(1, 1, 3, dtype=dtype, device=device, seed=2, scale=3.0)
-    added = source[:, front:] if residual else None
-    exact = [None if part is None else part.double() for part in (source[:, :front], reduced, kernel, added)]
-    expected, mean = plain_channel_attention(*exact)
-    found, found_mean = channel_attention.channel_attention(source[:, :front], reduced, kernel, added)
-    require_close(found, expected)
-    assert torch.equal(found[:, :front], source[:, :front])
-    assert found_mean.dtype == torch.float32
-    torch.testing.assert_close(found_mean.double(), mean, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_products_are_summed_over_tokens_in_float32(dtype: torch.dtype, device: str) -> None:
-    first, second = (drawn(2, 201, 67, dtype=dtype, device=device, seed=seed)[:, 1:] for seed in (1, 2))
-    parts = channel_attention.token_sums(first, second)
-    assert parts.shape[1] > 1
-    assert parts.dtype == torch.float32
-    require_close(parts.sum(dim=1), (first.double() * second.double()).sum(dim=1))

@@ -13,7 +13,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class KernelForm:
     """One kernel with its types and constants fixed, ready to compile.
 
     Args:
-        name: the kernel and what is special about this form, such as ``bit_attention fp16 width 64``.
+        name: the kernel and what is special about this form, such as ``tile_attention_kernel fp16 widths 64, 64``.
         kernel: what ``triton.jit`` made.
         types: Triton's type of each argument that is no constant, by name: ``*fp16``, ``i32``, ``fp32``.
         constants: the value of each constexpr argument, by name.
@@ -64,16 +64,10 @@ class CompiledKernel:
 
 def forms() -> list[KernelForm]:
     """The forms of all kernels of this package."""
-    return [form for module in kernel_modules() for form in module.forms()]
-
-
-def kernel_modules() -> Iterator[Any]:
-    """The modules of this package that have ``forms()``."""
     package = __name__.rpartition(".")[0]
-    for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"{package}.{found.name}")
-        if module.__name__ != __name__ and hasattr(module, "forms"):
-            yield module
+    names = [f"{package}.{found.name}" for found in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    modules = [importlib.import_module(name) for name in names if name != __name__]
+    return [form for module in modules if hasattr(module, "forms") for form in module.forms()]
 
 
 def compile_form(form: KernelForm, capability: int) -> CompiledKernel:

@@ -5,16 +5,25 @@ multiply, so a tile costs what dense attention over as many keys would, and no m
 read every key, have programs of their own, the first ones of each head: they run longest.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitslim.kernels.triton.compiling import KernelForm
 from vitslim.kernels.triton.launching import dot_precision, launch, on_device_of, padded, rows_of, strides_of
-from vitslim.kernels.triton.pieces import LOG2_E, dot, softmax_end, softmax_step
-from vitslim.kernels.triton.tuning import Blocks, blocks_for
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+@no_type_check
+def _dot(first, second, total, PRECISION: tl.constexpr):
+    """``total`` plus the matrix product; see ``launching.dot_precision``."""
+    if PRECISION == "widened":
+        return tl.dot(first.to(tl.float32), second.to(tl.float32), total)
+    return tl.dot(first, second, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -25,7 +34,6 @@ def tile_attention_kernel(
     value,
     kept,
     out,
-    lse,
     query_image,
     query_head,
     query_row,
@@ -53,7 +61,7 @@ def tile_attention_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Some queries of one tile, or of the prefix, against the keys they share."""
+    """Some queries of one tile, or of the prefix, with the keys they share."""
     prefix_blocks, blocks_of_tile = tl.cdiv(prefix, BLOCK_Q), tl.cdiv(tile, BLOCK_Q)
     programs = prefix_blocks + tiles * blocks_of_tile
     plane = (tl.program_id(0) // programs).to(tl.int64)
@@ -87,43 +95,34 @@ def tile_attention_kernel(
         keys = tl.load(
             key + column[None, :] * key_row + e[:, None], mask=inside[None, :] & (e < WIDTH)[:, None], other=0.0
         )
-        scores = dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
+        scores = _dot(own, keys, tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION) * factor
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        weights, shrink, most, total = softmax_step(scores, most, total)
+        # Each block has a key inside, so the maximum is a number from the first one on.
+        new_most = tl.maximum(most, tl.max(scores, axis=1))
+        weights, shrink = tl.exp2(scores - new_most[:, None]), tl.exp2(most - new_most)
+        most, total = new_most, total * shrink + tl.sum(weights, axis=1)
         values = tl.load(
             value + column[:, None] * value_row + f[None, :],
             mask=inside[:, None] & (f < VALUE_WIDTH)[None, :],
             other=0.0,
         )
-        mixed = dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
-    mixed, sums = softmax_end(mixed, most, total)
+        mixed = _dot(weights.to(values.dtype), values, mixed * shrink[:, None], PRECISION)
+    # A tile without keys gives zeros.
+    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(
         out + row[:, None] * out_row + f[None, :],
         mixed.to(out.dtype.element_ty),
         mask=here[:, None] & (f < VALUE_WIDTH)[None, :],
     )
-    tl.store(lse + plane * tokens + row, sums, mask=here)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kept: Tensor,
-    tile: int,
-    prefix: int,
-    scale: float,
-    blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``vitslim::tile_attention``, see ``vitslim.kernels.bit_attention``."""
+def attend(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, prefix: int, scale: float) -> Tensor:
+    """The forward of ``vitslim::sparse_attention`` without a bias, see ``vitslim.kernels.sparse_attention``."""
     images, heads, tokens, width = query.shape
-    blocks = blocks or blocks_for("tile_attention", query, value)
     query, key, value, kept = (rows_of(part) for part in (query, key, value, kept.contiguous()))
     out = value.new_empty(images, tokens, heads, value.shape[3]).transpose(1, 2)
-    lse = query.new_empty(images, heads, tokens, dtype=torch.float32)
-    # A tile of 16 queries would leave three quarters of a block of 64 empty.
-    block_q = min(blocks.queries, padded(tile))
-    programs = triton.cdiv(prefix, block_q) + kept.shape[2] * triton.cdiv(tile, block_q)
+    sizes, options = _launch_sizes(width, value.shape[3], query.element_size(), tile)
+    programs = triton.cdiv(prefix, sizes["BLOCK_Q"]) + kept.shape[2] * triton.cdiv(tile, sizes["BLOCK_Q"])
     with on_device_of(query):
         launch(
             tile_attention_kernel,
@@ -133,7 +132,6 @@ def attend(
             value,
             kept,
             out,
-            lse,
             *strides_of(query, key, value, out),
             heads,
             tokens,
@@ -142,13 +140,46 @@ def attend(
             kept.shape[2],
             prefix,
             scale,
-            WIDTH=width,
-            VALUE_WIDTH=value.shape[3],
-            BLOCK_E=padded(width),
-            BLOCK_F=padded(value.shape[3]),
-            BLOCK_Q=block_q,
-            BLOCK_K=blocks.keys,
+            **sizes,
             PRECISION=dot_precision(query),
-            **blocks.options(),
+            **options,
         )
-    return out, lse
+    return out
+
+
+def forms() -> list[KernelForm]:
+    """Heads of DeiT and ViT, padded ones, the widest ones, and float32, which takes the most shared memory."""
+    strides = [f"{part}_{axis}" for part in ("query", "key", "value", "out") for axis in ("image", "head", "row")]
+    numbers = dict.fromkeys((*strides, "heads", "tokens", "keys_kept", "tile", "tiles"), "i32") | {"scale": "fp32"}
+    found: list[KernelForm] = []
+    for dtype, width, value_width in (
+        *(("fp16", 64, 64), ("fp16", 48, 48), ("bf16", 64, 64), ("bf16", 128, 128)),
+        *(("fp32", 64, 64), ("fp32", 128, 128), ("fp32", 32, 128)),
+    ):
+        pointers = dict.fromkeys(("query", "key", "value", "out"), f"*{dtype}") | {"kept": "*i64"}
+        is_float32 = dtype == "fp32"
+        sizes, options = _launch_sizes(width, value_width, 4 if is_float32 else 2, 64)
+        constants = sizes | {"PRECISION": "tf32x3" if is_float32 else "tf32"}
+        # A launch knows a single class token as the number 1.
+        prefix, one = ({"prefix": "i32"}, {}) if is_float32 else ({}, {"prefix": 1})
+        name = f"tile_attention_kernel {dtype} widths {width}, {value_width}"
+        types, aligned = pointers | numbers | prefix, (*pointers, *strides)
+        stages = options["num_stages"]
+        found.append(KernelForm(name, tile_attention_kernel, types, constants | one, aligned, stages=stages))
+    return found
+
+
+def _launch_sizes(width: int, value_width: int, entry_bytes: int, tile: int) -> tuple[dict[str, int], dict[str, Any]]:
+    """Constants and options that fit the shared memory of every architecture; estimated, not measured."""
+    row_bytes = padded(max(width, value_width)) * entry_bytes
+    queries, keys, stages = (64, 64, 3) if row_bytes <= 128 else (64, 32, 2) if row_bytes <= 256 else (32, 32, 1)
+    constants = {
+        "WIDTH": width,
+        "VALUE_WIDTH": value_width,
+        "BLOCK_E": padded(width),
+        "BLOCK_F": padded(value_width),
+        # A tile of 16 queries would leave three quarters of a block of 64 empty.
+        "BLOCK_Q": min(queries, padded(tile)),
+        "BLOCK_K": keys,
+    }
+    return constants, {"num_warps": 4, "num_stages": stages}

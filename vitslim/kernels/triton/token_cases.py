@@ -1,6 +1,5 @@
-"""The kernels of SkipAt and Evo-ViT to time against torch's operators, and what a selection may cost."""
+"""The kernels of SkipAt and Evo-ViT to time beside torch's operators, and what a selection may cost."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,29 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitslim.errors import ConfigError
-from vitslim.kernels.normed_selection import plain_gather_split_normed
-from vitslim.kernels.skip_function import plain_channel_attention, plain_depthwise_gelu
+from vitslim.kernels.skip_function import plain_depthwise_gelu
 from vitslim.kernels.token_selection import (
     plain_argsort_by_score,
     plain_class_row,
     plain_gather_split,
     plain_scatter_back,
 )
-from vitslim.kernels.triton.cases import TOKENS, KernelCase, noise
+from vitslim.kernels.triton.cases import HEADS, PREFIX, WIDTH, KernelCase, noise, patch_grid
 
-# DeiT-S: heads of 64, a class token; half of the patches stay.
-_HEADS, _WIDTH, _PREFIX, _KEEP = 6, 64, 1, 0.5
-_KERNEL, _EPS = 5, 1e-6
+_KEEP, _KERNEL = 0.5, 5  # half of the patches stay
 
-SELECTION = ("class row", "order", "take apart, normed")
+SELECTION = ("class row", "argsort by score", "gather and split")
 """The cases that make up a selection, in the order of their list."""
 
 
 def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> list[KernelCase]:
-    """The parts of a selection, the way back and the parts of Φ, on DeiT-S's sizes; ``dense`` is torch's own form.
+    """The parts of a selection, the way back and Φ's convolution, on DeiT-S's sizes; ``dense`` is torch's own form.
 
-    The whole selection's ``dense`` is what it shall cost no more than, see ``selection_mark``.
+    The whole selection's ``dense`` is what it should cost no more than, see ``selection_target``.
 
     Calls are safe to capture into a CUDA graph once they have run. Both forms of the convolution's gradient compute the
     convolution again.
@@ -42,19 +37,16 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
     Raises:
         ConfigError: the patches are no square.
     """
-    side, width = math.isqrt(tokens - _PREFIX), _HEADS * _WIDTH
-    if side**2 != tokens - _PREFIX or side == 0:
-        raise ConfigError(f"{tokens} tokens are no class token and a square of patches; choose from {TOKENS}")
-    drawn = partial(_drawn, torch.device(device), dtype)
-    rows, joined = drawn(batch, tokens, width), drawn(batch, tokens, 3, _HEADS, _WIDTH)
+    (side, _), width = patch_grid(tokens), HEADS * WIDTH
+    drawn = partial(noise, device, dtype)
+    rows, joined = drawn(batch, tokens, width), drawn(batch, tokens, 3, HEADS, WIDTH)
     query, key = joined[:, :1, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2)
     scores = drawn(batch, side**2).float()
-    indices = plain_argsort_by_score(scores, _PREFIX)[1]
-    ahead = _PREFIX + int(_KEEP * side**2)
+    indices = plain_argsort_by_score(scores, PREFIX)[1]
+    ahead = PREFIX + int(_KEEP * side**2)
     first, second = plain_gather_split(rows, None, indices, ahead)
-    nothing, ops, scale = rows[:, :0], torch.ops.vitslim, _WIDTH**-0.5
+    nothing, ops, scale = rows[:, :0], torch.ops.vitslim, WIDTH**-0.5
     moved = 2 * _bytes(rows) + _bytes(indices)
-    affine = (drawn(width), drawn(width), _EPS)
 
     def case(
         name: str, call: Callable[[], Tensor], plain: Callable[[], Tensor], moves: int, macs: int = 0
@@ -70,37 +62,31 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
             key.numel(),
         ),
         case(
-            "order",
+            "argsort by score",
             lambda: ops.argsort_by_score(scores, 1)[1],
             lambda: plain_argsort_by_score(scores, 1)[1],
             2 * _bytes(scores),
         ),
         case(
-            "take apart, normed",
-            lambda: ops.gather_split_normed(rows, nothing, indices, ahead, *affine)[2],
-            lambda: plain_gather_split_normed(rows, None, indices, ahead, *affine)[2],
-            moved + _bytes(first),
-        ),
-        case(
-            "take apart",
+            "gather and split",
             lambda: ops.gather_split(rows, nothing, indices, ahead)[0],
             lambda: plain_gather_split(rows, None, indices, ahead)[0],
             moved,
         ),
         case(
-            "put back",
+            "scatter back",
             lambda: ops.scatter_back(first, second, indices, tokens)[0],
             lambda: plain_scatter_back(first, second, indices, tokens)[0],
             moved,
         ),
     ]
-    mark = selection_mark(device, dtype, tokens, batch)
+    target = selection_target(device, dtype, tokens, batch)
 
     def selected() -> Tensor:
-        order = ops.argsort_by_score(ops.class_row(query, key, scale)[:, :, _PREFIX:].float().mean(1), _PREFIX)[1]
-        return ops.gather_split_normed(rows, nothing, order, ahead, *affine)[2]
+        order = ops.argsort_by_score(ops.class_row(query, key, scale)[:, :, PREFIX:].float().mean(1), PREFIX)[1]
+        return ops.gather_split(rows, nothing, order, ahead)[0]
 
-    found.append(case("selection", selected, mark, sum(one.bytes for one in found[: len(SELECTION)]), key.numel()))
+    found.append(case("selection", selected, target, sum(one.bytes for one in found[: len(SELECTION)]), key.numel()))
     for expansion in (2.0, 0.5):
         hidden = drawn(batch, tokens, int(expansion * width))
         weight, bias = drawn(hidden.shape[2], 1, _KERNEL, _KERNEL), drawn(hidden.shape[2])
@@ -110,25 +96,18 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
         found.append(case(f"convolution, expansion {expansion:g}", call, plain, 2 * _bytes(grad), macs))
         call, plain = partial(_gradient, grad, *given), partial(_plain_gradient, grad, *given)
         found.append(case(f"its gradient, expansion {expansion:g}", call, plain, 3 * _bytes(grad), 3 * macs))
-    reduced, kernel = drawn(batch, side**2, width), drawn(1, 1, 3)
-    attention = (rows[:, :1], reduced, kernel, rows[:, 1:])
-    call, plain = (lambda: ops.channel_attention(*attention)[0]), (lambda: plain_channel_attention(*attention)[0])
-    return [*found, case("channel attention", call, plain, 3 * _bytes(rows))]
+    return found
 
 
-def selection_mark(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> Callable[[], Tensor]:
-    """What a selection shall cost no more than: one LayerNorm pass, and one read and one write of the tokens."""
-    rows = _drawn(torch.device(device), dtype, batch, tokens, _HEADS * _WIDTH)
+def selection_target(device: torch.device | str, dtype: torch.dtype, tokens: int, batch: int) -> Callable[[], Tensor]:
+    """What a selection should cost no more than: one LayerNorm pass, and one read and one write of the tokens."""
+    rows = noise(device, dtype, batch, tokens, HEADS * WIDTH)
 
     def passes() -> Tensor:
         rows.clone()
         return F.layer_norm(rows, rows.shape[2:])
 
     return passes
-
-
-def _drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
-    return noise(device, *shape).to(dtype)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -13,8 +13,7 @@ the tokens are 23 µs more: 46 µs is the mark.
   need no ``cat`` before and no copy of a slice after. Bringing them back is the same kernel with sides exchanged: rows
   go to ``order[i]``, which is a permutation, so that no two meet, and no inverse is needed.
 
-Together 35 to 40 µs. The LayerNorm through which the next block reads the active half takes 12 µs and a launch behind
-them, and 6 µs, its own output, where it comes along (``vitslim.kernels.triton.normed_selection``).
+Together 35 to 40 µs.
 """
 
 from typing import no_type_check
@@ -113,7 +112,7 @@ def rank_kernel(scores, falling, indices, count, prefix, BLOCK_I: tl.constexpr, 
 
 @triton.jit
 @no_type_check
-def read_parts(first, second, first_strides, second_strides, picture, row, cut, feature, inside):
+def _read_parts(first, second, first_strides, second_strides, picture, row, cut, feature, inside):
     """Rows of (first, second), which are cut at row ``cut``."""
     of_first = (row < cut)[:, None]
     read = first + (picture * first_strides[0] + row * first_strides[1])[:, None] + feature[None, :]
@@ -124,7 +123,7 @@ def read_parts(first, second, first_strides, second_strides, picture, row, cut, 
 
 @triton.jit
 @no_type_check
-def write_parts(first, second, values, picture, row, cut, count, width, feature, inside):
+def _write_parts(first, second, values, picture, row, cut, count, width, feature, inside):
     """Rows of (first, second), dense and cut at row ``cut`` of ``count``."""
     write = first + (picture * cut + row)[:, None] * width + feature[None, :]
     tl.store(write, values, mask=inside & (row < cut)[:, None])
@@ -163,8 +162,8 @@ def move_kernel(
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (near < count)[:, None] & (feature < width)[None, :]
     first_strides, second_strides = (first_batch_stride, first_token_stride), (second_batch_stride, second_token_stride)
-    row = read_parts(first, second, first_strides, second_strides, picture, source, ahead, feature, inside)
-    write_parts(first_out, second_out, row, picture, target, ahead_out, count, width, feature, inside)
+    row = _read_parts(first, second, first_strides, second_strides, picture, source, ahead, feature, inside)
+    _write_parts(first_out, second_out, row, picture, target, ahead_out, count, width, feature, inside)
 
 
 def class_row(query: Tensor, key: Tensor, scale: float) -> Tensor:

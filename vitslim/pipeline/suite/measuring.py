@@ -70,7 +70,6 @@ def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> d
     if device.type != "cuda" or find_spec("triton") is None:
         raise MissingDependencyError("kernels are timed on an NVIDIA GPU with triton")
     from vitslim.kernels.triton.cases import kernel_cases
-    from vitslim.kernels.triton.linear_cases import linear_cases
     from vitslim.kernels.triton.token_cases import token_cases
 
     peaks = measure_peaks(device, case.precision)
@@ -79,7 +78,7 @@ def _measure_kernels(case: Case, preset: SuitePreset, device: torch.device) -> d
     skipped: list[KernelSkip] = []
     for tokens in case.tokens:
         for batch in case.batches:
-            for build in (kernel_cases, token_cases, linear_cases):
+            for build in (kernel_cases, token_cases):
                 timed, missed = time_kernels(build, tokens=tokens, batch=batch, **shared)
                 rows += timed
                 skipped += missed

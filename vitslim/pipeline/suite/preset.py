@@ -29,12 +29,10 @@ COMPILED = ("compiled", "compiled-graph")
 _SPLIT_BY_BATCH = (*COMPILED, "ort-tensorrt", "tensorrt", "rtx")
 
 KERNELS = (
-    *("bit mask", "bit mask, bits given", "tiles of 64", "tiles of 64, keys given", "image"),
-    *("class row", "order", "take apart, normed", "take apart", "put back", "selection"),
+    *("tiles of 64", "tiles of 64, keys given", "image"),
+    *("class row", "argsort by score", "gather and split", "scatter back", "selection"),
     *("convolution, expansion 2", "its gradient, expansion 2", "convolution, expansion 0.5"),
-    *("its gradient, expansion 0.5", "channel attention"),
-    *(f"shared linear map, {sides}" for sides in ("384 to 1152", "384 to 384", "384 to 1536", "1536 to 384")),
-    *(f"shared linear map, {sides}" for sides in ("768 to 2304", "768 to 768", "768 to 3072", "3072 to 768")),
+    "its gradient, expansion 0.5",
 )  # that cases of kernels time, by the kernels' names; the kernels need triton to be asked
 
 CONTROL = "dense-control"  # the teacher with the budget of the students

@@ -11,24 +11,16 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Older ones have neither bfloat16 nor the tensor cores that the kernels are compiled for.
 _LEAST_CAPABILITY = (8, 0)
 
-# What the kernels of attention are compiled for; a wider head would spill.
-_WIDEST_HEAD = 128
-
-# A constant, since torch.compile traces the question and could not look for a package.
+# A constant, since torch.compile traces the check and could not look for a package.
 _HAS_TRITON = find_spec("triton") is not None and torch.version.cuda is not None
 
 
-def kernels_serve(tensor: Tensor) -> bool:
+def use_triton(tensor: Tensor) -> bool:
     """Whether the kernels run where this tensor lies: an NVIDIA GPU since Ampere with Triton, and no file is traced.
 
     A file (ONNX, ``.pt2``, AOTInductor) is opened by others, so it is written in standard operators.
     """
-    return tensor.is_cuda and _serves(tensor.dtype, tensor.device.index)
-
-
-def serves_attention(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernels of ``vitslim.kernels.bit_attention`` take these; their heads are at most 128 wide."""
-    return kernels_serve(value) and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
+    return tensor.is_cuda and _is_supported(tensor.dtype, tensor.device.index)
 
 
 # A constant to torch.compile, which in torch 2.11 takes its own tracing for an export.
@@ -38,7 +30,7 @@ def traces_a_file() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
-def _serves(dtype: torch.dtype, device: int | None) -> bool:
+def _is_supported(dtype: torch.dtype, device: int | None) -> bool:
     return dtype in _DTYPES and _HAS_TRITON and not traces_a_file() and _is_recent(device)
 
 
