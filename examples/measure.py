@@ -57,7 +57,7 @@ def demo() -> None:
 
 
 def baselines() -> None:
-    """Train the dense model and all students with one budget and three seeds; what out/baselines holds is taken over."""
+    """Train the dense model and all students with one budget and several seeds; what out/baselines holds is kept."""
     rows = compare_with_seeds(ROOT / "out" / "baselines", steps=STEPS, seeds=SEEDS, progress=told)
     document = {"command": "python examples/measure.py baselines", "steps": STEPS, "seeds": list(SEEDS), "rows": rows}
     write_json(RESULTS / "baselines.json", {**document, "environment": environment()})
@@ -196,9 +196,10 @@ def baselines_table(document: dict) -> str:
             ]
         )
     images = rows[0]["images"]
+    half_width = 196 * (control * (1 - control) / images) ** 0.5
     note = (
-        f"The built-in model ({100 * rows[0]['teacher_top1']:.2f} % before fine-tuning), {images} held-out images, so that one accuracy is "
-        f"known to ±{196 * (control * (1 - control) / images) ** 0.5:.2f}; {document['steps']} steps of distillation for every row, "
+        f"The built-in model ({100 * rows[0]['teacher_top1']:.2f} % before fine-tuning), {images} held-out images, so "
+        f"that one accuracy is known to ±{half_width:.2f}; {document['steps']} steps of distillation for every row, "
         f"seeds {', '.join(map(str, document['seeds']))}. Command: `{document['command']}`."
     )
     return "\n".join([as_table(lines), "", note])
