@@ -16,7 +16,7 @@ from vitslim.files import read_json
 from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.pipeline.checks import check
-from vitslim.pipeline.choices import Choice, advise, convert_all, forecast, plan_all, reads_analysis
+from vitslim.pipeline.choices import Choice, advise, convert_all, plan_all, reads_analysis
 from vitslim.recipe import Recipe, read_recipe
 from vitslim.trunk import plan_of
 

@@ -193,9 +193,7 @@ def _with_one_block(
     # One block has nothing to choose from: what is said of it is what there is to say.
     of_one: VitslimError | None = None
     for layer in range(1, plan.depth) if taking else ():
-        single = [
-            {**entry, "layers": (layer,)} if index in taking else entry for index, entry in enumerate(entries)
-        ]
+        single = [{**entry, "layers": (layer,)} if index in taking else entry for index, entry in enumerate(entries)]
         try:
             planned_now, _, choices = plan_all(single, plan, None, history)
         except VitslimError as error:
