@@ -84,10 +84,11 @@ def test_the_outline_says_what_will_be_done() -> None:
 
 
 def test_the_outline_promises_no_training_that_is_not_made() -> None:
-    # Evo-ViT has nothing to warm up, and a length that nobody gave is one pass.
-    document = merged({"convert": [{"method": "evo_vit"}], "distill": {"steps": None}, "control": False})
-    (only,) = check(read_recipe(document)).outline.budget
-    assert (only.stage, only.epochs, only.steps) == ("distillation", 1.0, None)
+    # Neither has something to warm up, and a length that nobody gave is one pass.
+    for entry in ({"method": "evo_vit"}, {"method": "sret", "merged": True, "lrc": True}):
+        document = merged({"convert": [entry], "distill": {"steps": None}, "control": False})
+        (only,) = check(read_recipe(document)).outline.budget
+        assert (only.stage, only.epochs, only.steps) == ("distillation", 1.0, None)
     assert check(read_recipe({"model": MODEL})).outline.images is None
     measured = check(read_recipe({"model": MODEL, "data": RECIPE["data"]})).outline.images
     assert measured is not None

@@ -69,7 +69,7 @@ def test_a_student_learns_early_and_its_dense_control_as_always(tmp_path: Path) 
     assert torch.equal(student.head.weight, state_of(tmp_path)["head.weight"])
     assert read_json(tmp_path / "train" / "result.json")["settings"]["early_tokens"] == 0.5
     assert read_json(tmp_path / "train" / "control" / "result.json")["settings"]["early_tokens"] == 0.0
-    assert read_json(tmp_path / "config.json")["conversions"][0]["options"]["schedule"] == "stage"
+    assert any(step["tokens"].get("early_form") for step in read_json(tmp_path / "plan.json")["steps"])
 
 
 def stages_of(recipe: Recipe, folder: Path, **options: Any) -> list[str]:
@@ -179,13 +179,13 @@ def test_without_images_the_model_is_only_converted(tmp_path: Path) -> None:
     assert result.metrics == {}
     assert result.passed
     assert not (tmp_path / "out" / "train").exists()
-    assert read_json(tmp_path / "out" / "plan.json")[1]["mixing"] == "reuse (expansion 2)"
+    assert read_json(tmp_path / "out" / "plan.json")["steps"][1]["attention"]["kind"] == "reuse"
 
 
 def test_without_a_method_the_dense_model_is_trained(tmp_path: Path) -> None:
     recipe = recipe_with(convert=[], warm_start=None, analyze=None, control=False)
     result = run(recipe, tmp_path / "out")
-    assert read_json(tmp_path / "out" / "plan.json") == []
+    assert read_json(tmp_path / "out" / "plan.json") == {}
     assert set(result.metrics) == {"teacher", "student"}
 
 
@@ -384,7 +384,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[VitslimError], str]] = {
     "layer out of range": (
         {"convert": [{"method": "skipat", "layers": [4]}]},
         ConfigError,
-        r"block 4 does not exist; choose from 1\.\.3",
+        r"block 4 does not exist; choose from 0\.\.3",
     ),
     "method twice": (
         {"convert": [{"method": "skipat", "layers": [1]}, {"method": "skipat", "layers": [2]}]},
@@ -444,7 +444,8 @@ def test_checking_a_recipe_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(timm, "create_model", without_weights)
     found = check(read_recipe({"model": {"name": "deit_small"}, "convert": [{"method": "skipat"}]}))
-    assert [row["block"] for row in found.plan if row["mixing"] != "dense"] == [3, 4, 5, 6, 7, 8]
+    assert found.plan is not None
+    assert [step.block for step in found.plan.steps if not step.is_dense] == [3, 4, 5, 6, 7, 8]
 
 
 # --- chains ---------------------------------------------------------------------------------------------------------

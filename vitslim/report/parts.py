@@ -15,7 +15,7 @@ from vitslim.files import read_json
 from vitslim.report.names import conversion_sentence, title_of
 from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
-from vitslim.targets.parity.result import ParityCheck
+from vitslim.targets.parity.result import ParityReport
 from vitslim.train import EvalResult, TrainResult
 
 PART_FILES = (
@@ -62,13 +62,6 @@ class Choice(_Document):
     reason: str = ""
 
 
-class Parity(_Document):
-    """export/parity.json: whether the artifacts compute what the model computes."""
-
-    checks: list[ParityCheck]
-    notes: list[str] = []
-
-
 @dataclass(frozen=True)
 class ReportParts:
     """What an output folder holds; None is a stage that has not run. ``metrics`` names its models by their role."""
@@ -82,7 +75,7 @@ class ReportParts:
     metrics: Mapping[str, EvalResult] = field(default_factory=dict[str, EvalResult])
     log: TrainingLog | None = None
     stages: Mapping[str, TrainResult] = field(default_factory=dict[str, TrainResult])
-    parity: Parity | None = None
+    parity: ParityReport | None = None
     bench: BenchReport | None = None
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     recipe: str | None = None
@@ -128,7 +121,7 @@ def read_parts(folder: str | Path) -> ReportParts:
         metrics=_read(root / "metrics.json", TypeAdapter(dict[str, EvalResult]).validate_python) or {},
         log=read_training_log(root / "train"),
         stages={stage: found for stage, found in stages.items() if found is not None},
-        parity=_read(root / "export" / "parity.json", Parity.model_validate),
+        parity=_read(root / "export" / "parity.json", ParityReport.model_validate),
         bench=read_bench(root / "bench.json"),
         environment=_read(root / "env.json", TypeAdapter(dict[str, Any]).validate_python) or {},
         recipe=_read_text(root / "recipe.yaml"),

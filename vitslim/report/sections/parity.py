@@ -32,7 +32,7 @@ def parity(parts: ReportParts) -> list[Piece]:
     return [
         Note(f"{failed} of {len(checks)} checks are out of tolerance.", "bad") if failed else Note(whole),
         Table(caption, _HEADER, [_row(one) for one in checks], words=3),
-        *(Note(f"{one.title}: {failure}", "bad") for one in checks for failure in one.failures),
+        *(Note(failure, "bad") for failure in parts.parity.failures()),
         *(Note(note, "note") for note in parts.parity.notes),
     ]
 
