@@ -141,6 +141,12 @@ class Trunk(nn.Module):
         """Whether a warm start has anything to fit."""
         return any(axis.fits for step in self.all_steps() for axis in step.axes)
 
+    @property
+    def fits_by_gradients(self) -> bool:
+        """Whether a warm start takes optimiser steps, beyond what it solves in closed form."""
+        axes = (axis for step in self.all_steps() for axis in step.axes)
+        return any(axis.fits and type(axis).local_loss is not AxisModule.local_loss for axis in axes)
+
     def parameters_fitted_apart(self) -> dict[str, nn.Parameter]:
         """Those of the new parameters that training end to end leaves as they are; only ``local_loss`` fits them."""
         return {
