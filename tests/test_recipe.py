@@ -13,7 +13,7 @@ from vitslim.methods import convert
 from vitslim.opening import open_model
 from vitslim.pipeline.training import read_pretrain_config
 from vitslim.recipe import Recipe, load_recipe, read_recipe, with_overrides, write_yaml
-from vitslim.train.early_tokens import faults_of_early_tokens
+from vitslim.train.early_tokens import early_token_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -73,7 +73,7 @@ def student_of(path: Path) -> tuple[nn.Module, nn.Module]:
 def test_the_model_of_every_recipe_can_be_converted_and_trained_as_it_says(path: Path) -> None:
     settings = load_recipe(path).distill
     assert settings is not None
-    assert faults_of_early_tokens(student_of(path)[1], settings.early_tokens) == []
+    assert early_token_errors(student_of(path)[1], settings.early_tokens) == []
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_single_method_needs_no_list() -> None:
     assert read_recipe({"convert": {"method": "skipat"}}).convert == ({"method": "skipat"},)
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from vitslim.errors import ConfigError
-from vitslim.validation import describe_named_faults
+from vitslim.validation import describe_named_errors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,7 +73,7 @@ class _Reader:
         try:
             return self._adapter.validate_python(named) | options
         except ValidationError as error:
-            raise ConfigError(f"{self._name}: {'; '.join(describe_named_faults(error, self._kinds))}") from None
+            raise ConfigError(f"{self._name}: {'; '.join(describe_named_errors(error, self._kinds))}") from None
 
     def _misplaced(self, count: int, kwargs: Mapping[str, Any]) -> str:
         twice = [name for name in self._by_place[:count] if name in kwargs]

@@ -17,7 +17,7 @@ from vitslim.methods import read_method
 from vitslim.plain_yaml import LARGEST_NUMBER, read_yaml, read_yaml_file
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
-from vitslim.validation import describe_faults, shown
+from vitslim.validation import describe_errors, shown
 
 _MAX_SECTIONS = 8  # one within the other, in the key of an assignment
 
@@ -99,7 +99,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key=value`` overrides.
 
     Raises:
-        ConfigError: unreadable YAML, unknown keys, or values out of range; all faults in one message.
+        ConfigError: unreadable YAML, unknown keys, or values out of range; all errors in one message.
     """
     return read_recipe(read_settings_file(path, "sections such as model and convert"), overrides, origin=str(path))
 
@@ -123,10 +123,10 @@ def read_recipe(document: Mapping[str, Any], overrides: Iterable[str] = (), *, o
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(where + "; ".join(describe_faults(error, Recipe))) from None
-    faults = _contradictions(recipe)
-    if faults:
-        raise ConfigError(where + "; ".join(faults))
+        raise ConfigError(where + "; ".join(describe_errors(error, Recipe))) from None
+    errors = _contradictions(recipe)
+    if errors:
+        raise ConfigError(where + "; ".join(errors))
     return recipe
 
 
@@ -187,23 +187,23 @@ def _kind(document: Any) -> str:
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
-    faults: list[str] = []
+    errors: list[str] = []
     for index, entry in enumerate(recipe.convert):
         where = f"convert.{index}: " if len(recipe.convert) > 1 else ""
         options = {name: value for name, value in entry.items() if name != "method"}
         if "method" not in entry:
-            faults.append(f"convert.{index} names no method; wanted {{method: NAME, option: value, ...}}")
+            errors.append(f"convert.{index} names no method; wanted {{method: NAME, option: value, ...}}")
             continue
         try:
             read_method(str(entry["method"]), options)
         except ConfigError as error:
-            faults.append(f"{where}{error}")
+            errors.append(f"{where}{error}")
     needing = [name for name in ("analyze", "warm_start", "distill") if getattr(recipe, name) is not None]
     if needing and recipe.data is None:
         verb = "needs" if len(needing) == 1 else "need"
-        faults.append(f"{', '.join(needing)} {verb} images, but data is missing")
+        errors.append(f"{', '.join(needing)} {verb} images, but data is missing")
     if recipe.distill is not None and recipe.distill.hard and recipe.data and recipe.data.labels == "ignore":
-        faults.append(f"distill.hard={recipe.distill.hard:g} trains on labels, but data.labels says to ignore them")
+        errors.append(f"distill.hard={recipe.distill.hard:g} trains on labels, but data.labels says to ignore them")
     if recipe.control and recipe.distill is None:
-        faults.append("control asks for the dense model's own training, but distill gives no budget")
-    return faults
+        errors.append("control asks for the dense model's own training, but distill gives no budget")
+    return errors

@@ -31,16 +31,16 @@ def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> K
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(where + "; ".join(describe_faults(error, kind))) from None
+        raise ConfigError(where + "; ".join(describe_errors(error, kind))) from None
 
 
-def describe_faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+def describe_errors(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     """One sentence per fault of plain data that should become a ``kind``; unknown keys come with the nearest known."""
-    return describe_named_faults(error, _fields(kind))
+    return describe_named_errors(error, _fields(kind))
 
 
-def describe_named_faults(error: ValidationError, fields: Mapping[str, Any]) -> list[str]:
-    """``describe_faults`` for named values, given the type of each."""
+def describe_named_errors(error: ValidationError, fields: Mapping[str, Any]) -> list[str]:
+    """``describe_errors`` for named values, given the type of each."""
     # A value that fits none of several types gives one fault per type, all at the same key.
     reasons: dict[str, dict[str, None]] = {}
     for fault in error.errors(include_url=False, include_context=False):

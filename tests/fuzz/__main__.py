@@ -138,15 +138,15 @@ def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: P
 
 
 def _summary(verdicts: list[Verdict], seed: int) -> int:
-    faults = Counter(verdict.fault.split(": ")[0] for verdict in verdicts if verdict.fault)
+    errors = Counter(verdict.fault.split(": ")[0] for verdict in verdicts if verdict.fault)
     ended = Counter(verdict.ended for verdict in verdicts)
     print(
-        f"\nseed {seed}: {len(verdicts)} cases, {ended['ok']} ok, {ended['refused']} refused, {ended['fault']} faults"
+        f"\nseed {seed}: {len(verdicts)} cases, {ended['ok']} ok, {ended['refused']} refused, {ended['fault']} errors"
     )
-    for place, count in faults.most_common():
+    for place, count in errors.most_common():
         numbers = [verdict.number for verdict in verdicts if verdict.fault and verdict.fault.startswith(place)]
         print(f"{count:5d}  {place}  (--case {numbers[0]})")
-    return min(1, len(faults))
+    return min(1, len(errors))
 
 
 if __name__ == "__main__":

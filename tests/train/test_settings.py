@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from vitslim.data import AugmentConfig
 from vitslim.shapes import Config
-from vitslim.train import DistillConfig, LoopConfig, PretrainConfig, WarmStartConfig, faults_of_training
+from vitslim.train import DistillConfig, LoopConfig, PretrainConfig, WarmStartConfig, training_errors
 
 NOT_FINITE = [
     (kind, name, value)
@@ -76,12 +76,12 @@ def test_words_of_timm_for_augmentation_are_taken() -> None:
 
 
 def test_what_settings_alone_can_be_wrong_in_is_told_without_models_or_images() -> None:
-    assert faults_of_training(DistillConfig()) == []
-    assert faults_of_training(WarmStartConfig()) == []
-    faults = faults_of_training(DistillConfig(optimizer="adamv", schedule="cosinus", soft=0.0))
-    assert len(faults) == 3
-    assert faults[0].startswith("unknown optimizer 'adamv'; did you mean 'adam'?")
-    assert faults[1].startswith("unknown schedule 'cosinus'; did you mean 'cosine'?")
-    assert faults[2].startswith("every part of the loss has weight 0")
+    assert training_errors(DistillConfig()) == []
+    assert training_errors(WarmStartConfig()) == []
+    errors = training_errors(DistillConfig(optimizer="adamv", schedule="cosinus", soft=0.0))
+    assert len(errors) == 3
+    assert errors[0].startswith("unknown optimizer 'adamv'; did you mean 'adam'?")
+    assert errors[1].startswith("unknown schedule 'cosinus'; did you mean 'cosine'?")
+    assert errors[2].startswith("every part of the loss has weight 0")
     # Its second derivatives are not computed, so that training would end in a traceback.
-    assert faults_of_training(WarmStartConfig(optimizer="adahessian"))[0].startswith("unknown optimizer")
+    assert training_errors(WarmStartConfig(optimizer="adahessian"))[0].startswith("unknown optimizer")

@@ -149,19 +149,19 @@ class _Found:
 
 
 def _check(model: nn.Module, loader: Iterable[ImageBatch], images: int | None, replacement_images: int) -> None:
-    faults: list[str] = []
+    errors: list[str] = []
     if is_converted(model):
-        faults.append("the model is converted already: analyze the dense model that it was made from")
+        errors.append("the model is converted already: analyze the dense model that it was made from")
     if model.training:
-        faults.append("the model is in training mode, where dropout blurs every figure: call model.eval() first")
+        errors.append("the model is in training mode, where dropout blurs every figure: call model.eval() first")
     if iter(loader) is loader:
-        faults.append("the loader is a one-shot iterator, but is walked through three times: pass a Loader or a list")
+        errors.append("the loader is a one-shot iterator, but is walked through three times: pass a Loader or a list")
     if images is not None and images < MIN_SAMPLES:
-        faults.append(f"images={images}: the unbiased estimator of CKA needs at least {MIN_SAMPLES}")
+        errors.append(f"images={images}: the unbiased estimator of CKA needs at least {MIN_SAMPLES}")
     if replacement_images < 1:
-        faults.append(f"replacement_images={replacement_images}: choose 1 or more")
-    if faults:
-        raise ConfigError("; ".join(faults))
+        errors.append(f"replacement_images={replacement_images}: choose 1 or more")
+    if errors:
+        raise ConfigError("; ".join(errors))
 
 
 def _stream(model: nn.Module, batches: Iterable[Tensor]) -> _Found:

@@ -18,7 +18,7 @@ from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.trunk import is_converted
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 _NO_CPU_MEMORY = (
     "No peak memory (peak_memory_mib) on the CPU: the resident peak belongs to the process, which holds every model."
@@ -117,7 +117,7 @@ def _config(options: dict[str, Any]) -> BenchConfig:
     try:
         return BenchConfig(**options)
     except ValidationError as error:
-        raise ConfigError(f"benchmark: {'; '.join(describe_faults(error, BenchConfig))}") from None
+        raise ConfigError(f"benchmark: {'; '.join(describe_errors(error, BenchConfig))}") from None
 
 
 def _check_baseline(models: Mapping[str, nn.Module], baseline: str) -> None:

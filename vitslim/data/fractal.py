@@ -46,7 +46,7 @@ class FractalConfig:
     """What the fractal images look like and how many there are; the defaults are the built-in task.
 
     Raises:
-        ConfigError: a field is out of its range; all faults are in one message.
+        ConfigError: a field is out of its range; all errors are in one message.
     """
 
     classes: int = 200  # parameter sets, 2..100000; the first ones stay when more are asked for
@@ -78,15 +78,15 @@ class FractalConfig:
             "negatives": (0, 1),
             "points_per_pixel": (0.1, 16),
         }
-        faults: list[str] = []
+        errors: list[str] = []
         for field in dataclasses.fields(self):
             value, (low, high) = getattr(self, field.name), ranges[field.name]
             numeric = isinstance(value, int | float if field.type is float else int) and not isinstance(value, bool)
             if not numeric or not low <= value <= high:
                 kind = "a number" if field.type is float else "an integer"
-                faults.append(f"{field.name}={value!r} must be {kind} in {low}..{high}")
-        if faults:
-            raise ConfigError("fractal images: " + "; ".join(faults))
+                errors.append(f"{field.name}={value!r} must be {kind} in {low}..{high}")
+        if errors:
+            raise ConfigError("fractal images: " + "; ".join(errors))
 
     def count(self, split: Split) -> int:
         """How many images a split has.

@@ -15,7 +15,7 @@ from vitslim.registry import Registry
 from vitslim.shapes import Config
 from vitslim.trunk import register_realiser
 from vitslim.trunk.build import Realiser
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class MethodConfig(Config):
             try:
                 super().__init__(**options)
             except ValidationError as error:
-                errors = "; ".join(describe_faults(error, type(self)))
+                errors = "; ".join(describe_errors(error, type(self)))
                 raise ConfigError(f"{type(self).__name__}: {errors}") from None
 
         # For pydantic: no other way to make one, so that reading plain data gives its own error.

@@ -14,7 +14,7 @@ from vitslim.methods.base import METHODS, Evidence, Method, MethodConfig
 from vitslim.models import describe
 from vitslim.plans import ModelPlan, check
 from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 
 @checked
@@ -108,7 +108,7 @@ def read_options(method: Method, options: Mapping[str, Any]) -> MethodConfig:
     try:
         return method.config.model_validate(dict(options))
     except ValidationError as error:
-        errors = describe_faults(error, method.config)
+        errors = describe_errors(error, method.config)
         raise ConfigError("; ".join(_named(method, error) for error in errors)) from None
 
 

@@ -16,8 +16,8 @@ from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, o
 from vitslim.plans import ModelPlan
 from vitslim.recipe import Recipe
 from vitslim.targets.onnx.export import check_export
-from vitslim.train import check_distillation, faults_of_training
-from vitslim.train.early_tokens import faults_of_early_tokens
+from vitslim.train import check_distillation, training_errors
+from vitslim.train.early_tokens import early_token_errors
 from vitslim.trunk import build, is_converted, plan_of, trunk_of
 
 
@@ -125,14 +125,14 @@ def _check_outputs(recipe: Recipe, source: nn.Module) -> None:
 
 def _check_training(recipe: Recipe, student: nn.Module, teacher: nn.Module, train: Loader | None) -> None:
     if recipe.warm_start is not None:
-        faults = faults_of_training(recipe.warm_start)
-        if faults:
-            raise ConfigError(f"warm_start: {'; '.join(faults)}")
+        errors = training_errors(recipe.warm_start)
+        if errors:
+            raise ConfigError(f"warm_start: {'; '.join(errors)}")
     section = recipe.distill
     if section is None or train is None:
         return
-    if faults := faults_of_early_tokens(student, section.early_tokens):
-        raise ConfigError(f"distill.{faults[0]}")
+    if errors := early_token_errors(student, section.early_tokens):
+        raise ConfigError(f"distill.{errors[0]}")
     check_distillation(student, copy.deepcopy(teacher).to("meta"), train, section)
 
 

@@ -26,7 +26,7 @@ from vitslim.plans.choices import (
 from vitslim.plans.shape import ModelShape
 from vitslim.registry import Registry
 from vitslim.shapes import Config
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 PLAN_VERSION = 1
 MOST_STEPS = 100_000  # a thousand recursions of a hundred blocks
@@ -64,7 +64,7 @@ def _reader(axis: Axis) -> Callable[[Any], Any]:
         try:
             return kind.model_validate(value)
         except ValidationError as error:
-            raise ValueError("; ".join(describe_faults(error, kind))) from None
+            raise ValueError("; ".join(describe_errors(error, kind))) from None
 
     return read
 

@@ -13,7 +13,7 @@ from vitslim.files import read_json
 from vitslim.plans.check import check
 from vitslim.plans.plan import PLAN_VERSION, ModelPlan
 from vitslim.shapes import AnyPath
-from vitslim.validation import describe_faults, shown
+from vitslim.validation import describe_errors, shown
 
 
 def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
@@ -34,7 +34,7 @@ def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
     try:
         plan = ModelPlan.model_validate(document)
     except ValidationError as error:
-        errors = describe_faults(error, ModelPlan)
+        errors = describe_errors(error, ModelPlan)
         plan = _readable_part(cast("Mapping[str, Any]", document), error)
     errors += [] if plan is None else check(plan)
     if plan is None or errors:

@@ -144,10 +144,10 @@ def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
     try:
         return validate(read_json(path))
     except ValidationError as error:
-        faults = "; ".join(
+        errors = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
         )
-        raise CheckpointError(f"{path} does not have the expected form ({faults}); run its stage again") from None
+        raise CheckpointError(f"{path} does not have the expected form ({errors}); run its stage again") from None
     except ConfigError as error:
         raise CheckpointError(f"{path.parent}: {error}") from None
 

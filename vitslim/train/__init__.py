@@ -1,6 +1,6 @@
 """Training: layer-wise warm start, distillation, evaluation, pretraining, all over one loop."""
 
-from vitslim.train.distill import DistillConfig, check_distillation, distill, faults_of_training
+from vitslim.train.distill import DistillConfig, check_distillation, distill, training_errors
 from vitslim.train.evaluate import EvalResult, evaluate, evaluate_all
 from vitslim.train.pretrain import Phase, PretrainConfig, PretrainResult, pretrain
 from vitslim.train.settings import LoopConfig, TrainResult
@@ -19,7 +19,7 @@ __all__ = [
     "distill",
     "evaluate",
     "evaluate_all",
-    "faults_of_training",
     "pretrain",
+    "training_errors",
     "warm_start",
 ]

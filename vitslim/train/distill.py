@@ -13,13 +13,13 @@ from vitslim.data.batch import Batch, Loader, warn_of_shared_images
 from vitslim.errors import ConfigError
 from vitslim.models import token_layout
 from vitslim.progress import ProgressCallback, silent
-from vitslim.train.early_tokens import early_tokens, faults_of_early_tokens
+from vitslim.train.early_tokens import early_token_errors, early_tokens
 from vitslim.train.evaluate import evaluate
-from vitslim.train.finite import fault_of_weights
+from vitslim.train.finite import weights_error
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
 from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
-from vitslim.train.optim import faults_of_optimizer
+from vitslim.train.optim import optimizer_errors
 from vitslim.train.processes import Processes
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
 from vitslim.trunk import at_plan_size, is_converted, tokens_at_grid, trunk_of
@@ -220,54 +220,54 @@ def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Lo
     """Refuse what cannot work before anything is changed; the models may lie on the meta device.
 
     Raises:
-        ConfigError: all faults of names, losses, models and data in one message.
+        ConfigError: all errors of names, losses, models and data in one message.
     """
-    faults = faults_of_training(config) + _teacher_faults(teacher, config)
-    faults += [
+    errors = training_errors(config) + _teacher_errors(teacher, config)
+    errors += [
         fault
         for role, model in (("student", student), ("teacher", teacher))
-        if model is not None and (fault := fault_of_weights(model, role)) is not None
+        if model is not None and (fault := weights_error(model, role)) is not None
     ]
-    faults += _data_faults(student, loader, config)
-    faults += faults_of_early_tokens(student, config.early_tokens)
-    if faults:
-        raise ConfigError("; ".join(faults))
+    errors += _data_errors(student, loader, config)
+    errors += early_token_errors(student, config.early_tokens)
+    if errors:
+        raise ConfigError("; ".join(errors))
     models = [model for model in (student, teacher) if model is not None]
     outputs = [_probe(model, student, loader, config.step_outputs > 0) for model in models]
     if len(outputs) == 2:
         _check_outputs(outputs[0], outputs[1], config)
 
 
-def faults_of_training(config: LoopConfig) -> list[str]:
+def training_errors(config: LoopConfig) -> list[str]:
     """What is wrong with the settings of a training whatever its models and images are; empty where nothing is."""
-    faults = faults_of_optimizer(config)
+    errors = optimizer_errors(config)
     if isinstance(config, DistillConfig) and not any(config.weights.values()):
-        faults.append("every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs")
-    return faults
+        errors.append("every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs")
+    return errors
 
 
-def _teacher_faults(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
+def _teacher_errors(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
     from_teacher = [f"{name}={weight:g}" for name, weight in config.weights.items() if weight and name != "hard"]
     if teacher is None and from_teacher:
         return [f"{', '.join(from_teacher)} needs a teacher; pass one, or set these to 0 with hard=1"]
     return []
 
 
-def _data_faults(student: nn.Module, loader: Loader, config: DistillConfig) -> list[str]:
+def _data_errors(student: nn.Module, loader: Loader, config: DistillConfig) -> list[str]:
     outputs = getattr(student, "num_classes", 0)
-    faults: list[str] = []
+    errors: list[str] = []
     if config.hard and not loader.labelled:
-        faults.append(f"hard={config.hard:g} needs labels and {loader.origin} has none; set hard=0 or give labels")
+        errors.append(f"hard={config.hard:g} needs labels and {loader.origin} has none; set hard=0 or give labels")
     if config.hard and loader.num_classes is not None and loader.num_classes != outputs:
-        faults.append(
+        errors.append(
             f"{loader.origin} has {loader.num_classes} classes, the model {outputs} outputs; give data of its classes, "
             f"a model with as many outputs (--num-classes {loader.num_classes}, num_classes=), or set hard=0"
         )
     if (config.hard or config.soft) and not outputs:
-        faults.append("the model has no classifier; give it one (num_classes) or train with tokens and step_outputs")
+        errors.append("the model has no classifier; give it one (num_classes) or train with tokens and step_outputs")
     if (config.mixup or config.cutmix) and loader.batch_size % 2:
-        faults.append(f"mixup and cutmix pair the images of a batch; batch_size={loader.batch_size} must be even")
-    return faults
+        errors.append(f"mixup and cutmix pair the images of a batch; batch_size={loader.batch_size} must be even")
+    return errors
 
 
 @dataclass(frozen=True)

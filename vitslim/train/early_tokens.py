@@ -29,7 +29,7 @@ def early_tokens(student: nn.Module, share: float) -> Generator[Callable[[nn.Mod
         trunk_of(student).choose_early_(False)
 
 
-def faults_of_early_tokens(student: nn.Module, share: float) -> list[str]:
+def early_token_errors(student: nn.Module, share: float) -> list[str]:
     """Why a student cannot be trained so; empty where it can."""
     if not share:
         return []

@@ -15,7 +15,7 @@ from vitslim.errors import CheckFailedError, ConfigError, DataError
 from vitslim.models import preprocessing
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import NoneOrMore, Result
-from vitslim.train.finite import fault_of_weights
+from vitslim.train.finite import weights_error
 from vitslim.train.processes import ALONE, Processes
 from vitslim.trunk import at_plan_size
 
@@ -128,7 +128,7 @@ def _check_finite(name: str, model: nn.Module, sums: Tensor) -> None:
     broken, images = int(sums[_SUMS.index("broken")]), int(sums[0])
     if not broken:
         return
-    reason = fault_of_weights(model, name) or (
+    reason = weights_error(model, name) or (
         "all of its weights are finite, so the numbers grow too large on the way; measure in full precision, and look "
         "at the mean and std of the images"
     )

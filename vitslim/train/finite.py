@@ -17,7 +17,7 @@ def not_finite(model: nn.Module) -> list[str]:
     return [name for (name, _), is_good in zip(named, found.isfinite().tolist(), strict=True) if not is_good]
 
 
-def fault_of_weights(model: nn.Module, role: str) -> str | None:
+def weights_error(model: nn.Module, role: str) -> str | None:
     """Why a model of such weights is of no use, as a sentence; None where all of them are finite.
 
     Args:

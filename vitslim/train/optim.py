@@ -92,16 +92,16 @@ def make_schedule(
     return schedule
 
 
-def faults_of_optimizer(config: LoopConfig) -> list[str]:
+def optimizer_errors(config: LoopConfig) -> list[str]:
     """Why no optimiser or schedule can be made of these settings, for any model; empty where both can."""
-    faults: list[str] = []
+    errors: list[str] = []
     try:
         make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config.optimizer, config.lr, config.weight_decay)
     except ConfigError as fault:
-        faults.append(str(fault))
+        errors.append(str(fault))
     if config.schedule not in SCHEDULES:
-        faults.append(_unknown("schedule", config.schedule, SCHEDULES))
-    return faults
+        errors.append(_unknown("schedule", config.schedule, SCHEDULES))
+    return errors
 
 
 def _known_optimizers() -> list[str]:

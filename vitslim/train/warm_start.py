@@ -16,10 +16,10 @@ from vitslim.errors import ConfigError
 from vitslim.models import trace
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.closed_form import fit_in_closed_form_
-from vitslim.train.finite import fault_of_weights
+from vitslim.train.finite import weights_error
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
-from vitslim.train.optim import faults_of_optimizer
+from vitslim.train.optim import optimizer_errors
 from vitslim.train.settings import MAX_FACTOR, MAX_STEPS, LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
 from vitslim.trunk import Trunk, at_plan_size, is_converted, trunk_of
@@ -66,7 +66,7 @@ def warm_start(
         CheckFailedError: a loss became NaN or infinite, or another process of the run ended.
     """
     trunk = _trunk_to_fit(student)
-    errors = [*faults_of_optimizer(config), fault_of_weights(student, "student"), fault_of_weights(teacher, "teacher")]
+    errors = [*optimizer_errors(config), weights_error(student, "student"), weights_error(teacher, "teacher")]
     if any(errors):
         raise ConfigError("; ".join(error for error in errors if error is not None))
     student.eval()

@@ -21,7 +21,7 @@ from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.runtime import Precision
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 PRESETS = ("cpu", "gpu")
 COMPILED = ("compiled", "compiled-graph")
@@ -283,7 +283,7 @@ def read_preset(kind: type[P], name: str, *, quick: bool = False, overrides: Ite
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(f"preset {name}: {'; '.join(describe_faults(error, kind))}") from None
+        raise ConfigError(f"preset {name}: {'; '.join(describe_errors(error, kind))}") from None
 
 
 def _check_measured(target: GainTarget, cases: Sequence[Case]) -> None:

@@ -21,7 +21,7 @@ from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.tensorrt.build import build_engine, describe
 from vitslim.targets.tensorrt.options import EngineOptions
 from vitslim.targets.tensorrt.source import precision_of
-from vitslim.validation import describe_faults
+from vitslim.validation import describe_errors
 
 
 class EngineTarget(Target):
@@ -55,7 +55,7 @@ class EngineTarget(Target):
         try:
             asked = EngineOptions(flavor=self.flavor, precision=request.precision, **options)
         except ValidationError as error:
-            raise ConfigError("; ".join(describe_faults(error, EngineOptions))) from None
+            raise ConfigError("; ".join(describe_errors(error, EngineOptions))) from None
         if request.source is not None and request.source.suffix == ".onnx":
             return build_engine(request.source, request.path, asked, plugin_library=plugin_library())
         with tempfile.TemporaryDirectory(prefix="vitslim-onnx-") as folder:
