@@ -77,7 +77,7 @@ def test_faults_leave_as_one_line_with_their_exit_code(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", fail)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", fail)
     outcome = vitslim("list", "methods")
     assert (outcome.code, outcome.error) == (code, message)
 
@@ -86,7 +86,7 @@ def test_a_fault_of_ours_keeps_its_traceback(vitslim: Command, monkeypatch: pyte
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", fail)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", fail)
     with pytest.raises(ZeroDivisionError):
         vitslim("list", "methods")
 
@@ -95,7 +95,7 @@ def test_an_interruption_says_that_the_work_is_kept(vitslim: Command, monkeypatc
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", interrupt)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", interrupt)
     outcome = vitslim("list", "methods")
     assert outcome.code == 130
     assert "run the same command again to go on" in outcome.err

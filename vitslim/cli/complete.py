@@ -21,6 +21,7 @@ def words(*known: str) -> Completion:
 
 methods = words(*METHOD_NAMES)
 devices = words("cpu", "cuda")
+lists = words("models", "methods", "targets", "aliases", "pairs")
 
 
 def targets(incomplete: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import vitslim as package
 from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
-from vitslim.cli import look
+from vitslim.cli.inspect import _OPTIONAL
 from vitslim.methods import METHODS
 from vitslim.names import ALIASES
 
@@ -206,7 +206,7 @@ def test_the_doctor_names_versions_devices_and_what_is_missing(
     vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("vitslim.cli.look.find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    monkeypatch.setattr("vitslim.cli.inspect.find_spec", lambda name: None if name == "onnx" else find_spec(name))
     found = vitslim("doctor", "--json").document
     assert {"vitslim", "torch", "timm"} <= set(found["versions"])
     assert found["devices"][0] == "cpu"
@@ -218,6 +218,6 @@ def test_the_doctor_names_versions_devices_and_what_is_missing(
 
 def test_the_doctor_asks_only_for_what_vitslim_imports(vitslim: Command) -> None:
     sources = "\n".join(path.read_text() for path in Path(package.__file__).parent.rglob("*.py"))
-    for _, modules in look._OPTIONAL.values():
+    for _, modules in _OPTIONAL.values():
         for name in modules:
             assert re.search(rf"(import|from) {name}\b|import_module\(\"{name}\"|[\"']{name}[.\"']", sources), name
