@@ -16,8 +16,9 @@ from vitslim.files import read_json
 from vitslim.opening import open_model
 from vitslim.pipeline import run
 from vitslim.pipeline.checks import check
-from vitslim.pipeline.choices import Choice, advise, convert_all, reads_analysis
+from vitslim.pipeline.choices import Choice, advise, convert_all, forecast, plan_all, reads_analysis
 from vitslim.recipe import Recipe, read_recipe
+from vitslim.trunk import plan_of
 
 ONLY_CONVERTED: dict[str, Any] = {"warm_start": None, "distill": None, "control": False, "evaluate": False}
 
@@ -47,13 +48,17 @@ def report(layers: Sequence[int], order: Sequence[int], depth: int = 12) -> Anal
         recommended=Recommendation(
             layers=list(layers), reason="", max_layers=len(layers), max_kl=None, estimated_change=0.0
         ),
+        block_influence=[0.5] * depth,
+        drop_order=[],
+        mlp_importance=[[1.0]] * depth,
+        heads_importance=[[1.0]] * depth,
         notes=[],
     )
 
 
 def chosen(found: AnalysisReport, *entries: dict[str, Any]) -> list[Choice]:
-    model = dense(len(found.layers))
-    return convert_all(entries, model, advise(entries, model, found))[1]
+    plan = plan_of(dense(len(found.layers)))
+    return plan_all(entries, plan, advise(entries, plan, found))[2]
 
 
 # --- what is used ---------------------------------------------------------------------------------------------------
@@ -78,13 +83,12 @@ def test_an_analysis_decides_unless_the_options_do(options: dict[str, Any], used
 
 
 def test_without_an_analysis_the_usual_blocks_are_used() -> None:
-    _, choices = convert_all([SKIPAT, {"method": "evo_vit"}, {"method": "sret"}], dense())
+    _, choices = convert_all(recipe(SKIPAT, {"method": "evo_vit"}, {"method": "sret"}), dense())
     assert [(one.method, one.recommended, one.used) for one in choices] == [
         ("skipat", None, [3, 4, 5, 6, 7, 8]),
         ("sret", None, list(range(1, 11))),
     ]
     assert choices[0].reason == "they are the usual ones, and no analysis was made"
-    assert choices[1].reason.endswith("(groups 1, 2; 3, 4; 5, 6; 7, 8; 9, 10)")
 
 
 def test_an_analysis_that_recommends_nothing_is_not_answered_with_the_papers_blocks() -> None:
@@ -112,7 +116,7 @@ def test_a_block_that_is_accepted_behind_a_later_one_is_tried_again() -> None:
         report([4, 5, 9], [5, 9, 4, *(set(IN_ORDER) - {4, 5, 9})]), SKIPAT, {"method": "evo_vit", "stages": [4]}
     )
     assert choice.used == [4, 5]
-    assert "block 9 left out: step 9" in choice.reason
+    assert "block 9 left out: evo_vit: step 9" in choice.reason
 
 
 def test_where_no_recommended_block_is_accepted_the_next_ones_of_the_analysis_are() -> None:
@@ -124,13 +128,16 @@ def test_where_no_recommended_block_is_accepted_the_next_ones_of_the_analysis_ar
 
 
 def test_where_no_block_is_accepted_the_refusal_is_that_of_the_method() -> None:
-    with pytest.raises(ConfigError, match="has no attention to prune by"):
-        chosen(report([1, 2], [1, 2, 3], depth=4), SKIPAT, {**PRUNED, "prune_layers": [1, 2, 3]})
+    with pytest.raises(ConfigError, match="which computes none"):
+        chosen(report([1, 2], [1, 2], depth=4), SKIPAT, {**PRUNED, "prune_layers": [1, 2]})
 
 
-def test_blocks_that_are_applied_several_times_are_not_those_of_the_analysis() -> None:
-    with pytest.raises(ConfigError, match=r"counts the blocks of the dense model.*convert with skipat first"):
-        chosen(report([4, 5], IN_ORDER), {"method": "sret", "recursions": 2}, SKIPAT)
+def test_a_recommended_block_that_is_applied_several_times_is_changed_in_all_of_them() -> None:
+    entries = ({"method": "sret", "groups": "4-5", "recursions": 2}, SKIPAT)
+    plan, found = plan_of(dense()), report([5], IN_ORDER)
+    made, _, choices = plan_all(entries, plan, advise(entries, plan, found))
+    assert choices[1].used == [5]
+    assert [step.block for step in made.steps if not step.attention.attends] == [5, 5]
 
 
 # --- over a recipe --------------------------------------------------------------------------------------------------
@@ -151,7 +158,9 @@ def test_a_run_takes_and_writes_what_its_analysis_recommends(tmp_path: Path) -> 
     ]
     assert [one.model_dump() for one in result.choices] == read_json(tmp_path / "out" / "choices.json")
     assert news[1:] == [result.choices]
-    assert checkpoint.load_config(tmp_path / "out").conversions[0].options["layers"] == recommended
+    steps = read_json(tmp_path / "out" / "plan.json")["steps"]
+    assert [step["block"] for step in steps if step["attention"]["kind"] == "reuse"] == recommended
+    assert checkpoint.load_config(tmp_path / "out").conversions[0].options == {}  # what was asked, not what was made
 
 
 def test_a_dense_run_leaves_no_choices_of_the_run_before(tmp_path: Path) -> None:
@@ -184,7 +193,7 @@ def test_a_method_says_whether_it_reads_an_analysis(entry: dict[str, Any], reads
     ("entries", "message"),
     [
         ((SKIPAT, {**PRUNED, "prune_layers": [2]}, {"method": "sret", "groups": "1-9"}), "block 4 does not exist"),
-        ((SKIPAT, {**PRUNED, "prune_layers": [1, 2, 3]}), "has no attention to prune by"),
+        (({**SKIPAT, "layers": "paper"}, {**PRUNED, "prune_layers": [2]}, {"method": "sret"}), "which computes none"),
     ],
 )
 def test_what_no_analysis_can_solve_is_refused_before_it(

@@ -310,6 +310,10 @@ class Recursive(Weights):
         """What this step sees in place of the block; ``None`` where it is the block itself."""
         return self.own if self._lent is None else self._lent[0]
 
+    @property
+    def fits(self) -> bool:
+        return self.own is not None
+
     def bind(self, bound: BoundBlock) -> BoundBlock:
         block = bound.block if self.view is None else self.view
         if self.lrc is None:

@@ -170,8 +170,9 @@ def forecast(recipe: Recipe, plan: ModelPlan, history: tuple[Conversion, ...] = 
     usual = [_usual(entry) if reads else entry for entry, reads in zip(recipe.convert, reading, strict=True)]
     try:
         planned_now, _, choices = plan_all(usual, plan, None, history)
-    except VitslimError as error:
-        planned_now, choices = _with_one_block(usual, plan, history, error)
+    except VitslimError as refusal:
+        open_entries = [index for index, reads in enumerate(reading) if reads]
+        planned_now, choices = _with_one_block(usual, open_entries, plan, history, refusal)
     undecided = "the analysis decides when the recipe is run; until then these stand for what it recommends"
     by_method = {entry["method"] for entry, reads in zip(recipe.convert, reading, strict=True) if reads}
     return planned_now, [
@@ -181,17 +182,27 @@ def forecast(recipe: Recipe, plan: ModelPlan, history: tuple[Conversion, ...] = 
 
 
 def _with_one_block(
-    entries: Sequence[Mapping[str, Any]], plan: ModelPlan, history: tuple[Conversion, ...], refusal: VitslimError
+    entries: Sequence[Mapping[str, Any]],
+    left_open: Sequence[int],
+    plan: ModelPlan,
+    history: tuple[Conversion, ...],
+    refusal: VitslimError,
 ) -> tuple[ModelPlan, list[Choice]]:
-    """With one block in place of the usual ones, the first that is accepted."""
-    for layer in range(1, plan.depth):
-        single = [{**entry, "layers": (layer,)} if entry.get("layers") == "paper" else entry for entry in entries]
+    """With one block in place of the paper's in the entries that are left open, the first that is accepted."""
+    taking = {index for index in left_open if entries[index].get("layers") == "paper"}
+    # One block has nothing to choose from: what is said of it is what there is to say.
+    of_one: VitslimError | None = None
+    for layer in range(1, plan.depth) if taking else ():
+        single = [
+            {**entry, "layers": (layer,)} if index in taking else entry for index, entry in enumerate(entries)
+        ]
         try:
             planned_now, _, choices = plan_all(single, plan, None, history)
-        except VitslimError:
+        except VitslimError as error:
+            of_one = of_one or error
             continue
         return planned_now, choices
-    raise refusal
+    raise of_one or refusal
 
 
 def _largest_accepted(

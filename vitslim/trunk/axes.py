@@ -177,6 +177,11 @@ class AxisModule(nn.Module):
     fitted_apart: bool = False
     """Whether ``local_loss`` alone fits its parameters, because no gradient of the model's outputs reaches them."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether a warm start has anything to fit in it: new parameters, or old ones that are chosen and refitted."""
+        return next(self.parameters(), None) is not None
+
     def local_loss(self, block: int, dense: DenseTrace) -> Tensor | None:
         """How badly new parameters imitate the dense model, given the dense model's own inputs.
 
