@@ -48,7 +48,7 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
     [
         (["covert"], "No such command 'covert'. Did you mean 'convert'? (see `vitslim --help`)"),
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
-        (["convert", "builtin", "--out", "x"], "Missing option '--method'"),
+        (["convert", "builtin", "--out", "x"], "name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)"),
         (["convert", "builtin", "--metod", "skipat"], "No such option: --metod"),
         (["bench", "builtin", "--threads", "none"], "Invalid value for '--threads'"),
         (["bench", "builtin", "--threads", "0"], "Invalid value for '--threads'"),
@@ -116,7 +116,7 @@ def test_the_real_command_answers_with_its_exit_code() -> None:
     found = subprocess.run([command, "list", "colours"], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stdout == ""
-    assert found.stderr == "error: list 'colours' is not known; wanted models, methods, aliases or pairs\n"
+    assert found.stderr == "error: list 'colours' is not known; wanted models, methods, targets, aliases, pairs\n"
 
 
 def test_a_reader_that_leaves_early_is_no_fault() -> None:
