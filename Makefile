@@ -1,4 +1,4 @@
-# make demo: environment + the whole road on the built-in model;  make test: environment + all checks.
+# make demo: environment + the whole pipeline on the built-in model;  make test: environment + all checks.
 
 PYTHON ?= python3
 VENV := .venv

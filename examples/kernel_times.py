@@ -1,7 +1,7 @@
 """What the kernels of SkipAt and Evo-ViT cost on this GPU, next to torch's operators: python examples/kernel_times.py
 
-Medians of CUDA graphs of one call each, DeiT-S at 224 px. A selection is held against its mark: one LayerNorm pass plus
-one read and one write of the tokens.
+Medians of CUDA graphs of one call each, DeiT-S at 224 px. A selection is compared with its mark: one LayerNorm pass
+plus one read and one write of the tokens.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,13 @@
-"""Make the figures of the README, and put them into it.
+"""Make the figures of the README and the guides, and put them into their pages.
 
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
-    python examples/measure.py support  # which pairs of methods compose -> examples/results/support.json
     python examples/measure.py digits   # run examples/guides/own_model.md in out/digits -> examples/results/digits.json
     python examples/measure.py collect FOLDER  # copy what `vitslim bench suite|accuracy` wrote -> examples/results/
-    python examples/measure.py readme   # regenerate the tables of README.md from examples/results/
-    python examples/measure.py check    # fail where README.md or a table is not what its JSON gives
+    python examples/measure.py readme   # write the tables of all pages anew, from examples/results/ and the methods
+    python examples/measure.py check    # fail where a page or a table is not what its JSON or the methods give
 
-A README table is never typed: it is rendered from the committed JSON, which names its command and machine.
+No table is typed. Its figures are those of a committed JSON file, which names its command and machine; which methods
+compose is asked of the methods themselves.
 """
 
 import json
@@ -16,22 +16,32 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from vitslim.bench import environment, replace_between_markers
 from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
 from vitslim.bench.suite import SUITE_FILE, SuiteReport
+from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json, write_text
-from vitslim.methods import pair_support, support_cells
+from vitslim.methods import planned, read_method
+from vitslim.names import METHOD_NAMES
+from vitslim.plans import ModelPlan, dense_plan
+from vitslim.plans.shape import vit_shape
 from vitslim.report.suite import readme_tables, render_accuracy, render_tables
+from vitslim.trunk import Conversion
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "examples" / "results"
-README_SECTIONS = ("demo", "support", "suite_cpu", "suite_gpu", "accuracy_gpu")
-GUIDE_SECTIONS = ("digits",)
 README = ROOT / "README.md"
-GUIDE = ROOT / "examples" / "guides" / "own_model.md"
+GUIDES = ROOT / "examples" / "guides"
+OWN_MODEL = GUIDES / "own_model.md"
+PAGES = {
+    README: ("demo",),
+    GUIDES / "benchmark.md": ("baselines", "suite_cpu", "suite_gpu", "accuracy_gpu"),
+    GUIDES / "compose.md": ("support",),
+    OWN_MODEL: ("digits",),
+}
+"""The tables of each page, by their names in the markers around them."""
 
 
 def demo() -> None:
@@ -41,16 +51,12 @@ def demo() -> None:
     write_json(RESULTS / "demo.json", {"command": "make demo", **document, "bench": report})
 
 
-def support() -> None:
-    write_json(RESULTS / "support.json", {"command": "python examples/measure.py support", "pairs": pair_support()})
-
-
 def digits() -> None:
-    """Walk through the guide as it stands, with its full budget."""
+    """Run the guide as it stands, with its full budget."""
     folder = ROOT / "out" / "digits"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    printed = [run(line, folder) for line in commands(GUIDE.read_text())]
+    printed = [run(line, folder) for line in commands(OWN_MODEL.read_text())]
     found = json.loads(run("vitslim eval teacher --data digits --json", folder))
     document = {
         "command": "python examples/measure.py digits",
@@ -94,11 +100,11 @@ def readme() -> None:
 
 
 def check() -> None:
-    """Compare what is committed with what the committed JSON gives."""
+    """Compare what is committed with what the committed JSON and the methods give."""
     stale = [path for path, text in {**pages(), **tables()}.items() if not is_at(path, text)]
     if stale:
         names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
-        sys.exit(f"{names}: a table is not what examples/results/ gives; run `make readme` and commit what it writes")
+        sys.exit(f"{names}: a table is not what it should be; run `make readme` and commit what it writes")
 
 
 def is_at(path: Path, text: str) -> bool:
@@ -107,17 +113,22 @@ def is_at(path: Path, text: str) -> bool:
 
 def pages() -> dict[Path, str]:
     """The pages with tables in them, as they should be."""
-    return {README: rendered(README.read_text()), GUIDE: rendered(GUIDE.read_text(), GUIDE_SECTIONS)}
+    return {path: rendered(path.read_text(), names) for path, names in PAGES.items()}
 
 
-def rendered(text: str, sections: Sequence[str] = README_SECTIONS) -> str:
-    """A page with every table as its JSON has it, or the command that makes it."""
-    for name in sections:
-        table = TABLES[name]
-        path = RESULTS / f"{name}.json"
-        found = table(read_json(path)) if path.is_file() else NOT_MEASURED[name]
-        text = replace_between_markers(text, name, found)
+def rendered(text: str, names: tuple[str, ...]) -> str:
+    """A page with every table as it should be, or the command that makes it."""
+    for name in names:
+        text = replace_between_markers(text, name, table(name))
     return text
+
+
+def table(name: str) -> str:
+    if name == "support":
+        return support_table()
+    path = RESULTS / f"{name}.json"
+    render, command = TABLES[name]
+    return render(read_json(path)) if path.is_file() else f"Not measured yet; the command is `{command}`."
 
 
 def tables() -> dict[Path, str]:
@@ -138,19 +149,56 @@ def accuracy_table(document: dict) -> str:
 
 
 def demo_table(document: dict) -> str:
-    columns = list(document["table"][0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in document["table"]]
-    return "\n".join([*lines, "", *document["notes"], f"Command: `{document['command']}`."])
+    speeds = {row["model"]: row["speedup_vs_dense"] for row in document["rows"]}
+    settings = list(next(iter(speeds.values())))
+    columns = [name for name in ("model", "top-1", "vs control", "parameters", "MACs") if name in document["table"][0]]
+    lines = [[*columns, *settings]]
+    for row in document["table"]:
+        # The teacher is the dense model itself.
+        ratios = speeds.get(row["model"], dict.fromkeys(settings, 1.0))
+        lines.append([*(row[name] for name in columns), *(f"{ratios[name]:.2f}x" for name in settings)])
+    return "\n".join([as_table(lines), "", *document["notes"], f"Command: `{document['command']}`."])
 
 
-def support_table(document: dict) -> str:
-    (header, *lines), notes = support_cells(document["pairs"])
-    rows = [header, ["---"] * len(header), *lines]
-    table = ["| " + " | ".join(row) + " |" for row in rows]
-    families = "; ".join(dict.fromkeys(row["family"] for row in document["pairs"]))
-    asked = f"Tried on four blocks of each family ({families}), with default options but for what the name says; "
-    return "\n".join([*table, "", *(f"* {note}" for note in notes), "", f"{asked}`{document['command']}`."])
+def baselines_table(document: dict) -> str:
+    header = list(document["table"][0])
+    lines = [header, *([row[name] for name in header] for row in document["table"])]
+    return "\n".join([as_table(lines), "", *document["notes"], f"Command: `{document['command']}`."])
+
+
+def support_table() -> str:
+    """Every method after every other, with default options, on the plan of a DeiT-S."""
+    dense = dense_plan(vit_shape(width=384, depth=12, heads=6, image_size=(224, 224), patch=16))
+    alone = {name: converted(name, dense) for name in METHOD_NAMES}
+    lines, notes = [["first \\ then", *METHOD_NAMES]], []
+    for first, plan in alone.items():
+        lines.append([first])
+        for second in METHOD_NAMES:
+            if first == second:
+                lines[-1].append("–")
+                continue
+            try:
+                converted(second, plan, Conversion(first, {}))
+            except ConfigError as refusal:
+                # What holds of one step is said of all of them.
+                notes.append(str(refusal).partition("; step")[0])
+                lines[-1].append(f"no [{len(notes)}]")
+            else:
+                lines[-1].append("yes")
+    told = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
+    more = "DeiT-S with default options; `vitslim list pairs --json` has all forms and families, on four blocks."
+    return "\n".join([as_table(lines), "", *told, "", more])
+
+
+def converted(method: str, plan: ModelPlan, *history: Conversion) -> ModelPlan:
+    return planned(*read_method(method, {}), plan, None, history)
+
+
+def as_table(lines: list[list[str]]) -> str:
+    """Markdown; the first line is the header, all columns but the first are figures."""
+    (header, *rows) = lines
+    ruled = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
 
 
 def digits_table(document: dict) -> str:
@@ -158,7 +206,7 @@ def digits_table(document: dict) -> str:
     settings = [(one["backend"], one["batch"]) for one in rows[0]["speed"]]
     speeds = [f"{backend}, batch {batch}" for backend, batch in settings]
     header = ["model", "top-1", "agreement", "GMAC", *speeds, "ort batch 8 against dense torch"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    lines = [header]
     for row in rows:
         found = {(one["backend"], one["batch"]): one for one in row["speed"]}
         agreement = "-" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %"
@@ -173,28 +221,21 @@ def digits_table(document: dict) -> str:
         f"{machine['cpu']}, 1 thread, fp32, one seed; speed against the dense model in the same runtime and rounds; "
         f"torch {machine['torch']}. Command: `{document['command']}`.",
     ]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", "\n\n".join(notes)])
+    return "\n".join([as_table(lines), "", "\n\n".join(notes)])
 
 
 TABLES = {
-    "demo": demo_table,
-    "support": support_table,
-    "suite_cpu": suite_table,
-    "suite_gpu": suite_table,
-    "accuracy_gpu": accuracy_table,
-    "digits": digits_table,
+    "demo": (demo_table, "make demo"),
+    "baselines": (baselines_table, "python examples/measure.py baselines"),
+    "suite_cpu": (suite_table, "make bench"),
+    "suite_gpu": (suite_table, "vitslim bench suite --preset gpu --out out/suite-gpu"),
+    "accuracy_gpu": (accuracy_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
+    "digits": (digits_table, "python examples/measure.py digits"),
 }
-NOT_MEASURED = {
-    "demo": "Not measured yet; the command is `make demo`.",
-    "support": "Not tried yet; the command is `python examples/measure.py support`.",
-    "suite_cpu": "Not measured yet; the command is `make bench`.",
-    "suite_gpu": "Not measured yet; the command is `vitslim bench suite --preset gpu --out out/suite-gpu`.",
-    "digits": "Not measured yet; the command is `python examples/measure.py digits`.",
-    "accuracy_gpu": "Not measured yet; the command is `vitslim bench accuracy --preset gpu --out out/accuracy-gpu`.",
-}
+"""What renders the JSON of a table, and the command that measures it."""
 
 if __name__ == "__main__":
-    verbs = {"demo": demo, "support": support, "digits": digits, "collect": collect, "readme": readme, "check": check}
+    verbs = {"demo": demo, "digits": digits, "collect": collect, "readme": readme, "check": check}
     verb, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
     if verb not in verbs or len(arguments) != (verb == "collect"):
         sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)} [FOLDER]; given {json.dumps(sys.argv[1:])}")

@@ -48,7 +48,10 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
     [
         (["covert"], "No such command 'covert'. Did you mean 'convert'? (see `vitslim --help`)"),
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
-        (["convert", "builtin", "--out", "x"], "name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)"),
+        (
+            ["convert", "builtin", "--out", "x"],
+            "name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)",
+        ),
         (["convert", "builtin", "--metod", "skipat"], "No such option: --metod"),
         (["bench", "builtin", "--threads", "none"], "Invalid value for '--threads'"),
         (["bench", "builtin", "--threads", "0"], "Invalid value for '--threads'"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import vitslim
 from tests.variants import ALL, CHARACTERISTIC, dense, images_for
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.errors import ConfigError
@@ -89,3 +90,18 @@ def test_a_size_that_the_patches_do_not_divide_is_refused_with_the_nearest() -> 
     plan = plan_of(dense("vit_plain")).model_copy(update={"image_size": (32, 20)})
     with pytest.raises(ConfigError, match="the width has to be a multiple of the patch, 8 pixels"):
         build(plan, dense("vit_plain"))
+
+
+def test_a_smaller_student_learns_from_its_dense_model_on_the_same_images() -> None:
+    teacher = vitslim.open_model("builtin", pretrained=False, img_size=32, num_classes=4, depth=4, embed_dim=48)
+    images = "fractals:classes=4,train_per_class=4,val_per_class=4,image_size=32"
+    smaller = vitslim.convert(teacher, "resolution", size=24)
+    student = vitslim.convert(vitslim.convert(smaller, "mlp", keep=0.5), "skipat", layers=(1, 2))
+    settings = {"batch_size": 8, "tensorboard": False}
+    fitted = vitslim.warm_start(student, teacher, images, steps=2, **settings)
+    # The MLPs are solved for in closed form, the skip functions imitate: at the student's grid, where they will work.
+    assert set(fitted.step_losses_before) == {0, 1, 2, 3}
+    assert all(fitted.step_losses_after[step] < fitted.step_losses_before[step] for step in (0, 3))
+    trained = vitslim.distill(student, teacher, images, steps=1, tokens=0.5, **settings)
+    assert trained.steps == 1
+    assert vitslim.evaluate(student, images, teacher=teacher).images == 16

@@ -363,16 +363,18 @@ def _list_models(json: bool) -> None:
 
 
 def _list_pairs(json: bool) -> None:
-    from vitslim.methods import pair_support, support_cells
+    from vitslim.methods import METHODS, pair_support, support_cells
 
     rows = pair_support()
     if json:
         print_json(rows)
         return
-    (header, *lines), notes = support_cells(rows)
+    plain = {*METHODS.names()}
+    (header, *lines), notes = support_cells([row for row in rows if {row["first"], row["second"]} <= plain])
     print_table("which methods compose", header, lines)
     for note in notes:
         say(note)
+    say("\nEvery method in a form for four blocks; --json has its other forms too")
 
 
 def _install(extra: str | None) -> str:

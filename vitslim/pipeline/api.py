@@ -129,8 +129,9 @@ def distill(
     config = validated(DistillConfig, options)
     dense = None if teacher is None else open_model(teacher).to(next(student.parameters()).device)
     labels = labels_for(student)
-    loader = open_loader(data, student, split="train", training=True, batch_size=batch_size, **labels)
-    held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels) if validate else None
+    shared = {"teacher": dense, "batch_size": batch_size, **labels}
+    loader = open_loader(data, student, split="train", training=True, **shared)
+    held_out = open_loader(data, student, split="val", **shared) if validate else None
     return train(student, dense, loader, config, val_loader=held_out, out_dir=out_dir, resume=resume, progress=progress)
 
 
@@ -158,7 +159,10 @@ def evaluate(
     if backend != "torch" and isinstance(model, nn.Module):
         raise ConfigError(f"backend {backend!r} opens saved folders and files; save the model and export it first")
     student = on_device(open_model(model), device)
-    loader = open_loader(data, student, split="val", batch_size=batch_size, limit=limit, **labels_for(student))
+    dense = None if teacher is None else on_device(open_model(teacher), device)
+    loader = open_loader(
+        data, student, teacher=dense, split="val", batch_size=batch_size, limit=limit, **labels_for(student)
+    )
     wanted = None if backend == "auto" else backend
     with (
         nullcontext()
@@ -166,7 +170,6 @@ def evaluate(
         else open_runner(model, backend=wanted) as runner
     ):
         run = student if runner is None else RunnerModule(runner, student)
-        dense = None if teacher is None else open_model(teacher).to(next(run.parameters()).device)
         return measure(run, loader, teacher=dense, progress=progress)
 
 

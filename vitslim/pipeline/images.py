@@ -20,6 +20,7 @@ from vitslim.opening import ModelLike
 from vitslim.pipeline.folder import RECIPE_FILE
 from vitslim.recipe import DataSection, load_recipe, with_overrides
 from vitslim.shapes import AnyPath, Config
+from vitslim.trunk import is_converted, trunk_of
 from vitslim.validation import validated
 
 DataLike = AnyPath | InstanceOf[DataConfig] | InstanceOf[Loader]
@@ -35,6 +36,7 @@ def open_loader(
     data: DataLike,
     model: nn.Module,
     *,
+    teacher: nn.Module | None = None,
     split: str = "val",
     training: bool = False,
     batch_size: int = 64,
@@ -45,12 +47,20 @@ def open_loader(
     """Images prepared as the model wants them, from a path, a data set's name, or a loader that is one already.
 
     What a ``DataConfig`` states of their preparation is put on the model, and so saved and exported with it.
+
+    Args:
+        teacher: sees them too. A student of another image size then gets them at that of its dense model, see
+            ``at_plan_size``.
     """
     if isinstance(data, Loader):
         return data
     if isinstance(data, DataConfig):
         set_preprocessing_(model, **data.stated)
     source, known = data.source if isinstance(data, DataConfig) else str(data), preprocessing(model)
+    if teacher is not None and is_converted(model):
+        plan = trunk_of(model).model_plan
+        if plan.image_size != plan.model.image_size:
+            known = known.model_copy(update={"image_size": plan.model.image_size})
     # The built-in images are nobody's task.
     if known.assumed and not source.startswith("fractals"):
         warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)

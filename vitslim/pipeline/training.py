@@ -133,11 +133,9 @@ def train_to_folder(
     device = device_of_process(device)
     student = on_device(student, device)
     dense = None if teacher is None else on_device(teacher, device)
-    labels = labels_for(student)
-    loader = open_loader(
-        data, student, split="train", training=True, batch_size=batch_size, seed=config.seed, augment=augment, **labels
-    )
-    held_out = open_loader(data, student, split="val", batch_size=batch_size, **labels)
+    shared = {"teacher": dense, "batch_size": batch_size, **labels_for(student)}
+    loader = open_loader(data, student, split="train", training=True, seed=config.seed, augment=augment, **shared)
+    held_out = open_loader(data, student, split="val", **shared)
     source = data.source if isinstance(data, DataConfig) else str(data)
     images = outline_images(source, student, loader, held_out, augment or AugmentConfig())
     budget = [budget_of("training" if dense is None else "distillation", config, batch_size)]

@@ -1,9 +1,11 @@
 """Fitting new modules to the dense model, layer by layer, before anything is trained end to end."""
 
+import copy
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -20,7 +22,7 @@ from vitslim.train.loop import Stage, train
 from vitslim.train.optim import faults_of_optimizer
 from vitslim.train.settings import MAX_FACTOR, MAX_STEPS, LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
-from vitslim.trunk import Trunk, is_converted, trunk_of
+from vitslim.trunk import Trunk, at_plan_size, is_converted, trunk_of
 from vitslim.trunk.axes import AxisModule
 
 MEASURED_BATCHES = 4  # batches on which the losses before and after are compared
@@ -68,17 +70,19 @@ def warm_start(
     if any(errors):
         raise ConfigError("; ".join(error for error in errors if error is not None))
     student.eval()
-    teacher.eval()
+    teacher = _at_size_of(student, teacher.eval())
     device = next(student.parameters()).device
     precision = resolve_precision(config.precision, device)
     batches = list(islice(loader, MEASURED_BATCHES))
-    before = _measure(trunk, teacher, batches, precision == "bf16")
+    before = _measure(student, teacher, batches, precision == "bf16")
     folder = None if out_dir is None else Path(out_dir)
     started = time.monotonic()
     solved: dict[int, tuple[float, float]] = {}
     if not (resume and folder is not None and (folder / STATE_FILE).exists()):
         # In full precision: the sums cancel, and there are few batches.
-        images = (batch.to(device).images for batch in islice(loader, config.closed_form_batches))
+        images = (
+            at_plan_size(student, batch.to(device).images) for batch in islice(loader, config.closed_form_batches)
+        )
         solved = fit_in_closed_form_(student, teacher, images)
     if before and config.steps != 0:
         stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
@@ -91,7 +95,7 @@ def warm_start(
         )
     else:
         result = _solved_alone(loader, config, time.monotonic() - started)
-    after = _measure(trunk, teacher, batches, precision == "bf16")
+    after = _measure(student, teacher, batches, precision == "bf16")
     return result.model_copy(
         update={
             "step_losses_before": {step: error for step, (error, _) in solved.items()} | before,
@@ -137,7 +141,7 @@ class _Imitation(nn.Module):
         self._teacher = (teacher.eval(),)  # in a tuple: no submodule, so neither trained nor saved
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return batch.images, None
+        return at_plan_size(self.student, batch.images), None
 
     def forward(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         losses = trunk_of(self.student).local_loss(trace(self._teacher[0], images))
@@ -150,12 +154,22 @@ def _trunk_to_fit(student: nn.Module) -> Trunk:
     return trunk_of(student)
 
 
-def _measure(trunk: Trunk, teacher: nn.Module, batches: list[Batch], reduced: bool) -> dict[int, float]:
+def _at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """The dense model at a student's image size, where that is another: a copy, whose blocks are imitated."""
+    plan = trunk_of(student).model_plan
+    if plan.image_size == plan.model.image_size:
+        return teacher
+    resized = copy.deepcopy(teacher)
+    cast(Any, resized).set_input_size(img_size=plan.image_size)
+    return resized
+
+
+def _measure(student: nn.Module, teacher: nn.Module, batches: list[Batch], reduced: bool) -> dict[int, float]:
     """Mean loss of each step over some batches."""
-    device = next(trunk.parameters()).device
+    trunk, device = trunk_of(student), next(student.parameters()).device
     sums: dict[int, float] = {}
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
         for batch in batches:
-            for step, loss in trunk.local_loss(trace(teacher, batch.to(device).images)).items():
+            for step, loss in trunk.local_loss(trace(teacher, at_plan_size(student, batch.to(device).images))).items():
                 sums[step] = sums.get(step, 0.0) + float(loss) / len(batches)
     return sums
