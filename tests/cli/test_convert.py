@@ -13,7 +13,7 @@ from tests.cli.conftest import TINY, Command
 from tests.kills import content_of
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
-from vitslim.files import read_json, write_text
+from vitslim.files import read_json, write_json, write_text
 from vitslim.names import BUILTIN
 from vitslim.train.loop import _Run
 
@@ -160,7 +160,44 @@ def test_a_dry_run_shows_recipe_and_plan_and_writes_nothing(tmp_path: Path, vits
     assert "reuse (expansion 2)" in outcome.out
     document = vitslim(*words, "--json").document
     assert document["recipe"]["convert"] == [{"method": "skipat"}]
-    assert len(document["plan"]) == 4
+    assert [step["attention"]["kind"] for step in document["plan"]["steps"]] == ["dense", "reuse", "reuse", "dense"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_inspect_shows_is_converted_to_again_and_can_be_edited_before(
+    student: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    plan = vitslim("inspect", student, "--json").document["plan"]
+    plan["steps"][2]["attention"] = {"kind": "dense"}
+    plan["steps"][3]["mlp"] = {"kind": "narrow", "neurons": 96}
+    write_json(tmp_path / "plan.json", plan)
+    outcome = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", *TINY)
+    assert outcome.code == 0, outcome.err
+    assert "not trained yet; `vitslim train" in outcome.err
+    assert [line.split()[2] for line in outcome.out.splitlines()[3:7]] == ["dense", "reuse", "dense", "dense"]
+    found = vitslim("inspect", tmp_path / "out", "--json").document
+    assert found["plan"] == plan
+    assert found["conversions"] == []
+    after = ("--method", "evo_vit", "--dry-run", "--json")
+    twice = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "no", *TINY, *after)
+    steps = twice.document["plan"]["steps"]
+    assert [step["mlp"] for step in steps] == [step["mlp"] for step in plan["steps"]]
+    assert any(step["tokens"]["kind"] != "all" for step in steps)
+
+
+def test_every_error_of_a_plan_edited_by_hand_is_in_one_line_and_nothing_is_written(
+    student: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    plan = read_json(student / "plan.json")
+    plan["steps"][0]["attention"] = plan["steps"][1]["attention"]
+    plan["steps"][2]["mlp"] = {"kind": "narow", "neurons": 96}
+    plan["steps"][3]["mlp"] = {"kind": "narrow", "neurons": -1}
+    write_json(tmp_path / "plan.json", plan)
+    outcome = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", *TINY)
+    assert outcome.code == 2
+    assert outcome.error.startswith(f"{tmp_path / 'plan.json'}: ")
+    for message in ("step 0", "'narow'; did you mean 'narrow'?", "neurons=-1: "):
+        assert message in outcome.error
     assert not (tmp_path / "out").exists()
 
 
@@ -178,7 +215,7 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     "other method": (["--method", "skipat", "-O", "evo_vit.x=1"], "method 'evo_vit' was not chosen"),
     "whose option": (["--method", "skipat", "--method", "evo_vit", "-O", "layers=1"], "with 2 methods write which one"),
     "layer 0": (["--method", "skipat", "-O", "layers=0-2"], "block 0 has no earlier attention to reuse"),
-    "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "block 4 does not exist; choose from 1..3"),
+    "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "skipat.layers: block 4 does not exist; choose from 0..3"),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
     "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control, --teacher and --analyze need images"),
