@@ -183,10 +183,10 @@ def test_an_export_that_is_not_known_is_refused(
     assert message in outcome.error
 
 
-@pytest.mark.parametrize("verb", ["export", "verify"])
-def test_a_folder_that_holds_no_model_is_refused(verb: str, tmp_path: Path, vitslim: Command) -> None:
-    assert f"{tmp_path} holds no config.json; wanted a folder that vitslim wrote" in vitslim(verb, tmp_path).error
-    assert "nowhere does not exist" in vitslim(verb, tmp_path / "nowhere").error
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_a_folder_that_holds_no_model_is_refused(command: str, tmp_path: Path, vitslim: Command) -> None:
+    assert f"{tmp_path} holds no config.json; wanted a folder that vitslim wrote" in vitslim(command, tmp_path).error
+    assert "nowhere does not exist" in vitslim(command, tmp_path / "nowhere").error
 
 
 def test_an_absent_library_has_its_own_exit_code(

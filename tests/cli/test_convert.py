@@ -121,16 +121,16 @@ def test_the_augmentation_that_is_off_is_not_said_to_be_on(tmp_path: Path, vitsl
     assert "augment   none" in outcome.err
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "run"])
-def test_the_mirroring_of_images_is_named_in_the_help(verb: str, vitslim: Command) -> None:
-    text = " ".join(vitslim(verb, "--help").out.split())
+@pytest.mark.parametrize("command", ["convert", "train", "run"])
+def test_the_mirroring_of_images_is_named_in_the_help(command: str, vitslim: Command) -> None:
+    text = " ".join(vitslim(command, "--help").out.split())
     assert "mirrored left-right with probability 0.5" in text
-    assert f"--set {'' if verb == 'train' else 'data.'}augment.hflip=0" in text
+    assert f"--set {'' if command == 'train' else 'data.'}augment.hflip=0" in text
 
 
-@pytest.mark.parametrize("verb", ["convert", "run", "train", "pretrain"])
+@pytest.mark.parametrize("command", ["convert", "run", "train", "pretrain"])
 def test_one_set_of_images_for_training_and_measuring_is_said_once(
-    verb: str, dense: Path, recipe_file: Path, tmp_path: Path, vitslim: Command
+    command: str, dense: Path, recipe_file: Path, tmp_path: Path, vitslim: Command
 ) -> None:
     for name in "abcd":
         for number in range(4):
@@ -146,8 +146,8 @@ def test_one_set_of_images_for_training_and_measuring_is_said_once(
         "run": (recipe_file, "--set", f"data.source={source}", "--set", "analyze=null"),
         "train": (dense, "--data", source, *TRAINING),
         "pretrain": (tmp_path / "phases.yaml",),
-    }[verb]
-    outcome = vitslim(verb, *words, "--out", tmp_path / "out")
+    }[command]
+    outcome = vitslim(command, *words, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("serves both training and evaluation") == 1
 
@@ -215,7 +215,10 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     "other method": (["--method", "skipat", "-O", "evo_vit.x=1"], "method 'evo_vit' was not chosen"),
     "whose option": (["--method", "skipat", "--method", "evo_vit", "-O", "layers=1"], "with 2 methods write which one"),
     "layer 0": (["--method", "skipat", "-O", "layers=0-2"], "block 0 has no earlier attention to reuse"),
-    "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "skipat.layers: block 4 does not exist; choose from 0..3"),
+    "layer out of range": (
+        ["--method", "skipat", "-O", "layers=3-8"],
+        "skipat.layers: block 4 does not exist; choose from 0..3",
+    ),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
     "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control, --teacher and --analyze need images"),
@@ -285,8 +288,10 @@ def test_an_output_folder_that_holds_something_needs_overwrite(tmp_path: Path, v
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
-@pytest.mark.parametrize("verb", ["convert", "train", "eval", "bench", "analyze"])
-def test_a_gpu_that_is_absent_has_its_own_exit_code(verb: str, dense: Path, tmp_path: Path, vitslim: Command) -> None:
+@pytest.mark.parametrize("command", ["convert", "train", "eval", "bench", "analyze"])
+def test_a_gpu_that_is_absent_has_its_own_exit_code(
+    command: str, dense: Path, tmp_path: Path, vitslim: Command
+) -> None:
     out = ("--out", tmp_path / "out")
     words = {
         "convert": ("--method", "skipat", *out),
@@ -294,8 +299,8 @@ def test_a_gpu_that_is_absent_has_its_own_exit_code(verb: str, dense: Path, tmp_
         "eval": ("--data", IMAGES),
         "bench": ("--backend", "torch"),
         "analyze": ("--data", IMAGES, *out),
-    }[verb]
-    outcome = vitslim(verb, dense, *words, "--device", "cuda")
+    }[command]
+    outcome = vitslim(command, dense, *words, "--device", "cuda")
     assert outcome.code == 3
     assert "no usable GPU is there; use cpu" in outcome.error
     assert not (tmp_path / "out").exists()

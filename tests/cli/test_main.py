@@ -15,27 +15,27 @@ from vitslim.cli.screen import Screen, print_json, print_table
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
 from vitslim.progress import Progress
 
-VERBS = (
+COMMANDS = (
     *("list", "inspect", "analyze", "doctor"),
     *("convert", "train", "pretrain", "run", "demo", "import"),
     *("plugin", "eval", "export", "verify", "bench", "report"),
 )
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb: str, vitslim: Command) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, vitslim: Command) -> None:
     for option in ("--help", "-h"):
-        outcome = vitslim(verb, option)
+        outcome = vitslim(command, option)
         assert outcome.code == 0
-        assert f"Usage: vitslim {verb}" in outcome.out
+        assert f"Usage: vitslim {command}" in outcome.out
         assert outcome.err == ""
 
 
-def test_the_help_names_every_verb_and_fits_the_terminal(vitslim: Command) -> None:
+def test_the_help_names_every_command_and_fits_the_terminal(vitslim: Command) -> None:
     outcome = vitslim("--help")
     assert outcome.code == 0
-    for verb in VERBS:
-        assert f" {verb} " in outcome.out
+    for command in COMMANDS:
+        assert f" {command} " in outcome.out
     assert max(len(line) for line in outcome.out.splitlines()) <= 100
 
 

@@ -38,5 +38,5 @@ def models(incomplete: str) -> list[str]:
 
 
 def benched(incomplete: str) -> list[str]:
-    """What may follow `vitslim bench`: another of its verbs, or a model."""
+    """What may follow `vitslim bench`: another of its commands, or a model."""
     return words("suite", "accuracy")(incomplete) + models(incomplete)
