@@ -18,6 +18,8 @@ TINY = [
     *(word for name, value in MODEL["options"].items() for word in ("--set", f"model.options.{name}={value}")),
 ]
 """Options of ``convert`` that make ``builtin`` the tiny model."""
+TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=no")
+"""Options of a short ``train``."""
 
 
 @dataclass(frozen=True)

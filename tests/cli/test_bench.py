@@ -58,7 +58,7 @@ def test_models_are_measured_with_and_without_the_word(student: Path, tmp_path: 
     assert vitslim("bench", *words[:2], student, *words[2:]).code == 0  # options first
 
 
-def test_bench_alone_asks_for_a_model_and_its_help_names_the_other_verbs(vitslim: Command) -> None:
+def test_bench_alone_asks_for_a_model_and_its_help_names_the_other_commands(vitslim: Command) -> None:
     assert "Missing argument 'MODEL...'" in vitslim("bench").error
     shown = vitslim("bench", "--help")
     assert shown.code == 0

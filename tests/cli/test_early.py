@@ -15,7 +15,7 @@ from vitslim.errors import ConfigError
 
 CONVERT = ("convert", "builtin", "--method", "skipat", "--out", "OUT")
 REFUSED = {
-    "a verb": (("covert",), "Did you mean 'convert'?"),
+    "a command": (("covert",), "Did you mean 'convert'?"),
     "an option": ((*CONVERT, "--devise", "cpu"), "No such option: --devise"),
     "an alias": (("convert", "deit_bsae", *CONVERT[2:]), "unknown model 'deit_bsae'; did you mean 'deit_base'"),
     "a timm model": (("inspect", "vit_tiny_patch61_224"), "did you mean 'vit_tiny_patch16_224'"),

@@ -15,27 +15,27 @@ from vitslim.cli.screen import Screen, print_json, print_table
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
 from vitslim.progress import Progress
 
-VERBS = (
+COMMANDS = (
     *("list", "inspect", "analyze", "doctor"),
     *("convert", "train", "pretrain", "run", "demo", "import"),
     *("plugin", "eval", "export", "verify", "bench", "report"),
 )
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb: str, vitslim: Command) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, vitslim: Command) -> None:
     for option in ("--help", "-h"):
-        outcome = vitslim(verb, option)
+        outcome = vitslim(command, option)
         assert outcome.code == 0
-        assert f"Usage: vitslim {verb}" in outcome.out
+        assert f"Usage: vitslim {command}" in outcome.out
         assert outcome.err == ""
 
 
-def test_the_help_names_every_verb_and_fits_the_terminal(vitslim: Command) -> None:
+def test_the_help_names_every_command_and_fits_the_terminal(vitslim: Command) -> None:
     outcome = vitslim("--help")
     assert outcome.code == 0
-    for verb in VERBS:
-        assert f" {verb} " in outcome.out
+    for command in COMMANDS:
+        assert f" {command} " in outcome.out
     assert max(len(line) for line in outcome.out.splitlines()) <= 100
 
 
@@ -48,7 +48,10 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
     [
         (["covert"], "No such command 'covert'. Did you mean 'convert'? (see `vitslim --help`)"),
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
-        (["convert", "builtin", "--out", "x"], "Missing option '--method'"),
+        (
+            ["convert", "builtin", "--out", "x"],
+            "name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)",
+        ),
         (["convert", "builtin", "--metod", "skipat"], "No such option: --metod"),
         (["bench", "builtin", "--threads", "none"], "Invalid value for '--threads'"),
         (["bench", "builtin", "--threads", "0"], "Invalid value for '--threads'"),
@@ -77,7 +80,7 @@ def test_faults_leave_as_one_line_with_their_exit_code(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", fail)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", fail)
     outcome = vitslim("list", "methods")
     assert (outcome.code, outcome.error) == (code, message)
 
@@ -86,7 +89,7 @@ def test_a_fault_of_ours_keeps_its_traceback(vitslim: Command, monkeypatch: pyte
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", fail)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", fail)
     with pytest.raises(ZeroDivisionError):
         vitslim("list", "methods")
 
@@ -95,7 +98,7 @@ def test_an_interruption_says_that_the_work_is_kept(vitslim: Command, monkeypatc
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitslim.cli.look._list_methods", interrupt)
+    monkeypatch.setattr("vitslim.cli.inspect._list_methods", interrupt)
     outcome = vitslim("list", "methods")
     assert outcome.code == 130
     assert "run the same command again to go on" in outcome.err
@@ -116,7 +119,7 @@ def test_the_real_command_answers_with_its_exit_code() -> None:
     found = subprocess.run([command, "list", "colours"], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stdout == ""
-    assert found.stderr == "error: list 'colours' is not known; wanted models, methods, aliases or pairs\n"
+    assert found.stderr == "error: list 'colours' is not known; wanted models, methods, targets, aliases, pairs\n"
 
 
 def test_a_reader_that_leaves_early_is_no_fault() -> None:

@@ -141,9 +141,9 @@ def test_a_file_is_inspected_with_what_is_assumed_of_its_images(file: Path, vits
     assert "(assumed)" not in vitslim("inspect", "builtin").out
 
 
-Verb = Callable[[Path, Path], tuple[Any, ...]]
+Line = Callable[[Path, Path], tuple[Any, ...]]
 
-VERBS: dict[str, Verb] = {
+COMMANDS: dict[str, Line] = {
     "inspect": lambda file, images: ("inspect", NAME),
     "analyze": lambda file, images: ("analyze", NAME, "--no-pretrained", "--data", images, "--out", file.parent / "x"),
     "convert": lambda file, images: ("convert", NAME, "--method", "skipat", "--out", file.parent / "x", "--dry-run"),
@@ -162,12 +162,12 @@ BAD_ARGUMENTS = {
 
 
 @pytest.mark.parametrize("argument", BAD_ARGUMENTS)
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_takes_arguments_of_the_model_and_refuses_those_that_build_none(
-    verb: str, argument: str, pictures: Path, tmp_path: Path, vitslim: Command
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_arguments_of_the_model_and_refuses_those_that_build_none(
+    command: str, argument: str, pictures: Path, tmp_path: Path, vitslim: Command
 ) -> None:
     torch.save(states.skipat_state(), tmp_path / "skipat.t7")
-    outcome = vitslim(*VERBS[verb](tmp_path / "skipat.t7", pictures), "--model-arg", argument)
+    outcome = vitslim(*COMMANDS[command](tmp_path / "skipat.t7", pictures), "--model-arg", argument)
     assert outcome.code == 2
     assert BAD_ARGUMENTS[argument] in outcome.error
     assert not (tmp_path / "x").exists()
@@ -195,19 +195,19 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", BAD_SETTINGS)
-@pytest.mark.parametrize("verb", READERS)
-def test_every_verb_that_reads_images_takes_how_they_are_prepared(
-    verb: str, setting: str, student: Path, pictures: Path, vitslim: Command
+@pytest.mark.parametrize("command", READERS)
+def test_every_command_that_reads_images_takes_how_they_are_prepared(
+    command: str, setting: str, student: Path, pictures: Path, vitslim: Command
 ) -> None:
-    outcome = vitslim(*READERS[verb](student, pictures), "--set", setting)
+    outcome = vitslim(*READERS[command](student, pictures), "--set", setting)
     assert outcome.code == 2
     assert BAD_SETTINGS[setting] in outcome.error
 
 
-@pytest.mark.parametrize("verb", ["verify", "export"])
-def test_how_images_are_prepared_needs_images(verb: str, student: Path, vitslim: Command) -> None:
-    words = ("--to", "torch-export") if verb == "export" else ()
-    assert "name them with --data" in vitslim(verb, student, *words, "--set", "data.mean=0.5").error
+@pytest.mark.parametrize("command", ["verify", "export"])
+def test_how_images_are_prepared_needs_images(command: str, student: Path, vitslim: Command) -> None:
+    words = ("--to", "torch-export") if command == "export" else ()
+    assert "name them with --data" in vitslim(command, student, *words, "--set", "data.mean=0.5").error
 
 
 def test_exported_files_are_compared_on_images_as_stated(

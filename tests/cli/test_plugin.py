@@ -1,4 +1,4 @@
-"""The verbs plugin build and plugin info."""
+"""The commands plugin build and plugin info."""
 
 from pathlib import Path
 

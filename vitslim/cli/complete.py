@@ -21,6 +21,7 @@ def words(*known: str) -> Completion:
 
 methods = words(*METHOD_NAMES)
 devices = words("cpu", "cuda")
+lists = words("models", "methods", "targets", "aliases", "pairs")
 
 
 def targets(incomplete: str) -> list[str]:
@@ -37,5 +38,5 @@ def models(incomplete: str) -> list[str]:
 
 
 def benched(incomplete: str) -> list[str]:
-    """What may follow `vitslim bench`: another of its verbs, or a model."""
+    """What may follow `vitslim bench`: another of its commands, or a model."""
     return words("suite", "accuracy")(incomplete) + models(incomplete)

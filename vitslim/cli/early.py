@@ -19,6 +19,7 @@ from vitslim.names import ALIASES, BUILTIN, check_device, check_method, unknown_
 
 _READ = {
     "folder": "folder",
+    "plan": "plan",
     "recipe": "recipe",
     "settings": "file of settings",
     "file": "weights file",

@@ -1,15 +1,16 @@
-"""An example for the help of every verb."""
+"""An example for the help of every command."""
 
 import typer
 
 EXAMPLES = {
-    "list": ("vitslim list methods skipat", "vitslim list models --json"),
+    "list": ("vitslim list methods skipat", "vitslim list targets"),
     "inspect": ("vitslim inspect deit_small", "vitslim inspect out"),
     "analyze": ("vitslim analyze deit_small --data imagenet/ --out analysis",),
     "doctor": ("vitslim doctor",),
     "convert": (
         "vitslim convert builtin --method skipat --data fractals --out out",
         "vitslim convert deit_small --method skipat --method evo_vit --out pair",
+        "vitslim convert deit_small --plan plan.json --out out",
     ),
     "train": ("vitslim train out --teacher deit_small --data imagenet/ --out trained",),
     "pretrain": ("vitslim pretrain recipes/builtin_teacher.yaml --out teacher",),
@@ -38,13 +39,13 @@ EXAMPLES = {
     "plugin build": ("vitslim plugin build --arch 80,90",),
     "plugin info": ("vitslim plugin info --json",),
 }
-"""Command lines by verb; their options and values are those of the real commands."""
+"""Command lines by command; their options and values are those of the real commands."""
 
 
 def add_examples(app: typer.Typer, group: str = "") -> None:
-    """Show each verb's examples below its help."""
-    for verb in app.registered_commands:
-        verb.epilog = _epilog(group + (verb.name or str(getattr(verb.callback, "__name__", ""))))
+    """Show each command's examples below its help."""
+    for command in app.registered_commands:
+        command.epilog = _epilog(group + (command.name or str(getattr(command.callback, "__name__", ""))))
     for inner in app.registered_groups:
         if inner.typer_instance is not None:
             name = str(inner.typer_instance.info.name)
@@ -52,7 +53,7 @@ def add_examples(app: typer.Typer, group: str = "") -> None:
             add_examples(inner.typer_instance, f"{name} ")
 
 
-def _epilog(verb: str) -> str:
-    lines = EXAMPLES.get(verb, ())
+def _epilog(command: str) -> str:
+    lines = EXAMPLES.get(command, ())
     # Typer keeps a line as it is only behind an empty one.
     return "\n\n".join(("Example:" if len(lines) == 1 else "Examples:", *lines))

@@ -39,8 +39,10 @@ def export(
     precision: Annotated[str | None, _option("--precision", "fp32, fp16, bf16; default the target's")] = None,
     out: Annotated[Path | None, _option("--out", "file or folder; default in DIR/export")] = None,
     data: options.DataOption = None,
-    setting: options.DataSetOption = None,
-    settings: Annotated[list[str] | None, _option("--set", "any option of the target", metavar="KEY=VALUE")] = None,
+    setting: Annotated[
+        list[str] | None,
+        _option("--set", "any option of the target, or how images are prepared: data.mean=0.5", metavar="KEY=VALUE"),
+    ] = None,
     device: Annotated[str | None, _option("--device", "aotinductor: cpu, cuda")] = None,
     no_optimize: Annotated[bool, _option("--no-optimize", "leave onnxslim out", "ONNX")] = False,
     opset: Annotated[
@@ -117,13 +119,14 @@ def export(
     }
     given = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= {"optimize": False} if no_optimize else {}
-    given |= dict(_setting(one) for one in settings or [])
+    of_images = [one for one in setting or () if one.startswith("data.")]
+    given |= dict(_setting(one) for one in setting or () if one not in of_images)
     target, request = prepare_export(
         folder,
         out,
         to=to,
         precision=precision,
-        data=options.images(data, setting),
+        data=options.images(data, of_images),
         overwrite=overwrite,
         options=given,
     )

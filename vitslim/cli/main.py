@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from vitslim.cli import bench, evaluate, export, import_weights, look, make, plugin
+from vitslim.cli import bench, convert, evaluate, export, import_weights, inspect, plugin, train
 from vitslim.cli.early import check_early
 from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
@@ -32,8 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-look.register(app)
-make.register(app)
+inspect.register(app)
+convert.register(app)
+train.register(app)
 import_weights.register(app)
 evaluate.register(app)
 export.register(app)

@@ -48,6 +48,7 @@ ImageSizeOption = Annotated[
 ClassesOption = Annotated[
     int | None, typer.Option("--num-classes", help="outputs of the classifier", min=0, show_default=False)
 ]
+OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, all else on stderr")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N", autocompletion=complete.devices)]
 SeedOption = Annotated[int, typer.Option("--seed", help="of everything random")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from shlex import quote
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -89,7 +89,9 @@ def _words(kind: Any) -> str:
         return " or ".join(map(str, parts))
     if origin is tuple:
         return "groups" if get_origin(parts[0]) is tuple else f"{_words(parts[0])}s"
-    return {bool: "true or false", int: "whole number", float: "number"}[kind]
+    if origin is Annotated:
+        return _words(parts[0])
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, str(kind))
 
 
 def _range(field: FieldInfo) -> str:

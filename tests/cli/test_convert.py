@@ -1,6 +1,5 @@
-"""convert, train, pretrain, run, demo."""
+"""convert, run, demo."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,12 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.cli.conftest import TINY, Command
-from tests.kills import content_of
+from tests.cli.conftest import TINY, TRAINING, Command
 from tests.pipeline.tiny import IMAGES, QUIET
 from vitslim import checkpoint
-from vitslim.files import read_json, write_text
+from vitslim.files import read_json, write_json
 from vitslim.names import BUILTIN
-from vitslim.train.loop import _Run
 
-BUILTIN_WEIGHTS = Path(checkpoint.__file__).parent / "assets" / "fractal_vit.safetensors"
-TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=no")
 SHORT = tuple(
     word
     for section, steps in (("warm_start", 2), ("distill", 2))
@@ -26,7 +21,7 @@ SHORT = tuple(
     for word in ("--set", f"{section}.{key}={str(value).lower()}")
 )
 
-# --- convert --------------------------------------------------------------------------------------------------------
+# --- convert ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_images_a_model_is_converted_and_said_to_be_untrained(tmp_path: Path, vitslim: Command) -> None:
@@ -121,16 +116,16 @@ def test_the_augmentation_that_is_off_is_not_said_to_be_on(tmp_path: Path, vitsl
     assert "augment   none" in outcome.err
 
 
-@pytest.mark.parametrize("verb", ["convert", "train", "run"])
-def test_the_mirroring_of_images_is_named_in_the_help(verb: str, vitslim: Command) -> None:
-    text = " ".join(vitslim(verb, "--help").out.split())
+@pytest.mark.parametrize("command", ["convert", "train", "run"])
+def test_the_mirroring_of_images_is_named_in_the_help(command: str, vitslim: Command) -> None:
+    text = " ".join(vitslim(command, "--help").out.split())
     assert "mirrored left-right with probability 0.5" in text
-    assert f"--set {'' if verb == 'train' else 'data.'}augment.hflip=0" in text
+    assert f"--set {'' if command == 'train' else 'data.'}augment.hflip=0" in text
 
 
-@pytest.mark.parametrize("verb", ["convert", "run", "train", "pretrain"])
+@pytest.mark.parametrize("command", ["convert", "run", "train", "pretrain"])
 def test_one_set_of_images_for_training_and_measuring_is_said_once(
-    verb: str, dense: Path, recipe_file: Path, tmp_path: Path, vitslim: Command
+    command: str, dense: Path, recipe_file: Path, tmp_path: Path, vitslim: Command
 ) -> None:
     for name in "abcd":
         for number in range(4):
@@ -146,8 +141,8 @@ def test_one_set_of_images_for_training_and_measuring_is_said_once(
         "run": (recipe_file, "--set", f"data.source={source}", "--set", "analyze=null"),
         "train": (dense, "--data", source, *TRAINING),
         "pretrain": (tmp_path / "phases.yaml",),
-    }[verb]
-    outcome = vitslim(verb, *words, "--out", tmp_path / "out")
+    }[command]
+    outcome = vitslim(command, *words, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("serves both training and evaluation") == 1
 
@@ -160,7 +155,44 @@ def test_a_dry_run_shows_recipe_and_plan_and_writes_nothing(tmp_path: Path, vits
     assert "reuse (expansion 2)" in outcome.out
     document = vitslim(*words, "--json").document
     assert document["recipe"]["convert"] == [{"method": "skipat"}]
-    assert len(document["plan"]) == 4
+    assert [step["attention"]["kind"] for step in document["plan"]["steps"]] == ["dense", "reuse", "reuse", "dense"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_inspect_shows_is_converted_to_again_and_can_be_edited_before(
+    student: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    plan = vitslim("inspect", student, "--json").document["plan"]
+    plan["steps"][2]["attention"] = {"kind": "dense"}
+    plan["steps"][3]["mlp"] = {"kind": "narrow", "neurons": 96}
+    write_json(tmp_path / "plan.json", plan)
+    outcome = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", *TINY)
+    assert outcome.code == 0, outcome.err
+    assert "not trained yet; `vitslim train" in outcome.err
+    assert [line.split()[2] for line in outcome.out.splitlines()[3:7]] == ["dense", "reuse", "dense", "dense"]
+    found = vitslim("inspect", tmp_path / "out", "--json").document
+    assert found["plan"] == plan
+    assert found["conversions"] == []
+    after = ("--method", "evo_vit", "--dry-run", "--json")
+    twice = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "no", *TINY, *after)
+    steps = twice.document["plan"]["steps"]
+    assert [step["mlp"] for step in steps] == [step["mlp"] for step in plan["steps"]]
+    assert any(step["tokens"]["kind"] != "all" for step in steps)
+
+
+def test_every_error_of_a_plan_edited_by_hand_is_in_one_line_and_nothing_is_written(
+    student: Path, tmp_path: Path, vitslim: Command
+) -> None:
+    plan = read_json(student / "plan.json")
+    plan["steps"][0]["attention"] = plan["steps"][1]["attention"]
+    plan["steps"][2]["mlp"] = {"kind": "narow", "neurons": 96}
+    plan["steps"][3]["mlp"] = {"kind": "narrow", "neurons": -1}
+    write_json(tmp_path / "plan.json", plan)
+    outcome = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", *TINY)
+    assert outcome.code == 2
+    assert outcome.error.startswith(f"{tmp_path / 'plan.json'}: ")
+    for message in ("step 0", "'narow'; did you mean 'narrow'?", "neurons=-1: "):
+        assert message in outcome.error
     assert not (tmp_path / "out").exists()
 
 
@@ -178,7 +210,10 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     "other method": (["--method", "skipat", "-O", "evo_vit.x=1"], "method 'evo_vit' was not chosen"),
     "whose option": (["--method", "skipat", "--method", "evo_vit", "-O", "layers=1"], "with 2 methods write which one"),
     "layer 0": (["--method", "skipat", "-O", "layers=0-2"], "block 0 has no earlier attention to reuse"),
-    "layer out of range": (["--method", "skipat", "-O", "layers=3-8"], "block 4 does not exist; choose from 1..3"),
+    "layer out of range": (
+        ["--method", "skipat", "-O", "layers=3-8"],
+        "skipat.layers: block 4 does not exist; choose from 0..3",
+    ),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
     "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control, --teacher and --analyze need images"),
@@ -248,8 +283,10 @@ def test_an_output_folder_that_holds_something_needs_overwrite(tmp_path: Path, v
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
-@pytest.mark.parametrize("verb", ["convert", "train", "eval", "bench", "analyze"])
-def test_a_gpu_that_is_absent_has_its_own_exit_code(verb: str, dense: Path, tmp_path: Path, vitslim: Command) -> None:
+@pytest.mark.parametrize("command", ["convert", "train", "eval", "bench", "analyze"])
+def test_a_gpu_that_is_absent_has_its_own_exit_code(
+    command: str, dense: Path, tmp_path: Path, vitslim: Command
+) -> None:
     out = ("--out", tmp_path / "out")
     words = {
         "convert": ("--method", "skipat", *out),
@@ -257,14 +294,14 @@ def test_a_gpu_that_is_absent_has_its_own_exit_code(verb: str, dense: Path, tmp_
         "eval": ("--data", IMAGES),
         "bench": ("--backend", "torch"),
         "analyze": ("--data", IMAGES, *out),
-    }[verb]
-    outcome = vitslim(verb, dense, *words, "--device", "cuda")
+    }[command]
+    outcome = vitslim(command, dense, *words, "--device", "cuda")
     assert outcome.code == 3
     assert "no usable GPU is there; use cpu" in outcome.error
     assert not (tmp_path / "out").exists()
 
 
-# --- run ------------------------------------------------------------------------------------------------------------
+# --- run -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_run_and_then_skipped(recipe_file: Path, tmp_path: Path, vitslim: Command) -> None:
@@ -299,175 +336,10 @@ def test_a_bad_recipe_is_one_line(content: str | None, message: str, tmp_path: P
     assert str(path) in outcome.error
 
 
-# --- train ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_student_is_trained_to_a_teacher(student: Path, dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--teacher", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, "--json")
-    outcome = vitslim("train", student, *words)
-    assert outcome.code == 0, outcome.err
-    assert outcome.document["result"]["settings"]["soft"] == 1.0
-    assert set(outcome.document["metrics"]) == {"student", "teacher"}
-    assert [entry.method for entry in checkpoint.load_config(tmp_path / "out").conversions] == ["skipat"]
-    assert "| student |" in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_a_dense_model_is_trained_on_labels(dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING)
-    assert outcome.code == 0, outcome.err
-    assert "student" in outcome.out
-    assert "(off: --set augment.hflip=0 --set augment.shift=0" in outcome.err
-    assert "budget    training 2 steps of 16 images" in outcome.err
-    assert read_json(tmp_path / "out" / "train" / "result.json")["settings"]["hard"] == 1.0
-
-
-def test_a_training_that_was_cut_off_is_resumed(
-    dense: Path, tmp_path: Path, vitslim: Command, monkeypatch: Any
-) -> None:
-    words = ("train", dense, "--data", IMAGES, *TRAINING, "--set", "steps=3", "--set", "checkpoint_every=1")
-    assert vitslim(*words, "--out", tmp_path / "whole").code == 0
-
-    make_step = _Run._step
-
-    def fall(self: Any, batches: Any, step: int) -> Any:
-        if step == 2:
-            raise KeyboardInterrupt
-        return make_step(self, batches, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_step", fall)
-        assert vitslim(*words, "--out", tmp_path / "out").code == 130
-    assert "is not empty; pass --overwrite" in vitslim(*words, "--out", tmp_path / "out").error
-    resumed = vitslim(*words, "--out", tmp_path / "out", "--resume")
-    assert resumed.code == 0
-    assert f"the training in {tmp_path / 'out'} goes on after step 2" in resumed.err
-    first, second = (checkpoint.load(tmp_path / name).state_dict() for name in ("whole", "out"))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def test_what_is_resumed_is_said(dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    out = tmp_path / "out"
-    words = ("train", dense, "--data", IMAGES, *TRAINING, "--out", out, "--resume")
-    assert f"{out} holds no training to go on with; it begins at the first step" in vitslim(*words).err
-    found = read_json(out / "metrics.json")
-    finished = vitslim(*words)
-    assert finished.code == 0
-    assert f"the training in {out} has made all its steps and is measured and saved again after step 2" in finished.err
-    assert read_json(out / "metrics.json") == found
-    (out / "train" / "state.safetensors").unlink()
-    assert "ended before a state was written; it begins again" in vitslim(*words).err
-
-
-def test_only_the_same_training_is_resumed(dense: Path, student: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--data", IMAGES, *TRAINING, "--out", tmp_path / "out")
-    assert vitslim("train", dense, *words).code == 0
-    other = checkpoint.load(dense)
-    other.get_parameter("head.bias").data += 1
-    checkpoint.save(other, tmp_path / "other")
-    for model, teacher, message in (
-        (tmp_path / "other", None, "student was 'VisionTransformer with weights "),
-        (student, None, "student was 'VisionTransformer with weights "),
-        (dense, student, "teacher was None, now 'VisionTransformer with weights "),
-    ):
-        learning = () if teacher is None else ("--teacher", teacher, "--set", "hard=1", "--set", "soft=0")
-        outcome = vitslim("train", model, *words, *learning, "--resume")
-        assert outcome.code == 2
-        assert message in outcome.error
-    refused = vitslim("train", dense, "--data", IMAGES, *TRAINING, "--out", dense, "--resume")
-    assert f"--resume: {dense} holds files but no training to go on with" in refused.error
-
-
-def test_a_training_over_another_model_changes_nothing_before_its_end(
-    dense: Path, tmp_path: Path, vitslim: Command, monkeypatch: Any
-) -> None:
-    out = Path(shutil.copytree(dense, tmp_path / "out"))
-    write_text(out / "export" / "model.onnx", "of the old model")
-    write_text(out / "notes.txt", "mine")
-    before = content_of(out)
-    words = ("train", dense, "--data", IMAGES, *TRAINING, "--set", "checkpoint_every=1", "--out", out)
-
-    make_step = _Run._step
-
-    def fall(self: Any, batches: Any, step: int) -> Any:
-        if step == 1:
-            raise KeyboardInterrupt
-        return make_step(self, batches, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_step", fall)
-        assert vitslim(*words, "--overwrite").code == 130
-    assert content_of(out) == before
-    outcome = vitslim(*words, "--resume", "--json")
-    assert (outcome.code, outcome.document["out"]) == (0, str(out))
-    assert not (out / "export").exists()
-    assert (out / "notes.txt").read_text() == "mine"
-    assert content_of(out)["model.safetensors"] != before["model.safetensors"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--from-scratch", "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, "--set", "lr=1e-9", "--seed", 7)
-    outcome = vitslim("train", student, *words)
-    assert outcome.code == 0, outcome.err
-    old, new = (checkpoint.load(folder).patch_embed.proj.weight for folder in (student, tmp_path / "out"))
-    assert not torch.allclose(old, new, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--set", "lrr=1"], "--set: unknown key 'lrr'; did you mean 'lr'?"),
-        (["--set", "augment.hflp=1"], "unknown key 'augment.hflp'; did you mean 'hflip'?"),
-        (["--set", "lr=-1"], "--set: lr=-1: Input should be greater than 0"),
-        (["--set", "optimizer=adamww"], "adamww"),
-        (["--set", "soft=1"], "soft=1 needs a teacher"),
-        (["--set", "hard=0"], "every part of the loss has weight 0"),
-        (["--set", "steps=true"], "--set: steps=True: true and false are no numbers"),
-        (["--set", "lr=.inf"], "--set: lr=inf: Input should be a finite number"),
-        (["--set", "temperature=1e-30"], "--set: temperature=1e-30: Input should be greater than or equal to 0.05"),
-        (["--teacher", "deit_smal"], "unknown model 'deit_smal'; did you mean"),
-        (["--data", "fractals:classes=5,train_per_class=4,val_per_class=4,image_size=32"], "given 5 classes"),
-        (["--num-classes", "7"], "is a saved model, which knows its own num_classes"),
-    ],
-)
-def test_a_training_that_cannot_work_is_one_line(
-    words: list[str], message: str, dense: Path, tmp_path: Path, vitslim: Command
-) -> None:
-    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, *words)
-    assert outcome.code == 2
-    assert message in outcome.error
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_a_loss_that_is_not_finite_fails_the_check(dense: Path, tmp_path: Path, vitslim: Command) -> None:
-    words = ("--set", "lr=1e30", "--set", "clip_grad=null", "--set", "warmup=0", "--set", "steps=4")
-    outcome = vitslim("train", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, *words)
-    assert outcome.code == 1
-    assert "lower lr, lengthen warmup" in outcome.error
-
-
-# --- pretrain, demo -------------------------------------------------------------------------------------------------
-
-
-def test_a_small_model_is_pretrained_in_phases(tmp_path: Path, vitslim: Command) -> None:
-    phase = {"image_size": 32, "batch_size": 16, "train": {"steps": 1, "hard": 1.0, "soft": 0.0, **QUIET}}
-    path = tmp_path / "phases.yaml"
-    path.write_text(yaml.safe_dump({"model": BUILTIN, "data": {"source": IMAGES}, "phases": [phase]}))
-    outcome = vitslim("pretrain", path, "--out", tmp_path / "out", "--json")
-    assert outcome.code == 0, outcome.err
-    assert outcome.document["held_out"]["images"] == 16
-    assert (tmp_path / "out" / outcome.document["weights"]).is_file()
-
-
-def test_a_bad_file_of_phases_is_one_line(tmp_path: Path, vitslim: Command) -> None:
-    (tmp_path / "phases.yaml").write_text("phasis: []")
-    outcome = vitslim("pretrain", tmp_path / "phases.yaml", "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert "unknown key 'phasis'; did you mean 'phases'?" in outcome.error
+# --- demo ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BUILTIN_WEIGHTS.is_file(), reason="the built-in weights are not there yet")
 def test_the_quick_demo_ends_in_a_comparison(tmp_path: Path, vitslim: Command) -> None:
     outcome = vitslim("demo", "--quick", "--out", tmp_path / "demo", "--json")
     assert outcome.code == 0, outcome.err
@@ -476,7 +348,6 @@ def test_the_quick_demo_ends_in_a_comparison(tmp_path: Path, vitslim: Command) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BUILTIN_WEIGHTS.is_file(), reason="the built-in weights are not there yet")
 def test_the_builtin_model_opens_and_knows_its_images(vitslim: Command) -> None:
     outcome = vitslim("eval", BUILTIN, "--data", "fractals:val_per_class=1", "--limit", 100, "--json")
     assert outcome.code == 0, outcome.err

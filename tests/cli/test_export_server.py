@@ -73,10 +73,10 @@ def test_nothing_exported_says_what_to_run(dense: Path, tmp_path: Path, vitslim:
         assert f"run `vitslim export {dense} --to onnx` first" in outcome.error
 
 
-@pytest.mark.parametrize("verb", [["export", "--to", "triton-server", "--out", "x"], ["quantize", "--data", IMAGES]])
-def test_a_folder_that_holds_no_model_is_refused(verb: list[str], tmp_path: Path, vitslim: Command) -> None:
-    assert "wanted " in vitslim(verb[0], tmp_path, *verb[1:]).error
-    assert "nowhere" in vitslim(verb[0], tmp_path / "nowhere", *verb[1:]).error
+@pytest.mark.parametrize("command", [["export", "--to", "triton-server", "--out", "x"], ["quantize", "--data", IMAGES]])
+def test_a_folder_that_holds_no_model_is_refused(command: list[str], tmp_path: Path, vitslim: Command) -> None:
+    assert "wanted " in vitslim(command[0], tmp_path, *command[1:]).error
+    assert "nowhere" in vitslim(command[0], tmp_path / "nowhere", *command[1:]).error
 
 
 def test_a_missing_model_optimizer_has_its_own_exit_code(student: Path, tmp_path: Path, vitslim: Command) -> None:

@@ -10,16 +10,21 @@ import pytest
 import vitslim as package
 from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
-from vitslim.cli import look
-from vitslim.methods import METHODS
-from vitslim.names import ALIASES
+from vitslim import checkpoint
+from vitslim.cli.inspect import _OPTIONAL
+from vitslim.methods import read_method
+from vitslim.names import ALIASES, METHOD_NAMES
+from vitslim.plain_yaml import read_yaml
+from vitslim.plans import plan_json
+from vitslim.targets import list_targets
+from vitslim.trunk import plan_of
 
 # --- list -----------------------------------------------------------------------------------------------------------
 
 
 def test_methods_are_listed_with_what_they_do(vitslim: Command) -> None:
     rows = vitslim("list", "--json").document
-    assert [row["name"] for row in rows] == METHODS.names()
+    assert {row["name"] for row in rows} == set(METHOD_NAMES)
     summaries = {row["name"]: row["summary"] for row in rows}
     assert summaries["skipat"] == "reuse the attention output of an earlier block through a small skip function"
     table = vitslim("list").out
@@ -36,6 +41,25 @@ def test_the_options_of_one_method_are_listed_with_type_default_meaning_and_exam
     assert {row["name"]: row["default"] for row in found["options"]}["slices"] == [1]
 
 
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_option_of_every_method_is_explained_and_its_example_can_be_used(name: str, vitslim: Command) -> None:
+    found = vitslim("list", "methods", name, "--json").document
+    assert all(option["kind"] and option["meaning"] for option in found["options"])
+    for option in found["options"]:
+        read_method(name, {option["name"]: read_yaml(option["example"], option["name"])})
+    assert found["command"] in vitslim("list", "methods", name).out
+
+
+def test_targets_are_listed_with_what_runs_them_and_what_is_missing(
+    vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitslim.targets.base.find_spec", lambda name: None if name == "tensorrt" else find_spec(name))
+    rows = {row["name"]: row for row in vitslim("list", "targets", "--json").document}
+    assert set(rows) == {one.name for one in list_targets()} >= {"onnx", "tensorrt", "triton-server"}
+    assert (rows["onnx"]["suffix"], rows["tensorrt"]["missing"]) == (".onnx", ["tensorrt"])
+    assert "missing tensorrt pip install 'vitslim[tensorrt]'" in vitslim("list", "targets").out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -47,13 +71,6 @@ def test_the_options_of_one_method_are_listed_with_type_default_meaning_and_exam
 def test_a_misspelt_list_names_the_nearest(words: list[str], message: str, vitslim: Command) -> None:
     outcome = vitslim("list", *words)
     assert (outcome.code, outcome.error) == (2, message)
-
-
-def test_targets_are_listed_with_what_runs_them(vitslim: Command) -> None:
-    found = {target["name"]: target for target in vitslim("list", "targets", "--json").document}
-    assert {"onnx", "tensorrt", "rtx", "torch-export", "aotinductor", "triton-server"} <= set(found)
-    assert "ort" in found["onnx"]["backends"]
-    assert found["onnx"]["title"] in vitslim("list", "targets").out
 
 
 def test_aliases_are_listed_with_what_they_stand_for(vitslim: Command) -> None:
@@ -91,16 +108,14 @@ def test_the_pairs_that_compose_are_listed_with_their_reasons(vitslim: Command) 
     assert {"first": "skipat", "second": "evo_vit", "family": "ViT", "supported": True, "reason": ""} in rows
     assert all(bool(row["reason"]) != row["supported"] for row in rows)
     table = vitslim("list", "pairs")
-    assert all(f"\n{name} " in table.out for name in METHODS.names())
+    assert all(f"\n{name} " in table.out for name in METHOD_NAMES)
     assert "prune: step 1 already has a rule for its tokens" in table.err
 
 
 def test_an_unknown_list_is_refused(vitslim: Command) -> None:
     outcome = vitslim("list", "colours")
-    assert (outcome.code, outcome.error) == (
-        2,
-        "list 'colours' is not known; wanted models, methods, targets, aliases or pairs",
-    )
+    assert outcome.code == 2
+    assert outcome.error == "list 'colours' is not known; wanted models, methods, targets, aliases, pairs"
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------
@@ -112,9 +127,9 @@ def test_a_dense_model_is_inspected_without_weights(vitslim: Command) -> None:
     assert found["params"] == 22_050_664  # timm's own figure
     assert found["macs"] == pytest.approx(4.6e9, rel=0.01)  # DeiT paper: 4.6 G
     assert found["image_size"] == [224, 224]
-    assert found["plan"] == []
+    assert (found["plan"], found["steps"]) == (None, [])
     assert found["methods"]["skipat"] == {"supported": True, "reason": ""}
-    assert set(found["methods"]) == set(METHODS)
+    assert set(found["methods"]) == set(METHOD_NAMES)
 
 
 def test_a_size_is_inspected_as_height_by_width(vitslim: Command) -> None:
@@ -125,7 +140,9 @@ def test_a_size_is_inspected_as_height_by_width(vitslim: Command) -> None:
 def test_a_saved_student_is_inspected_with_its_plan(student: Path, vitslim: Command) -> None:
     found = vitslim("inspect", student, "--json").document
     assert [entry["method"] for entry in found["conversions"]] == ["skipat"]
-    assert len(found["plan"]) == 4
+    assert found["plan"] == plan_json(plan_of(checkpoint.load(student)))
+    assert found["steps"][2]["attention"].startswith("reuse")
+    assert sum(step["macs"] for step in found["steps"]) < found["macs"]
     assert not found["methods"]["skipat"]["supported"]
     assert "already converted" in found["methods"]["skipat"]["reason"]
 
@@ -133,6 +150,8 @@ def test_a_saved_student_is_inspected_with_its_plan(student: Path, vitslim: Comm
 def test_the_tables_have_no_blank_header_and_no_trailing_blanks(student: Path, vitslim: Command) -> None:
     outcome = vitslim("inspect", student)
     lines = outcome.out.splitlines()
+    (header,) = (line for line in lines if line.startswith("step "))
+    assert header.endswith("MACs (M)  parameters (k)")
     assert lines[1].endswith("student  (VisionTransformer)")
     assert re.match(r"parameters +0\.1", lines[2])
     assert all(line == line.rstrip() for line in lines)
@@ -217,7 +236,7 @@ def test_the_doctor_names_versions_devices_and_what_is_missing(
     vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("vitslim.cli.look.find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    monkeypatch.setattr("vitslim.cli.inspect.find_spec", lambda name: None if name == "onnx" else find_spec(name))
     found = vitslim("doctor", "--json").document
     assert {"vitslim", "torch", "timm"} <= set(found["versions"])
     assert found["devices"][0] == "cpu"
@@ -229,6 +248,6 @@ def test_the_doctor_names_versions_devices_and_what_is_missing(
 
 def test_the_doctor_asks_only_for_what_vitslim_imports(vitslim: Command) -> None:
     sources = "\n".join(path.read_text() for path in Path(package.__file__).parent.rglob("*.py"))
-    for _, modules in look._OPTIONAL.values():
+    for _, modules in _OPTIONAL.values():
         for name in modules:
             assert re.search(rf"(import|from) {name}\b|import_module\(\"{name}\"|[\"']{name}[.\"']", sources), name

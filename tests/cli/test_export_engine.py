@@ -66,7 +66,8 @@ def test_a_saved_model_becomes_an_engine_once(folder: Path, vitslim: Command) ->
     if not torch.cuda.is_available():
         refused = vitslim("verify", folder, engine)
         assert (refused.code, "needs an NVIDIA GPU" in refused.error) == (3, True)
-        measured = vitslim("eval", folder, "--backend", "rtx", "--data", "fractals")
+        data = "fractals:classes=4,train_per_class=1,val_per_class=4,image_size=32"
+        measured = vitslim("eval", folder, "--backend", "rtx", "--data", data)
         assert (measured.code, "needs an NVIDIA GPU" in measured.error) == (3, True)
 
 

@@ -1,4 +1,4 @@
-"""Verbs that only look: list, inspect, analyze, doctor."""
+"""Commands that change nothing: list, inspect, analyze, doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
     from vitslim.plans import ModelPlan
 
-_LISTS = ("models", "methods", "targets", "aliases", "pairs")
 _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
@@ -30,7 +29,7 @@ _OPTIONAL = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs to the command."""
+    """Add the commands."""
     app.command("list")(list_what)
     app.command()(inspect)
     app.command()(analyze)
@@ -39,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def list_what(
     what: Annotated[
-        str, typer.Argument(help="models, methods, targets, aliases or pairs", autocompletion=complete.words(*_LISTS))
+        str, typer.Argument(help="models, methods, targets, aliases or pairs", autocompletion=complete.lists)
     ] = "methods",
     name: Annotated[
         str | None, typer.Argument(help="a method, to see its options", autocompletion=complete.methods)
@@ -50,23 +49,22 @@ def list_what(
 
     `list models` builds each of timm's ViTs, which takes a while.
     """
+    lists = {
+        "models": _list_models,
+        "methods": _list_methods,
+        "targets": _list_targets,
+        "aliases": _list_aliases,
+        "pairs": _list_pairs,
+    }
     if name is not None and what != "methods":
         raise ConfigError(f"list {what} takes no name, given {name!r}; `vitslim list methods NAME` does")
+    if what not in lists:
+        hint = did_you_mean(what, lists) or f"; wanted {', '.join(lists)}"
+        raise ConfigError(f"list {what!r} is not known{hint}")
     if name is not None:
         _list_options(check_method(name), json)
-    elif what == "methods":
-        _list_methods(json)
-    elif what == "targets":
-        _list_targets(json)
-    elif what == "aliases":
-        _list_aliases(json)
-    elif what == "models":
-        _list_models(json)
-    elif what == "pairs":
-        _list_pairs(json)
     else:
-        near = did_you_mean(what, _LISTS)
-        raise ConfigError(f"list {what!r} is not known{near or '; wanted models, methods, targets, aliases or pairs'}")
+        lists[what](json)
 
 
 def inspect(
@@ -78,7 +76,7 @@ def inspect(
     json: options.JsonOption = False,
 ) -> None:
     """What a model is and costs, how it wants its images, which methods can convert it. Nothing is downloaded."""
-    found = describe_model(model, weights, img_size, num_classes, model_arg)
+    found, plan = _describe(model, weights, img_size, num_classes, model_arg)
     if json:
         print_json(found)
         return
@@ -96,8 +94,8 @@ def inspect(
             ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
         ],
     )
-    if found["steps"]:
-        _print_steps(found["steps"])
+    if plan is not None:
+        print_plan(plan)
     rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
     print_table("methods", ("method", "can convert", "reason"), rows)
 
@@ -106,13 +104,15 @@ def print_plan(plan: ModelPlan) -> None:
     """A plan as a table, one row per step."""
     from vitslim.plans import describe_steps
 
-    _print_steps(describe_steps(plan))
+    size = "" if plan.image_size == plan.model.image_size else f" at {plan.image_size[0]} × {plan.image_size[1]} px"
+    rows = [
+        [*map(str, choices), f"{macs / 1e6:.1f}", f"{parameters / 1e3:.1f}"]
+        for *choices, macs, parameters in (row.values() for row in describe_steps(plan))
+    ]
+    columns = ("step", "block", "attention", "tokens", "mlp", "weights", "MACs (M)", "parameters (k)")
+    print_table(f"plan{size}", columns, rows)
     if plan.dropped:
         say(f"dropped blocks: {', '.join(map(str, plan.dropped))}")
-
-
-def _print_steps(steps: list[dict[str, Any]]) -> None:
-    print_table("plan", tuple(steps[0]), [[str(value) for value in row.values()] for row in steps])
 
 
 def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,18 +124,14 @@ def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
     return [("images", f"{wanted['channels']} × {height} × {width}"), *marked]
 
 
-def describe_model(
-    name: str,
-    weights: Path | None = None,
-    img_size: str | None = None,
-    num_classes: int | None = None,
-    model_arg: list[str] | None = None,
-) -> dict[str, Any]:
-    """The document of ``inspect``; dense models are built without weights, except where a file has them."""
+def _describe(
+    name: str, weights: Path | None, img_size: str | None, num_classes: int | None, model_arg: list[str] | None
+) -> tuple[dict[str, Any], ModelPlan | None]:
+    """The document, and the plan of a converted model; dense models are built without the weights of the hub."""
     from vitslim import checkpoint
     from vitslim.bench import count_macs, count_parameters
     from vitslim.errors import UnsupportedModelError
-    from vitslim.methods import method_support
+    from vitslim.methods import list_methods, method_support
     from vitslim.models import family_of, preprocessing, resolve_name, token_layout
     from vitslim.plans import describe_steps, plan_json
     from vitslim.trunk import is_converted, plan_of, trunk_of
@@ -143,14 +139,18 @@ def describe_model(
     model = options.open_named(
         name, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
     )
-    converted = is_converted(model)
-    plan = None
+    history = trunk_of(model).history if is_converted(model) else ()
+    plan: ModelPlan | None = None
     try:
         plan = plan_of(model)
+        methods = method_support(plan, history)
     except UnsupportedModelError as error:
         say(f"note: {error}", style="yellow")
+        methods = {method: {"supported": False, "reason": str(error)} for method in list_methods()}
+    if not is_converted(model):  # the plan of a dense model says nothing
+        plan = None
     layout = token_layout(model)
-    return {
+    document: dict[str, Any] = {
         "model": name if checkpoint.is_saved_model(name) else resolve_name(name),
         "family": family_of(model),
         "params": count_parameters(model),
@@ -161,13 +161,12 @@ def describe_model(
         "prefix_tokens": layout.prefix,
         "grid": list(layout.grid),
         "depth": len(model.blocks),  # pyright: ignore[reportArgumentType]
-        "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in trunk_of(model).history]
-        if converted
-        else [],
-        "plan": plan_json(plan) if plan is not None and converted else None,
-        "steps": describe_steps(plan) if plan is not None and converted else [],
-        "methods": {} if plan is None else method_support(plan, trunk_of(model).history if converted else ()),
+        "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in history],
+        "plan": None if plan is None else plan_json(plan),
+        "steps": [] if plan is None else describe_steps(plan),
+        "methods": methods,
     }
+    return document, plan
 
 
 def analyze(
@@ -241,7 +240,7 @@ def doctor(json: options.JsonOption = False) -> None:
     missing: dict[str, dict[str, Any]] = {}
     for purpose, (extra, modules) in _OPTIONAL.items():
         absent = [name for name in modules if find_spec(name) is None]
-        missing[purpose] = {"ready": not absent, "missing": absent, "install": f"pip install 'vitslim[{extra}]'"}
+        missing[purpose] = {"ready": not absent, "missing": absent, "install": _install(extra)}
     versions = {name: _version(name) for name in ("vitslim", "torch", "torchvision", "timm", "safetensors")}
     document: dict[str, Any] = {
         "versions": versions,
@@ -318,12 +317,20 @@ def _list_targets(json: bool) -> None:
     if json:
         print_json([target.model_dump(mode="json") for target in found])
         return
-    header = ("target", "what it is", "precisions", "run by (--backend)", "not installed")
-    rows = [
-        (one.name, one.title, *(", ".join(words) for words in (one.precisions, one.backends, one.missing)))
-        for one in found
-    ]
-    print_table("", header, rows)
+    print_table(
+        "",
+        ("target", "what it writes", "precisions", "run by", "state"),
+        [
+            (
+                target.name,
+                f"{target.title}, {target.suffix}" if target.suffix else target.title,
+                ", ".join(target.precisions),
+                ", ".join(target.backends),
+                f"missing {', '.join(target.missing)} {_install(target.extra)}".rstrip() if target.missing else "ready",
+            )
+            for target in found
+        ],
+    )
 
 
 def _list_aliases(json: bool) -> None:
@@ -368,6 +375,10 @@ def _list_pairs(json: bool) -> None:
     for note in notes:
         say(note)
     say("\nEvery method in a form for four blocks; --json has its other forms too")
+
+
+def _install(extra: str | None) -> str:
+    return f"pip install 'vitslim[{extra}]'" if extra else ""
 
 
 def _version(name: str) -> str:
