@@ -1,4 +1,4 @@
-"""A recipe: the whole road from a dense model to a report, as one YAML file."""
+"""A recipe: all stages from a dense model to a report, as one YAML file."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ExportSection(Config):
 
 
 class Recipe(Config):
-    """One road; a section that is ``null`` is left out."""
+    """One run; a section that is ``null`` is left out."""
 
     model: ModelSection = ModelSection()
     teacher: str | None = None  # dense model to learn from, a name or a folder; none: `model` itself

@@ -13,7 +13,7 @@ IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def output_by_hooks(model: nn.Module, layers: dict[int, Callable[[Tensor], Tensor]]) -> Tensor:
-    """The slow road: the whole model runs, and hooks on the attention modules give what is wanted instead."""
+    """The slow way: the whole model runs, and hooks on the attention modules give what is wanted instead."""
     latest: list[Tensor] = []
 
     def hook(layer: int) -> Callable[..., Tensor]:

@@ -219,7 +219,7 @@ def test_a_run_that_was_refused_after_its_analysis_leaves_the_folder_free(
         raise ConfigError("refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitslim.pipeline.road.advise", refuse)
+        patch.setattr("vitslim.pipeline.running.advise", refuse)
         with pytest.raises(ConfigError, match="refused"):
             run(recipe(SKIPAT), tmp_path)
     assert (tmp_path / "analysis.json").exists()

@@ -1,4 +1,4 @@
-"""A road that takes seconds: a 4-block, 48-wide model on a few fractals of four classes."""
+"""A run that takes seconds: a 4-block, 48-wide model on a few fractals of four classes."""
 
 from typing import Any
 

@@ -60,7 +60,7 @@ def train(
     from vitslim.models import init_from_scratch_
     from vitslim.opening import open_model
     from vitslim.pipeline.devices import device_named
-    from vitslim.pipeline.road import EVIDENCE
+    from vitslim.pipeline.running import EVIDENCE
     from vitslim.pipeline.staging import replacing
     from vitslim.pipeline.training import claim_folder, read_settings, train_to_folder
     from vitslim.train.processes import started_processes

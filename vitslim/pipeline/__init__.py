@@ -5,8 +5,8 @@ from vitslim.pipeline.comparing import ComparisonReport, compare
 from vitslim.pipeline.exporting import export, verify
 from vitslim.pipeline.quantizing import quantize
 from vitslim.pipeline.refitting import refit
-from vitslim.pipeline.road import RunResult, require_passed, run
 from vitslim.pipeline.runners import open_runner
+from vitslim.pipeline.running import RunResult, require_passed, run
 
 __all__ = [
     "ComparisonReport",

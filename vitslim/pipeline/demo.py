@@ -21,7 +21,7 @@ from vitslim.opening import open_model
 from vitslim.pipeline.choices import CHOICES_FILE, reads_analysis
 from vitslim.pipeline.cost import COST_FILE
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.road import BENCH_FILE, METRICS_FILE
+from vitslim.pipeline.running import BENCH_FILE, METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe, read_recipe

@@ -73,7 +73,7 @@ def _begin(reports: Any, threads: int) -> None:
 
 
 def _run(name: str, recipe: Recipe, folder: Path, overwrite: bool) -> None:
-    from vitslim.pipeline.road import run
+    from vitslim.pipeline.running import run
 
     def report(one: Progress) -> None:
         _reports[0].put(replace(one, stage=f"{name}: {one.stage}", metrics=dict(one.metrics)))

@@ -1,4 +1,4 @@
-"""The road over a tiny model: what it writes, what it skips, what it refuses, how it goes on after a fall."""
+"""A run over a tiny model: what it writes, what it skips, what it refuses, how it goes on after a fall."""
 
 import contextlib
 import copy
@@ -92,7 +92,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-# --- the whole road -------------------------------------------------------------------------------------------------
+# --- the whole run --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The road of a recipe: open, analyze, convert, warm start, distill, evaluate, export, verify, bench, report."""
+"""The run of a recipe: open, analyze, convert, warm start, distill, evaluate, export, verify, bench, report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RunResult:
 
 
 @dataclass
-class _Road:
+class _Run:
     recipe: Recipe
     folder: RunFolder
     progress: ProgressCallback
@@ -122,7 +122,7 @@ def run(
     progress: ProgressCallback = silent,
     announce: Announce = keep_quiet,
 ) -> RunResult:
-    """Walk a recipe's road over an output folder; finished stages whose inputs have not changed are skipped.
+    """Run a recipe over an output folder; finished stages whose inputs have not changed are skipped.
 
     Args:
         announce: called with an ``Outline`` before the first stage, and with the ``Choice`` of every method that has
@@ -142,10 +142,10 @@ def run(
     folder.begin(write_yaml(recipe), overwrite=overwrite)
     announce(forecast.outline)
     with folder:
-        road = _Road(recipe, folder, progress, source, teacher, announce)
-        student, choices = _make_student(road)
-        metrics = _evaluate(road, student)
-        passed = _deploy(road, student)
+        running = _Run(recipe, folder, progress, source, teacher, announce)
+        student, choices = _make_student(running)
+        metrics = _evaluate(running, student)
+        passed = _deploy(running, student)
         _write_environment(folder.path)
         if recipe.report:
             from vitslim.report import write_report
@@ -154,32 +154,32 @@ def run(
     return RunResult(folder.path, student, teacher, metrics, passed, choices)
 
 
-def _make_student(road: _Road) -> tuple[nn.Module, list[Choice]]:
-    recipe, folder = road.recipe, road.folder
-    student, choices = _convert(recipe, road.source, _analyze(road))
+def _make_student(running: _Run) -> tuple[nn.Module, list[Choice]]:
+    recipe, folder = running.recipe, running.folder
+    student, choices = _convert(recipe, running.source, _analyze(running))
     if choices:
-        road.announce(choices)
+        running.announce(choices)
     inputs = [
         recipe.model.model_dump(),
         file_state(recipe.model),
         recipe.convert,
         None if recipe.plan is None else read_json(recipe.plan),
         recipe.seed,
-        image_input(road.source),
+        image_input(running.source),
     ]
     # What another version of the code chose is another student, though the recipe and the analysis are the same.
     decided = [choice.used for choice in choices] if recipe.analyze else []
     outputs = (PLAN_FILE, checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
-    if road.enter("convert", [*inputs, *decided], *outputs):
+    if running.enter("convert", [*inputs, *decided], *outputs):
         folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
         write_json(folder.path / PLAN_FILE, plan_json(plan_of(student)) if is_converted(student) else {})
         write_cost(folder.path, student)
         if choices:
             write_json(folder.path / CHOICES_FILE, [choice.model_dump(mode="json") for choice in choices])
-        _save(road, student, folder.path)
-        road.finish("convert")
-    student = _warm_start(road, student)
-    return _distill(road, student), choices
+        _save(running, student, folder.path)
+        running.finish("convert")
+    student = _warm_start(running, student)
+    return _distill(running, student), choices
 
 
 def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None) -> tuple[nn.Module, list[Choice]]:
@@ -188,8 +188,8 @@ def _convert(recipe: Recipe, source: nn.Module, analysis: AnalysisReport | None)
     return convert_all(recipe, source, advice)
 
 
-def _analyze(road: _Road) -> AnalysisReport | None:
-    recipe, folder = road.recipe, road.folder
+def _analyze(running: _Run) -> AnalysisReport | None:
+    recipe, folder = running.recipe, running.folder
     if recipe.analyze is None or recipe.data is None:
         return None
     from vitslim.analysis import AnalysisReport, analyze, analyze_once
@@ -197,109 +197,111 @@ def _analyze(road: _Road) -> AnalysisReport | None:
 
     section = recipe.analyze
     inputs = [recipe.model.model_dump(), file_state(recipe.model), recipe.teacher, data_inputs(recipe)]
-    if road.enter("analyze", [*inputs, section.model_dump(exclude={"cache"})], ANALYSIS_FILE):
+    if running.enter("analyze", [*inputs, section.model_dump(exclude={"cache"})], ANALYSIS_FILE):
         measure = analyze_once if section.cache else analyze
         report = measure(
-            road.teacher,
-            analysis_images(recipe, recipe.data, section, road.teacher),
+            running.teacher,
+            analysis_images(recipe, recipe.data, section, running.teacher),
             images=section.images,
             replacement_images=section.replacement_images,
-            progress=road.progress,
+            progress=running.progress,
         )
         write_json(folder.path / ANALYSIS_FILE, report.model_dump(mode="json"))
         write_plots(report, folder.path / "plots")
-        road.finish("analyze")
+        running.finish("analyze")
     return AnalysisReport(**folder.read(ANALYSIS_FILE))
 
 
-def _warm_start(road: _Road, student: nn.Module) -> nn.Module:
-    recipe, folder = road.recipe, road.folder
+def _warm_start(running: _Run, student: nn.Module) -> nn.Module:
+    recipe, folder = running.recipe, running.folder
     if recipe.warm_start is None or recipe.data is None or not can_warm_start(student):
         return student
     from vitslim.train import warm_start
 
     place = folder.path / WARM_START_FOLDER
     inputs = [recipe.teacher, data_inputs(recipe), recipe.warm_start.model_dump()]
-    if not road.enter("warm_start", inputs, f"{WARM_START_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+    if not running.enter("warm_start", inputs, f"{WARM_START_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
         return on_device(checkpoint.load(place), recipe.device)
-    road.check_teacher()
+    running.check_teacher()
     folder.discard(*EVIDENCE, *([] if folder.is_continued else [WARM_START_FOLDER]))
-    loader = open_images(recipe, recipe.data, road.source, "train", training=True)
+    loader = open_images(recipe, recipe.data, running.source, "train", training=True)
     result = warm_start(
-        student, road.teacher, loader, recipe.warm_start, out_dir=place, resume=True, progress=road.progress
+        student, running.teacher, loader, recipe.warm_start, out_dir=place, resume=True, progress=running.progress
     )
     write_json(place / "result.json", result.model_dump(mode="json"))
-    _save(road, student, place)
-    _save(road, student, folder.path)
-    road.finish("warm_start")
+    _save(running, student, place)
+    _save(running, student, folder.path)
+    running.finish("warm_start")
     return student
 
 
-def _distill(road: _Road, student: nn.Module) -> nn.Module:
-    recipe, folder = road.recipe, road.folder
+def _distill(running: _Run, student: nn.Module) -> nn.Module:
+    recipe, folder = running.recipe, running.folder
     if recipe.distill is None or recipe.data is None:
         return student
     inputs = [recipe.teacher, data_inputs(recipe), recipe.distill.model_dump()]
-    if road.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
-        road.check_teacher()
+    if running.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
+        running.check_teacher()
         folder.discard(*EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
-        _train(road, student, folder.path / "train", "distill")
-        _save(road, student, folder.path)
-        road.finish("distill")
+        _train(running, student, folder.path / "train", "distill")
+        _save(running, student, folder.path)
+        running.finish("distill")
     else:
         student = on_device(checkpoint.load(folder.path), recipe.device)
-    if recipe.control and road.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+    if recipe.control and running.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
         folder.discard(*EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
-        control = copy.deepcopy(road.teacher)
-        _train(road, control, folder.path / CONTROL_FOLDER, "distill (control)")
-        _save(road, control, folder.path / CONTROL_FOLDER)
-        road.finish("control")
+        control = copy.deepcopy(running.teacher)
+        _train(running, control, folder.path / CONTROL_FOLDER, "distill (control)")
+        _save(running, control, folder.path / CONTROL_FOLDER)
+        running.finish("control")
     return student
 
 
-def _train(road: _Road, model: nn.Module, place: Path, name: str) -> None:
+def _train(running: _Run, model: nn.Module, place: Path, name: str) -> None:
     from vitslim.train import distill
 
-    recipe = road.recipe
+    recipe = running.recipe
     assert recipe.distill is not None
     assert recipe.data is not None
-    loader = open_images(recipe, recipe.data, road.source, "train", training=True)
+    loader = open_images(recipe, recipe.data, running.source, "train", training=True)
     # A dense control has no tokens to choose.
     settings = recipe.distill if is_converted(model) else recipe.distill.model_copy(update={"early_tokens": 0.0})
-    result = distill(model, road.teacher, loader, settings, out_dir=place, resume=True, progress=road.told_as(name))
+    result = distill(
+        model, running.teacher, loader, settings, out_dir=place, resume=True, progress=running.told_as(name)
+    )
     write_json(place / "result.json", result.model_dump(mode="json"))
 
 
-def _evaluate(road: _Road, student: nn.Module) -> Mapping[str, Any]:
-    recipe, folder = road.recipe, road.folder
+def _evaluate(running: _Run, student: nn.Module) -> Mapping[str, Any]:
+    recipe, folder = running.recipe, running.folder
     if not recipe.evaluate or recipe.data is None:
         return {}
     from vitslim.train import evaluate_all
 
     inputs = [recipe.teacher, data_inputs(recipe), recipe.control]
-    if road.enter("evaluate", inputs, METRICS_FILE):
-        loader = open_images(recipe, recipe.data, road.source, "val")
+    if running.enter("evaluate", inputs, METRICS_FILE):
+        loader = open_images(recipe, recipe.data, running.source, "val")
         competitors: dict[str, nn.Module] = {"student": student}
         if recipe.control:
             control = checkpoint.load(folder.path / CONTROL_FOLDER)
             competitors["dense_control"] = on_device(control, recipe.device)
-        found = evaluate_all(competitors, loader, teacher=road.teacher, progress=road.progress)
+        found = evaluate_all(competitors, loader, teacher=running.teacher, progress=running.progress)
         order = [name for name in ("teacher", "student", "dense_control") if name in found]
         metrics = {name: found[name].model_dump(mode="json") for name in order}
         write_json(folder.path / METRICS_FILE, metrics)
-        _save(road, student, folder.path, metrics)
-        road.finish("evaluate")
+        _save(running, student, folder.path, metrics)
+        running.finish("evaluate")
     return folder.read(METRICS_FILE)
 
 
-def _deploy(road: _Road, student: nn.Module) -> bool:
-    passed = _export(road, student)
-    _bench(road, student)
+def _deploy(running: _Run, student: nn.Module) -> bool:
+    passed = _export(running, student)
+    _bench(running, student)
     return passed
 
 
-def _export(road: _Road, student: nn.Module) -> bool:
-    recipe, folder = road.recipe, road.folder
+def _export(running: _Run, student: nn.Module) -> bool:
+    recipe, folder = running.recipe, running.folder
     section = recipe.export
     if section is None:
         return True
@@ -313,7 +315,7 @@ def _export(road: _Road, student: nn.Module) -> bool:
     }
     names = [TARGETS.get("onnx").default_path(folder.path, precision, forms).name for precision in section.precisions]
     inputs = [data_inputs(recipe), section.model_dump()]
-    if road.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
+    if running.enter("export", inputs, PARITY_FILE, *(f"export/{name}" for name in names)):
         images = sample_images(student, _parity_data(recipe, student), max(section.images, *section.batches))
         paths: list[Path] = []
         for precision in section.precisions:
@@ -327,27 +329,27 @@ def _export(road: _Road, student: nn.Module) -> bool:
                 inline=section.inline,
                 dynamic_image_size=section.dynamic_image_size,
                 input_format=section.images_as,
-                metadata={} if road.class_names is None else {"labels": road.class_names},
+                metadata={} if running.class_names is None else {"labels": running.class_names},
             )
         found = compare(student, paths, images, section.batches)
         write_json(folder.path / PARITY_FILE, found.model_dump(mode="json"))
-        road.finish("export")
+        running.finish("export")
     return bool(folder.read(PARITY_FILE)["passed"])
 
 
-def _bench(road: _Road, student: nn.Module) -> None:
-    recipe, folder = road.recipe, road.folder
+def _bench(running: _Run, student: nn.Module) -> None:
+    recipe, folder = running.recipe, running.folder
     if recipe.bench is None:
         return
     from vitslim.bench import benchmark
 
-    if road.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
+    if running.enter("bench", recipe.bench.model_dump(), BENCH_FILE):
         dense = dense_baseline(student)
         options = recipe.bench.model_dump()
         models = {"dense": dense, "student": student.cpu()}
-        report = benchmark(models, baseline="dense", progress=road.progress, **options)
+        report = benchmark(models, baseline="dense", progress=running.progress, **options)
         write_json(folder.path / BENCH_FILE, report.model_dump(mode="json"))
-        road.finish("bench")
+        running.finish("bench")
 
 
 def _write_environment(folder: Path) -> None:
@@ -360,8 +362,8 @@ def _parity_data(recipe: Recipe, student: nn.Module) -> Any:
     return default_data(student) if recipe.data is None else data_config(recipe.data)
 
 
-def _save(road: _Road, model: nn.Module, place: Path, metrics: Mapping[str, Any] | None = None) -> None:
-    checkpoint.save(model, place, overwrite=True, class_names=road.class_names, metrics=metrics)
+def _save(running: _Run, model: nn.Module, place: Path, metrics: Mapping[str, Any] | None = None) -> None:
+    checkpoint.save(model, place, overwrite=True, class_names=running.class_names, metrics=metrics)
 
 
 def require_passed(result: RunResult) -> None:
