@@ -168,4 +168,4 @@ def test_what_cannot_be_pruned_is_refused_from_the_data_alone() -> None:
     assert check(mixed) == ["step 1: all prunings of a plan have the same where and fuse"]
     plan = steps_with(model, None, Prune(keep=0.5))
     idle = plan.with_steps({1: plan.steps[1].but(attention=NoAttention())})
-    assert "chooses patches by the attention of itself, which computes none" in check(idle)[0]
+    assert "chooses patches by its own attention, which computes none" in check(idle)[0]

@@ -12,7 +12,8 @@ from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, s
 from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitslim.report import ComparisonRow, ComparisonSpeed
+    from vitslim.bench import BenchRow
+    from vitslim.report import ComparisonRow
 
 BackendOption = Annotated[str, typer.Option("--backend", help="torch, auto, or one of `vitslim list targets`")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
@@ -128,7 +129,7 @@ def _quality_cells(row: ComparisonRow) -> tuple[str, ...]:
     )
 
 
-def _speed_cells(model: str, one: ComparisonSpeed) -> tuple[str, ...]:
+def _speed_cells(model: str, one: BenchRow) -> tuple[str, ...]:
     ratios = (one.speedup_vs_dense, one.speedup_vs_dense_torch)
     first, second = ("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios)
     verdict = (one.verdict or "baseline") + (", at another resolution" if one.other_image_size else "")

@@ -196,8 +196,9 @@ def _converted(dense: nn.Module, conversions: list[dict[str, Any]], student: Pat
         method, config = read_method(str(entry["method"]), options)
         if method.reads_analysis(config):
             # Widths are of this model's size; blocks have the same numbers.
-            options |= {"layers": chosen[method.name]} if method.advised == "layers" else {method.advised: method.usual}
-            options = {name: value for name, value in options.items() if name != "keep" or method.advised != "layers"}
+            option = str(method.advised)
+            options[option] = chosen[method.name] if option == "layers" else method.usual
+            options = {name: value for name, value in options.items() if name != "keep" or option != "layers"}
         dense = convert(dense, method.name, **options)
     return dense
 

@@ -91,7 +91,7 @@ class _Run:
         self.folder.finish(stage)
         self.progress(Progress(stage, 1, 1, "done"))
 
-    def told_as(self, stage: str) -> ProgressCallback:
+    def reported_as(self, stage: str) -> ProgressCallback:
         """The progress of a part under a name that tells it from its siblings."""
         return lambda one: self.progress(replace(one, stage=stage))
 
@@ -267,7 +267,7 @@ def _train(running: _Run, model: nn.Module, place: Path, name: str) -> None:
     # A dense control has no tokens to choose.
     settings = recipe.distill if is_converted(model) else recipe.distill.model_copy(update={"early_tokens": 0.0})
     result = distill(
-        model, running.teacher, loader, settings, out_dir=place, resume=True, progress=running.told_as(name)
+        model, running.teacher, loader, settings, out_dir=place, resume=True, progress=running.reported_as(name)
     )
     write_json(place / "result.json", result.model_dump(mode="json"))
 

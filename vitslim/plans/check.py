@@ -107,9 +107,9 @@ def _row_errors(steps: tuple[StepPlan, ...]) -> list[str]:
         for read in step.tokens.rows_read(steps, index):
             if not (0 <= read < len(steps)) or not steps[read].attention.attends:
                 before = steps[read].attention.describe() if 0 <= read < len(steps) else "there is none"
-                where = "itself" if read == index else f"step {read}"
+                where = "its own attention" if read == index else f"the attention of step {read}"
                 errors.append(
-                    f"step {index} ({step.tokens.describe()}) chooses patches by the attention of {where}, which "
+                    f"step {index} ({step.tokens.describe()}) chooses patches by {where}, which "
                     f"computes none ({before}); let that step attend"
                 )
     return errors
