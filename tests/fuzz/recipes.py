@@ -22,8 +22,8 @@ KEYS = ["seed", "model.name", "model.options.depth", "convert.0.layers", "distil
 def case(rng: random.Random, folder: Path) -> Case:
     """A recipe that is nearly one, or an option that is nearly one."""
     if rng.random() < 0.2:
-        method = rng.choice(list(METHODS))
-        field = rng.choice([*METHODS[method].config.model_fields, "layer", "", "."])
+        method = rng.choice(METHODS.names())
+        field = rng.choice([*METHODS.get(method).config.model_fields, "layer", "", "."])
         option = f"{field}={values.text(rng)}"
         return Case(f"-O {option!r} of {method}", lambda: _configured(method, option))
     path = folder / "recipe.yaml"

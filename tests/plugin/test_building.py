@@ -100,7 +100,7 @@ def test_the_last_build_is_found_and_its_age_told(
     assert plugin_library() is None
     found = info()["libraries"]["libvitslim_kernels.so"]
     assert found["current"] is True
-    monkeypatch.setattr("vitslim.plugin.libraries.sources_sha256", lambda: "another")
+    monkeypatch.setattr("vitslim.plugin.inventory.sources_sha256", lambda: "another")
     assert info()["libraries"]["libvitslim_kernels.so"]["current"] is False
 
 

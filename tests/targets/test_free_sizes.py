@@ -95,7 +95,7 @@ def test_bytes_and_half_precision_go_with_free_sizes(tmp_path):
         (("evo_vit",), "kept 50 %.*how many patches take part has to be a constant"),
         (("sparsifiner_tile",), "40 % of the keys.*how many keys are kept has to be a constant"),
         (("sparsifiner_pruned",), "has to be a constant"),
-        (("sret_sliced",), "4 slices.*the size of a slice are fixed for one grid"),
+        (("sret, sliced",), "4 slices.*the size of a slice are fixed for one grid"),
         (("skipat", "evo_vit"), "how many patches take part has to be a constant"),
     ],
 )

@@ -85,7 +85,7 @@ def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(twin, file,
     assert record.changes == ["vitslim's operators were written out in standard ones"]
     monkeypatch.setattr(plugins, "ahead_of_time_obstacle", lambda: "no NVRTC")
     assert build(file)[1].plugins.used == []
-    for choice, reason in (("on", "Nor can TensorRT compile it in: no NVRTC"), ("external", "shall stay outside")):
+    for choice, reason in (("on", "Nor can TensorRT compile it in: no NVRTC"), ("external", "has to stay outside")):
         with pytest.raises(MissingDependencyError, match=f"--plugins {choice}: no plugin library.*{reason}"):
             build(file, plugins=choice)
 

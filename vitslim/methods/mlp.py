@@ -129,7 +129,7 @@ class MlpConfig(MethodConfig):
 
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(read_layers)] = Field(default=None, examples=["3-8"])
     """Blocks whose MLPs change, counted from 0; default all."""
-    keep: float = Field(default=0.5, gt=0, le=1, examples=[0.5])
+    keep: float = Field(default=0.5, gt=0, le=1, examples=[0.75])
     """Share of the neurons that stay, over all these blocks."""
     widths: Annotated[tuple[int, ...] | Literal["even", "auto"] | None, BeforeValidator(read_widths)] = Field(
         default=None, examples=["even"]
