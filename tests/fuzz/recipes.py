@@ -34,10 +34,10 @@ def case(rng: random.Random, folder: Path) -> Case:
 
 
 def _configured(method: str, option: str) -> None:
-    from vitslim.methods import method_named, read_options
+    from vitslim.methods import read_method
 
     entry = method_entries([method], [option])[0]
-    read_options(method_named(entry.pop("method")), entry)
+    read_method(entry.pop("method"), entry)
 
 
 def _text(rng: random.Random) -> str:

@@ -2,24 +2,24 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from vitslim.bench import count_macs, count_parameters
+from vitslim.errors import UnsupportedModelError
 from vitslim.files import write_json
-from vitslim.opening import dense_baseline
+from vitslim.plans import cost, dense_plan
+from vitslim.trunk import plan_of
 
 COST_FILE = "cost.json"
 
 
 def write_cost(folder: Path, student: nn.Module) -> None:
     """Write ``cost.json``: parameters, and multiply-accumulates of one image, of a model and of its dense baseline."""
-    with torch.device("meta"):
-        dense = dense_baseline(student)
-    document = {
-        "params": count_parameters(student),
-        "macs": count_macs(student),
-        "dense_params": count_parameters(dense),
-        "dense_macs": count_macs(dense),
-    }
+    try:
+        plan = plan_of(student)
+        own, dense = cost(plan), cost(dense_plan(plan.model))
+        params, macs, dense_params, dense_macs = own.parameters, own.macs, dense.parameters, dense.macs
+    except UnsupportedModelError:  # a dense model that no method can convert
+        params, macs = dense_params, dense_macs = count_parameters(student), count_macs(student)
+    document = {"params": params, "macs": macs, "dense_params": dense_params, "dense_macs": dense_macs}
     write_json(folder / COST_FILE, document)
