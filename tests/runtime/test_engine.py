@@ -123,7 +123,7 @@ def test_a_missing_engine_says_how_to_build_one(tmp_path):
 
 
 def test_an_engine_of_one_flavor_is_not_opened_as_another(tmp_path):
-    with pytest.raises(ConfigError, match="backend 'rtx' does not read m.engine; wanted one of tensorrt"):
+    with pytest.raises(ConfigError, match=r"backend 'rtx' does not read m.engine; wanted one of tensorrt"):
         target_of(write(tmp_path / "m.engine"), "rtx")
 
 
