@@ -162,9 +162,11 @@ class Evolve(TokenChoice):
 
     def errors(self, at: Place) -> list[str]:
         model, count, errors = at.plan.model, at.before, list[str]()
-        if self.score != own_score(at.plan):
+        if self.score != model.row_score:
             has = "has no" if self.score == "class" else "has a"
-            errors.append(f"score={self.score!r}: this {model.family} {has} class token; use {own_score(at.plan)!r}")
+            errors.append(
+                f"score={self.score!r}: this {model.family} {has} class token; use {at.plan.model.row_score!r}"
+            )
         kept = self.kept(at.plan.patches, model.prefix)
         if kept < at.plan.patches and not self.is_entry and (count.patches, count.extra) != (kept, self.extra):
             errors.append(
@@ -226,11 +228,6 @@ def kept_patches(patches: int, keep: float, *, others: int = 0, align: int = 1) 
     return min(max(kept, 1), patches)
 
 
-def own_score(plan: ModelPlan) -> Score:
-    """What ranks the patches of a model: there is one way for each."""
-    return "class" if plan.model.has_class_token else "mean_query"
-
-
 def _followed(state: SortedTokens, row: Float[Tensor, "b h m"], alpha: float) -> SortedTokens:
     """G after one more class row over the active tokens, summed over heads; that of placeholders stays."""
     # Behind the prefix come the patches, and after them perhaps the representative, which has no g.
@@ -259,11 +256,11 @@ def _state_of(stream: Stream) -> SortedTokens:
 def evo_vit(plan: ModelPlan, options: EvoViTConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with a rule for the tokens of every step."""
     refuse_ruled_tokens("evo_vit", plan)
-    if options.score not in (None, own_score(plan)):
+    if options.score not in (None, plan.model.row_score):
         has = "has a" if plan.model.has_class_token else "has no"
         raise ConfigError(
             f"evo_vit.score={options.score!r}: this {plan.model.family} {has} class token; "
-            f"its score is {own_score(plan)!r}"
+            f"its score is {plan.model.row_score!r}"
         )
     stages = _stages(options.stages, plan)
     keep, alpha = _keep(options.keep, stages, plan), _alpha(options.alpha, stages, plan)
@@ -280,7 +277,7 @@ def evo_vit(plan: ModelPlan, options: EvoViTConfig, evidence: Evidence | None) -
             alpha=alpha[index],
             placeholders=options.placeholders,
             align=options.align,
-            score=own_score(plan),
+            score=plan.model.row_score,
             early_form=None if early == late else early,
         )
         rules[index] = step.but(tokens=rule)

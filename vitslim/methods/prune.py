@@ -74,7 +74,7 @@ class Prune(TokenChoice):
             errors.append(
                 f"keep={self.keep:g} is {kept} of {patches} patches, but {active} are left; they only become fewer"
             )
-        own = own_score(at.plan)
+        own = at.plan.model.row_score
         if self.score != own:
             has = "a" if own == "class" else "no"
             errors.append(f"score={self.score!r}: this {at.plan.model.family} has {has} class token; use {own!r}")
@@ -186,15 +186,10 @@ def prune(plan: ModelPlan, options: PruneConfig, evidence: Evidence | None) -> M
     blocks = options.layers
     if blocks is None:
         blocks = dict.fromkeys(plan.steps[plan.depth * quarter // 4].block for quarter in (1, 2, 3))
-    score = options.score or own_score(plan)
+    score = options.score or plan.model.row_score
     return plan.with_steps(
         {
             index: plan.steps[index].but(tokens=Prune(keep=options.keep**power, fuse=options.fuse, score=score))
             for power, index in enumerate(steps_of(plan, "prune.layers", blocks), start=1)
         }
     )
-
-
-def own_score(plan: ModelPlan) -> Score:
-    """What ranks the patches of this model."""
-    return "class" if plan.model.has_class_token else "mean_query"

@@ -43,7 +43,7 @@ from vitslim.kernels.sparse_attention import kept_keys, sparse_attention, tile_c
 from vitslim.kernels.token_axis import columns_at
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.methods.layers import parse_layers, parse_numbers, refuse_ruled_tokens, steps_of
-from vitslim.methods.prune import Prune, own_score
+from vitslim.methods.prune import Prune
 from vitslim.models import DenseTrace
 from vitslim.plans import (
     AttentionChoice,
@@ -387,7 +387,7 @@ def _pruned_steps(plan: ModelPlan, options: SparsifinerConfig) -> dict[int, Step
             f"sparsifiner.prune_layers: no block comes after {plan.steps[last].block}; choose from "
             f"0..{plan.model.depth - 2}"
         )
-    score, keep = own_score(plan), options.token_keep_rate
+    score, keep = plan.model.row_score, options.token_keep_rate
     return {
         index + 1: plan.steps[index + 1].but(tokens=Prune(keep=keep**number, where="before", fuse=False, score=score))
         for number, index in enumerate(after, start=1)

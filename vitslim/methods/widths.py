@@ -135,22 +135,18 @@ def same_width_errors(at: Place, axis: Literal["attention", "mlp"]) -> list[str]
         f"{mine.describe()}: step {index} runs the same matrices with {getattr(step, axis).describe()}; "
         "give both the same width"
         for index, step in enumerate(at.plan.steps)
-        if index != at.index and _home(step) == _home(at.step) and _uses(step, axis) and getattr(step, axis) != mine
+        if index != at.index and step.home == at.step.home and _uses(step, axis) and getattr(step, axis) != mine
     ]
 
 
 def shares_weights(at: Place) -> bool:
     """Whether other steps run this step's matrices too, so that they cannot be set for it alone."""
-    same = [step for step in at.plan.steps if _home(step) == _home(at.step)]
+    same = [step for step in at.plan.steps if step.home == at.step.home]
     return len(same) > 1 or not isinstance(at.step.weights, OwnWeights)
 
 
 def _uses(step: StepPlan, axis: str) -> bool:
     return step.attention.attends if axis == "attention" else step.mlp.uses_block
-
-
-def _home(step: StepPlan) -> int:
-    return getattr(step.weights, "home", step.block)
 
 
 def _aligned(width: float, size: int, align: int) -> int:

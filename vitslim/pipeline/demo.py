@@ -14,7 +14,6 @@ from torch import nn
 
 from vitslim.bench import BenchReport, benchmark, count_parameters
 from vitslim.checkpoint import load
-from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
 from vitslim.methods import convert, read_method
 from vitslim.opening import open_model
@@ -124,18 +123,6 @@ def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
     mind = cast("Sequence[str]", read_json(folder / DEMO_FILE)["notes"]) if notes is None else notes
     comparison = read_comparison(folder, "Built-in demo")
     return write_comparison(replace(comparison, cautions=[*comparison.cautions, *mind]), folder / "report.html")
-
-
-def demo_recipe(student: str) -> Recipe:
-    """The recipe that the demo runs for one student.
-
-    Raises:
-        ConfigError: no student of that name.
-    """
-    recipes = _recipes(_settings(everything=True, quick=False))
-    if student not in recipes:
-        raise ConfigError(f"the demo has no student {student!r}; known: {', '.join(recipes)}")
-    return recipes[student]
 
 
 def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:

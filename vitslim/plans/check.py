@@ -87,15 +87,15 @@ def _sorted_errors(found: list[Place]) -> list[str]:
     for at in found:
         attention, count = at.step.attention, at.in_attention
         if attention.whole_grid and (count.is_sorted or count.is_merged):
-            why, told = "works on the whole grid", "the tokens are sorted"
+            why, state = "works on the whole grid", "the tokens are sorted"
         elif (attention.picks or attention.reads_z) and count.is_merged:
-            why, told = "works on single patches", "the tokens are merged"
+            why, state = "works on single patches", "the tokens are merged"
         else:
             continue
         assert changed is not None
         errors.append(
             f"step {at.index} ({attention.describe()}) {why}, but from step {changed.index} on "
-            f"({changed.step.tokens.describe()}) {told}; keep such steps before it"
+            f"({changed.step.tokens.describe()}) {state}; keep such steps before it"
         )
     return errors
 
@@ -124,10 +124,10 @@ def _reuse_errors(found: list[Place]) -> list[str]:
         attention = at.step.attention
         if attention.reads_z:
             if before is None or not (before.step.attention.attends or before.step.attention.reads_z):
-                told = "there is none" if before is None else before.step.attention.describe()
+                found_there = "there is none" if before is None else before.step.attention.describe()
                 errors.append(
                     f"step {at.index} ({attention.describe()}) has no earlier attention output to reuse: the step "
-                    f"before it computes none ({told})"
+                    f"before it computes none ({found_there})"
                 )
             elif not whole and (attention.reads_grid or at.step.tokens.selects or before.in_mlp != before.in_attention):
                 errors.append(

@@ -88,6 +88,11 @@ class StepPlan(Config):
     def choices(self) -> tuple[AttentionChoice, TokenChoice, MlpChoice, WeightsChoice]:
         return self.attention, self.tokens, self.mlp, self.weights
 
+    @property
+    def home(self) -> int:
+        """The index under which the trunk holds the block that it runs."""
+        return self.weights.registered_as(self.block)
+
     def but(self, **choices: Choice) -> StepPlan:
         """The same step with some choices replaced, by axis."""
         return self.model_copy(update=choices)

@@ -56,7 +56,7 @@ def read_plan_file(path: AnyPath) -> ModelPlan:
 def _readable_part(document: Mapping[str, Any], error: ValidationError) -> ModelPlan | None:
     """The plan with dense choices in place of those that cannot be read; ``None`` where more is wrong."""
     steps = document.get("steps")
-    places = [fault["loc"] for fault in error.errors()]
+    places = [one["loc"] for one in error.errors()]
     if not isinstance(steps, Sequence) or any(place[0] != "steps" or len(place) < 3 for place in places):
         return None
     mended: list[Any] = [dict(cast("Mapping[str, Any]", step)) for step in cast("Iterable[Any]", steps)]

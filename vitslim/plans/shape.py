@@ -137,6 +137,11 @@ class ModelShape(Result):
     def depth(self) -> int:
         return len(self.blocks)
 
+    @property
+    def row_score(self) -> Literal["class", "mean_query"]:
+        """Whose attention row ranks the patches: the class token's, or without one that of the mean patch query."""
+        return "class" if self.has_class_token else "mean_query"
+
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches at an image size in pixels."""
         return image_size[0] // self.patch[0], image_size[1] // self.patch[1]

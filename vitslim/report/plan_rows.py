@@ -65,7 +65,7 @@ def plan_rows(document: Any) -> PlanRows | None:
     METHODS.names()  # those of other packages bring their kinds of choices
     plan = read_plan(document, "plan.json")
     costs = cost(plan).steps
-    homes = [getattr(step.weights, "home", step.block) for step in plan.steps]
+    homes = [step.home for step in plan.steps]
     rows = [
         PlanRow(
             at.index,

@@ -31,6 +31,7 @@ from vitslim.plans import (
     dense_plan,
     places,
 )
+from vitslim.plans.place import parts_used
 from vitslim.trunk.axes import BoundBlock, DenseAttention, MlpBranch, NoAttentionBranch, NoMlpBranch, TokenRule, Weights
 from vitslim.trunk.grid import watch_grid_
 from vitslim.trunk.step import Step
@@ -141,7 +142,7 @@ def build(
         ConfigError: ``check`` refuses the plan, the plan is for another model, or wants what is gone from this one.
     """
     before = plan_of(model)
-    errors = _mismatches(plan, before) + check(plan)
+    errors = _mismatches(plan, before) + check(plan) or _lost_widths(plan, before)
     if errors:
         raise ConfigError("; ".join(errors))
     copied = copy.deepcopy(model)
@@ -158,7 +159,8 @@ def build(
     trunk = _trunk(plan, before, copied, adapter, weights_follow)
     trunk.history, trunk.base = history, base
     if adapter.context_per_block:
-        _keep_positions_(copied, [before.steps.index(old) for old in _first_steps(before, plan)])
+        first = {step.block: index for index, step in reversed(list(enumerate(before.steps)))}
+        _keep_positions_(copied, [first[step.block] for step in plan.steps])
     copied.blocks = trunk.train(copied.training)
     if getattr(copied, "dynamic_img_size", False):
         watch_grid_(cast(nn.Module, copied.patch_embed))
@@ -195,7 +197,7 @@ def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
     if gone:
         blocks = ", ".join(map(str, sorted(gone)))
         return [f"the plan wants blocks {blocks}, which an earlier conversion dropped; start from the dense model"]
-    return [] if check(plan) else _lost_widths(plan, before)
+    return []
 
 
 def _difference(name: str, wanted: Any, found: Any) -> str:
@@ -221,12 +223,6 @@ def _lost_widths(plan: ModelPlan, before: ModelPlan) -> list[str]:
             for one in lost
         ]
     return errors
-
-
-def _first_steps(before: ModelPlan, plan: ModelPlan) -> list[StepPlan]:
-    """For each step of a plan the step of the model as it was that has its block's tables."""
-    first = {step.block: step for step in reversed(before.steps)}
-    return [first[step.block] for step in plan.steps]
 
 
 def _keep_positions_(model: nn.Module, entries: list[int]) -> None:
@@ -280,7 +276,7 @@ def _step(site: Site, mlp: nn.Module, attention: nn.Module) -> Step:
     plan = site.place.step
     return Step(
         plan,
-        plan.weights.registered_as(plan.block),
+        plan.home,
         cast(Any, attention),
         cast(TokenRule, _REALISERS[type(plan.tokens)](plan.tokens, site)),
         cast(MlpBranch, mlp),
@@ -312,14 +308,12 @@ def _drop_unused_(trunk: Trunk) -> None:
 
 
 def _parts_used(plan: StepPlan, adapter: BlockAdapter) -> set[str]:
-    parts: set[str] = set()
-    if plan.attention.attends:
-        parts.update(adapter.attention_parts)
-    if plan.attention.adds_to_block:
-        parts.update(part for part in adapter.attention_add_parts if part not in adapter.attention_parts)
-    if plan.mlp.uses_block:
-        parts.update(adapter.mlp_parts)
-    return parts
+    names = {
+        "attention": adapter.attention_parts,
+        "attention_add": [part for part in adapter.attention_add_parts if part not in adapter.attention_parts],
+        "mlp": adapter.mlp_parts,
+    }
+    return {name for part in parts_used([plan]) for name in names[part]}
 
 
 def _drop_(block: nn.Module, part: str) -> None:
