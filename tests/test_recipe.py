@@ -205,7 +205,10 @@ def test_a_single_method_needs_no_list() -> None:
         ({"control": True}, "control asks for the dense model's own training, but distill gives no budget"),
         ({"distill": {}}, "distill needs images, but data is missing"),
         ({"warm_start": {}, "distill": {}}, "warm_start, distill need images, but data is missing"),
-        ({"data": {"labels": "ignore"}, "distill": {"hard": 1}}, "distill.hard=1 trains on labels, but data.labels"),
+        (
+            {"data": {"labels": "ignore"}, "distill": {"ce_weight": 1}},
+            "distill.ce_weight=1 trains on labels, but data.labels",
+        ),
         ({"seed": -1}, "seed=-1: "),
         ({"data": {}, "distill": {"steps": True}}, "distill.steps=True: true and false are no numbers"),
         ({"export": {"batches": [1, True]}}, "export.batches=[1, True]: true and false are no numbers"),

@@ -202,8 +202,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if needing and recipe.data is None:
         verb = "needs" if len(needing) == 1 else "need"
         errors.append(f"{', '.join(needing)} {verb} images, but data is missing")
-    if recipe.distill is not None and recipe.distill.hard and recipe.data and recipe.data.labels == "ignore":
-        errors.append(f"distill.hard={recipe.distill.hard:g} trains on labels, but data.labels says to ignore them")
+    if recipe.distill is not None and recipe.distill.ce_weight and recipe.data and recipe.data.labels == "ignore":
+        errors.append(
+            f"distill.ce_weight={recipe.distill.ce_weight:g} trains on labels, but data.labels says to ignore them"
+        )
     if recipe.control and recipe.distill is None:
         errors.append("control asks for the dense model's own training, but distill gives no budget")
     return errors

@@ -133,7 +133,7 @@ def test_one_set_of_images_for_training_and_measuring_is_said_once(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (number * 60, 0, 0)).save(path)
     source = tmp_path / "images"
-    phase = {"image_size": 32, "batch_size": 8, "train": {"steps": 1, "hard": 1.0, "soft": 0.0, **QUIET}}
+    phase = {"image_size": 32, "batch_size": 8, "train": {"steps": 1, "ce_weight": 1.0, "kd_weight": 0.0, **QUIET}}
     phases = {"model": BUILTIN, "data": {"source": str(source)}, "phases": [phase]}
     (tmp_path / "phases.yaml").write_text(yaml.safe_dump(phases))
     words = {

@@ -23,7 +23,7 @@ def test_a_student_is_trained_to_a_teacher(student: Path, dense: Path, tmp_path:
     words = ("--teacher", dense, "--data", IMAGES, "--out", tmp_path / "out", *TRAINING, "--json")
     outcome = vitslim("train", student, *words)
     assert outcome.code == 0, outcome.err
-    assert outcome.document["result"]["settings"]["soft"] == 1.0
+    assert outcome.document["result"]["settings"]["kd_weight"] == 1.0
     assert set(outcome.document["metrics"]) == {"student", "teacher"}
     assert [entry.method for entry in checkpoint.load_config(tmp_path / "out").conversions] == ["skipat"]
     assert "| student |" in (tmp_path / "out" / "README.md").read_text()
@@ -35,7 +35,7 @@ def test_a_dense_model_is_trained_on_labels(dense: Path, tmp_path: Path, vitslim
     assert "student" in outcome.out
     assert "(off: --set augment.hflip=0 --set augment.shift=0" in outcome.err
     assert "budget    training 2 steps of 16 images" in outcome.err
-    assert read_json(tmp_path / "out" / "train" / "result.json")["settings"]["hard"] == 1.0
+    assert read_json(tmp_path / "out" / "train" / "result.json")["settings"]["ce_weight"] == 1.0
 
 
 def test_a_training_that_was_cut_off_is_resumed(
@@ -86,7 +86,7 @@ def test_only_the_same_training_is_resumed(dense: Path, student: Path, tmp_path:
         (student, None, "student was 'VisionTransformer with weights "),
         (dense, student, "teacher was None, now 'VisionTransformer with weights "),
     ):
-        learning = () if teacher is None else ("--teacher", teacher, "--set", "hard=1", "--set", "soft=0")
+        learning = () if teacher is None else ("--teacher", teacher, "--set", "ce_weight=1", "--set", "kd_weight=0")
         outcome = vitslim("train", model, *words, *learning, "--resume")
         assert outcome.code == 2
         assert message in outcome.error
@@ -137,8 +137,8 @@ def test_a_saved_student_starts_from_scratch(student: Path, tmp_path: Path, vits
         (["--set", "augment.hflp=1"], "unknown key 'augment.hflp'; did you mean 'hflip'?"),
         (["--set", "lr=-1"], "--set: lr=-1: Input should be greater than 0"),
         (["--set", "optimizer=adamww"], "adamww"),
-        (["--set", "soft=1"], "soft=1 needs a teacher"),
-        (["--set", "hard=0"], "every part of the loss has weight 0"),
+        (["--set", "kd_weight=1"], "kd_weight=1 needs a teacher"),
+        (["--set", "ce_weight=0"], "every part of the loss has weight 0"),
         (["--set", "steps=true"], "--set: steps=True: true and false are no numbers"),
         (["--set", "lr=.inf"], "--set: lr=inf: Input should be a finite number"),
         (["--set", "temperature=1e-30"], "--set: temperature=1e-30: Input should be greater than or equal to 0.05"),
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_fails_the_check(dense: Path, tmp_path: Path, 
 
 
 def test_a_small_model_is_pretrained_in_phases(tmp_path: Path, vitslim: Command) -> None:
-    phase = {"image_size": 32, "batch_size": 16, "train": {"steps": 1, "hard": 1.0, "soft": 0.0, **QUIET}}
+    phase = {"image_size": 32, "batch_size": 16, "train": {"steps": 1, "ce_weight": 1.0, "kd_weight": 0.0, **QUIET}}
     path = tmp_path / "phases.yaml"
     path.write_text(yaml.safe_dump({"model": BUILTIN, "data": {"source": IMAGES}, "phases": [phase]}))
     outcome = vitslim("pretrain", path, "--out", tmp_path / "out", "--json")

@@ -15,5 +15,5 @@ def test_training_a_student_tells_how_it_went() -> None:
     assert isinstance(fitted, TrainResult)
     assert isinstance(trained, TrainResult)
     assert (trained.stage, trained.steps, trained.stopped) == ("distill", 2, "finished")
-    assert trained.losses["soft"] > 0
+    assert trained.losses["kd"] > 0
     assert any(not tensor.equal(before[name]) for name, tensor in student.state_dict().items())

@@ -26,7 +26,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "warm start's optimizer": ({"warm_start": {"optimizer": "adamww"}}, "unknown optimizer 'adamww'"),
     "schedule": ({"distill": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'; did you mean 'cosine'"),
     "warm start's schedule": ({"warm_start": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'"),
-    "no loss": ({"distill": {"soft": 0.0}}, "every part of the loss has weight 0"),
+    "no loss": ({"distill": {"kd_weight": 0.0}}, "every part of the loss has weight 0"),
     "odd batches": ({"distill": {"mixup": 0.5}, "data": {"batch_size": 15}}, "batch_size=15 must be even"),
     "teacher of other images": ({"teacher": "deit_tiny"}, "does not take images of 3x32x32"),
     "opset": ({"export": {"opset": 99}}, "opset 99: wanted 18 to"),
@@ -64,7 +64,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     ids=lambda entry: entry["method"],
 )
 def test_what_can_be_trained_is_not_refused_for_having_no_weights_yet(entry: dict[str, Any]) -> None:
-    losses = {"hard": 0.5, "tokens": 0.5, "step_outputs": 0.5}
+    losses = {"ce_weight": 0.5, "token_weight": 0.5, "step_output_weight": 0.5}
     assert check(read_recipe(merged({"convert": [entry], "distill": losses, "export": {}}))).plan
 
 

@@ -119,10 +119,10 @@ def test_a_forecast_builds_one_model_however_many_plans_it_tries(monkeypatch: py
 
 
 def test_a_student_of_smaller_images_is_trained_and_measured_beside_its_dense_teacher(tmp_path: Path) -> None:
-    changes = {**ALONE, "evaluate": True, "distill": {"steps": 2, "tokens": 1.0, **QUIET}}
+    changes = {**ALONE, "evaluate": True, "distill": {"steps": 2, "token_weight": 1.0, **QUIET}}
     result = run(read_recipe({**RECIPE, **changes, "convert": [{"method": "resolution"}]}), tmp_path)
     assert plan_of(result.student) == dense_plan(plan_of(result.teacher).model, (24, 24))
     assert checkpoint.load_config(tmp_path).input.image_size == (24, 24)
     assert {name: figures["images"] for name, figures in result.metrics.items()} == {"teacher": 16, "student": 16}
     trained = read_json(tmp_path / "train" / "result.json")
-    assert (trained["steps"], trained["losses"]["tokens"] > 0) == (2, True)
+    assert (trained["steps"], trained["losses"]["token"] > 0) == (2, True)

@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, m
     def broken(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
         return student.sum() * float("nan")
 
-    monkeypatch.setattr(sys.modules["vitslim.train.distill"], "soft_loss", broken)
+    monkeypatch.setattr(sys.modules["vitslim.train.distill"], "kd_loss", broken)
     with pytest.raises(CheckFailedError, match=r"distill, step 1 of 3: the loss is .*nan.*lower lr") as fault:
         run(recipe, tmp_path / "out")
     assert fault.value.exit_code == 1
@@ -495,7 +495,7 @@ def test_images_of_other_classes_can_be_distilled_on_without_their_labels(tmp_pa
 
 
 def test_features_without_a_classifier_are_learned_from_tokens(tmp_path: Path) -> None:
-    distill = {"steps": 1, "soft": 0.0, "tokens": 1.0, **QUIET}
+    distill = {"steps": 1, "kd_weight": 0.0, "token_weight": 1.0, **QUIET}
     document = {**RECIPE, "model": {**MODEL, "num_classes": 0}, "distill": distill}
     result = run(read_recipe({**document, **ONLY_TRAINED, "warm_start": None}), tmp_path / "out")
     assert result.student.num_classes == 0

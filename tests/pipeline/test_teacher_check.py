@@ -145,6 +145,6 @@ def test_a_run_says_once_that_its_teacher_is_poor(untrained: Path, tmp_path: Pat
 
 def test_a_training_says_that_its_teacher_is_poor(untrained: Path, tmp_path: Path) -> None:
     teacher, student = checkpoint.load(untrained), checkpoint.load(untrained)
-    settings = DistillConfig(steps=1, hard=0.0, **QUIET)
+    settings = DistillConfig(steps=1, ce_weight=0.0, **QUIET)
     with pytest.warns(VitslimWarning, match="the teacher is right on"):
         train_to_folder(student, teacher, ENOUGH, settings, tmp_path / "out", batch_size=16)

@@ -37,7 +37,7 @@ def test_a_student_nears_its_teacher_without_labels(build: Build, open_loader: O
     assert after.kl is not None
     assert after.kl < 0.5 * before.kl
     assert result.stage == "distill"
-    assert list(result.losses) == ["soft"]
+    assert list(result.losses) == ["kd"]
 
 
 def test_the_teacher_stays_as_it_is(build: Build, open_loader: OpenLoader) -> None:
@@ -51,48 +51,55 @@ def test_the_teacher_stays_as_it_is(build: Build, open_loader: OpenLoader) -> No
 
 def test_all_parts_of_the_loss_are_reported_with_their_weights(build: Build, open_loader: OpenLoader) -> None:
     teacher = build()
-    mix = {"hard": 0.5, "soft": 0.25, "tokens": 2.0, "step_outputs": 1.0}
+    mix = {"ce_weight": 0.5, "kd_weight": 0.25, "token_weight": 2.0, "step_output_weight": 1.0}
     result = distill(student_of(teacher), teacher, open_loader(), config(steps=1, **mix))
     double = distill(
         student_of(teacher), teacher, open_loader(), config(steps=1, **{name: 2 * w for name, w in mix.items()})
     )
-    assert result.losses.keys() == mix.keys()
+    assert {f"{name}_weight" for name in result.losses} == mix.keys()
     for name, value in result.losses.items():
         assert double.losses[name] == pytest.approx(2 * value, rel=1e-4)
 
 
-@pytest.mark.parametrize("part", ["tokens", "step_outputs"])
+@pytest.mark.parametrize("part", ["token", "step_output"])
 def test_an_equal_student_has_no_distance_to_its_teacher(build: Build, open_loader: OpenLoader, part: str) -> None:
-    result = distill(build(), build(), open_loader(), config(steps=1, soft=0.0, **{part: 1.0}))
+    result = distill(build(), build(), open_loader(), config(steps=1, kd_weight=0.0, **{f"{part}_weight": 1.0}))
     assert result.losses[part] == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("part", ["tokens", "step_outputs"])
+@pytest.mark.parametrize("part", ["token", "step_output"])
 def test_features_alone_teach_a_student(build: Build, open_loader: OpenLoader, part: str) -> None:
     teacher = build()
     student = student_of(teacher)
-    first = distill(student, teacher, open_loader(), config(steps=1, soft=0.0, **{part: 1.0})).losses[part]
-    distill(student, teacher, open_loader(), config(steps=30, soft=0.0, **{part: 1.0}))
-    last = distill(student, teacher, open_loader(), config(steps=1, lr=1e-9, soft=0.0, **{part: 1.0})).losses[part]
+    first = distill(student, teacher, open_loader(), config(steps=1, kd_weight=0.0, **{f"{part}_weight": 1.0})).losses[
+        part
+    ]
+    distill(student, teacher, open_loader(), config(steps=30, kd_weight=0.0, **{f"{part}_weight": 1.0}))
+    last = distill(
+        student, teacher, open_loader(), config(steps=1, lr=1e-9, kd_weight=0.0, **{f"{part}_weight": 1.0})
+    ).losses[part]
     assert last < 0.8 * first
 
 
 def test_a_shallower_student_is_matched_by_depth(build: Build, open_loader: OpenLoader) -> None:
-    result = distill(build(depth=2), build(), open_loader(), config(steps=1, soft=0.0, step_outputs=1.0))
-    assert result.losses["step_outputs"] > 0
+    result = distill(build(depth=2), build(), open_loader(), config(steps=1, kd_weight=0.0, step_output_weight=1.0))
+    assert result.losses["step_output"] > 0
 
 
 def test_mixing_needs_no_labels_when_only_the_teacher_counts(build: Build, open_loader: OpenLoader) -> None:
     settings = config(steps=2, mixup=0.8, cutmix=1.0)
     result = distill(build(seed=1), build(), open_loader(labels="ignore"), settings)
-    assert list(result.losses) == ["soft"]
+    assert list(result.losses) == ["kd"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"soft": 0.0}, "every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs"),
-        ({"hard": 1.0}, "hard=1 needs labels and fractals .train. has none; set hard=0"),
+        (
+            {"kd_weight": 0.0},
+            "every part of the loss has weight 0; raise one of ce_weight, kd_weight, token_weight, step_output_weight",
+        ),
+        ({"ce_weight": 1.0}, "ce_weight=1 needs labels and fractals .train. has none; set ce_weight=0"),
         ({"mixup": 0.8}, "batch_size=5 must be even"),
     ],
 )
@@ -110,22 +117,26 @@ def test_what_cannot_work_is_refused_before_anything_starts(
 
 
 def test_faults_are_told_together(build: Build, open_loader: OpenLoader) -> None:
-    with pytest.raises(ConfigError, match=r"soft=1 needs a teacher.*; hard=1 needs labels.*; mixup and cutmix"):
-        distill(build(), None, open_loader(labels="ignore", batch_size=5), config(hard=1.0, mixup=1.0))
+    with pytest.raises(
+        ConfigError, match=r"kd_weight=1 needs a teacher.*; ce_weight=1 needs labels.*; mixup and cutmix"
+    ):
+        distill(build(), None, open_loader(labels="ignore", batch_size=5), config(ce_weight=1.0, mixup=1.0))
 
 
 def test_models_and_data_that_do_not_fit_are_refused(build: Build, open_loader: OpenLoader) -> None:
     loader = open_loader()
     with pytest.raises(ConfigError, match="has 4 classes, the model 10 outputs"):
-        distill(build(num_classes=10), None, loader, config(hard=1.0, soft=0.0))
+        distill(build(num_classes=10), None, loader, config(ce_weight=1.0, kd_weight=0.0))
     with pytest.raises(ConfigError, match="the student has 4 outputs, the teacher 10"):
         distill(build(), build(num_classes=10), loader, config())
     with pytest.raises(ConfigError, match="does not take images of 3x32x32"):
         distill(build(img_size=64), build(), loader, config())
-    with pytest.raises(ConfigError, match=r"tokens=1 compares .*\(17, 48\) and the teacher with \(17, 24\)"):
-        distill(build(), build(embed_dim=24), loader, config(tokens=1.0))
-    with pytest.raises(ConfigError, match=r"step_outputs=1 compares .*\(17, 48\) and the teacher's \(17, 24\)"):
-        distill(build(), build(embed_dim=24), loader, config(step_outputs=1.0))
+    with pytest.raises(ConfigError, match=r"token_weight=1 compares .*\(17, 48\) and the teacher with \(17, 24\)"):
+        distill(build(), build(embed_dim=24), loader, config(token_weight=1.0))
+    with pytest.raises(
+        ConfigError, match=r"_output_weight=1 compares .*\(17, 48\) per step and the teacher \(17, 24\)"
+    ):
+        distill(build(), build(embed_dim=24), loader, config(step_output_weight=1.0))
     with pytest.raises(ConfigError, match="the model has no classifier"):
         distill(build(num_classes=0), build(num_classes=0), loader, config())
 
@@ -136,14 +147,14 @@ def test_every_supported_family_can_be_distilled(open_loader: OpenLoader) -> Non
         with torch.random.fork_rng():
             teacher = open_model(name, pretrained=False, **sizes)
         student = student_of(teacher)
-        mix = config(steps=2, hard=1.0, tokens=1.0, step_outputs=1.0)
+        mix = config(steps=2, ce_weight=1.0, token_weight=1.0, step_output_weight=1.0)
         assert distill(student, teacher, open_loader(), mix).steps == 2
 
 
 @pytest.mark.compiled
 def test_compiled_training_gives_the_same_losses(build: Build, open_loader: OpenLoader) -> None:
     losses = [
-        distill(build(seed=1, depth=1), build(depth=1), open_loader(), config(steps=2, compile=compiles)).losses["soft"]
+        distill(build(seed=1, depth=1), build(depth=1), open_loader(), config(steps=2, compile=compiles)).losses["kd"]
         for compiles in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

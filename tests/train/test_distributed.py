@@ -60,8 +60,8 @@ if sys.argv[2] == "skipat":
 early = 0.0 if sys.argv[2] == "skipat" else 0.5
 # So little time that the clock leads the schedule: all must read the same one.
 minutes = 0.05 if sys.argv[2] == "evo_vit" else None
-config = DistillConfig(steps=4, max_minutes=minutes, hard=1.0, tokens=1.0, step_outputs=1.0, accumulate=2,
-                       early_tokens=early, **plain)
+config = DistillConfig(steps=4, max_minutes=minutes, ce_weight=1.0, token_weight=1.0, step_output_weight=1.0,
+                       accumulate=2, early_tokens=early, **plain)
 result = distill(student, teacher, train, config, val_loader=val, out_dir=sys.argv[1])
 total = sum(float(parameter.detach().double().abs().sum()) for parameter in student.parameters())
 found = {"images": result.images, "held_out": result.evaluations[-1]["images"], "weights": total}
@@ -208,7 +208,9 @@ def test_processes_that_do_not_know_of_each_other_do_not_train(
     Accelerator()  # the user's own, for one process
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"2 processes were started to train a model on cpu, but .* torchrun"):
-        distill(build(), None, open_loader(), DistillConfig(hard=1.0, soft=0.0, steps=1), out_dir=tmp_path / "out")
+        distill(
+            build(), None, open_loader(), DistillConfig(ce_weight=1.0, kd_weight=0.0, steps=1), out_dir=tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -25,8 +25,8 @@ OpenLoader = Callable[..., Loader]
 
 def config(**changes: Any) -> DistillConfig:
     plain: dict[str, Any] = {
-        "hard": 1.0, "soft": 0.0, "steps": 8, "lr": 2e-3, "precision": "no", "log_every": 2, "checkpoint_every": 2,
-        "tensorboard": False,
+        "ce_weight": 1.0, "kd_weight": 0.0, "steps": 8, "lr": 2e-3, "precision": "no", "log_every": 2,
+        "checkpoint_every": 2, "tensorboard": False,
     }  # fmt: skip
     return DistillConfig(**{**plain, **changes})
 
@@ -55,8 +55,8 @@ def test_training_fits_a_few_images(build: Build, open_loader: OpenLoader) -> No
     student = build()
     loader = open_loader(batch_size=16, limit=16, augment=AugmentConfig(hflip=0.0, shift=0.0))
     result = train(student, loader, config(steps=30, log_every=30))
-    first = train(build(), loader, config(steps=1, log_every=1)).losses["hard"]
-    last = train(student, loader, config(steps=1, log_every=1, lr=1e-9)).losses["hard"]
+    first = train(build(), loader, config(steps=1, log_every=1)).losses["ce"]
+    last = train(student, loader, config(steps=1, log_every=1, lr=1e-9)).losses["ce"]
     assert last < 0.3 * first
     assert not student.training
     assert (result.steps, result.images, result.stopped) == (30, 480, "finished")
@@ -225,7 +225,7 @@ def test_a_model_with_nan_is_refused_before_the_first_step(
     models = {"student": build(), "teacher": build(seed=1)}
     models[role].get_parameter("blocks.2.mlp.fc1.weight").data[3, 4] = math.nan
     with pytest.raises(ConfigError, match=f"the {role}'s blocks.2.mlp.fc1.weight holds NaN or infinity"):
-        distill(models["student"], models["teacher"], open_loader(), config(soft=1.0), out_dir=tmp_path / "out")
+        distill(models["student"], models["teacher"], open_loader(), config(kd_weight=1.0), out_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -295,7 +295,7 @@ def test_progress_tells_speed_and_time_left(build: Build, open_loader: OpenLoade
     reports: list[Progress] = []
     train(build(), open_loader(), config(), progress=reports.append)
     assert [(report.done, report.total, report.unit) for report in reports] == [(n, 8, "step") for n in (2, 4, 6, 8)]
-    assert {"loss", "hard", "lr", "img_per_s", "eta_s", "grad_norm"} <= reports[0].metrics.keys()
+    assert {"loss", "ce", "lr", "img_per_s", "eta_s", "grad_norm"} <= reports[0].metrics.keys()
     assert reports[-1].metrics["eta_s"] == 0
 
 
@@ -336,7 +336,7 @@ def test_an_unknown_optimizer_is_refused_before_anything_is_written(
 
 
 def test_bf16_learns_as_float32_does(build: Build, open_loader: OpenLoader) -> None:
-    losses = [train(build(), open_loader(), config(precision=p)).losses["hard"] for p in ("no", "bf16")]
+    losses = [train(build(), open_loader(), config(precision=p)).losses["ce"] for p in ("no", "bf16")]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # bf16 has 8 bits of mantissa
     assert resolve_precision("no", torch.device("cpu")) == "no"
     assert resolve_precision("auto", torch.device("meta")) == "no"

@@ -5,44 +5,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitslim.train.losses import hard_loss, matching_depths, soft_loss, step_loss, token_loss
+from vitslim.train.losses import ce_loss, kd_loss, matching_depths, step_loss, token_loss
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_soft_loss_is_the_divergence_from_teacher_to_student() -> None:
+def test_kd_loss_is_the_divergence_from_teacher_to_student() -> None:
     student, teacher = draw(6, 5), draw(6, 5, seed=1)
     p, q = teacher.softmax(1), student.softmax(1)
     plain = (p * (p / q).log()).sum(1).mean()
-    torch.testing.assert_close(soft_loss(student, teacher), plain)
-    torch.testing.assert_close(soft_loss(teacher, teacher, 3.0), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kd_loss(student, teacher), plain)
+    torch.testing.assert_close(kd_loss(teacher, teacher, 3.0), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 def test_temperature_keeps_the_size_of_the_gradient() -> None:
     """At high temperature the gradient nears that of half the squared difference of centred logits, over classes."""
     teacher = draw(6, 5, seed=1)
     student = draw(6, 5).requires_grad_()
-    soft_loss(student, teacher, 100.0).backward()
+    kd_loss(student, teacher, 100.0).backward()
     assert student.grad is not None
     difference = (student - teacher).detach()
     expected = (difference - difference.mean(1, keepdim=True)) / 5 / 6
     torch.testing.assert_close(student.grad, expected, atol=1e-3, rtol=0.05)  # the limit is reached as 1 / T
 
 
-def test_hard_loss_takes_class_numbers_or_shares() -> None:
+def test_ce_loss_takes_class_numbers_or_shares() -> None:
     logits, labels = draw(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
-    torch.testing.assert_close(hard_loss(logits, F.one_hot(labels, 5).float()), hard_loss(logits, labels))
+    torch.testing.assert_close(ce_loss(logits, F.one_hot(labels, 5).float()), ce_loss(logits, labels))
     spread = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
-    torch.testing.assert_close(hard_loss(logits, spread), hard_loss(logits, labels, smoothing=0.1))
+    torch.testing.assert_close(ce_loss(logits, spread), ce_loss(logits, labels, smoothing=0.1))
 
 
 def test_losses_of_bf16_outputs_are_computed_in_float32() -> None:
     logits, tokens = draw(4, 5).bfloat16(), draw(4, 3, 6).bfloat16()
     for loss in (
-        hard_loss(logits, torch.zeros(4, dtype=torch.int64)),
-        soft_loss(logits, logits),
+        ce_loss(logits, torch.zeros(4, dtype=torch.int64)),
+        kd_loss(logits, logits),
         token_loss(tokens, tokens),
         token_loss(tokens, tokens, "cosine"),
         step_loss([tokens], [tokens]),

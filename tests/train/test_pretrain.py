@@ -16,7 +16,7 @@ DATA = DataConfig(source="fractals:classes=4,image_size=64,train_per_class=8,val
 
 
 def config() -> PretrainConfig:
-    settings: dict[str, Any] = {"hard": 1.0, "soft": 0.0, "steps": 2, "lr": 1e-3, "tensorboard": False}
+    settings: dict[str, Any] = {"ce_weight": 1.0, "kd_weight": 0.0, "steps": 2, "lr": 1e-3, "tensorboard": False}
     phases = (Phase(image_size=size, batch_size=8, train=DistillConfig(**settings)) for size in (32, 64))
     return PretrainConfig(data=DATA, phases=tuple(phases))
 

@@ -50,7 +50,7 @@ def test_true_and_words_for_it_stay_what_they_are() -> None:
     ("kind", "name", "values"),
     [
         (DistillConfig, "temperature", (1e-30, 0.01, 1e30)),
-        (DistillConfig, "hard", (1e30,)),
+        (DistillConfig, "ce_weight", (1e30,)),
         (DistillConfig, "mixup", (1e30, 1e-300)),
         (DistillConfig, "cutmix", (1e30, 5e-324)),
         (LoopConfig, "steps", (10**100,)),
@@ -78,7 +78,7 @@ def test_words_of_timm_for_augmentation_are_taken() -> None:
 def test_what_settings_alone_can_be_wrong_in_is_told_without_models_or_images() -> None:
     assert training_errors(DistillConfig()) == []
     assert training_errors(WarmStartConfig()) == []
-    errors = training_errors(DistillConfig(optimizer="adamv", schedule="cosinus", soft=0.0))
+    errors = training_errors(DistillConfig(optimizer="adamv", schedule="cosinus", kd_weight=0.0))
     assert len(errors) == 3
     assert errors[0].startswith("unknown optimizer 'adamv'; did you mean 'adam'?")
     assert errors[1].startswith("unknown schedule 'cosinus'; did you mean 'cosine'?")

@@ -65,8 +65,8 @@ def train(
     from vitslim.pipeline.training import claim_folder, read_settings, train_to_folder
     from vitslim.train.processes import started_processes
 
-    hard = teacher is None
-    losses = {"hard": float(hard), "soft": float(not hard)}
+    from_labels = teacher is None
+    losses = {"ce_weight": float(from_labels), "kd_weight": float(not from_labels)}
     of_images = [one for one in setting or () if one.startswith("data.")]
     of_training = [one for one in setting or () if one not in of_images]
     config, augment = read_settings({"epochs": epochs, "seed": seed, **losses}, of_training)

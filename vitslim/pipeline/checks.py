@@ -116,10 +116,11 @@ def _open_images(recipe: Recipe, source: nn.Module) -> tuple[ImageOutline | None
 
 def _check_outputs(recipe: Recipe, source: nn.Module) -> None:
     section = recipe.distill
-    if source.num_classes == 0 and section is not None and (section.soft or section.hard):
+    if source.num_classes == 0 and section is not None and (section.kd_weight or section.ce_weight):
         raise ConfigError(
             f"{recipe.model.name} has no classifier, so there are no class scores to learn from; train to its features "
-            "(--set distill.soft=0 --set distill.hard=0 --set distill.tokens=1), or give it one with num_classes"
+            "(--set distill.kd_weight=0 --set distill.ce_weight=0 --set distill.token_weight=1), or give it one with "
+            "num_classes"
         )
 
 

@@ -59,7 +59,7 @@ def open_images(
     training: bool = False,
 ) -> Loader:
     """One split of a recipe's images, prepared for a model, with labels only where something needs them."""
-    is_trained = split == "train" and recipe.distill is not None and recipe.distill.hard > 0
+    is_trained = split == "train" and recipe.distill is not None and recipe.distill.ce_weight > 0
     return open_loader(
         data_config(data),
         model,

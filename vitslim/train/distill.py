@@ -18,7 +18,7 @@ from vitslim.train.evaluate import evaluate
 from vitslim.train.finite import weights_error
 from vitslim.train.freezing import only_trained
 from vitslim.train.loop import Stage, train
-from vitslim.train.losses import TokenDistance, hard_loss, matching_depths, soft_loss, step_loss, token_loss
+from vitslim.train.losses import TokenDistance, ce_loss, kd_loss, matching_depths, step_loss, token_loss
 from vitslim.train.optim import optimizer_errors
 from vitslim.train.processes import Processes
 from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
@@ -28,12 +28,14 @@ MAX_WEIGHT = 1e6  # of a part of the loss
 
 
 class DistillConfig(LoopConfig):
-    """What the student shall learn, as weights of the parts of its loss, with how to train."""
+    """The weights of the parts of the loss, with how to train."""
 
-    hard: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)  # weight of the cross-entropy to labels
-    soft: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)  # weight of the divergence from the teacher's classes
-    tokens: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)  # weight of the distance to the teacher's final tokens
-    step_outputs: float = Field(
+    ce_weight: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)  # weight of the cross-entropy to labels
+    kd_weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)  # weight of the divergence from the teacher's classes
+    token_weight: float = Field(
+        default=0.0, ge=0, le=MAX_WEIGHT
+    )  # weight of the distance to the teacher's final tokens
+    step_output_weight: float = Field(
         default=0.0, ge=0, le=MAX_WEIGHT
     )  # weight of the distance to the teacher's block outputs
     # Softens both class distributions. Its square is a factor of the loss; below, float32 knows no loss but 0 and NaN.
@@ -57,10 +59,15 @@ class DistillConfig(LoopConfig):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each part of the loss."""
-        return {"hard": self.hard, "soft": self.soft, "tokens": self.tokens, "step_outputs": self.step_outputs}
+        return {
+            "ce": self.ce_weight,
+            "kd": self.kd_weight,
+            "token": self.token_weight,
+            "step_output": self.step_output_weight,
+        }
 
 
-FROM_SCRATCH = DistillConfig(hard=1.0, soft=0.0)
+FROM_SCRATCH = DistillConfig(ce_weight=1.0, kd_weight=0.0)
 
 
 def distill(
@@ -135,26 +142,26 @@ class _Distillation(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         config = self._config
-        wants_steps = config.step_outputs > 0
+        wants_steps = config.step_output_weight > 0
         tokens, steps = _features(self.student, images, wants_steps)
         logits = self.student.forward_head(tokens)  # pyright: ignore[reportCallIssue]
         parts: dict[str, Tensor] = {}
-        if config.hard and targets is not None:
+        if config.ce_weight and targets is not None:
             smoothing = 0.0 if self._mixup is not None else config.label_smoothing
-            parts["hard"] = config.hard * hard_loss(logits, targets, smoothing)
+            parts["ce"] = config.ce_weight * ce_loss(logits, targets, smoothing)
         for teacher in self._teacher:
             with torch.no_grad():
                 teacher_tokens, teacher_steps = _features(teacher, images, wants_steps)
                 teacher_logits = teacher.forward_head(teacher_tokens)  # pyright: ignore[reportCallIssue]
-            if config.soft:
-                parts["soft"] = config.soft * soft_loss(logits, teacher_logits, config.temperature)
-            if config.tokens:
+            if config.kd_weight:
+                parts["kd"] = config.kd_weight * kd_loss(logits, teacher_logits, config.temperature)
+            if config.token_weight:
                 wanted = _at_grid_of(self.student, teacher, teacher_tokens)
-                parts["tokens"] = config.tokens * token_loss(tokens, wanted, config.token_distance)
+                parts["token"] = config.token_weight * token_loss(tokens, wanted, config.token_distance)
             if wants_steps:
                 depths = matching_depths(len(steps), len(teacher_steps))
                 matched = [_at_grid_of(self.student, teacher, teacher_steps[depth]) for depth in depths]
-                parts["step_outputs"] = config.step_outputs * step_loss(steps, matched)
+                parts["step_output"] = config.step_output_weight * step_loss(steps, matched)
         return parts
 
 
@@ -233,7 +240,7 @@ def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Lo
     if errors:
         raise ConfigError("; ".join(errors))
     models = [model for model in (student, teacher) if model is not None]
-    outputs = [_probe(model, student, loader, config.step_outputs > 0) for model in models]
+    outputs = [_probe(model, student, loader, config.step_output_weight > 0) for model in models]
     if len(outputs) == 2:
         _check_outputs(outputs[0], outputs[1], config)
 
@@ -242,29 +249,35 @@ def training_errors(config: LoopConfig) -> list[str]:
     """What is wrong with the settings of a training whatever its models and images are; empty where nothing is."""
     errors = optimizer_errors(config)
     if isinstance(config, DistillConfig) and not any(config.weights.values()):
-        errors.append("every part of the loss has weight 0; raise one of hard, soft, tokens, step_outputs")
+        errors.append(
+            "every part of the loss has weight 0; raise one of ce_weight, kd_weight, token_weight, step_output_weight"
+        )
     return errors
 
 
 def _teacher_errors(teacher: nn.Module | None, config: DistillConfig) -> list[str]:
-    from_teacher = [f"{name}={weight:g}" for name, weight in config.weights.items() if weight and name != "hard"]
+    from_teacher = [f"{name}_weight={weight:g}" for name, weight in config.weights.items() if weight and name != "ce"]
     if teacher is None and from_teacher:
-        return [f"{', '.join(from_teacher)} needs a teacher; pass one, or set these to 0 with hard=1"]
+        return [f"{', '.join(from_teacher)} needs a teacher; pass one, or set these to 0 with ce_weight=1"]
     return []
 
 
 def _data_errors(student: nn.Module, loader: Loader, config: DistillConfig) -> list[str]:
     outputs = getattr(student, "num_classes", 0)
     errors: list[str] = []
-    if config.hard and not loader.labelled:
-        errors.append(f"hard={config.hard:g} needs labels and {loader.origin} has none; set hard=0 or give labels")
-    if config.hard and loader.num_classes is not None and loader.num_classes != outputs:
+    if config.ce_weight and not loader.labelled:
+        errors.append(
+            f"ce_weight={config.ce_weight:g} needs labels and {loader.origin} has none; set ce_weight=0 or give labels"
+        )
+    if config.ce_weight and loader.num_classes is not None and loader.num_classes != outputs:
         errors.append(
             f"{loader.origin} has {loader.num_classes} classes, the model {outputs} outputs; give data of its classes, "
-            f"a model with as many outputs (--num-classes {loader.num_classes}, num_classes=), or set hard=0"
+            f"a model with as many outputs (--num-classes {loader.num_classes}, num_classes=), or set ce_weight=0"
         )
-    if (config.hard or config.soft) and not outputs:
-        errors.append("the model has no classifier; give it one (num_classes) or train with tokens and step_outputs")
+    if (config.ce_weight or config.kd_weight) and not outputs:
+        errors.append(
+            "the model has no classifier; give it one (num_classes) or train with token_weight and step_output_weight"
+        )
     if (config.mixup or config.cutmix) and loader.batch_size % 2:
         errors.append(f"mixup and cutmix pair the images of a batch; batch_size={loader.batch_size} must be even")
     return errors
@@ -305,13 +318,14 @@ def _check_outputs(student: _Outputs, teacher: _Outputs, config: DistillConfig) 
             f"the student has {student.logits[-1]} outputs, the teacher {teacher.logits[-1]}; "
             "a teacher must have the student's classes"
         )
-    if config.tokens and student.tokens != teacher.tokens:
+    if config.token_weight and student.tokens != teacher.tokens:
         raise ConfigError(
-            f"tokens={config.tokens:g} compares tokens one by one, but the student ends with (tokens, width) "
-            f"{student.tokens[1:]} and the teacher with {teacher.tokens[1:]}; set tokens=0"
+            f"token_weight={config.token_weight:g} compares tokens one by one, but the student ends with (tokens, "
+            f"width) {student.tokens[1:]} and the teacher with {teacher.tokens[1:]}; set token_weight=0"
         )
-    if config.step_outputs and {*student.steps} != {*teacher.steps}:
+    if config.step_output_weight and {*student.steps} != {*teacher.steps}:
         raise ConfigError(
-            f"step_outputs={config.step_outputs:g} compares tokens one by one, but the student's steps give (tokens, "
-            f"width) {student.steps[0][1:]} and the teacher's {teacher.steps[0][1:]}; set step_outputs=0"
+            f"step_output_weight={config.step_output_weight:g} compares tokens one by one, but the student gives "
+            f"(tokens, width) {student.steps[0][1:]} per step and the teacher {teacher.steps[0][1:]}; "
+            "set step_output_weight=0"
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 TokenDistance = Literal["mse", "cosine"]
 
 
-def hard_loss(
+def ce_loss(
     logits: Float[Tensor, "b c"], targets: Int[Tensor, " b"] | Float[Tensor, "b c"], smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
     """Cross-entropy to class numbers, or to class shares as mixup makes them.
@@ -20,7 +20,7 @@ def hard_loss(
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
 
-def soft_loss(
+def kd_loss(
     logits: Float[Tensor, "b c"], teacher_logits: Float[Tensor, "b c"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
     """Divergence of the student's class distribution from the teacher's, both softened by the temperature.

@@ -31,7 +31,7 @@ class Phase(Config):
     image_size: int = Field(default=64, ge=8, le=4096)  # pixels; small images come first, they are cheap
     batch_size: int = Field(default=128, ge=1)
     augment: AugmentConfig | None = None
-    train: DistillConfig = DistillConfig(hard=1.0, soft=0.0)
+    train: DistillConfig = DistillConfig(ce_weight=1.0, kd_weight=0.0)
 
 
 class PretrainConfig(Config):

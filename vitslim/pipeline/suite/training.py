@@ -99,14 +99,14 @@ class _Trainer:
             # Its images are smaller than the teacher's, so it learns from labels: all of the weight goes there.
             student = self._converted()
             labels = self.preset.budget.model_copy(
-                update={"hard": 1.0, "soft": 0.0, "tokens": 0.0, "step_outputs": 0.0}
+                update={"ce_weight": 1.0, "kd_weight": 0.0, "token_weight": 0.0, "step_output_weight": 0.0}
             )
             return self._finish(student, self._distill(student, None, labels, "train"), reference=None)
         budget = self.preset.budget
         if self.name == SMALLER:
             assert self.preset.sibling is not None
             student, _ = self._from_nothing(self.preset.sibling, "scratch", f"{self.name}, labels")
-            budget = budget.model_copy(update={"tokens": 0.0, "step_outputs": 0.0})  # of another width
+            budget = budget.model_copy(update={"token_weight": 0.0, "step_output_weight": 0.0})  # of another width
         else:
             student = self._converted()
         return self._finish(student, self._distill(student, self.teacher, budget, "train"), reference=self.teacher)
