@@ -153,7 +153,7 @@ def demo(
 ) -> None:
     """The whole pipeline on the built-in model and images, with every method, ending in a report. Needs no download.
 
-    It takes more than a quarter of an hour on two CPU cores; a folder that was
+    It takes a quarter of an hour on two CPU cores that do nothing else; a folder that was
     begun goes on where it stood.
     """
     from vitslim.pipeline.demo import run_demo
