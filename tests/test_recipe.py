@@ -120,7 +120,7 @@ def test_every_file_in_recipes_says_how_it_is_run_and_whether_it_was_reproduced(
     [
         ("distill.epochs=5", lambda recipe: recipe.distill.epochs == 5),
         ("distill.lr=1e-3", lambda recipe: recipe.distill.lr == 1e-3),
-        ("distill.precision=no", lambda recipe: recipe.distill.precision == "no"),
+        ("distill.precision=fp32", lambda recipe: recipe.distill.precision == "fp32"),
         ("data.augment.hflip=0", lambda recipe: recipe.data.augment.hflip == 0),
         ("model.options.drop_path_rate=0.2", lambda recipe: recipe.model.options["drop_path_rate"] == 0.2),
         ("model.options.global_pool=avg", lambda recipe: recipe.model.options["global_pool"] == "avg"),

@@ -65,7 +65,7 @@ class ExportSection(Config):
     optimize: bool = True  # onnxslim
     inline: bool = False  # no local functions, for runtimes that know none
     dynamic_image_size: bool = False  # free height and width: dense, SkipAt, SReT without slices
-    images_as: Literal["normalized", "uint8-nchw", "uint8-nhwc"] = "normalized"  # bytes: mean and std in the file
+    input_format: Literal["normalized", "uint8-nchw", "uint8-nhwc"] = "normalized"  # bytes: mean and std in the file
     batches: tuple[PositiveInt, ...] = (1, 3)  # batch sizes of the comparison
     images: int = Field(32, ge=1)  # images of the comparison
 

@@ -18,7 +18,7 @@ TINY = [
     *(word for name, value in MODEL["options"].items() for word in ("--set", f"model.options.{name}={value}")),
 ]
 """Options of ``convert`` that make ``builtin`` the tiny model."""
-TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=no")
+TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=fp32")
 """Options of a short ``train``."""
 
 

@@ -47,7 +47,7 @@ def test_images_that_are_skipped_are_told(student: Path, damaged_images: Path, v
 def test_training_tells_of_skipped_images_too(
     student: Path, damaged_images: Path, tmp_path: Path, vitslim: Command
 ) -> None:
-    short = ("--batch-size", 50, "--set", "distill.tensorboard=false", "--set", "distill.precision=no")
+    short = ("--batch-size", 50, "--set", "distill.tensorboard=false", "--set", "distill.precision=fp32")
     words = (
         "--data",
         damaged_images,

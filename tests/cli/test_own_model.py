@@ -94,7 +94,7 @@ def test_a_module_is_measured_as_stated_and_keeps_what_was_stated(pictures: Path
 def test_what_is_stated_is_saved_by_a_training_and_by_a_run(file: Path, pictures: Path, vitslim: Command) -> None:
     out = file.parent / "trained"
     own = (NAME, "--weights", file, "--model-arg", "num_heads=3")
-    short = ("--batch-size", 8, "--set", "steps=1", "--set", "tensorboard=false", "--set", "precision=no")
+    short = ("--batch-size", 8, "--set", "steps=1", "--set", "tensorboard=false", "--set", "precision=fp32")
     assert vitslim("train", *own, "--data", pictures, "--out", out, *short, *PREPARED).code == 0
     trained = checkpoint.load_config(out).input
     assert (trained.mean, trained.crop_pct, trained.assumed) == ((0.5,) * 3, 1.0, ("interpolation",))

@@ -10,7 +10,7 @@ MODEL: dict[str, Any] = {
     "options": {"depth": 4, "embed_dim": 48, "num_heads": 3},
 }
 IMAGES = "fractals:classes=4,train_per_class=8,val_per_class=4,image_size=32"
-QUIET = {"tensorboard": False, "log_every": 1, "precision": "no"}
+QUIET = {"tensorboard": False, "log_every": 1, "precision": "fp32"}
 
 RECIPE: dict[str, Any] = {
     "model": MODEL,

@@ -18,7 +18,7 @@ OpenLoader = Callable[..., Loader]
 
 
 def config(**changes: Any) -> DistillConfig:
-    plain: dict[str, Any] = {"steps": 20, "lr": 2e-3, "precision": "no", "log_every": 1, "tensorboard": False}
+    plain: dict[str, Any] = {"steps": 20, "lr": 2e-3, "precision": "fp32", "log_every": 1, "tensorboard": False}
     return DistillConfig(**{**plain, **changes})
 
 

@@ -32,7 +32,7 @@ from vitslim.train.state import read_run_state
 IMAGES = "fractals:classes=4,train_per_class=12,val_per_class=5,image_size=32"
 SETTINGS = {
     "steps": 8, "accumulate": 2, "checkpoint_every": 2, "log_every": 1, "ema_decay": 0.9, "mixup": 0.8,
-    "precision": "no", "tensorboard": False,
+    "precision": "fp32", "tensorboard": False,
 }  # fmt: skip
 LOST = "another process of this run ended; see what that one said, then run the same command with --resume"
 
@@ -54,7 +54,7 @@ train, val = (
               augment=still)
     for split in ("train", "val")
 )
-plain = {"precision": "no", "tensorboard": False}
+plain = {"precision": "fp32", "tensorboard": False}
 if sys.argv[2] == "skipat":
     warm_start(student, teacher, train, WarmStartConfig(steps=2, **plain))
 early = 0.0 if sys.argv[2] == "skipat" else 0.5

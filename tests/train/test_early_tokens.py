@@ -25,7 +25,7 @@ OpenLoader = Callable[..., Loader]
 
 
 def config(**changes: Any) -> DistillConfig:
-    plain = {"steps": 6, "early_tokens": 0.5, "precision": "no", "tensorboard": False, "log_every": 1}
+    plain = {"steps": 6, "early_tokens": 0.5, "precision": "fp32", "tensorboard": False, "log_every": 1}
     return DistillConfig(**{**plain, **changes})
 
 

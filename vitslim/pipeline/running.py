@@ -309,7 +309,7 @@ def _export(running: _Run, student: nn.Module) -> bool:
     from vitslim.targets.onnx.export import export_onnx
 
     forms: dict[str, Any] = {
-        "input_format": section.images_as,
+        "input_format": section.input_format,
         "inline": section.inline,
         "dynamic_image_size": section.dynamic_image_size,
     }
@@ -328,7 +328,7 @@ def _export(running: _Run, student: nn.Module) -> bool:
                 optimize=section.optimize,
                 inline=section.inline,
                 dynamic_image_size=section.dynamic_image_size,
-                input_format=section.images_as,
+                input_format=section.input_format,
                 metadata={} if running.class_names is None else {"labels": running.class_names},
             )
         found = compare(student, paths, images, section.batches)

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import NoneOrMore, Result
 from vitslim.train.finite import weights_error
 from vitslim.train.processes import ALONE, Processes
+from vitslim.train.settings import TrainPrecision
 from vitslim.trunk import at_plan_size
 
-Precision = Literal["no", "bf16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 _SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl", "broken")
@@ -43,7 +43,7 @@ def evaluate(
     loader: Loader,
     *,
     teacher: nn.Module | None = None,
-    precision: Precision = "no",
+    precision: TrainPrecision = "fp32",
     processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> EvalResult:
@@ -71,7 +71,7 @@ def evaluate_all(
     loader: Loader,
     *,
     teacher: nn.Module | None = None,
-    precision: Precision = "no",
+    precision: TrainPrecision = "fp32",
     processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> dict[str, EvalResult]:

@@ -200,7 +200,7 @@ class _Run:
         kept = f"the last good state is {path}" if path is not None and path.exists() else "no state was written yet"
         return CheckFailedError(
             f"{self.stage.name}, step {step + 1} of {self.steps}: {what} (lr={self.config.lr:g}, "
-            f"precision={self.precision}); {kept}; lower lr, lengthen warmup, or set precision='no'"
+            f"precision={self.precision}); {kept}; lower lr, lengthen warmup, or set precision='fp32'"
         )
 
     def _check_weights(self, state: RunState) -> None:
