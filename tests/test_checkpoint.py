@@ -526,11 +526,11 @@ def test_the_card_says_what_was_made_and_how(saved: Path) -> None:
 def test_the_card_shows_the_metrics_as_shares(tmp_path: Path, student: nn.Module) -> None:
     metrics = {
         "teacher": {"images": 50, "top1": 0.9, "top5": 0.98, "agreement": None},
-        "dense_control": {"images": 50, "top1": 0.91, "top5": 0.99, "agreement": 0.97},
+        "dense_finetuned": {"images": 50, "top1": 0.91, "top5": 0.99, "agreement": 0.97},
     }
     card = (save(student, tmp_path / "out", metrics=metrics) / "README.md").read_text()
     assert "| teacher | 90.00 % | 98.00 % | - | 50 |" in card
-    assert "| dense control | 91.00 % | 99.00 % | 97.00 % | 50 |" in card
+    assert "| dense finetuned | 91.00 % | 99.00 % | 97.00 % | 50 |" in card
     assert "No accuracy" not in card
 
 

@@ -25,7 +25,7 @@ FULL: dict[str, Any] = {
     "analyze": {},
     "warm_start": {"steps": 3},
     "distill": {"epochs": 2},
-    "control": True,
+    "finetune_dense": True,
     "export": {"precisions": ["fp32", "fp16"]},
     "bench": {"batches": [1, 8]},
 }
@@ -202,7 +202,7 @@ def test_a_single_method_needs_no_list() -> None:
         ({"convert": [{"method": "skipat", "layers": "8-3"}]}, "the span '8-3' is empty"),
         ({"export": {"precisions": ["fp8"]}}, "export.precisions.0='fp8': Input should be 'fp32', 'fp16' or 'bf16'"),
         ({"export": {"batches": [0]}}, "export.batches.0=0: Input should be greater than 0"),
-        ({"control": True}, "control asks for the dense model's own training, but distill gives no budget"),
+        ({"finetune_dense": True}, "finetune_dense trains the dense model too, but distill gives no budget"),
         ({"distill": {}}, "distill needs images, but data is missing"),
         ({"warm_start": {}, "distill": {}}, "warm_start, distill need images, but data is missing"),
         (
@@ -235,8 +235,8 @@ def test_all_faults_are_said_at_once() -> None:
 def test_all_contradictions_are_said_at_once() -> None:
     convert = [{"method": "skipatt"}, {"method": "skipat", "layer": 3}]
     with pytest.raises(ConfigError) as fault:
-        read_recipe({"convert": convert, "control": True, "analyze": {}})
-    for part in ("convert.0: unknown method", "convert.1: unknown option", "control asks", "analyze needs images"):
+        read_recipe({"convert": convert, "finetune_dense": True, "analyze": {}})
+    for part in ("convert.0: unknown method", "convert.1: unknown option", "finetune_dense", "analyze needs images"):
         assert part in str(fault.value)
 
 

@@ -113,12 +113,12 @@ def test_what_is_stated_is_saved_by_a_training_and_by_a_run(file: Path, pictures
             "interpolation": "box",
         },
         "distill": {"steps": 1, **QUIET},
-        "control": True,
+        "finetune_dense": True,
         "report": False,
     }
     with pytest.warns(VitslimWarning, match="as .* has them"):
         run(read_recipe(document), file.parent / "run")
-    for folder in ("run", "run/train/control"):
+    for folder in ("run", "run/train/dense"):
         saved = checkpoint.load_config(file.parent / folder).input
         assert (saved.mean, saved.interpolation, saved.assumed) == ((0.5,) * 3, "box", ())
 

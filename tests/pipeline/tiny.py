@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "analyze": {"images": 16, "replacement_images": 8},
     "warm_start": {"steps": 2, **QUIET},
     "distill": {"steps": 3, "checkpoint_every": 1, **QUIET},
-    "control": True,
+    "finetune_dense": True,
     "report": False,
 }
 """Without export, bench and report, which take most of the time. The paper's layers: the same with the analysis and

@@ -55,7 +55,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Accuracy of several models, by the name of their rows."""
     rows = [
         (
-            {"dense_control": "dense control"}.get(name, name),
+            name.replace("_", " "),
             *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")),
             str(row["images"]),
         )

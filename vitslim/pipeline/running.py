@@ -49,7 +49,7 @@ METRICS_FILE = "metrics.json"
 PARITY_FILE = "export/parity.json"
 BENCH_FILE = "bench.json"
 WARM_START_FOLDER = "train/warm_start"
-CONTROL_FOLDER = "train/control"
+DENSE_FOLDER = "train/dense"
 
 # What was measured on, or made from, a student; it says nothing of the next one.
 EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
@@ -248,12 +248,12 @@ def _distill(running: _Run, student: nn.Module) -> nn.Module:
         running.finish("distill")
     else:
         student = on_device(checkpoint.load(folder.path), recipe.device)
-    if recipe.control and running.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
-        folder.discard(*EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
-        control = copy.deepcopy(running.teacher)
-        _train(running, control, folder.path / CONTROL_FOLDER, "distill (control)")
-        _save(running, control, folder.path / CONTROL_FOLDER)
-        running.finish("control")
+    if recipe.finetune_dense and running.enter("finetune_dense", None, f"{DENSE_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+        folder.discard(*EVIDENCE, *([] if folder.is_continued else [DENSE_FOLDER]))
+        dense = copy.deepcopy(running.teacher)
+        _train(running, dense, folder.path / DENSE_FOLDER, "distill (dense)")
+        _save(running, dense, folder.path / DENSE_FOLDER)
+        running.finish("finetune_dense")
     return student
 
 
@@ -264,7 +264,7 @@ def _train(running: _Run, model: nn.Module, place: Path, name: str) -> None:
     assert recipe.distill is not None
     assert recipe.data is not None
     loader = open_images(recipe, recipe.data, running.source, "train", training=True)
-    # A dense control has no tokens to choose.
+    # A dense model has no tokens to choose.
     settings = recipe.distill if is_converted(model) else recipe.distill.model_copy(update={"early_tokens": 0.0})
     result = distill(
         model, running.teacher, loader, settings, out_dir=place, resume=True, progress=running.reported_as(name)
@@ -278,15 +278,15 @@ def _evaluate(running: _Run, student: nn.Module) -> Mapping[str, Any]:
         return {}
     from vitslim.train import evaluate_all
 
-    inputs = [recipe.teacher, data_inputs(recipe), recipe.control]
+    inputs = [recipe.teacher, data_inputs(recipe), recipe.finetune_dense]
     if running.enter("evaluate", inputs, METRICS_FILE):
         loader = open_images(recipe, recipe.data, running.source, "val")
         competitors: dict[str, nn.Module] = {"student": student}
-        if recipe.control:
-            control = checkpoint.load(folder.path / CONTROL_FOLDER)
-            competitors["dense_control"] = on_device(control, recipe.device)
+        if recipe.finetune_dense:
+            dense = checkpoint.load(folder.path / DENSE_FOLDER)
+            competitors["dense_finetuned"] = on_device(dense, recipe.device)
         found = evaluate_all(competitors, loader, teacher=running.teacher, progress=running.progress)
-        order = [name for name in ("teacher", "student", "dense_control") if name in found]
+        order = [name for name in ("teacher", "student", "dense_finetuned") if name in found]
         metrics = {name: found[name].model_dump(mode="json") for name in order}
         write_json(folder.path / METRICS_FILE, metrics)
         _save(running, student, folder.path, metrics)
