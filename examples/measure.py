@@ -58,12 +58,12 @@ def demo() -> None:
 
 def baselines() -> None:
     """Train the dense model and all students with one budget and several seeds; what out/baselines holds is kept."""
-    rows = compare_with_seeds(ROOT / "out" / "baselines", steps=STEPS, seeds=SEEDS, progress=told)
+    rows = compare_with_seeds(ROOT / "out" / "baselines", steps=STEPS, seeds=SEEDS, progress=report)
     document = {"command": "python examples/measure.py baselines", "steps": STEPS, "seeds": list(SEEDS), "rows": rows}
     write_json(RESULTS / "baselines.json", {**document, "environment": environment()})
 
 
-def told(one: Progress) -> None:
+def report(one: Progress) -> None:
     if one.unit in ("begun", "done"):
         print(one.stage, one.unit, file=sys.stderr, flush=True)
 
@@ -225,9 +225,9 @@ def support_table() -> str:
                 lines[-1].append(f"no [{len(notes)}]")
             else:
                 lines[-1].append("yes")
-    told = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
+    footnotes = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
     more = "DeiT-S with default options; `vitslim list pairs --json` has all forms and families, on four blocks."
-    return "\n".join([as_table(lines), "", *told, "", more])
+    return "\n".join([as_table(lines), "", *footnotes, "", more])
 
 
 def converted(method: str, plan: ModelPlan, *history: Conversion) -> ModelPlan:
@@ -275,7 +275,7 @@ TABLES = {
 """What renders the JSON of a table, and the command that measures it."""
 
 if __name__ == "__main__":
-    verbs = {
+    commands = {
         "demo": demo,
         "baselines": baselines,
         "digits": digits,
@@ -283,7 +283,7 @@ if __name__ == "__main__":
         "readme": readme,
         "check": check,
     }
-    verb, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
-    if verb not in verbs or len(arguments) != (verb == "collect"):
-        sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)} [FOLDER]; given {json.dumps(sys.argv[1:])}")
-    verbs[verb](*arguments)
+    command, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if command not in commands or len(arguments) != (command == "collect"):
+        sys.exit(f"usage: python examples/measure.py {'|'.join(commands)} [FOLDER]; given {json.dumps(sys.argv[1:])}")
+    commands[command](*arguments)

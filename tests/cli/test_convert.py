@@ -260,15 +260,15 @@ def test_a_saved_model_takes_no_options_of_a_new_one(student: Path, tmp_path: Pa
     assert "is a saved model, which knows its own num_classes" in outcome.error
 
 
-@pytest.mark.parametrize("fault", ["truncated", "not JSON"])
-def test_a_broken_folder_is_named(fault: str, copied: Path, tmp_path: Path, vitslim: Command) -> None:
-    if fault == "truncated":
+@pytest.mark.parametrize("damage", ["truncated", "not JSON"])
+def test_a_broken_folder_is_named(damage: str, copied: Path, tmp_path: Path, vitslim: Command) -> None:
+    if damage == "truncated":
         (copied / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     else:
         (copied / "config.json").write_text("{")
     outcome = vitslim("convert", copied, "--method", "evo_vit", "--out", tmp_path / "out")
     assert outcome.code == 2
-    assert ("model.safetensors" if fault == "truncated" else "config.json") in outcome.error
+    assert ("model.safetensors" if damage == "truncated" else "config.json") in outcome.error
 
 
 def test_an_output_folder_that_holds_something_needs_overwrite(tmp_path: Path, vitslim: Command) -> None:

@@ -219,7 +219,7 @@ def test_exported_files_are_compared_on_images_as_stated(
     assert found["loss"] == pytest.approx(vitslim("eval", student, *words).document["loss"], rel=1e-4)
 
 
-def test_a_model_of_other_classes_is_told_the_option(pictures: Path, vitslim: Command) -> None:
+def test_a_model_of_other_classes_is_given_the_option(pictures: Path, vitslim: Command) -> None:
     outcome = vitslim("train", NAME, "--no-pretrained", "--img-size", 32, "--data", pictures, "--out", pictures / "x")
     assert "given 4 classes, model has 1000 outputs" in outcome.error
     assert "--num-classes 4" in outcome.error

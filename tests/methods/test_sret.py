@@ -225,9 +225,9 @@ def test_building_for_weights_from_a_file_decomposes_nothing(merged: bool, monke
         raise AssertionError("the weights come from the file")
 
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
-    twin = build(plan_of(model), dense("vit_plain"), weights_follow=True)
-    twin.load_state_dict(model.state_dict())
-    assert torch.equal(twin(images_for(model)), model(images_for(model)))
+    copied = build(plan_of(model), dense("vit_plain"), weights_follow=True)
+    copied.load_state_dict(model.state_dict())
+    assert torch.equal(copied(images_for(model)), model(images_for(model)))
 
 
 @pytest.mark.parametrize(

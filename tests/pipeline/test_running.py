@@ -150,7 +150,7 @@ def test_the_parity_and_the_bench_are_of_the_student(whole: Path) -> None:
     assert {row["model"] for row in read_json(whole / "bench.json")["rows"]} == {"dense", "student"}
 
 
-def test_the_saved_recipe_walks_the_same_road(whole: Path, tmp_path: Path) -> None:
+def test_the_saved_recipe_makes_the_same_run(whole: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(whole, tmp_path / "out"))
     assert stages_of(load_recipe(copied / "recipe.yaml"), copied) == []
 
@@ -274,7 +274,7 @@ def test_evidence_of_the_old_student_does_not_stay_with_a_new_one(copied: Path) 
 
 def test_evidence_that_was_added_by_hand_stays_with_an_unchanged_student(copied: Path) -> None:
     (copied / "export").mkdir()
-    (copied / "export" / "model.onnx").write_text("exported by a verb")
+    (copied / "export" / "model.onnx").write_text("exported by a command")
     run(read_recipe(RECIPE), copied)
     assert (copied / "export" / "model.onnx").exists()
 
@@ -343,15 +343,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, m
         return student.sum() * float("nan")
 
     monkeypatch.setattr(sys.modules["vitslim.train.distill"], "kd_loss", broken)
-    with pytest.raises(CheckFailedError, match=r"distill, step 1 of 3: the loss is .*nan.*lower lr") as fault:
+    with pytest.raises(CheckFailedError, match=r"distill, step 1 of 3: the loss is .*nan.*lower lr") as caught:
         run(recipe, tmp_path / "out")
-    assert fault.value.exit_code == 1
+    assert caught.value.exit_code == 1
     kept = state_of(tmp_path / "out")
     assert same(kept, state_of(tmp_path / "out" / "train" / "warm_start"))
     assert all(value.isfinite().all() for value in kept.values())
 
 
-def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artefact_out_of_tolerance_breaks_the_guarantee(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitslim.targets.onnx.export import export_onnx
 
     def wrong(model: torch.nn.Module, path: Path, **options: Any) -> Any:
@@ -422,9 +422,9 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_written(case: s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_gpu_that_is_absent_is_refused_with_its_own_exit_code(tmp_path: Path) -> None:
-    with pytest.raises(MissingDependencyError, match="no usable GPU is there") as fault:
+    with pytest.raises(MissingDependencyError, match="no usable GPU is there") as caught:
         run(recipe_with(device="cuda"), tmp_path / "out")
-    assert fault.value.exit_code == 3
+    assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": "vitslim", "plugin_version": "1"}
 FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
 
 HIDDEN = -30000.0
-"""Added to a score that shall not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
+"""Added to a score that should not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
 
 
 def sparse_attention_function(opset: int) -> Any:

@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> Forecast:
     """Do everything that a run checks before it writes, without fetching weights; gives back what it will do.
 
     Raises:
-        ConfigError: a fault in the recipe.
+        ConfigError: an error in the recipe.
         UnsupportedModelError: no adapter knows the model, or a method refuses it.
         DataError: images that are missing or do not fit the model.
         MissingDependencyError: the device, or something that the export needs, is absent.

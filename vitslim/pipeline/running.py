@@ -57,7 +57,7 @@ EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind: its folder, the student, and whether every promise that it checked was kept.
+    """What a run left behind: its folder, the student, and whether every guarantee that it checked was kept.
 
     ``choices`` are the blocks that the methods changed, as choices.json has them.
     """
@@ -81,7 +81,7 @@ class _Run:
     is_teacher_checked: bool = field(default=False, init=False)
 
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
-        """Whether a stage must run; either way it is told."""
+        """Whether a stage must run; either way it is reported."""
         must_run = self.folder.enter(stage, inputs, *outputs)
         self.progress(Progress(stage, 0, 1, "begun") if must_run else Progress(stage, 1, 1, "done before"))
         return must_run
@@ -129,7 +129,7 @@ def run(
             one before anything is trained.
 
     Raises:
-        ConfigError: a fault in the recipe, or several processes, said before anything is written.
+        ConfigError: an error in the recipe, or several processes, said before anything is written.
         DataError: images that are missing or do not fit the model.
         CheckFailedError: a loss that was not finite.
     """
@@ -367,7 +367,7 @@ def _save(running: _Run, model: nn.Module, place: Path, metrics: Mapping[str, An
 
 
 def require_passed(result: RunResult) -> None:
-    """Turn a broken promise into an error.
+    """Turn a broken guarantee into an error.
 
     Raises:
         CheckFailedError: an exported artefact is out of tolerance.

@@ -1,4 +1,4 @@
-"""What a training run is told, what it tells at the end."""
+"""What a training run is given, what it reports at the end."""
 
 from typing import Any, Literal
 
