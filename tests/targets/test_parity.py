@@ -180,7 +180,7 @@ def test_without_a_record_a_file_is_held_to_fp32_or_to_who_asks_never_to_itself(
     export_record_path(path).unlink()
     report = verify(model, path, images)
     assert (report.passed, report.checks[0].precision) == (False, "fp32")
-    assert "calls itself bf16; no m.onnx.json beside it says what was guaranteed" in report.notes[0]
+    assert "calls itself bf16; no m.onnx.json beside it names a guarantee" in report.notes[0]
     # Its weights are float32, whatever is asked.
     assert not verify(model, path, images, precision="bf16").passed
     half = shutil.copy(exported("one_block", "fp16")[1], tmp_path / "half.onnx")

@@ -143,7 +143,7 @@ def _record(
     log_sha256: str,
     seconds: float,
 ) -> EngineRecord:
-    layers, source = known_layers(built)
+    layers, known_from = known_layers(built)
     # An engine of TensorRT-RTX is compiled to the end on the machine that runs it, and bound to none before.
     machine = this_machine() if options.flavor == "tensorrt" else Machine()
     # What the plugin computes is no fused attention of TensorRT's, and none is missing.
@@ -166,7 +166,7 @@ def _record(
         outputs=[_tensor(tensor) for tensor in built.answer["outputs"]],
         plugins=_plugin_use(source, plugins) if built.answer["plugin_layers"] else PluginUse(),
         layers=count_types(layers) if layers else None,
-        layers_source=source,
+        layers_source=known_from,
         matrix_types=built.answer["matrix_types"],
         fused_mha=fused,
         unknown={} if layers else {"layers": _UNREPORTED, "fused_mha": _UNREPORTED},
