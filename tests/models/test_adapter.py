@@ -86,7 +86,7 @@ def slow_class_row(bound: BoundBlock, attention_input: Tensor, context: dict) ->
     return scores.softmax(dim=-1)
 
 
-def test_dense_mixing_gives_the_same_z_when_class_attention_is_wanted(seen: DenseTrace) -> None:
+def test_dense_attention_gives_the_same_z_when_class_attention_is_wanted(seen: DenseTrace) -> None:
     attention = DenseAttention()
     for index, (bound, tokens, context) in enumerate(steps(seen)):
         stream = Stream(layout=seen.layout, context=context)

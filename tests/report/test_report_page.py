@@ -77,8 +77,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(folder: Path) ->
 
 def test_a_page_of_nothing_but_absences_is_whole_and_honest() -> None:
     page = render_report(ReportParts(name="empty"))
-    for verb in ("analyze", "convert", "train", "eval", "bench", "verify"):
-        assert re.search(rf"<code>[^<]*vitslim {verb} [^<]*empty[^<]*</code>", page), verb
+    for command in ("analyze", "convert", "train", "eval", "bench", "verify"):
+        assert re.search(rf"<code>[^<]*vitslim {command} [^<]*empty[^<]*</code>", page), command
     assert words(page).count("not measured") == words(page).count("not counted") == 2
 
 

@@ -51,8 +51,8 @@ class BlockFindings:
 
     Attributes:
         influence: 1 minus the mean cosine between a token before and after the block.
-        mlp_importance: of equal parts of its neurons, the strongest first.
-        heads_importance: of its heads, the strongest first; heads that share keys and values count as one.
+        mlp_importance: of equal parts of its neurons, the highest first.
+        heads_importance: of its heads, the highest first; heads that share keys and values count as one.
     """
 
     influence: list[float]

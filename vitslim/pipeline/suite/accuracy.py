@@ -13,7 +13,7 @@ from vitslim.checkpoint import load_config
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json
 from vitslim.pipeline.suite.preset import (
-    FINETUNED,
+    CONTROL,
     MODELS_FOLDER,
     SPEED_FOLDER,
     TEACHER,
@@ -149,7 +149,7 @@ def _sized(entry: ModelEntry, options: Mapping[str, Any], smaller: str | None = 
 
 
 def _timed(name: str, speed: SuiteReport | None) -> list[SuiteRow]:
-    own = DENSE if name in (TEACHER, FINETUNED) else name
+    own = DENSE if name in (TEACHER, CONTROL) else name
     return [] if speed is None else [row for row in speed.rows if row.model == own]
 
 
@@ -162,8 +162,8 @@ def _left(jobs: list[Job[TrainedModel]], trained: Mapping[str, TrainedModel], sp
 
 def _notes(preset: AccuracyPreset, trained: Mapping[str, TrainedModel], speed: SuiteReport | None) -> list[str]:
     notes = [
-        f"Every student and dense-finetuned were distilled from the teacher for {preset.budget.steps} steps of "
-        f"{preset.batch_size} images; the latter is the teacher with just that."
+        f"Every student and the dense control were distilled from the teacher for {preset.budget.steps} steps of "
+        f"{preset.batch_size} images; the control is the teacher with just that."
     ]
     if "lower-resolution" in preset.baselines:
         notes.append("lower-resolution learned from labels alone, since the teacher takes larger images.")

@@ -35,11 +35,11 @@ KERNELS = (
     "its gradient, expansion 0.5",
 )  # that cases of kernels time, by the kernels' names; the kernels need triton to be asked
 
-FINETUNED = "dense-finetuned"  # the teacher with the budget of the students
+CONTROL = "dense-finetuned"  # the teacher with the budget of the students
 TEACHER = "teacher"
 SPEED_FOLDER = "speed"
 MODELS_FOLDER = "trained"
-_RESERVED = {FINETUNED, TEACHER, SPEED_FOLDER, MODELS_FOLDER, DENSE, SMALLER, *BASELINES}
+_RESERVED = {CONTROL, TEACHER, SPEED_FOLDER, MODELS_FOLDER, DENSE, SMALLER, *BASELINES}
 _NAME = re.compile(r"[a-z0-9][\w.+-]*", re.ASCII)
 
 
@@ -220,7 +220,7 @@ class AccuracyPreset(Config):
     data: FractalConfig  # the built-in images, drawn while training
     batch_size: int = Field(default=256, ge=2)
     teacher: DistillConfig  # how the teacher learns its labels, from nothing
-    budget: DistillConfig  # what every student and the dense model get
+    budget: DistillConfig  # what every student and the control get
     warm_start: WarmStartConfig = WarmStartConfig()
     analyze_images: int = Field(default=256, ge=8)  # of the analysis, where an option says auto
     students: dict[str, Student]
@@ -234,7 +234,7 @@ class AccuracyPreset(Config):
             raise ValueError("baselines name smaller-sibling, and sibling is not given")
         if reserved := sorted(_RESERVED & {*self.students}):
             raise ValueError(
-                f"students are called {', '.join(reserved)}, which are names of teacher, dense model, baselines or "
+                f"students are called {', '.join(reserved)}, which are names of the teacher, the control, baselines or "
                 "folders of the benchmark; choose others"
             )
         # Each becomes the name of a folder.
@@ -255,7 +255,7 @@ class AccuracyPreset(Config):
     @property
     def names(self) -> list[str]:
         """Everything that is trained on the teacher's task, in order."""
-        return [FINETUNED, *self.students, *self.baselines]
+        return [CONTROL, *self.students, *self.baselines]
 
 
 P = TypeVar("P", SuitePreset, AccuracyPreset)

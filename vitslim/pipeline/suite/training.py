@@ -28,7 +28,7 @@ from vitslim.opening import open_model
 from vitslim.pipeline.baselines import CONVERSIONS
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.competitors import kind_of
-from vitslim.pipeline.suite.preset import FINETUNED, TEACHER, AccuracyPreset, ModelEntry
+from vitslim.pipeline.suite.preset import CONTROL, TEACHER, AccuracyPreset, ModelEntry
 from vitslim.pipeline.suite.process import PausedError
 from vitslim.pipeline.suite.runner import digest_of
 from vitslim.progress import Progress, ProgressCallback
@@ -117,7 +117,7 @@ class _Trainer:
         return checkpoint.load(self.root / TEACHER / "model").to(self._device)
 
     def _converted(self) -> nn.Module:
-        if self.name == FINETUNED:
+        if self.name == CONTROL:
             return copy.deepcopy(self.teacher)
         if self.name in CONVERSIONS:
             method, config = read_method(CONVERSIONS[self.name], {})
@@ -159,7 +159,7 @@ class _Trainer:
         drawn = self._drawing_speed(model) if self.name == TEACHER else None
         row = AccuracyRow(
             model=self.name,
-            kind="dense" if self.name in (TEACHER, FINETUNED) else kind_of(self.name, self.preset.students),
+            kind="dense" if self.name in (TEACHER, CONTROL) else kind_of(self.name, self.preset.students),
             top1=found.top1,
             agreement=found.agreement,
             images=found.images,
