@@ -202,7 +202,7 @@ def test_a_saved_model_loads_again(name: str, options: dict[str, Any], tmp_path:
 
 def test_file_and_memory_shrink_with_the_parameters(tmp_path: Path) -> None:
     def stored(model: nn.Module) -> tuple[int, int]:
-        """Numbers in the file, and bytes of the tensors of a model read from it, each piece of memory once."""
+        """Numbers in the file, and bytes of the tensors of a model read from it, each storage once."""
         save(model, tmp_path, overwrite=True)
         numbers = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
         again = load(tmp_path)

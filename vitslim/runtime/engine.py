@@ -157,6 +157,6 @@ def read_record(engine: str | Path) -> EngineRecord:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, read piece by piece."""
+    """The SHA-256 of a file, read chunk by chunk."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

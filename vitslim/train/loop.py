@@ -22,7 +22,7 @@ from vitslim.train.finite import not_finite
 from vitslim.train.log import RunLog, Window
 from vitslim.train.optim import make_optimizer, make_schedule, parameter_groups, planned_steps
 from vitslim.train.processes import Processes, ending_together, open_accelerator, started_processes
-from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
+from vitslim.train.settings import LoopConfig, TrainPrecision, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE, RunState, check_same_run, read_run_state, restore_state, save_state
 
 
@@ -78,7 +78,7 @@ class _Run:
         self.config, self.stage, self.objective = config, stage, objective
         self.student: nn.Module = objective.get_submodule("student")
         self.device = next(self.student.parameters()).device
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision: TrainPrecision = resolve_precision(config.precision, self.device)
         self.accelerator = open_accelerator(self.device)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.loader = loader.share(self.processes.rank, self.processes.count)
