@@ -34,7 +34,7 @@ test: lint tables-check
 	wait $$pyright; found=$$?; echo "pyright:"; cat $$types; exit $$((tests || found))
 	$(TEST_ENV) VITSLIM_SHAPE_CHECKS=0 $(PYTEST) -m compiled
 
-# Ten thousand bad inputs; a fault is printed with the number that brings it back: python -m tests.fuzz --case N
+# Ten thousand bad inputs; a failure is printed with the number that brings it back: python -m tests.fuzz --case N
 fuzz: venv
 	$(TEST_ENV) $(BIN)/python -m tests.fuzz --cases 10000 --seed 0
 

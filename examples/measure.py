@@ -58,12 +58,12 @@ def demo() -> None:
 
 def baselines() -> None:
     """Train the dense model and all students with one budget and several seeds; what out/baselines holds is kept."""
-    rows = compare_with_seeds(ROOT / "out" / "baselines", steps=STEPS, seeds=SEEDS, progress=told)
+    rows = compare_with_seeds(ROOT / "out" / "baselines", steps=STEPS, seeds=SEEDS, progress=report)
     document = {"command": "python examples/measure.py baselines", "steps": STEPS, "seeds": list(SEEDS), "rows": rows}
     write_json(RESULTS / "baselines.json", {**document, "environment": environment()})
 
 
-def told(one: Progress) -> None:
+def report(one: Progress) -> None:
     if one.unit in ("begun", "done"):
         print(one.stage, one.unit, file=sys.stderr, flush=True)
 
@@ -168,7 +168,8 @@ def accuracy_table(document: dict) -> str:
 def demo_table(document: dict) -> str:
     speeds = {row["model"]: row["speedup_vs_dense"] for row in document["rows"]}
     settings = list(next(iter(speeds.values())))
-    columns = [name for name in ("model", "top-1", "vs control", "parameters", "MACs") if name in document["table"][0]]
+    figures = ("model", "top-1", "vs fine-tuned", "parameters", "MACs")
+    columns = [name for name in figures if name in document["table"][0]]
     lines = [[*columns, *settings]]
     for row in document["table"]:
         # The teacher is the dense model itself.
@@ -180,8 +181,8 @@ def demo_table(document: dict) -> str:
 def baselines_table(document: dict) -> str:
     """The most accurate first; ± is the half width of the 95 % interval of one accuracy, by the number of images."""
     rows = sorted(document["rows"], key=lambda row: -fmean(row["top1"]))
-    control = fmean(next(row["top1"] for row in rows if row["model"] == "dense-control"))
-    lines = [["student", "top-1, mean", "of each seed", "vs control", "MACs of dense", "fewer MACs", "parameters"]]
+    finetuned = fmean(next(row["top1"] for row in rows if row["model"] == "dense-finetuned"))
+    lines = [["student", "top-1, mean", "of each seed", "vs fine-tuned", "MACs of dense", "fewer MACs", "parameters"]]
     for row in rows:
         mean = fmean(row["top1"])
         lines.append(
@@ -189,14 +190,14 @@ def baselines_table(document: dict) -> str:
                 row["model"],
                 f"{100 * mean:.2f} %",
                 ", ".join(f"{100 * one:.2f}" for one in row["top1"]),
-                f"{100 * (mean - control):+.2f}",
+                f"{100 * (mean - finetuned):+.2f}",
                 f"{100 * row['macs'] / row['dense_macs']:.0f} %",
                 f"{row['dense_macs'] / row['macs']:.2f}x",
                 f"{100 * row['params'] / row['dense_params']:.0f} %",
             ]
         )
     images = rows[0]["images"]
-    half_width = 196 * (control * (1 - control) / images) ** 0.5
+    half_width = 196 * (finetuned * (1 - finetuned) / images) ** 0.5
     note = (
         f"The built-in model ({100 * rows[0]['teacher_top1']:.2f} % before fine-tuning), {images} held-out images, so "
         f"that one accuracy is known to ±{half_width:.2f}; {document['steps']} steps of distillation for every row, "
@@ -224,9 +225,9 @@ def support_table() -> str:
                 lines[-1].append(f"no [{len(notes)}]")
             else:
                 lines[-1].append("yes")
-    told = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
+    footnotes = [f"* [{number}] {note}" for number, note in enumerate(notes, start=1)]
     more = "DeiT-S with default options; `vitslim list pairs --json` has all forms and families, on four blocks."
-    return "\n".join([as_table(lines), "", *told, "", more])
+    return "\n".join([as_table(lines), "", *footnotes, "", more])
 
 
 def converted(method: str, plan: ModelPlan, *history: Conversion) -> ModelPlan:
@@ -274,7 +275,7 @@ TABLES = {
 """What renders the JSON of a table, and the command that measures it."""
 
 if __name__ == "__main__":
-    verbs = {
+    commands = {
         "demo": demo,
         "baselines": baselines,
         "digits": digits,
@@ -282,7 +283,7 @@ if __name__ == "__main__":
         "readme": readme,
         "check": check,
     }
-    verb, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
-    if verb not in verbs or len(arguments) != (verb == "collect"):
-        sys.exit(f"usage: python examples/measure.py {'|'.join(verbs)} [FOLDER]; given {json.dumps(sys.argv[1:])}")
-    verbs[verb](*arguments)
+    command, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if command not in commands or len(arguments) != (command == "collect"):
+        sys.exit(f"usage: python examples/measure.py {'|'.join(commands)} [FOLDER]; given {json.dumps(sys.argv[1:])}")
+    commands[command](*arguments)

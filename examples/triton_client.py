@@ -37,11 +37,11 @@ def classify(client: Any, model: str, paths: list[Path], top: int) -> list[list[
     from tritonclient.http import InferInput, InferRequestedOutput
 
     config = client.get_model_config(model)
-    told = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
+    parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
     ours, theirs = config["input"][0], config["output"][0]
     pending = []
     for path in paths:
-        image = prepare(path, told, DTYPES[ours["data_type"]])[None]
+        image = prepare(path, parameters, DTYPES[ours["data_type"]])[None]
         wanted = InferInput(ours["name"], list(image.shape), ours["data_type"].removeprefix("TYPE_"))
         wanted.set_data_from_numpy(image)
         # The server sorts the scores and names the classes from labels.txt.
@@ -56,24 +56,24 @@ def readable(answer: bytes) -> str:
     return f"{float(score):.3g} {label[0] if label else index}"
 
 
-def prepare(path: Path, told: dict[str, str], dtype: Any) -> Any:
+def prepare(path: Path, parameters: dict[str, str], dtype: Any) -> Any:
     """An image file as the model's input, without the batch: resized, cropped to the middle, normalised."""
     from PIL import Image
 
-    height, width = json.loads(told["image_size"])
-    form = json.loads(told.get("input", "{}")).get("form", "normalized")
+    height, width = json.loads(parameters["image_size"])
+    form = json.loads(parameters.get("input", "{}")).get("form", "normalized")
     filters = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
     image = Image.open(path).convert("RGB")
-    scale = max(height / image.height, width / image.width) / float(told["crop_pct"])
+    scale = max(height / image.height, width / image.width) / float(parameters["crop_pct"])
     size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(size, filters.get(told["interpolation"], Image.Resampling.BICUBIC))
+    image = image.resize(size, filters.get(parameters["interpolation"], Image.Resampling.BICUBIC))
     left, upper = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, upper, left + width, upper + height)))
     if form == "uint8-nhwc":
         return pixels.astype(dtype)
     if form != "normalized":
         return pixels.transpose(2, 0, 1).astype(dtype)
-    mean, std = (np.array(json.loads(told[name]), dtype=np.float32) for name in ("mean", "std"))
+    mean, std = (np.array(json.loads(parameters[name]), dtype=np.float32) for name in ("mean", "std"))
     return ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1).astype(dtype)
 
 

@@ -62,16 +62,16 @@ def test_options_without_a_name_of_their_own_are_passed_on_untouched() -> None:
     ],
 )
 def test_an_unusable_argument_is_named_with_what_was_wanted(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as caught:
         measure(**given)
-    assert message in str(fault.value)
+    assert message in str(caught.value)
 
 
-def test_all_faults_are_said_at_once() -> None:
-    with pytest.raises(ConfigError) as fault:
+def test_all_errors_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
         measure(3, batches=(-1,), split="x", bathces=3)
     for part in ("model=3", "batches.0=-1", "split='x'", "did you mean 'batches'"):
-        assert part in str(fault.value)
+        assert part in str(caught.value)
 
 
 def test_a_wrong_number_of_places_is_refused() -> None:

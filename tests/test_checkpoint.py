@@ -271,9 +271,9 @@ def no_space(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("fault", ["killed", "disk full"])
+@pytest.mark.parametrize("failure", ["killed", "disk full"])
 def test_a_write_that_is_cut_off_leaves_the_old_model(
-    saved: Path, student: nn.Module, monkeypatch: pytest.MonkeyPatch, fault: str
+    saved: Path, student: nn.Module, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     other = convert(dense("vit_plain"), "skipat", layers=[3])
@@ -281,9 +281,9 @@ def test_a_write_that_is_cut_off_leaves_the_old_model(
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed if fault == "killed" else no_space)
-    expected = KeyboardInterrupt if fault == "killed" else CheckpointError
-    with pytest.raises(expected, match=None if fault == "killed" else r"model\.safetensors cannot be written"):
+    monkeypatch.setattr(os, "replace", killed if failure == "killed" else no_space)
+    expected = KeyboardInterrupt if failure == "killed" else CheckpointError
+    with pytest.raises(expected, match=None if failure == "killed" else r"model\.safetensors cannot be written"):
         save(other, saved, overwrite=True)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert torch.equal(load(saved)(images_for(student)), student(images_for(student)))
@@ -526,11 +526,11 @@ def test_the_card_says_what_was_made_and_how(saved: Path) -> None:
 def test_the_card_shows_the_metrics_as_shares(tmp_path: Path, student: nn.Module) -> None:
     metrics = {
         "teacher": {"images": 50, "top1": 0.9, "top5": 0.98, "agreement": None},
-        "dense_control": {"images": 50, "top1": 0.91, "top5": 0.99, "agreement": 0.97},
+        "dense_finetuned": {"images": 50, "top1": 0.91, "top5": 0.99, "agreement": 0.97},
     }
     card = (save(student, tmp_path / "out", metrics=metrics) / "README.md").read_text()
     assert "| teacher | 90.00 % | 98.00 % | - | 50 |" in card
-    assert "| dense control | 91.00 % | 99.00 % | 97.00 % | 50 |" in card
+    assert "| dense finetuned | 91.00 % | 99.00 % | 97.00 % | 50 |" in card
     assert "No accuracy" not in card
 
 

@@ -120,5 +120,5 @@ def test_a_model_of_ones_own_goes_from_its_file_to_the_comparison(
         if words[0] == "eval":
             assert done.document["top1"] == pytest.approx(own, abs=0.003)
     page = Path("students", "compare.html").read_text()
-    assert all(name in page for name in ("skipat", "evo-vit", "skipat-evo-vit", "dense control"))
+    assert all(name in page for name in ("skipat", "evo-vit", "skipat-evo-vit", "dense finetuned"))
     assert read_json(Path("teacher", "config.json"))["input"]["assumed"] == []

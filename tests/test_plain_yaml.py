@@ -79,8 +79,8 @@ def test_the_table_of_the_yaml_library_is_left_alone() -> None:
     ],
 )
 def test_what_no_recipe_holds_is_one_line(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as caught:
         read_yaml(text, "my.yaml")
-    assert str(fault.value).startswith("my.yaml ")
-    assert message in str(fault.value)
-    assert "\n" not in str(fault.value)
+    assert str(caught.value).startswith("my.yaml ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Arguments of public functions, held against their annotations before the function runs."""
+"""Arguments of public functions, checked against their annotations before the function runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @cache
-    def reader() -> _Reader:  # made at the first call: importing the package shall cost nothing
+    def reader() -> _Reader:  # made at the first call: importing the package should cost nothing
         return _Reader(function)
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""What can go wrong, one class per kind of fault.
+"""What can go wrong, one class per kind of error.
 
 Every message says what was given, what was wanted, what to do next. The command line turns the classes into exit
 codes; nothing else may depend on them beyond catching.
@@ -34,7 +34,7 @@ class MissingDependencyError(VitslimError):
 
 
 class CheckFailedError(VitslimError):
-    """A promise that was measured and not kept: parity out of tolerance, a diverged loss."""
+    """A guarantee that was measured and not kept: parity out of tolerance, a diverged loss."""
 
     exit_code = 1
 

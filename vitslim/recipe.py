@@ -65,7 +65,7 @@ class ExportSection(Config):
     optimize: bool = True  # onnxslim
     inline: bool = False  # no local functions, for runtimes that know none
     dynamic_image_size: bool = False  # free height and width: dense, SkipAt, SReT without slices
-    images_as: Literal["normalized", "uint8-nchw", "uint8-nhwc"] = "normalized"  # bytes: mean and std in the file
+    input_format: Literal["normalized", "uint8-nchw", "uint8-nhwc"] = "normalized"  # bytes: mean and std in the file
     batches: tuple[PositiveInt, ...] = (1, 3)  # batch sizes of the comparison
     images: int = Field(32, ge=1)  # images of the comparison
 
@@ -81,7 +81,7 @@ class Recipe(Config):
     analyze: AnalyzeSection | None = None
     warm_start: WarmStartConfig | None = None
     distill: DistillConfig | None = None
-    control: bool = False  # also train the dense model with the same budget
+    finetune_dense: bool = False  # also train the dense model with the same budget
     evaluate: bool = True
     export: ExportSection | None = None
     bench: BenchConfig | None = None
@@ -206,6 +206,6 @@ def _contradictions(recipe: Recipe) -> list[str]:
         errors.append(
             f"distill.ce_weight={recipe.distill.ce_weight:g} trains on labels, but data.labels says to ignore them"
         )
-    if recipe.control and recipe.distill is None:
-        errors.append("control asks for the dense model's own training, but distill gives no budget")
+    if recipe.finetune_dense and recipe.distill is None:
+        errors.append("finetune_dense trains the dense model too, but distill gives no budget")
     return errors

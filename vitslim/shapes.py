@@ -1,4 +1,4 @@
-"""The kinds of plain data that rooms hand to each other: what was asked for, what came out, how many."""
+"""The kinds of plain data that packages hand to each other: what was asked for, what came out, how many."""
 
 import os
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def _possible(path: str | Path) -> str | Path:
 
 
 AnyPath = Annotated[str | Path, AfterValidator(_possible)]
-"""Where a file or folder lies, or shall lie."""
+"""Where a file or folder lies, or is to lie."""
 
 
 def _number(value: Any) -> Any:

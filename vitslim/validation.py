@@ -35,16 +35,16 @@ def validated(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> K
 
 
 def describe_errors(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """One sentence per fault of plain data that should become a ``kind``; unknown keys come with the nearest known."""
+    """One sentence per error in plain data that should become a ``kind``; unknown keys come with the nearest known."""
     return describe_named_errors(error, _fields(kind))
 
 
 def describe_named_errors(error: ValidationError, fields: Mapping[str, Any]) -> list[str]:
     """``describe_errors`` for named values, given the type of each."""
-    # A value that fits none of several types gives one fault per type, all at the same key.
+    # A value that fits none of several types gives one error per type, all at the same key.
     reasons: dict[str, dict[str, None]] = {}
-    for fault in error.errors(include_url=False, include_context=False):
-        what, reason = _fault(dict(fault), fields)
+    for details in error.errors(include_url=False, include_context=False):
+        what, reason = _what_and_why(dict(details), fields)
         reasons.setdefault(what, {})[reason] = None
     return [what + _either(list(several)) for what, several in reasons.items()]
 
@@ -66,37 +66,37 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
-def _fault(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
+def _what_and_why(details: dict[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong, up to the colon, and why."""
-    place, known = _place(fault, fields)
+    place, known = _place(details, fields)
     key = ".".join(place)
-    if fault["type"] in _UNKNOWN_KEY:
+    if details["type"] in _UNKNOWN_KEY:
         close = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"unknown key {shown(key)}; ", hint
-    given = fault["input"]
-    if fault["type"] in ("model_type", "dict_type"):
+    given = details["input"]
+    if details["type"] in ("model_type", "dict_type"):
         return f"{key}={shown(given)}: ", "wanted settings, each key: value"
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    is_one_kind = len(place) == len(fault["loc"])
-    if fault["type"] == "string_type" and is_one_kind and isinstance(given, bool | int | float):
+    reason = str(details["msg"]).removeprefix("Value error, ")
+    is_one_kind = len(place) == len(details["loc"])
+    if details["type"] == "string_type" and is_one_kind and isinstance(given, bool | int | float):
         reason = f"{reason}; in quotes it is one"
     if not place:
         return "", reason
-    # Faults between the fields of a section name these by themselves.
+    # Errors between the fields of a section name these by themselves.
     return (f"{key}: " if isinstance(given, dict) else f"{key}={shown(given)}: "), reason
 
 
-def _place(fault: dict[str, Any], fields: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The keys that lead to a fault, and the names known where it lies."""
+def _place(details: dict[str, Any], fields: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The keys that lead to an error, and the names known where it lies."""
     place: list[str] = []
     section, inner, has_keys = fields, fields, False
-    for part in fault["loc"]:
+    for part in details["loc"]:
         if part in inner:
             section, inner, has_keys = inner, _fields_within(inner[part]), _takes_keys(inner[part])
         elif has_keys and isinstance(part, str):
             has_keys = False
-        elif part == fault["loc"][-1] and fault["type"] in _UNKNOWN_KEY:
+        elif part == details["loc"][-1] and details["type"] in _UNKNOWN_KEY:
             section = inner
         elif isinstance(part, str):
             break  # the name of one of several types, which says nothing to a user

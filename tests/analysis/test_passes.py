@@ -237,7 +237,7 @@ def test_batches_below_four_are_refused(vit: nn.Module, batches: Batches, sizes:
         analyze(vit, batches(*sizes))
 
 
-def test_all_faults_of_a_call_are_told_at_once(vit: nn.Module, batches: Batches) -> None:
+def test_all_errors_of_a_call_are_reported_at_once(vit: nn.Module, batches: Batches) -> None:
     with pytest.raises(ConfigError) as caught:
         analyze(vit.train(), iter(batches(8)), images=2, replacement_images=0)
     for part in ("model.eval()", "one-shot iterator", "images=2", "replacement_images=0"):
@@ -264,7 +264,7 @@ def test_an_unknown_model_is_refused_by_its_adapter(batches: Batches) -> None:
 
 
 @pytest.mark.parametrize(("pool", "said"), [("token", True), ("avg", False)])
-def test_a_class_readout_is_told_from_one_that_reads_patches(pool: Any, said: bool, batches: Batches) -> None:
+def test_a_class_readout_is_distinguished_from_one_that_reads_patches(pool: Any, said: bool, batches: Batches) -> None:
     torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
     model = VisionTransformer(**sizes, num_classes=5, global_pool=pool).eval()

@@ -30,7 +30,7 @@ def test_weights_are_read_once_per_batch_and_images_each_time() -> None:
 def test_a_model_with_half_of_the_patches_moves_less_and_shared_weights_are_not_less_to_read(dense: nn.Module) -> None:
     plain = count_traffic(dense)
     assert count_traffic(convert(dense, "evo_vit")).per_image < plain.per_image
-    # A block that is walked twice is read twice.
+    # A block that is run twice is read twice.
     assert count_traffic(convert(dense, "sret", rank=0)).weights == pytest.approx(plain.weights, rel=0.01)
 
 

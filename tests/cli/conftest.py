@@ -18,7 +18,7 @@ TINY = [
     *(word for name, value in MODEL["options"].items() for word in ("--set", f"model.options.{name}={value}")),
 ]
 """Options of ``convert`` that make ``builtin`` the tiny model."""
-TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=no")
+TRAINING = ("--batch-size", 16, "--set", "steps=2", "--set", "tensorboard=false", "--set", "precision=fp32")
 """Options of a short ``train``."""
 
 
@@ -88,7 +88,7 @@ def copied(student: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    """The tiny recipe without control, as a file."""
+    """The tiny recipe without a fine-tuned dense model, as a file."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, "control": False}))
+    path.write_text(yaml.safe_dump({**RECIPE, "finetune_dense": False}))
     return path

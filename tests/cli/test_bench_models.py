@@ -76,10 +76,10 @@ def test_the_table_names_machine_and_baseline(student: Path, dense: Path, tmp_pa
 
 
 def test_two_folders_of_one_name_get_a_row_each(student: Path, copied: Path, tmp_path: Path, vitslim: Command) -> None:
-    twin = Path(shutil.copytree(student, tmp_path / "other" / "copied"))
+    other = Path(shutil.copytree(student, tmp_path / "other" / "copied"))
     words = ("--backend", "torch", "--batch", 1, "--out", tmp_path / "b.json", *QUICK)
-    assert vitslim("bench", copied, twin, *words).code == 0
-    assert {row["model"] for row in read_json(tmp_path / "b.json")["rows"]} == {"dense", str(copied), str(twin)}
+    assert vitslim("bench", copied, other, *words).code == 0
+    assert {row["model"] for row in read_json(tmp_path / "b.json")["rows"]} == {"dense", str(copied), str(other)}
 
 
 @pytest.mark.parametrize(

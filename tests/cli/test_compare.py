@@ -43,7 +43,7 @@ def test_a_benchmark_of_all_becomes_one_table_with_ratios_across_backends(
     assert f"wrote {students / 'compare.html'}" in table.err.replace("\n", "")
 
 
-def test_folders_are_named_one_by_one_and_the_page_goes_where_it_is_told(
+def test_folders_are_named_one_by_one_and_the_page_goes_where_it_is_asked_to(
     students: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = (students / "student", students / "plain")
@@ -55,7 +55,7 @@ def test_folders_are_named_one_by_one_and_the_page_goes_where_it_is_told(
     assert package.compare([*both, apart]).page == Path("compare.html")
 
 
-def test_only_a_page_of_ours_is_replaced_without_being_told(students: Path, tmp_path: Path, vitslim: Command) -> None:
+def test_only_a_page_of_ours_is_replaced_without_being_asked(students: Path, tmp_path: Path, vitslim: Command) -> None:
     page = tmp_path / "notes.html"
     page.write_text("<html>mine</html>")
     refused = vitslim("compare", students, "--out", page)

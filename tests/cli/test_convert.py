@@ -34,15 +34,15 @@ def test_without_images_a_model_is_converted_and_said_to_be_untrained(tmp_path: 
 
 
 def test_with_images_a_model_is_converted_trained_and_measured(tmp_path: Path, vitslim: Command) -> None:
-    words = ("--data", IMAGES, "--batch-size", 16, "--control", "--set", "report=false", *SHORT, "--json")
+    words = ("--data", IMAGES, "--batch-size", 16, "--finetune-dense", "--set", "report=false", *SHORT, "--json")
     outcome = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "out", *TINY, *words)
     assert outcome.code == 0, outcome.err
     found = outcome.document
     assert set(found) == {"out", "metrics", "plan", "choices", "passed", "training"}
-    assert set(found["metrics"]) == {"teacher", "student", "dense_control"}
+    assert set(found["metrics"]) == {"teacher", "student", "dense_finetuned"}
     assert found["passed"] is True
     assert read_json(tmp_path / "out" / "train" / "result.json")["steps"] == 2
-    for stage in ("analyze", "warm_start", "distill (control)", "evaluate"):
+    for stage in ("analyze", "warm_start", "distill (dense)", "evaluate"):
         assert stage in outcome.err
 
 
@@ -216,7 +216,7 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     ),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
-    "no images": (["--method", "skipat", "--epochs", 3], "--epochs, --control, --teacher and --analyze need images"),
+    "no images": (["--method", "skipat", "--epochs", 3], "--finetune-dense, --teacher and --analyze need images"),
     "missing images": (["--method", "skipat", "--data", "/nowhere"], "/nowhere does not exist; give a folder"),
     "images option": (["--method", "skipat", "--data", "fractals:clases=3"], "did you mean 'classes'?"),
     "wrong classes": (
@@ -260,15 +260,15 @@ def test_a_saved_model_takes_no_options_of_a_new_one(student: Path, tmp_path: Pa
     assert "is a saved model, which knows its own num_classes" in outcome.error
 
 
-@pytest.mark.parametrize("fault", ["truncated", "not JSON"])
-def test_a_broken_folder_is_named(fault: str, copied: Path, tmp_path: Path, vitslim: Command) -> None:
-    if fault == "truncated":
+@pytest.mark.parametrize("damage", ["truncated", "not JSON"])
+def test_a_broken_folder_is_named(damage: str, copied: Path, tmp_path: Path, vitslim: Command) -> None:
+    if damage == "truncated":
         (copied / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     else:
         (copied / "config.json").write_text("{")
     outcome = vitslim("convert", copied, "--method", "evo_vit", "--out", tmp_path / "out")
     assert outcome.code == 2
-    assert ("model.safetensors" if fault == "truncated" else "config.json") in outcome.error
+    assert ("model.safetensors" if damage == "truncated" else "config.json") in outcome.error
 
 
 def test_an_output_folder_that_holds_something_needs_overwrite(tmp_path: Path, vitslim: Command) -> None:
@@ -344,7 +344,7 @@ def test_the_quick_demo_ends_in_a_comparison(tmp_path: Path, vitslim: Command) -
     outcome = vitslim("demo", "--quick", "--out", tmp_path / "demo", "--json")
     assert outcome.code == 0, outcome.err
     assert Path(outcome.document["report"]).is_file()
-    assert {"teacher", "dense-control", "skipat"} <= {row["model"] for row in outcome.document["table"]}
+    assert {"teacher", "dense-finetuned", "skipat"} <= {row["model"] for row in outcome.document["table"]}
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def damaged_images(tmp_path: Path) -> Path:
     return root
 
 
-def test_images_that_are_skipped_are_told(student: Path, damaged_images: Path, vitslim: Command) -> None:
+def test_images_that_are_skipped_are_reported(student: Path, damaged_images: Path, vitslim: Command) -> None:
     words = ("eval", student, "--data", damaged_images)
     assert "1 held-out image could not be read and was skipped: class1/1.png" in vitslim(*words).err
     found = vitslim(*words, "--json").document
@@ -47,7 +47,7 @@ def test_images_that_are_skipped_are_told(student: Path, damaged_images: Path, v
 def test_training_tells_of_skipped_images_too(
     student: Path, damaged_images: Path, tmp_path: Path, vitslim: Command
 ) -> None:
-    short = ("--batch-size", 50, "--set", "distill.tensorboard=false", "--set", "distill.precision=no")
+    short = ("--batch-size", 50, "--set", "distill.tensorboard=false", "--set", "distill.precision=fp32")
     words = (
         "--data",
         damaged_images,
@@ -61,20 +61,20 @@ def test_training_tells_of_skipped_images_too(
         1,
         *short,
     )
-    told = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "converted", *TINY, *words).err
-    assert "1 training image could not be read and was skipped: class1/1.png" in told
-    assert "1 held-out image could not be read and was skipped: class1/1.png" in told
+    printed = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "converted", *TINY, *words).err
+    assert "1 training image could not be read and was skipped: class1/1.png" in printed
+    assert "1 held-out image could not be read and was skipped: class1/1.png" in printed
     words = ("--data", damaged_images, "--epochs", 1, "--batch-size", 50, "--set", "tensorboard=false")
     found = vitslim("train", student, *words, "--out", tmp_path / "trained", "--json").document
     assert (found["result"]["corrupt"], found["result"]["examples"]) == (1, ["class1/1.png"])
     assert found["metrics"]["student"]["corrupt"] == 1
 
 
-def test_several_skipped_images_are_told_with_the_first_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_skipped_images_are_reported_with_the_first_names(capsys: pytest.CaptureFixture[str]) -> None:
     say_skipped({"corrupt": 3, "examples": ["a.png", "b.png"]}, "training")
     say_skipped({"corrupt": 0, "examples": []}, "training")
-    told = capsys.readouterr().err
-    assert told == "3 training images could not be read and were skipped, among them a.png, b.png\n"
+    printed = capsys.readouterr().err
+    assert printed == "3 training images could not be read and were skipped, among them a.png, b.png\n"
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

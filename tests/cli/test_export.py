@@ -126,7 +126,7 @@ def test_a_file_out_of_tolerance_fails_the_check(tamper: Any, copied: Path, vits
     assert "NO" in vitslim("verify", copied, "--images", 4).out
 
 
-def test_a_broken_promise_is_said_once_for_all_batches(copied: Path, vitslim: Command) -> None:
+def test_a_broken_guarantee_is_reported_once_for_all_batches(copied: Path, vitslim: Command) -> None:
     path = copied / "export" / "model.onnx"
     model = onnx.load(path)
     onnx.helper.set_model_props(

@@ -81,7 +81,7 @@ def test_aliases_are_listed_with_what_they_stand_for(vitslim: Command) -> None:
 @pytest.fixture
 def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["test_vit", "vit_relpos_small_patch16_224"]
-    # The function of the same name hides the module on the room's face.
+    # The function of the same name hides the module in the package's public API.
     monkeypatch.setattr(sys.modules["vitslim.models.catalog"], "isotropic_names", lambda: names)
 
 

@@ -65,7 +65,7 @@ def test_wrong_words_are_one_line_on_stderr(words: list[str], message: str, vits
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "message"),
+    ("error", "code", "message"),
     [
         (ConfigError("wrong\n  layer"), 2, "wrong layer"),
         (CheckFailedError("out of tolerance"), 1, "out of tolerance"),
@@ -74,18 +74,18 @@ def test_wrong_words_are_one_line_on_stderr(words: list[str], message: str, vits
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "/data/x: Permission denied"),
     ],
 )
-def test_faults_leave_as_one_line_with_their_exit_code(
-    fault: Exception, code: int, message: str, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+def test_errors_leave_as_one_line_with_their_exit_code(
+    error: Exception, code: int, message: str, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        raise fault
+        raise error
 
     monkeypatch.setattr("vitslim.cli.inspect._list_methods", fail)
     outcome = vitslim("list", "methods")
     assert (outcome.code, outcome.error) == (code, message)
 
 
-def test_a_fault_of_ours_keeps_its_traceback(vitslim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_keeps_its_traceback(vitslim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
@@ -122,7 +122,7 @@ def test_the_real_command_answers_with_its_exit_code() -> None:
     assert found.stderr == "error: list 'colours' is not known; wanted models, methods, targets, aliases, pairs\n"
 
 
-def test_a_reader_that_leaves_early_is_no_fault() -> None:
+def test_a_reader_that_leaves_early_is_no_error() -> None:
     found = subprocess.Popen(
         [sys.executable, "-m", "vitslim", "list", "aliases"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

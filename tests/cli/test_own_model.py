@@ -94,7 +94,7 @@ def test_a_module_is_measured_as_stated_and_keeps_what_was_stated(pictures: Path
 def test_what_is_stated_is_saved_by_a_training_and_by_a_run(file: Path, pictures: Path, vitslim: Command) -> None:
     out = file.parent / "trained"
     own = (NAME, "--weights", file, "--model-arg", "num_heads=3")
-    short = ("--batch-size", 8, "--set", "steps=1", "--set", "tensorboard=false", "--set", "precision=no")
+    short = ("--batch-size", 8, "--set", "steps=1", "--set", "tensorboard=false", "--set", "precision=fp32")
     assert vitslim("train", *own, "--data", pictures, "--out", out, *short, *PREPARED).code == 0
     trained = checkpoint.load_config(out).input
     assert (trained.mean, trained.crop_pct, trained.assumed) == ((0.5,) * 3, 1.0, ("interpolation",))
@@ -113,12 +113,12 @@ def test_what_is_stated_is_saved_by_a_training_and_by_a_run(file: Path, pictures
             "interpolation": "box",
         },
         "distill": {"steps": 1, **QUIET},
-        "control": True,
+        "finetune_dense": True,
         "report": False,
     }
     with pytest.warns(VitslimWarning, match="as .* has them"):
         run(read_recipe(document), file.parent / "run")
-    for folder in ("run", "run/train/control"):
+    for folder in ("run", "run/train/dense"):
         saved = checkpoint.load_config(file.parent / folder).input
         assert (saved.mean, saved.interpolation, saved.assumed) == ((0.5,) * 3, "box", ())
 
@@ -219,7 +219,7 @@ def test_exported_files_are_compared_on_images_as_stated(
     assert found["loss"] == pytest.approx(vitslim("eval", student, *words).document["loss"], rel=1e-4)
 
 
-def test_a_model_of_other_classes_is_told_the_option(pictures: Path, vitslim: Command) -> None:
+def test_a_model_of_other_classes_is_given_the_option(pictures: Path, vitslim: Command) -> None:
     outcome = vitslim("train", NAME, "--no-pretrained", "--img-size", 32, "--data", pictures, "--out", pictures / "x")
     assert "given 4 classes, model has 1000 outputs" in outcome.error
     assert "--num-classes 4" in outcome.error

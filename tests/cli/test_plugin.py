@@ -28,7 +28,7 @@ def test_build_and_info_tell_the_same(vitslim: Command, cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_nvcc")
-def test_a_person_is_told_what_was_left_out(vitslim: Command, tmp_path: Path) -> None:
+def test_what_was_left_out_is_reported(vitslim: Command, tmp_path: Path) -> None:
     outcome = vitslim("plugin", "build", "--arch", "90", "--out", tmp_path / "out")
     assert outcome.code == 0
     assert "the TensorRT plugin was left out" in outcome.err

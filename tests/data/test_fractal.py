@@ -138,7 +138,7 @@ def test_hashed_numbers_are_uniform_and_unrelated() -> None:
     assert related.abs().max() < 0.25  # 1 / sqrt(512) = 0.044 each; the largest of 2016 pairs is near 0.16
 
 
-def test_faults_of_a_config_are_reported_together() -> None:
+def test_errors_of_a_config_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         FractalConfig(classes=1, noise=0.9)
     assert "classes=1 must be an integer in 2..100000" in str(caught.value)

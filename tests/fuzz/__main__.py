@@ -23,7 +23,7 @@ MEMORY = 24 * 2**30  # bytes of address space; what asks for more was not bounde
 
 
 def main() -> int:
-    """Run the cases, print every fault as it is found and a summary, and say by the exit code whether there are any."""
+    """Run the cases, print each failure as it is found, a summary, and say by the exit code whether there are any."""
     asked = _asked()
     _quiet_surroundings()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
@@ -111,9 +111,9 @@ class _Worker:
             return self._replaced(f"hang: more than {seconds:g} s")
         return None
 
-    def _replaced(self, fault: str) -> Verdict:
+    def _replaced(self, failure: str) -> Verdict:
         self._start()
-        return Verdict(self.number, "?", self._what, "fault", fault)
+        return Verdict(self.number, "?", self._what, "failure", failure)
 
 
 def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: Path) -> list[Verdict]:
@@ -128,8 +128,9 @@ def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: P
             if verdict is None:
                 continue
             verdicts.append(verdict)
-            if verdict.fault or asked.case is not None:
-                print(f"case {verdict.number} [{verdict.surface}] {verdict.what}\n    {verdict.fault or verdict.ended}")
+            if verdict.failure or asked.case is not None:
+                ended = verdict.failure or verdict.ended
+                print(f"case {verdict.number} [{verdict.surface}] {verdict.what}\n    {ended}")
             following = next(left, None)
             worker.give(following)
             if following is None:
@@ -138,13 +139,13 @@ def _all(numbers: list[int], asked: argparse.Namespace, originals: Path, root: P
 
 
 def _summary(verdicts: list[Verdict], seed: int) -> int:
-    errors = Counter(verdict.fault.split(": ")[0] for verdict in verdicts if verdict.fault)
+    errors = Counter(verdict.failure.split(": ")[0] for verdict in verdicts if verdict.failure)
     ended = Counter(verdict.ended for verdict in verdicts)
     print(
-        f"\nseed {seed}: {len(verdicts)} cases, {ended['ok']} ok, {ended['refused']} refused, {ended['fault']} errors"
+        f"\nseed {seed}: {len(verdicts)} cases, {ended['ok']} ok, {ended['refused']} refused, {ended['failure']} errors"
     )
     for place, count in errors.most_common():
-        numbers = [verdict.number for verdict in verdicts if verdict.fault and verdict.fault.startswith(place)]
+        numbers = [verdict.number for verdict in verdicts if verdict.failure and verdict.failure.startswith(place)]
         print(f"{count:5d}  {place}  (--case {numbers[0]})")
     return min(1, len(errors))
 

@@ -9,7 +9,7 @@ from tests.fuzz import values
 from tests.fuzz.place import Case
 from tests.pipeline.tiny import IMAGES
 
-STEP = {"steps": 1, "tensorboard": False, "precision": "no", "batch_size": 4}
+STEP = {"steps": 1, "tensorboard": False, "precision": "fp32", "batch_size": 4}
 STUDENT, DENSE = object(), object()  # opened within the folder of the case
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("open_model", {"source": "builtin", "pretrained": False, "img_size": 32, "num_classes": 4, "depth": 4}),

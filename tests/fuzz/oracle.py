@@ -20,13 +20,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case ended: ``fault`` is None where all is well, else says what is wrong and where."""
+    """How a case ended: ``failure`` is None where all is well, else says what is wrong and where."""
 
     number: int
     surface: str
     what: str
-    ended: str  # "ok", "refused", or "fault"
-    fault: str | None = None
+    ended: str  # "ok", "refused", or "failure"
+    failure: str | None = None
 
 
 def judge(
@@ -46,9 +46,9 @@ def judge(
         case = SURFACES[surface].case(rng, folder)
         tell(f"[{surface}] {case.what[:2000]}")
         before = digest(folder)
-        ended, fault = _command(case) if case.is_command else _call(case)
-        fault = fault or _left_behind(before, digest(folder), ended)
-    return Verdict(number, surface, case.what[:2000], "fault" if fault else ended, fault)
+        ended, failure = _command(case) if case.is_command else _call(case)
+        failure = failure or _left_behind(before, digest(folder), ended)
+    return Verdict(number, surface, case.what[:2000], "failure" if failure else ended, failure)
 
 
 def _call(case: Case) -> tuple[str, str | None]:
@@ -59,7 +59,7 @@ def _call(case: Case) -> tuple[str, str | None]:
     except VitslimError as error:
         return "refused", _unreadable(str(error))
     except BaseException as error:
-        return "fault", _place(error)
+        return "failure", _place(error)
     return "ok", None
 
 
@@ -73,16 +73,16 @@ def _command(case: Case) -> tuple[str, str | None]:
         except SystemExit as leaving:
             code = leaving.code or 0
         except BaseException as error:
-            return "fault", _place(error)
+            return "failure", _place(error)
     texts = []
     for stream in (out, err):
         stream.flush()
         texts.append(stream.buffer.getvalue().decode(errors="replace"))  # type: ignore[attr-defined]
     errors = [line for line in texts[1].splitlines() if line.startswith("error: ")]
     if code not in (0, 1, 2, 3) or "Traceback" in "".join(texts):
-        return "fault", f"exit code {code!r}, or a traceback in the output"
+        return "failure", f"exit code {code!r}, or a traceback in the output"
     if code and len(errors) != 1:
-        return "fault", f"exit code {code} with {len(errors)} lines of error"
+        return "failure", f"exit code {code} with {len(errors)} lines of error"
     return ("refused" if code in (2, 3) else "ok"), None
 
 

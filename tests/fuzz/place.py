@@ -30,7 +30,7 @@ def make_originals(root: Path, *, trained: bool) -> None:
     from vitslim.pipeline import run
     from vitslim.recipe import read_recipe
 
-    recipe = {**RECIPE, "control": False, "report": True, "export": SHORT_EXPORT}
+    recipe = {**RECIPE, "finetune_dense": False, "report": True, "export": SHORT_EXPORT}
     untrained = {} if trained else {"analyze": None, "warm_start": None, "distill": None, "report": False}
     run(read_recipe({**recipe, **untrained}), root / "student")
     run(read_recipe({"model": recipe["model"], "report": False}), root / "dense")

@@ -26,7 +26,7 @@ def test_every_case_ends_well_or_is_refused_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("VITSLIM_CACHE", str(originals.parent / "cache"))
     verdicts = [judge(number, SEED, originals, tmp_path / "case", surface) for number in range(CASES[surface])]
-    errors = [f"case {one.number}: {one.what}\n    {one.fault}" for one in verdicts if one.fault]
+    errors = [f"case {one.number}: {one.what}\n    {one.failure}" for one in verdicts if one.failure]
     assert not errors, f"python -m tests.fuzz --seed {SEED} --surface {surface} --case N\n" + "\n".join(errors)
     # A harness that makes nothing but rubbish would find nothing either.
     assert {"ok", "refused"} <= {one.ended for one in verdicts}

@@ -187,7 +187,7 @@ def test_a_basis_of_its_own_for_each_image() -> None:
     assert torch.equal(mixed[1].sort(-1).values, mirrored.sort(-1).values)
 
 
-def test_the_strongest_coefficients_stay_and_equals_are_not_torn_apart() -> None:
+def test_the_largest_coefficients_stay_and_equals_are_not_torn_apart() -> None:
     row = torch.tensor([0.1, 0.4, 0.2, 0.3])
     assert torch.equal(topk(row, 2), torch.tensor([0.0, 0.4, 0.0, 0.3]))
     assert torch.equal(topk(torch.ones(4), 2), torch.ones(4))

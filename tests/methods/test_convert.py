@@ -1,4 +1,4 @@
-"""The verb ``convert``: what it refuses, in which words, and that a refused model is an untouched model."""
+"""The function ``convert``: what it refuses, in which words, and that a refused model is an untouched model."""
 
 import copy
 from typing import Any
@@ -58,7 +58,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
     )
 
 
-def test_all_faults_are_reported_together() -> None:
+def test_all_errors_are_reported_together() -> None:
     assert refusal("skipat", layer=(1,), expansion=0.0, kernel_size=4) == snapshot(
         "skipat.expansion=0.0: Input should be greater than 0; skipat.kernel_size=4: an even kernel would shift the "
         "grid; choose an odd number; unknown option skipat.layer; did you mean 'layers'?"

@@ -53,12 +53,12 @@ def test_a_model_through_the_ops_is_the_same_model(form: str, monkeypatch: pytes
 @pytest.mark.parametrize("form", FORMS)
 def test_its_gradients_are_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = converted(form)
-    twin, images = copy.deepcopy(model), images_for(model)
+    copied, images = copy.deepcopy(model), images_for(model)
     model(images).square().mean().backward()
     through_ops(monkeypatch)
-    twin(images).square().mean().backward()
+    copied(images).square().mean().backward()
     gradients = dict(model.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         torch.testing.assert_close(
             parameter.grad, gradients[name].grad, msg=lambda found, name=name: f"{name}: {found}"
         )
@@ -173,10 +173,10 @@ def test_a_compiled_model_on_a_gpu_is_the_same_model(form: str, mode: str) -> No
 @pytest.mark.parametrize("form", FORMS)
 def test_fine_tuning_on_a_gpu_has_the_same_gradients(form: str) -> None:
     model = converted(form)
-    twin, images = copy.deepcopy(model).to("cuda"), images_for(model)
+    copied, images = copy.deepcopy(model).to("cuda"), images_for(model)
     model(images).square().mean().backward()
-    twin(images.to("cuda")).square().mean().backward()
+    copied(images.to("cuda")).square().mean().backward()
     gradients: dict[str, Tensor] = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         off = (parameter.grad.cpu() - gradients[name]).norm() / gradients[name].norm().clamp_min(1e-6)
         assert off < 1e-2, name

@@ -95,14 +95,14 @@ def test_the_mean_over_restored_patches_is_that_over_all_patches_before() -> Non
 def test_equal_patches_merge_without_changing_anything() -> None:
     """Attention with the log sizes over groups of equal tokens is attention over all of them."""
     key, value, query = noise(1, 6, 8), noise(1, 6, 5), noise(1, 3, 8)
-    twins = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3, 4, 5])
-    full = (query @ key[:, twins].transpose(1, 2)).softmax(dim=-1) @ value[:, twins]
-    tokens = key[:, twins]
+    repeats = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3, 4, 5])
+    full = (query @ key[:, repeats].transpose(1, 2)).softmax(dim=-1) @ value[:, repeats]
+    tokens = key[:, repeats]
     state = MergedTokens.single(tokens, 0)
     merged, state = state.merge(tokens, tokens, 3)
     torch.testing.assert_close(state.restore(merged), tokens)
     at = state.indices[0]
-    weighed = (query @ merged.transpose(1, 2) + state.key_bias()[0]).softmax(dim=-1) @ value[:, twins[at]]
+    weighed = (query @ merged.transpose(1, 2) + state.key_bias()[0]).softmax(dim=-1) @ value[:, repeats[at]]
     torch.testing.assert_close(weighed, full)
 
 
@@ -110,8 +110,8 @@ def test_equal_patches_merge_without_changing_anything() -> None:
 @pytest.mark.parametrize("options", [{}, THRICE], ids=["everywhere", "thrice"])
 def test_the_cost_of_the_plan_is_that_of_the_model(name: str, options: dict[str, Any]) -> None:
     model = convert(dense(name), "merge", **options)
-    told = cost(plan_of(model))
-    assert (told.macs, told.parameters) == (count_macs(model), count_parameters(model))
+    expected = cost(plan_of(model))
+    assert (expected.macs, expected.parameters) == (count_macs(model), count_parameters(model))
 
 
 @pytest.mark.parametrize("name", CHARACTERISTIC)
@@ -173,7 +173,7 @@ def test_r_merges_as_many_in_every_block() -> None:
 
 @torch.no_grad()
 def test_a_place_decides_rotary_angles_and_biases() -> None:
-    """With positions of every kind, merging twins of one place changes nothing that attention sees."""
+    """With positions of every kind, merging equal patches of one place changes nothing that attention sees."""
     model = dense("eva_mixed_rotary")
     plan = plan_of(model)
     whole = build(plan.with_steps({0: plan.steps[0].but(tokens=Merge(keep=1.0))}), model)

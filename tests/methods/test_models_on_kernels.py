@@ -57,17 +57,17 @@ SOON = {"skipat_narrow", "evo_vit", "sparsifiner_tile"}
 @pytest.mark.parametrize("form", [pytest.param(form, marks=() if form in SOON else pytest.mark.slow) for form in FORMS])
 def test_a_model_on_the_kernels_computes_and_learns_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = converted(form)
-    twin, images = copy.deepcopy(model), images_for(model)
+    copied, images = copy.deepcopy(model), images_for(model)
     expected = model(images)
     expected.square().mean().backward()
     through_ops(monkeypatch)
     with OnKernels() as kernels:
-        found = twin(images)
+        found = copied(images)
         found.square().mean().backward()
     assert kernels.called == FORMS[form][1]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     gradients = dict(model.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         wanted = gradients[name].grad
         assert (parameter.grad is None) == (wanted is None), name
         if wanted is not None:

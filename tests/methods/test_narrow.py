@@ -168,7 +168,7 @@ def test_an_mlp_that_no_adapter_knows_is_refused() -> None:
 
 
 def test_widths_follow_one_threshold_on_importance() -> None:
-    # The second block's weakest half outweighs the first block's strongest.
+    # The second block's weakest half outweighs the first block's highest.
     assert allotted([8, 8], [[1.0, 0.5], [4.0, 2.0]], keep=0.5) == [1, 8]
     assert allotted([8, 8], [[1.0, 0.5], [4.0, 2.0]], keep=0.75) == [4, 8]
     assert allotted([8, 8], [[1.0, 0.5], [4.0, 2.0]], keep=0.75, align=3) == [6, 8]

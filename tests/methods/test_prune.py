@@ -78,8 +78,8 @@ def test_by_default_a_model_of_twelve_blocks_prunes_after_three_six_and_nine() -
 @pytest.mark.parametrize("options", [TWICE, {**TWICE, "fuse": False}], ids=["fused", "plain"])
 def test_the_cost_of_the_plan_is_that_of_the_model(name: str, options: dict[str, Any]) -> None:
     model = convert(dense(name), "prune", **options)
-    told = cost(plan_of(model))
-    assert (told.macs, told.parameters) == (count_macs(model), count_parameters(model))
+    expected = cost(plan_of(model))
+    assert (expected.macs, expected.parameters) == (count_macs(model), count_parameters(model))
 
 
 @pytest.mark.parametrize("name", CHARACTERISTIC)

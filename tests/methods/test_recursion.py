@@ -79,9 +79,9 @@ def test_a_full_residual_imitates_any_matrix() -> None:
 def test_the_reference_follows_a_copy_of_the_whole() -> None:
     shared, own = shared_linear(3)
     both = copy.deepcopy(nn.ModuleList([own, shared]))
-    twin, twin_shared = both
-    assert twin._shared[0] is twin_shared
-    assert twin_shared is not shared
+    copied, copied_shared = both
+    assert copied._shared[0] is copied_shared
+    assert copied_shared is not shared
 
 
 def test_the_reference_sees_what_is_put_in_its_place() -> None:
@@ -278,8 +278,8 @@ def test_a_block_whose_attention_was_dropped_is_fitted_by_its_mlp() -> None:
 
 def test_a_copied_model_shares_nothing_with_its_source() -> None:
     model = recursive(dense("vit_plain"))
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     with torch.no_grad():
-        twin.blocks.get_submodule("1.mlp.fc1").weight.zero_()
+        copied.blocks.get_submodule("1.mlp.fc1").weight.zero_()
     assert weights_of(model, 1).own.mlp.fc1._shared[0].weight.any()
-    assert not weights_of(twin, 1).own.mlp.fc1._shared[0].weight.any()
+    assert not weights_of(copied, 1).own.mlp.fc1._shared[0].weight.any()

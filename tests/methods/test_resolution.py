@@ -31,8 +31,8 @@ def test_it_is_what_timm_makes_of_that_size_and_costs_what_the_plan_says(name: s
     images = images_for(sized)
     assert images.shape[2:] == preprocessing(model).image_size
     assert torch.equal(model(images), sized(images))
-    told = cost(plan_of(model))
-    assert (told.macs, told.parameters) == (count_macs(model), count_parameters(model))
+    expected = cost(plan_of(model))
+    assert (expected.macs, expected.parameters) == (count_macs(model), count_parameters(model))
 
 
 @pytest.mark.parametrize("name", CHARACTERISTIC)

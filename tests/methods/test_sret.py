@@ -202,7 +202,7 @@ def test_a_saved_model_loads_again(name: str, options: dict[str, Any], tmp_path:
 
 def test_file_and_memory_shrink_with_the_parameters(tmp_path: Path) -> None:
     def stored(model: nn.Module) -> tuple[int, int]:
-        """Numbers in the file, and bytes of the tensors of a model read from it, each piece of memory once."""
+        """Numbers in the file, and bytes of the tensors of a model read from it, each storage once."""
         save(model, tmp_path, overwrite=True)
         numbers = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
         again = load(tmp_path)
@@ -225,9 +225,9 @@ def test_building_for_weights_from_a_file_decomposes_nothing(merged: bool, monke
         raise AssertionError("the weights come from the file")
 
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
-    twin = build(plan_of(model), dense("vit_plain"), weights_follow=True)
-    twin.load_state_dict(model.state_dict())
-    assert torch.equal(twin(images_for(model)), model(images_for(model)))
+    copied = build(plan_of(model), dense("vit_plain"), weights_follow=True)
+    copied.load_state_dict(model.state_dict())
+    assert torch.equal(copied(images_for(model)), model(images_for(model)))
 
 
 @pytest.mark.parametrize(

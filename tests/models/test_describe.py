@@ -26,11 +26,11 @@ def assert_rebuilt(model: nn.Module, base: BaseModel | None) -> None:
     """The description survives JSON and gives a model with the same tensors and outputs."""
     assert base is not None
     read = BaseModel(**json.loads(base.model_dump_json()))
-    twin = build_base(read)
-    assert shapes(twin) == shapes(model)
-    twin.load_state_dict(model.state_dict())
+    rebuilt = build_base(read)
+    assert shapes(rebuilt) == shapes(model)
+    rebuilt.load_state_dict(model.state_dict())
     images = torch.randn(2, model.in_chans, *model.patch_embed.img_size)
-    assert torch.equal(twin.eval()(images), copy.deepcopy(model).eval()(images))
+    assert torch.equal(rebuilt.eval()(images), copy.deepcopy(model).eval()(images))
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -32,7 +32,7 @@ TINY = (
 )
 MODELS = [
     "teacher",
-    "dense-control",
+    "dense-finetuned",
     "skipat",
     "evo-vit",
     "depth-drop",
@@ -61,7 +61,7 @@ def test_everything_is_trained_and_measured(whole: tuple[AccuracyReport, Path]) 
     assert str(folder) not in (folder / "accuracy.json").read_text()
     steps = {row.model: row.steps for row in report.rows}
     assert steps.pop("teacher") == 3
-    assert set(steps.values()) == {2}  # the same budget for everybody, the control included
+    assert set(steps.values()) == {2}  # the same budget for everybody, the dense model included
     assert all(0 <= row.top1 <= 1 and row.images == 16 for row in report.rows)
     assert report.drawn_images_per_second > 0
 
@@ -79,7 +79,7 @@ def test_every_row_has_its_speed_and_the_teacher_that_of_dense(whole: tuple[Accu
     for row in whole[0].rows:
         (timed,) = row.speed
         assert (timed.macs, timed.kind) == (row.macs, row.kind)
-        assert timed.model == ("dense" if row.model in ("teacher", "dense-control") else row.model)
+        assert timed.model == ("dense" if row.model in ("teacher", "dense-finetuned") else row.model)
 
 
 def test_the_models_are_there_to_be_loaded(whole: tuple[AccuracyReport, Path]) -> None:
@@ -144,7 +144,7 @@ def test_other_code_or_versions_do_not_go_on_in_the_folder(
 
 def test_finished_students_are_replaced_only_when_asked(whole: tuple[AccuracyReport, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole[1], tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"holds dense-control, skipat, .* of other settings.*add --again"):
+    with pytest.raises(ConfigError, match=r"holds dense-finetuned, skipat, .* of other settings.*add --again"):
         run(folder, "budget.steps=1")
     assert (folder / "trained" / "skipat.json").is_file()
     # No time is left: what is trained anew stays begun.

@@ -1,4 +1,4 @@
-"""The verb `analyze` over a real loader, which is walked through several times."""
+"""The function `analyze` over a real loader, which is read several times."""
 
 import torch
 
@@ -18,7 +18,7 @@ def test_every_replacement_is_measured_on_a_loader_that_is_cut_short() -> None:
     assert report.recommended.layers
 
 
-def test_the_verb_and_the_cache_give_the_same_report() -> None:
+def test_the_function_and_the_cache_give_the_same_report() -> None:
     torch.manual_seed(0)
     model = open_model("builtin", pretrained=False, img_size=32, num_classes=4, depth=3, embed_dim=48, num_heads=3)
     stages: list[str] = []

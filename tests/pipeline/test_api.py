@@ -9,7 +9,7 @@ def test_training_a_student_tells_how_it_went() -> None:
     teacher = vitslim.open_model("builtin", pretrained=False, **options)
     student = vitslim.convert(teacher, "skipat", layers=[2])
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    plain = {"batch_size": 8, "tensorboard": False, "precision": "no"}
+    plain = {"batch_size": 8, "tensorboard": False, "precision": "fp32"}
     fitted = vitslim.warm_start(student, teacher, IMAGES, steps=1, **plain)
     trained = vitslim.distill(student, teacher, IMAGES, steps=2, validate=False, **plain)
     assert isinstance(fitted, TrainResult)

@@ -21,7 +21,7 @@ def merged(changes: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "optimizer": ({"distill": {"optimizer": "adamww"}}, "unknown optimizer 'adamww'; did you mean 'adamw'"),
     "warm start's optimizer": ({"warm_start": {"optimizer": "adamww"}}, "unknown optimizer 'adamww'"),
     "schedule": ({"distill": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'; did you mean 'cosine'"),
@@ -37,10 +37,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.parametrize("case", ERRORS)
 def test_a_dry_run_and_a_run_refuse_the_same_before_any_work(case: str, tmp_path: Path) -> None:
-    changes, message = FAULTS[case]
-    document = merged({"control": False, **changes})
+    changes, message = ERRORS[case]
+    document = merged({"finetune_dense": False, **changes})
     for act in (check, lambda recipe: run(recipe, tmp_path / "out")):
         with pytest.raises(VitslimError, match=message):
             act(read_recipe(document))
@@ -79,14 +79,14 @@ def test_the_outline_says_what_will_be_done() -> None:
     assert [(one.stage, one.steps, one.batch_size) for one in outline.budget] == [
         ("warm start", 2, 16),
         ("distillation", 3, 16),
-        ("distillation of the dense control", 3, 16),
+        ("distillation of the dense model", 3, 16),
     ]
 
 
-def test_the_outline_promises_no_training_that_is_not_made() -> None:
+def test_the_outline_announces_no_training_that_is_not_made() -> None:
     # Neither has something to warm up, and a length that nobody gave is one pass.
     for entry in ({"method": "evo_vit"}, {"method": "sret", "merged": True, "lrc": True}):
-        document = merged({"convert": [entry], "distill": {"steps": None}, "control": False})
+        document = merged({"convert": [entry], "distill": {"steps": None}, "finetune_dense": False})
         (only,) = check(read_recipe(document)).outline.budget
         assert (only.stage, only.epochs, only.steps) == ("distillation", 1.0, None)
     assert check(read_recipe({"model": MODEL})).outline.images is None

@@ -20,7 +20,7 @@ from vitslim.pipeline.choices import Choice, advise, convert_all, plan_all, read
 from vitslim.recipe import Recipe, read_recipe
 from vitslim.trunk import plan_of
 
-ONLY_CONVERTED: dict[str, Any] = {"warm_start": None, "distill": None, "control": False, "evaluate": False}
+ONLY_CONVERTED: dict[str, Any] = {"warm_start": None, "distill": None, "finetune_dense": False, "evaluate": False}
 
 
 def recipe(*entries: dict[str, Any], **changes: Any) -> Recipe:

@@ -13,7 +13,7 @@ from vitslim.pipeline.folder import STAGES_FILE, RunFolder
 from vitslim.pipeline.staging import replacing
 
 
-def walk(path: Path, **inputs: int) -> list[str]:
+def run(path: Path, **inputs: int) -> list[str]:
     """Enter three stages whose inputs are given, finish those that must run, and name them."""
     folder = RunFolder(path)
     ran: list[str] = []
@@ -58,8 +58,8 @@ def siblings(folder: Path) -> list[str]:
 
 
 def test_every_stage_runs_the_first_time_and_none_the_second(tmp_path: Path) -> None:
-    assert walk(tmp_path) == ["first", "second", "third"]
-    assert walk(tmp_path) == []
+    assert run(tmp_path) == ["first", "second", "third"]
+    assert run(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -67,29 +67,29 @@ def test_every_stage_runs_the_first_time_and_none_the_second(tmp_path: Path) -> 
     [("first", ["first", "second", "third"]), ("second", ["second", "third"]), ("third", ["third"])],
 )
 def test_a_change_makes_that_stage_and_all_after_it_run(tmp_path: Path, changed: str, ran: list[str]) -> None:
-    walk(tmp_path)
-    assert walk(tmp_path, **{changed: 1}) == ran
+    run(tmp_path)
+    assert run(tmp_path, **{changed: 1}) == ran
 
 
 def test_a_stage_whose_file_is_gone_runs_again(tmp_path: Path) -> None:
-    walk(tmp_path)
+    run(tmp_path)
     (tmp_path / "second.txt").unlink()
-    assert walk(tmp_path) == ["second", "third"]
+    assert run(tmp_path) == ["second", "third"]
 
 
 def test_going_back_to_old_inputs_does_not_find_old_results(tmp_path: Path) -> None:
-    # The files of the first walk were replaced by the second.
-    walk(tmp_path)
-    walk(tmp_path, first=1)
-    assert walk(tmp_path) == ["first", "second", "third"]
+    # The files of the first run were replaced by the second.
+    run(tmp_path)
+    run(tmp_path, first=1)
+    assert run(tmp_path) == ["first", "second", "third"]
 
 
 def test_a_run_that_was_cut_off_does_not_leave_later_stages_marked_as_done(tmp_path: Path) -> None:
-    walk(tmp_path)
+    run(tmp_path)
     cut_off = RunFolder(tmp_path)
     assert cut_off.enter("first", 1, "first.txt")
     (tmp_path / "first.txt").write_text("of the other run")
-    assert walk(tmp_path) == ["first", "second", "third"]
+    assert run(tmp_path) == ["first", "second", "third"]
 
 
 def test_only_a_stage_that_was_cut_off_with_the_same_inputs_is_continued(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_a_run_killed_anywhere_leaves_the_old_run_or_gives_the_new_one(
     writes: tuple[str, ...], tmp_path: Path, old: Path
 ) -> None:
     before = content_of(old)
-    twin = tmp_path / "twin"
-    shutil.copytree(old, twin, symlinks=True)
-    make(twin, "b\n")
-    after = content_of(twin)
+    copied = tmp_path / "copied"
+    shutil.copytree(old, copied, symlinks=True)
+    make(copied, "b\n")
+    after = content_of(copied)
     points = 0
     while True:
         place = tmp_path / str(points) / "out"

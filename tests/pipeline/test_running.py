@@ -30,10 +30,10 @@ from vitslim.progress import Progress
 from vitslim.recipe import Recipe, load_recipe, read_recipe
 from vitslim.report.parts import read_parts
 
-STAGES = ("analyze", "convert", "warm_start", "distill", "control", "evaluate")
+STAGES = ("analyze", "convert", "warm_start", "distill", "finetune_dense", "evaluate")
 
 # For what is about the student alone: nothing beside it is computed.
-ONLY_TRAINED: dict[str, Any] = {"analyze": None, "control": False, "evaluate": False}
+ONLY_TRAINED: dict[str, Any] = {"analyze": None, "finetune_dense": False, "evaluate": False}
 
 
 def recipe_with(**changes: Any) -> Recipe:
@@ -63,12 +63,12 @@ def test_an_early_form_that_the_student_lacks_is_refused_before_anything_is_writ
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_learns_early_and_its_dense_control_as_always(tmp_path: Path) -> None:
+def test_a_student_learns_early_and_the_dense_model_as_always(tmp_path: Path) -> None:
     recipe = recipe_with(convert=[{"method": "evo_vit"}], distill__early_tokens=0.5, analyze=None)
     student = run(recipe, tmp_path).student
     assert torch.equal(student.head.weight, state_of(tmp_path)["head.weight"])
     assert read_json(tmp_path / "train" / "result.json")["settings"]["early_tokens"] == 0.5
-    assert read_json(tmp_path / "train" / "control" / "result.json")["settings"]["early_tokens"] == 0.0
+    assert read_json(tmp_path / "train" / "dense" / "result.json")["settings"]["early_tokens"] == 0.0
     assert any(step["tokens"].get("early_form") for step in read_json(tmp_path / "plan.json")["steps"])
 
 
@@ -126,7 +126,7 @@ def test_the_whole_road_writes_the_documented_folder(whole: Path) -> None:
         *(f"train/{name}" for name in ("log.jsonl", "state.safetensors", "result.json")),
         *(
             f"train/{stage}/{name}"
-            for stage in ("warm_start", "control")
+            for stage in ("warm_start", "dense")
             for name in (
                 "log.jsonl",
                 "state.safetensors",
@@ -150,14 +150,14 @@ def test_the_parity_and_the_bench_are_of_the_student(whole: Path) -> None:
     assert {row["model"] for row in read_json(whole / "bench.json")["rows"]} == {"dense", "student"}
 
 
-def test_the_saved_recipe_walks_the_same_road(whole: Path, tmp_path: Path) -> None:
+def test_the_saved_recipe_makes_the_same_run(whole: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(whole, tmp_path / "out"))
     assert stages_of(load_recipe(copied / "recipe.yaml"), copied) == []
 
 
-def test_the_metrics_hold_teacher_student_and_control(finished: Path) -> None:
+def test_the_metrics_hold_teacher_student_and_fine_tuned_dense_model(finished: Path) -> None:
     metrics = read_json(finished / "metrics.json")
-    assert set(metrics) == {"teacher", "student", "dense_control"}
+    assert set(metrics) == {"teacher", "student", "dense_finetuned"}
     assert metrics["teacher"]["agreement"] is None
     assert all(row["images"] == 16 and 0 <= row["top1"] <= 1 for row in metrics.values())
     assert "| student |" in (finished / "README.md").read_text()
@@ -183,7 +183,7 @@ def test_without_images_the_model_is_only_converted(tmp_path: Path) -> None:
 
 
 def test_without_a_method_the_dense_model_is_trained(tmp_path: Path) -> None:
-    recipe = recipe_with(convert=[], warm_start=None, analyze=None, control=False)
+    recipe = recipe_with(convert=[], warm_start=None, analyze=None, finetune_dense=False)
     result = run(recipe, tmp_path / "out")
     assert read_json(tmp_path / "out" / "plan.json") == {}
     assert set(result.metrics) == {"teacher", "student"}
@@ -202,7 +202,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_result(copied: Path, monke
         monkeypatch.setattr(name, never)
     monkeypatch.setattr("vitslim.train.evaluate_all", never)
     result = run(read_recipe(RECIPE), copied)
-    assert set(result.metrics) == {"teacher", "student", "dense_control"}
+    assert set(result.metrics) == {"teacher", "student", "dense_finetuned"}
     assert same(result.student.state_dict(), before)
 
 
@@ -217,7 +217,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(copied: Path) -> None
         ({"report": True}, None),
         ({"evaluate": False}, None),
         ({"data__workers": 1}, None),
-        ({"control": False}, "evaluate"),
+        ({"finetune_dense": False}, "evaluate"),
         ({"distill__lr": 1e-4}, "distill"),
         ({"distill__steps": 2}, "distill"),
         ({"warm_start__lr": 1e-4}, "warm_start"),
@@ -245,7 +245,7 @@ def test_a_change_begins_at_the_first_stage_that_depends_on_it(
 
 
 def test_other_training_settings_start_from_the_warm_started_student(copied: Path, tmp_path: Path) -> None:
-    changes = {"distill__lr": 1e-4, "control": False, "evaluate": False}
+    changes = {"distill__lr": 1e-4, "finetune_dense": False, "evaluate": False}
     # With the analysis of the finished run, on which all that follows depends.
     assert stages_of(recipe_with(**changes), copied, overwrite=True) == ["distill"]
     run(recipe_with(**changes, analyze=None), tmp_path / "fresh")
@@ -254,7 +254,7 @@ def test_other_training_settings_start_from_the_warm_started_student(copied: Pat
 
 def test_another_warm_start_does_not_bring_back_the_old_student(copied: Path, tmp_path: Path) -> None:
     # The distillation has the settings of the finished one, so its state would fit.
-    changes = {"warm_start__lr": 1e-4, "control": False, "evaluate": False}
+    changes = {"warm_start__lr": 1e-4, "finetune_dense": False, "evaluate": False}
     assert stages_of(recipe_with(**changes), copied, overwrite=True) == ["warm_start", "distill"]
     run(recipe_with(**changes, analyze=None), tmp_path / "fresh")
     assert same(state_of(copied), state_of(tmp_path / "fresh"))
@@ -274,7 +274,7 @@ def test_evidence_of_the_old_student_does_not_stay_with_a_new_one(copied: Path) 
 
 def test_evidence_that_was_added_by_hand_stays_with_an_unchanged_student(copied: Path) -> None:
     (copied / "export").mkdir()
-    (copied / "export" / "model.onnx").write_text("exported by a verb")
+    (copied / "export" / "model.onnx").write_text("exported by a command")
     run(read_recipe(RECIPE), copied)
     assert (copied / "export" / "model.onnx").exists()
 
@@ -282,9 +282,9 @@ def test_evidence_that_was_added_by_hand_stays_with_an_unchanged_student(copied:
 # --- falling and going on -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["warm_start", "distill (control)"])
+@pytest.mark.parametrize("stage", ["warm_start", "distill (dense)"])
 def test_a_run_that_was_cut_off_goes_on_where_it_stood(stage: str, finished: Path, tmp_path: Path) -> None:
-    changes = ONLY_TRAINED | {"control": stage == "distill (control)"}
+    changes = ONLY_TRAINED | {"finetune_dense": stage == "distill (dense)"}
     recipe = recipe_with(warm_start__checkpoint_every=1, **changes)
 
     def fall(one: Progress) -> None:
@@ -343,15 +343,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_student(tmp_path: Path, m
         return student.sum() * float("nan")
 
     monkeypatch.setattr(sys.modules["vitslim.train.distill"], "kd_loss", broken)
-    with pytest.raises(CheckFailedError, match=r"distill, step 1 of 3: the loss is .*nan.*lower lr") as fault:
+    with pytest.raises(CheckFailedError, match=r"distill, step 1 of 3: the loss is .*nan.*lower lr") as caught:
         run(recipe, tmp_path / "out")
-    assert fault.value.exit_code == 1
+    assert caught.value.exit_code == 1
     kept = state_of(tmp_path / "out")
     assert same(kept, state_of(tmp_path / "out" / "train" / "warm_start"))
     assert all(value.isfinite().all() for value in kept.values())
 
 
-def test_an_artefact_out_of_tolerance_breaks_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artefact_out_of_tolerance_breaks_the_guarantee(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitslim.targets.onnx.export import export_onnx
 
     def wrong(model: torch.nn.Module, path: Path, **options: Any) -> Any:
@@ -422,9 +422,9 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_written(case: s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_gpu_that_is_absent_is_refused_with_its_own_exit_code(tmp_path: Path) -> None:
-    with pytest.raises(MissingDependencyError, match="no usable GPU is there") as fault:
+    with pytest.raises(MissingDependencyError, match="no usable GPU is there") as caught:
         run(recipe_with(device="cuda"), tmp_path / "out")
-    assert fault.value.exit_code == 3
+    assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()
 
 
@@ -452,7 +452,8 @@ def test_checking_a_recipe_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def chain(model: Path, **changes: Any) -> dict[str, Any]:
-    return {**RECIPE, "model": {"name": str(model)}, "convert": [{"method": "evo_vit"}], "control": False, **changes}
+    own = {"model": {"name": str(model)}, "convert": [{"method": "evo_vit"}], "finetune_dense": False}
+    return {**RECIPE, **own, **changes}
 
 
 def test_a_converted_folder_needs_a_dense_teacher_for_stages_that_read_one(finished: Path, tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ def test_a_model_folder_that_changed_is_another_input(tmp_path: Path) -> None:
 
 def test_images_of_other_classes_can_be_distilled_on_without_their_labels(tmp_path: Path) -> None:
     data = {"source": IMAGES.replace("classes=4", "classes=5"), "batch_size": 16, "labels": "ignore"}
-    recipe = read_recipe({**RECIPE, "data": data, "control": False, "analyze": None})
+    recipe = read_recipe({**RECIPE, "data": data, "finetune_dense": False, "analyze": None})
     result = run(recipe, tmp_path / "out")
     assert result.metrics["student"]["top1"] is None
     assert result.metrics["student"]["agreement"] is not None

@@ -20,7 +20,7 @@ def small(**changes: Any) -> Recipe:
 
 
 def test_recipes_side_by_side_end_as_alone(tmp_path: Path) -> None:
-    trained = {**RECIPE, "control": False, "analyze": None, "warm_start": None}
+    trained = {**RECIPE, "finetune_dense": False, "analyze": None, "warm_start": None}
     recipes = {"trained": read_recipe(trained), "converted": small()}
     reports: list[Progress] = []
     run_side_by_side(recipes, tmp_path / "together", overwrite=False, progress=reports.append)

@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "groups": [{"models": ["tiny"], "sizes": [32, 64], "batches": [1, 2], "backends": ["torch", "compiled"]}],
 }
 EVO_VIT = "{convert: [{method: evo_vit}]}"
-RESERVED = ("teacher", "dense-control", "dense", "speed", "trained", "tome", "depth-drop")
+RESERVED = ("teacher", "dense-finetuned", "dense", "speed", "trained", "tome", "depth-drop")
 TARGET = {"what": "t", "at_least": 2, "precision": "fp32", "model": "tiny", "image_size": 32, "backend": "torch"}
 KERNEL = {"what": "k", "at_least": 2, "precision": "fp32", "kernel": "tiles of 64", "tokens": 197}
 

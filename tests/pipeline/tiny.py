@@ -10,7 +10,7 @@ MODEL: dict[str, Any] = {
     "options": {"depth": 4, "embed_dim": 48, "num_heads": 3},
 }
 IMAGES = "fractals:classes=4,train_per_class=8,val_per_class=4,image_size=32"
-QUIET = {"tensorboard": False, "log_every": 1, "precision": "no"}
+QUIET = {"tensorboard": False, "log_every": 1, "precision": "fp32"}
 
 RECIPE: dict[str, Any] = {
     "model": MODEL,
@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "analyze": {"images": 16, "replacement_images": 8},
     "warm_start": {"steps": 2, **QUIET},
     "distill": {"steps": 3, "checkpoint_every": 1, **QUIET},
-    "control": True,
+    "finetune_dense": True,
     "report": False,
 }
 """Without export, bench and report, which take most of the time. The paper's layers: the same with the analysis and

@@ -22,7 +22,7 @@ def everywhere(count: int):
     return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-def hold_promises(name: str, plan: ModelPlan, place: Path | None = None) -> None:
+def hold_guarantees(name: str, plan: ModelPlan, place: Path | None = None) -> None:
     """Build a plan and compare what comes out with what its data says."""
     errors = check(plan)
     if errors:
@@ -47,7 +47,7 @@ def hold_promises(name: str, plan: ModelPlan, place: Path | None = None) -> None
 @everywhere(60)
 @given(name=st.sampled_from(MODELS), data=st.data())
 def test_what_the_checks_accept_is_built_and_costs_what_the_plan_says(name: str, data: st.DataObject) -> None:
-    hold_promises(name, data.draw(random_plans(formed_plans(name))))
+    hold_guarantees(name, data.draw(random_plans(formed_plans(name))))
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_what_the_checks_accept_is_built_and_costs_what_the_plan_says(name: str,
 def test_three_hundred_plans_are_saved_and_loaded_alike(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
-    hold_promises(name, data.draw(random_plans(formed_plans(name))), tmp_path_factory.mktemp("plan"))
+    hold_guarantees(name, data.draw(random_plans(formed_plans(name))), tmp_path_factory.mktemp("plan"))
 
 
 @everywhere(200)

@@ -90,7 +90,7 @@ def test_without_headers_there_is_no_plugin(fake_nvcc: Path, tmp_path: Path) -> 
     assert "sparse_attention_plugin" not in fake_nvcc.read_text()
 
 
-def test_the_last_build_is_found_and_its_age_told(
+def test_the_last_build_is_found_and_its_age_reported(
     fake_nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITSLIM_CACHE", str(tmp_path / "cache"))

@@ -72,9 +72,9 @@ def test_a_thread_without_a_context_gets_that_of_torch_once(case) -> None:
 
 def test_a_refusal_comes_back_in_cudas_words(case) -> None:
     driver, spec, *_ = case
-    with pytest.raises(CudaError, match="no kernel image") as fault:
+    with pytest.raises(CudaError, match="no kernel image") as caught:
         driver.load(CompiledKernel("vitslim_sparse_attention_kernel", b"neither cubin nor PTX", 128, 4))
-    assert fault.value.status == 209
+    assert caught.value.status == 209
     with pytest.raises(CudaError, match="unknown error"):
         driver.load(CompiledKernel("another kernel", compile_kernel(spec, "90").image, 128, 4))
 

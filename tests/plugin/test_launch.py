@@ -113,7 +113,7 @@ def test_tensors_on_a_cpu_are_refused() -> None:
         launch(query, key, value, kept, tile=1, prefix=1, scale=1.0)
 
 
-def test_an_unfit_gpu_is_told_from_unfit_sizes() -> None:
+def test_an_unfit_gpu_is_distinguished_from_unfit_sizes() -> None:
     assert isinstance(_refusal("no kernel image", 209, "query"), MissingDependencyError)
     assert isinstance(_refusal("invalid argument", 1, "query"), ConfigError)
     assert "did not start: launch failure (query)" in str(_refusal("launch failure", 719, "query"))

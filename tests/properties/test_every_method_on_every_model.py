@@ -187,14 +187,14 @@ def test_a_conversion_changes_the_outputs_and_stays_finite(name: str, case: str)
 @torch.no_grad()
 def test_a_deep_copy_is_independent(name: str, case: str) -> None:
     model = converted(name, case)
-    twin, images = copy.deepcopy(model), images_for(model)
+    copied, images = copy.deepcopy(model), images_for(model)
     logits = model(images)
-    assert torch.equal(twin(images), logits)
-    lively_(twin, seed=1)
+    assert torch.equal(copied(images), logits)
+    lively_(copied, seed=1)
     assert torch.equal(model(images), logits)
-    assert not torch.equal(twin(images), logits)
+    assert not torch.equal(copied(images), logits)
     # The trunk reads the grid of its own model's patch embedding.
-    assert trunk_of(twin)._patch_embed[0] is twin.patch_embed
+    assert trunk_of(copied)._patch_embed[0] is copied.patch_embed
 
 
 @on_narrow

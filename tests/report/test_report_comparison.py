@@ -43,7 +43,7 @@ def row_of(folder: Path, model: str) -> ComparisonRow:
 
 def test_the_page_shows_dense_models_first_and_every_model_with_its_ratio(family: Path) -> None:
     found = read_comparison(family, "Toys")
-    assert [row.model for row in found.rows] == ["dense teacher", "dense control", "paper", "narrow"]
+    assert [row.model for row in found.rows] == ["dense teacher", "dense finetuned", "paper", "narrow"]
     assert found.settings == [("torch", "fp32", 1)]
     page = render_comparison(found)
     text = words(page)
@@ -101,7 +101,7 @@ def test_a_student_that_the_common_benchmark_leaves_out_has_its_own(family: Path
 
 def test_a_dense_folder_has_the_timings_of_the_dense_model(family: Path) -> None:
     (family / "tuned").mkdir()
-    shutil.copy(family / "paper" / "train" / "control" / "config.json", family / "tuned")
+    shutil.copy(family / "paper" / "train" / "dense" / "config.json", family / "tuned")
     tuned = row_of(family, "tuned")
     assert tuned.is_dense
     assert [one.speedup_vs_dense for one in tuned.speed] == [1.0]

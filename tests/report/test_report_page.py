@@ -46,7 +46,7 @@ def test_numbers_on_the_page_are_those_of_the_files(folder: Path) -> None:
     analysis, parity = read_json(folder / "analysis.json"), read_json(folder / "export" / "parity.json")
     (row,) = [one for one in read_json(folder / "bench.json")["rows"] if one["model"] == "student"]
     for number in (
-        *(percent(metrics[name]["top1"]) for name in ("teacher", "student", "dense_control")),
+        *(percent(metrics[name]["top1"]) for name in ("teacher", "student", "dense_finetuned")),
         *(amount(cost["params"]), amount(cost["dense_macs"], "MAC"), fixed(metrics["student"]["kl"], 4)),
         *(fixed(analysis["cka"]["z"][2][1], 3), fixed(analysis["linear_r2"][3], 3)),
         *(f"{row['speedup_vs_dense']:.2f}× {row['verdict']}", fixed(row["latency_ms_p99"])),
@@ -77,8 +77,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(folder: Path) ->
 
 def test_a_page_of_nothing_but_absences_is_whole_and_honest() -> None:
     page = render_report(ReportParts(name="empty"))
-    for verb in ("analyze", "convert", "train", "eval", "bench", "verify"):
-        assert re.search(rf"<code>[^<]*vitslim {verb} [^<]*empty[^<]*</code>", page), verb
+    for command in ("analyze", "convert", "train", "eval", "bench", "verify"):
+        assert re.search(rf"<code>[^<]*vitslim {command} [^<]*empty[^<]*</code>", page), command
     assert words(page).count("not measured") == words(page).count("not counted") == 2
 
 

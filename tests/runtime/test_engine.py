@@ -34,7 +34,7 @@ def record(**changes) -> EngineRecord:
         "layers_source": None,
         "matrix_types": {"HALF": 18},
         "fused_mha": None,
-        "unknown": {"layers": "untold", "fused_mha": "untold"},
+        "unknown": {"layers": "not reported", "fused_mha": "not reported"},
         "options": {"batch": [1, 8, 64], "image_size": None, "plugins": "auto", "refit": True},
         "is_refittable": True,
         "has_weights": True,
@@ -165,7 +165,7 @@ def test_an_engine_without_its_weights_is_refused_with_the_command_that_gives_th
         require_fit(path, read_record(path), HERE, "11.4.0")
 
 
-def test_another_driver_is_no_misfit_but_is_told_when_an_engine_does_not_load():
+def test_another_driver_is_no_misfit_but_is_reported_when_an_engine_does_not_load():
     older = HERE.model_copy(update={"driver": "550.2"})
     assert misfits(record(), older, "11.4.0") == []
     assert driver_difference(record(), older) == " (it was built with driver 580.1, here is 550.2)"

@@ -55,7 +55,7 @@ def test_images_that_do_not_fit_are_refused_with_both_shapes(tmp_path):
             runner.run(torch.zeros(3, 3, 4, 4))
 
 
-def test_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_broken_file_are_distinguished(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         OrtRunner(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"not onnx")

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("onnx")
 
-from tests.targets import tensorrt_twin as twin
+from tests.targets import tensorrt_stub as stub
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
 from vitslim.pipeline import open_runner
 from vitslim.runtime import TrtRunner, trt_runner
@@ -28,7 +28,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    yield from twin.pretend(monkeypatch)
+    yield from stub.pretend(monkeypatch)
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def engine(tmp_path, library):
     """Build an engine for 1 to 4 images."""
 
     def build(plugins="off"):
-        file = twin.write_file(tmp_path / "model.onnx")
+        file = stub.write_file(tmp_path / "model.onnx")
         options = EngineOptions(batch=(1, 2, 4), plugins=plugins)
         path = tmp_path / "model.engine"
-        build_engine(file, path, options, plugin_library=library, command=twin.TWIN_COMMAND)
+        build_engine(file, path, options, plugin_library=library, command=stub.STUB_COMMAND)
         return path
 
     return build
@@ -124,10 +124,10 @@ def test_an_engine_whose_plugin_lies_outside_opens_with_the_library_only(engine,
 def test_what_tensorrt_says_of_an_engine_it_cannot_load_is_passed_on(engine, monkeypatch):
     path = engine("external")
     monkeypatch.setattr(trt_runner, "require_plugins", lambda *_: None)
-    older = twin.HERE.model_copy(update={"driver": "550.2"})
+    older = stub.HERE.model_copy(update={"driver": "550.2"})
     monkeypatch.setattr(trt_runner, "this_machine", lambda *_: older)
-    told = r"cannot load model\.engine: plugin creator not found \(it was built with driver 580\.1, here is 550\.2\)"
-    with pytest.raises(CheckpointError, match=told):
+    message = r"cannot load model\.engine: plugin creator not found \(it was built with driver 580\.1, here is 550\.2\)"
+    with pytest.raises(CheckpointError, match=message):
         TrtRunner(path)
 
 

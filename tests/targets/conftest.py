@@ -72,8 +72,8 @@ def alive_() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture
-def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A machine with an NVIDIA L4 and a TensorRT that only plays along."""
-    from tests.targets.tensorrt_twin import pretend
+    from tests.targets.tensorrt_stub import pretend
 
     yield from pretend(monkeypatch)

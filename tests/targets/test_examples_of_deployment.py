@@ -89,8 +89,9 @@ def test_the_client_prepares_images_as_the_config_says(
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     best = client.classify(FakeServer(tmp_path), "vit", [tmp_path / "image.png"] * 2, top=3)
-    told = {one.key: one.value.string_value for one in parse((tmp_path / "vit/config.pbtxt").read_text()).parameters}
-    image = client.prepare(tmp_path / "image.png", told, np.float32)
+    config = parse((tmp_path / "vit/config.pbtxt").read_text())
+    parameters = {one.key: one.value.string_value for one in config.parameters}
+    image = client.prepare(tmp_path / "image.png", parameters, np.float32)
     with OrtRunner(choose_artifact(saved)) as runner:
         order = runner.run(torch.from_numpy(image[None])).argsort(dim=1, descending=True)[0, :3]
     assert [line.split(" ", 1)[1] for line in best[0]] == [LABELS[index] for index in order.tolist()]
@@ -102,7 +103,7 @@ def test_an_image_of_the_models_size_is_only_normalised(client: Any, tmp_path: P
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    told = {
+    parameters = {
         "image_size": "[32, 32]",
         "mean": "[0.5, 0.4, 0.3]",
         "std": "[0.2, 0.2, 0.1]",
@@ -110,9 +111,9 @@ def test_an_image_of_the_models_size_is_only_normalised(client: Any, tmp_path: P
         "crop_pct": "1.0",
     }
     expected = (pixels / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.2, 0.1]
-    found = client.prepare(tmp_path / "image.png", told, np.float32)
+    found = client.prepare(tmp_path / "image.png", parameters, np.float32)
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)  # float32 around 0
-    raw = client.prepare(tmp_path / "image.png", {**told, "input": json.dumps({"form": "uint8-nhwc"})}, np.uint8)
+    raw = client.prepare(tmp_path / "image.png", {**parameters, "input": json.dumps({"form": "uint8-nhwc"})}, np.uint8)
     np.testing.assert_array_equal(raw, pixels)
 
 

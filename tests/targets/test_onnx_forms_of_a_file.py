@@ -58,7 +58,7 @@ def test_a_half_precision_file_computes_in_it_and_keeps_softmax_in_float32(tmp_p
         require_precision(tmp_path / "m.onnx", "fp32")
 
 
-def test_a_softmax_in_half_precision_breaks_the_promise(tmp_path):
+def test_a_softmax_in_half_precision_breaks_the_guarantee(tmp_path):
     export_onnx(tiny(), tmp_path / "m.onnx", precision="fp16", opset=23)
     model = onnx.load(tmp_path / "m.onnx")
     for node in model.graph.node:

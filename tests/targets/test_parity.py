@@ -142,7 +142,7 @@ def test_a_model_that_gives_nan_gets_a_verdict_that_fits_json(exported, images):
     json.dumps(report.model_dump(mode="json"), allow_nan=False)
 
 
-# --- what was promised ----------------------------------------------------------------------------------------------
+# --- what was guaranteed --------------------------------------------------------------------------------------------
 
 
 def doctored(source: Path, target: Path, *, scale: float = 1.0, says: str | None = None) -> Path:
@@ -161,7 +161,7 @@ def doctored(source: Path, target: Path, *, scale: float = 1.0, says: str | None
     return target
 
 
-def test_a_file_is_held_to_what_was_promised_and_not_to_what_it_says(exported, images, tmp_path):
+def test_a_file_is_compared_with_what_was_guaranteed_and_not_with_what_it_says(exported, images, tmp_path):
     model, source, _ = exported("one_block")
     report = verify(model, doctored(source, tmp_path / "m.onnx", scale=1.05, says="bf16"), images)
     check = report.checks[0]
@@ -180,7 +180,7 @@ def test_without_a_record_a_file_is_held_to_fp32_or_to_who_asks_never_to_itself(
     export_record_path(path).unlink()
     report = verify(model, path, images)
     assert (report.passed, report.checks[0].precision) == (False, "fp32")
-    assert "calls itself bf16; no m.onnx.json beside it says what was guaranteed" in report.notes[0]
+    assert "calls itself bf16; no m.onnx.json beside it names a guarantee" in report.notes[0]
     # Its weights are float32, whatever is asked.
     assert not verify(model, path, images, precision="bf16").passed
     half = shutil.copy(exported("one_block", "fp16")[1], tmp_path / "half.onnx")

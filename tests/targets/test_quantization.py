@@ -86,9 +86,9 @@ def test_the_file_comes_back_quantized_described_and_compared(saved: Path, tmp_p
     assert (found.modelopt, found.calibration_images, found.quantizers) == ("0.47.0", 6, 1)
     assert found.cosine is not None
     assert found.cosine > 0.9
-    told = {one.key: one.value for one in onnx.load(tmp_path / "int8.onnx").metadata_props}
-    assert told["producer"] == "vitslim"
-    assert told["quantization"] == '{"precision": "int8"}'
+    metadata = {one.key: one.value for one in onnx.load(tmp_path / "int8.onnx").metadata_props}
+    assert metadata["producer"] == "vitslim"
+    assert metadata["quantization"] == '{"precision": "int8"}'
 
 
 def test_what_chooses_keys_stays_in_high_precision(tmp_path: Path) -> None:

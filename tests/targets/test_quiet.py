@@ -23,8 +23,8 @@ def test_the_lines_are_there_when_the_block_fails():
     lines: list[str] = []
     try:
         with captured() as lines:
-            sys.stdout.write("before the fault\n")
+            sys.stdout.write("before the error\n")
             raise ValueError
     except ValueError:
         pass
-    assert lines == ["before the fault"]
+    assert lines == ["before the error"]

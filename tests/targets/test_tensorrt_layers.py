@@ -34,7 +34,7 @@ def test_the_builders_log_tells_types_weights_and_fused_attention_without_a_gpu(
 
 
 def test_the_inspectors_json_is_read_in_both_its_spellings_and_as_bare_names():
-    told = [
+    entries = [
         {
             "Name": "fc",
             "LayerType": "gemm",
@@ -49,7 +49,7 @@ def test_the_inspectors_json_is_read_in_both_its_spellings_and_as_bare_names():
         },
         "__mye_fmha_v2_3",
     ]
-    layers = layers_from_inspector(told)
+    layers = layers_from_inspector(entries)
     assert [layer.dtype for layer in layers] == ["Half", "Half", "none"]
     assert fused_attentions(layers) == 1
     assert weight_elements(layers) == {"Half": 768}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.targets.tensorrt_twin import FAKE, TWIN_COMMAND, plan_of, write_file
+from tests.targets.tensorrt_stub import FAKE, STUB_COMMAND, plan_of, write_file
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
 from vitslim.plugin.runtime_compiler import nvrtc_version
 from vitslim.runtime.engine import file_sha256, read_record
@@ -32,11 +32,11 @@ def file(tmp_path):
 def build(file, plugin_library=None, **options):
     engine = file.with_suffix(".engine")
     asked = EngineOptions(**OPTIONS | options)
-    return engine, build_engine(file, engine, asked, plugin_library=plugin_library, command=TWIN_COMMAND)
+    return engine, build_engine(file, engine, asked, plugin_library=plugin_library, command=STUB_COMMAND)
 
 
 @pytest.mark.parametrize("choice", ["auto", "on"])
-def test_an_engine_carries_the_library_of_its_plugin(twin, file, library, choice):
+def test_an_engine_carries_the_library_of_its_plugin(stub, file, library, choice):
     engine, record = build(file, library, plugins=choice)
     plan = plan_of(engine)
     assert plan["libraries"] == ["the library"]
@@ -49,7 +49,7 @@ def test_an_engine_carries_the_library_of_its_plugin(twin, file, library, choice
     assert "plugin vitslim::SparseAttention (embedded)" in describe(record)
 
 
-def test_a_library_that_shall_stay_outside_does(twin, file, library):
+def test_a_library_that_is_to_stay_outside_does(stub, file, library):
     engine, record = build(file, library, plugins="external")
     assert plan_of(engine)["libraries"] == []
     assert plan_of(engine)["calls_plugin"]
@@ -58,7 +58,7 @@ def test_a_library_that_shall_stay_outside_does(twin, file, library):
     assert "--plugins external" in record.rebuild_command()
 
 
-def test_without_a_library_tensorrt_bakes_the_kernel_in(twin, file):
+def test_without_a_library_tensorrt_bakes_the_kernel_in(stub, file):
     if nvrtc_version() is None:
         pytest.skip("no NVRTC: it comes with torch's CUDA builds")
     engine, record = build(file)
@@ -71,14 +71,14 @@ def test_without_a_library_tensorrt_bakes_the_kernel_in(twin, file):
     assert not record.brings_code
 
 
-def test_an_attention_of_the_plugin_is_not_missed_among_the_fused_ones(twin, file, library):
+def test_an_attention_of_the_plugin_is_not_missed_among_the_fused_ones(stub, file, library):
     plain = build(file, library, plugins="off", require_fused_mha=True)[1].fused_mha
     assert (plain.found, plain.expected) == (1, 1)
     by_plugin = build(file, library, require_fused_mha=True)[1].fused_mha
     assert (by_plugin.found, by_plugin.expected) == (0, 0)
 
 
-def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(twin, file, library, monkeypatch):
+def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(stub, file, library, monkeypatch):
     engine, record = build(file, library, plugins="off")
     assert not plan_of(engine)["calls_plugin"]
     assert (record.plugins.used, record.plugins.form) == ([], None)
@@ -90,20 +90,20 @@ def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(twin, file,
             build(file, plugins=choice)
 
 
-def test_a_plugin_that_is_demanded_and_not_called_is_an_error(twin, tmp_path, library):
+def test_a_plugin_that_is_demanded_and_not_called_is_an_error(stub, tmp_path, library):
     plain = write_file(tmp_path / "plain.onnx", plugin=False)
     with pytest.raises(ConfigError, match="calls none of vitslim's operators"):
         build(plain, library, plugins="on")
     assert build(plain, library)[1].plugins.used == []
 
 
-def test_a_parser_that_takes_the_function_instead_breaks_the_promise(twin, file, library, monkeypatch):
+def test_a_parser_that_takes_the_function_instead_breaks_the_guarantee(stub, file, library, monkeypatch):
     # A stand-in whose library brings no such creator.
     other = file.parent / "other"
     shutil.copytree(FAKE, other)
     source = other / "tensorrt/__init__.py"
     source.write_text(source.read_text().replace('self.add("SparseAttention"', 'self.add("Another"'))
-    command = [word.replace(str(FAKE), str(other)) for word in TWIN_COMMAND]
+    command = [word.replace(str(FAKE), str(other)) for word in STUB_COMMAND]
     engine = file.with_suffix(".engine")
     with pytest.raises(CheckFailedError, match="took the function in the file instead of the plugin"):
         build_engine(file, engine, EngineOptions(**OPTIONS, plugins="on"), plugin_library=library, command=command)
@@ -112,7 +112,7 @@ def test_a_parser_that_takes_the_function_instead_breaks_the_promise(twin, file,
     assert (record.plugins.used, record.plugins.form) == ([], None)
 
 
-def test_a_library_that_tensorrt_does_not_take_is_named(twin, file, tmp_path):
+def test_a_library_that_tensorrt_does_not_take_is_named(stub, file, tmp_path):
     with pytest.raises(ConfigError, match=r"TensorRT 11\.4\.0 takes no plugins from gone\.so"):
         build(file, tmp_path / "gone.so")
 
@@ -121,7 +121,7 @@ def test_rtx_takes_no_plugins_whatever_is_here(library):
     assert plan_plugins(EngineOptions(flavor="rtx"), library) is None
 
 
-def test_the_record_tells_inputs_outputs_and_their_types(twin, file):
+def test_the_record_gives_inputs_outputs_and_their_types(stub, file):
     record = build(file, plugins="off")[1]
     assert [one.model_dump() for one in record.inputs] == [
         {"name": "images", "dtype": "float32", "shape": [-1, 3, 4, 4]}

@@ -61,7 +61,7 @@ def test_a_node_that_the_parser_refuses_is_named_with_its_module(tmp_path):
     assert "node 'node_Det_3' (Det) in module 'blocks.3.attn': no importer; 1 more node likewise" in str(error.value)
 
 
-def test_a_full_disk_and_a_wrong_option_are_told_apart(tmp_path):
+def test_a_full_disk_and_a_wrong_option_are_distinguished(tmp_path):
     with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\); free some space"):
         run(tmp_path, answer({"kind": "disk", "message": "No space left on device"}))
     with pytest.raises(ConfigError, match="no builder flag REFIT"):

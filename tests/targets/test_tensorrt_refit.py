@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import vitslim
-from tests.targets.tensorrt_twin import FAKE, TWIN_COMMAND, plan_of, write_file
+from tests.targets.tensorrt_stub import FAKE, STUB_COMMAND, plan_of, write_file
 from tests.variants import SIZE
 from vitslim import checkpoint
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
@@ -27,14 +27,14 @@ from vitslim.targets.tensorrt.refit import options_of, refit_engine
 
 
 @pytest.fixture
-def built(twin, tmp_path):
+def built(stub, tmp_path):
     """Build the file in the folder with these options."""
 
     def build(plugin_library=None, **options):
         file = write_file(tmp_path / "model.onnx")
         asked = EngineOptions(**{"batch": (1, 2, 4), "plugins": "off"} | options)
         engine = tmp_path / "model.engine"
-        build_engine(file, engine, asked, plugin_library=plugin_library, command=TWIN_COMMAND)
+        build_engine(file, engine, asked, plugin_library=plugin_library, command=STUB_COMMAND)
         return engine
 
     return build
@@ -49,7 +49,7 @@ def other(tmp_path):
 def test_other_weights_come_in_and_the_record_says_so(built, other):
     engine = built(refit=True)
     before = read_record(engine)
-    record = refit_engine(engine, other, command=TWIN_COMMAND)
+    record = refit_engine(engine, other, command=STUB_COMMAND)
     assert record == read_record(engine)
     assert record.engine_sha256 == file_sha256(engine) != before.engine_sha256
     assert record.onnx_sha256 == file_sha256(other)
@@ -59,19 +59,19 @@ def test_other_weights_come_in_and_the_record_says_so(built, other):
     changed = {"engine_sha256", "onnx_sha256", "weights_sha256"}
     assert record.model_dump(exclude=changed) == before.model_dump(exclude=changed)
     # And back again.
-    again = refit_engine(engine, engine.with_suffix(".onnx"), command=TWIN_COMMAND)
+    again = refit_engine(engine, engine.with_suffix(".onnx"), command=STUB_COMMAND)
     assert again == before
 
 
 def test_a_refit_may_write_another_file_and_leave_the_engine(built, other, tmp_path):
     engine = built(refit=True)
     content = engine.read_bytes()
-    refit_engine(engine, other, tmp_path / "new.engine", command=TWIN_COMMAND)
+    refit_engine(engine, other, tmp_path / "new.engine", command=STUB_COMMAND)
     assert engine.read_bytes() == content
     assert plan_of(tmp_path / "new.engine")["weights"] != plan_of(engine)["weights"]
     assert read_record(tmp_path / "new.engine").engine_sha256 == file_sha256(tmp_path / "new.engine")
     with pytest.raises(ConfigError, match=r"ends in \.engine"):
-        refit_engine(engine, other, tmp_path / "new.plan", command=TWIN_COMMAND)
+        refit_engine(engine, other, tmp_path / "new.plan", command=STUB_COMMAND)
 
 
 def test_a_stripped_engine_gets_back_its_own_weights_and_no_others(built, other):
@@ -80,15 +80,15 @@ def test_a_stripped_engine_gets_back_its_own_weights_and_no_others(built, other)
     assert (stripped.has_weights, stripped.is_refittable) == (False, True)
     assert plan_of(engine)["weights"]["patch.weight"] is None
     with pytest.raises(ConfigError, match=r"takes back the very weights it was built from; other\.onnx has others"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
-    record = refit_engine(engine, engine.with_suffix(".onnx"), command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
+    record = refit_engine(engine, engine.with_suffix(".onnx"), command=STUB_COMMAND)
     assert record.has_weights
     assert plan_of(engine)["weights"]["patch.weight"] is not None
 
 
 def test_a_stripped_engine_that_was_built_refittable_takes_others(built, other):
     engine = built(strip_plan=True, refit=True)
-    record = refit_engine(engine, other, command=TWIN_COMMAND)
+    record = refit_engine(engine, other, command=STUB_COMMAND)
     assert (record.has_weights, record.is_refittable) == (True, True)
 
 
@@ -97,7 +97,7 @@ def test_an_engine_with_fixed_weights_is_refused_with_the_command_that_builds_an
     with pytest.raises(
         ConfigError, match=r"has fixed weights.*vitslim export DIR --to tensorrt .* --overwrite --refit"
     ):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
     with pytest.raises(ConfigError, match="has fixed weights"):
         refit_from(engine, "vit_tiny_patch16_224")
 
@@ -107,7 +107,7 @@ def test_a_file_that_computes_something_else_is_refused(built, tmp_path, change)
     engine = built(refit=True)
     content = engine.read_bytes()
     with pytest.raises(ConfigError, match=r"computes something else than the file model\.engine was built from"):
-        refit_engine(engine, write_file(tmp_path / "other.onnx", seed=1, **change), command=TWIN_COMMAND)
+        refit_engine(engine, write_file(tmp_path / "other.onnx", seed=1, **change), command=STUB_COMMAND)
     assert engine.read_bytes() == content
 
 
@@ -115,13 +115,13 @@ def test_an_engine_that_does_not_belong_here_is_refused(built, other, monkeypatc
     engine = built(refit=True)
     monkeypatch.setattr(refit, "this_machine", lambda: Machine(gpu="NVIDIA H200", compute_capability="9.0"))
     with pytest.raises(CheckpointError, match=r"does not fit this machine: built for compute capability 8\.9"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
     monkeypatch.setattr(refit, "this_machine", Machine)
     with pytest.raises(MissingDependencyError, match="needs an NVIDIA GPU"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
     engine.write_bytes(engine.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="it was cut short"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
 
 
 def test_a_refit_that_dies_leaves_engine_and_record(built, other, tmp_path):
@@ -133,20 +133,20 @@ def test_a_refit_that_dies_leaves_engine_and_record(built, other, tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_what_tensorrt_itself_refuses_is_told(built, other):
+def test_what_tensorrt_itself_refuses_is_reported(built, other):
     engine = built(refit=True)
-    # A record that promises more than the engine keeps.
+    # A record that guarantees more than the engine keeps.
     plan = plan_of(engine) | {"refittable": False}
     engine.write_text(json.dumps(plan))
     record = read_record(engine).model_copy(update={"engine_sha256": file_sha256(engine)})
     record_path(engine).write_text(record.model_dump_json())
     with pytest.raises(ConfigError, match="TensorRT says that this engine's weights are fixed"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
     plan |= {"refittable": True, "weights": {"head.weight": "x"}}
     engine.write_text(json.dumps(plan))
     record_path(engine).write_text(record.model_copy(update={"engine_sha256": file_sha256(engine)}).model_dump_json())
     with pytest.raises(ConfigError, match=r"lacks weights of the engine: head\.weight"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
 
 
 @pytest.mark.parametrize("form", ["embedded", "external"])
@@ -157,8 +157,8 @@ def test_an_engine_with_a_plugin_opens_for_its_refit(built, other, tmp_path, for
     assert read_record(engine).plugins.form == form
     if form == "external":
         with pytest.raises(MissingDependencyError, match="calls the plugins vitslim::SparseAttention, whose library"):
-            refit_engine(engine, other, command=TWIN_COMMAND)
-    record = refit_engine(engine, other, plugin_library=library if form == "external" else None, command=TWIN_COMMAND)
+            refit_engine(engine, other, command=STUB_COMMAND)
+    record = refit_engine(engine, other, plugin_library=library if form == "external" else None, command=STUB_COMMAND)
     assert record.plugins.form == form
     assert plan_of(engine)["libraries"] == (["the library"] if form == "embedded" else [])
 
@@ -172,7 +172,7 @@ def test_code_in_an_engine_that_tells_of_none_does_not_run_in_a_refit(built, oth
     record["plugins"]["form"] = "ahead-of-time"
     path.write_text(json.dumps(record))
     with pytest.raises(CheckFailedError, match="cannot open the engine"):
-        refit_engine(engine, other, command=TWIN_COMMAND)
+        refit_engine(engine, other, command=STUB_COMMAND)
 
 
 def test_the_options_of_a_build_come_back_out_of_its_record(built):
@@ -198,7 +198,7 @@ def test_a_model_that_is_exported_again_has_the_same_graph_and_only_other_weight
     assert digests(0, keep_rate=0.5)[0] != first[0]
 
 
-def test_a_folder_is_exported_again_for_its_engine(twin, tmp_path, monkeypatch):
+def test_a_folder_is_exported_again_for_its_engine(stub, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FAKE))
 
     def save(name, seed, **options):

@@ -126,7 +126,7 @@ def test_precision_batch_and_size_of_the_file_are_compared_with_what_is_asked(tm
     assert input_shapes(source, options) == {"min": [1, 3, 32, 32], "opt": [2, 3, 64, 64], "max": [4, 3, 96, 96]}
 
 
-def test_a_missing_and_a_broken_file_are_told_apart(tmp_path):
+def test_a_missing_and_a_broken_file_are_distinguished(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_source(tmp_path / "none.onnx", EngineOptions(), "11.4.0", with_plugins=False)
     (tmp_path / "cut.onnx").write_bytes(os.urandom(64))

@@ -24,7 +24,7 @@ import sys, torch
 kept = {name: "" for name in [sys.argv[3]]}
 program = torch.export.load(sys.argv[1], extra_files=kept).module()
 images = torch.load(sys.argv[2])
-torch.save({"outputs": [program(images[:batch]) for batch in (1, 4)], "told": kept}, sys.argv[2])
+torch.save({"outputs": [program(images[:batch]) for batch in (1, 4)], "metadata": kept}, sys.argv[2])
 assert "vitslim" not in sys.modules and "timm" not in sys.modules
 """
 
@@ -43,7 +43,7 @@ def test_a_program_runs_where_there_is_no_vitslim(tmp_path: Path) -> None:
         expected = model(images)
     for outputs, batch in zip(answer["outputs"], (1, 4), strict=True):
         torch.testing.assert_close(outputs, expected[:batch], rtol=1e-4, atol=1e-5)  # the order of float32 sums
-    assert json.loads(json.loads(answer["told"][METADATA_FILE])["image_size"]) == [32, 32]
+    assert json.loads(json.loads(answer["metadata"][METADATA_FILE])["image_size"]) == [32, 32]
 
 
 def test_low_precision_keeps_float32_at_both_ends(tmp_path: Path) -> None:

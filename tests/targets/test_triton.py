@@ -57,10 +57,10 @@ def test_the_config_says_what_the_file_says(saved: Path, tmp_path: Path) -> None
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, 0)  # KIND_AUTO
     assert config.HasField("dynamic_batching")
     assert list(config.dynamic_batching.preferred_batch_size) == []
-    told = {
+    parameters = {
         one.key: json.loads(one.value.string_value) for one in config.parameters if one.key in ("image_size", "std")
     }
-    assert told["image_size"] == [32, 32]
+    assert parameters["image_size"] == [32, 32]
     assert written.files == ["vit/1/model.onnx", "vit/README.md", "vit/config.pbtxt", "vit/labels.txt"]
     assert (tmp_path / "models" / "vit" / "labels.txt").read_text().splitlines() == LABELS
     assert (tmp_path / "models" / "vit" / "1" / "model.onnx").read_bytes() == path.read_bytes()

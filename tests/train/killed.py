@@ -1,4 +1,4 @@
-"""Trainings in several processes, any of which may be told to die: what starts them, and what each of them runs."""
+"""Trainings in several processes, any of which may be made to die: what starts them, and what each of them runs."""
 
 import multiprocessing
 import os

@@ -18,7 +18,7 @@ OpenLoader = Callable[..., Loader]
 
 
 def config(**changes: Any) -> DistillConfig:
-    plain: dict[str, Any] = {"steps": 20, "lr": 2e-3, "precision": "no", "log_every": 1, "tensorboard": False}
+    plain: dict[str, Any] = {"steps": 20, "lr": 2e-3, "precision": "fp32", "log_every": 1, "tensorboard": False}
     return DistillConfig(**{**plain, **changes})
 
 
@@ -116,7 +116,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_faults_are_told_together(build: Build, open_loader: OpenLoader) -> None:
+def test_errors_are_reported_together(build: Build, open_loader: OpenLoader) -> None:
     with pytest.raises(
         ConfigError, match=r"kd_weight=1 needs a teacher.*; ce_weight=1 needs labels.*; mixup and cutmix"
     ):

@@ -32,7 +32,7 @@ from vitslim.train.state import read_run_state
 IMAGES = "fractals:classes=4,train_per_class=12,val_per_class=5,image_size=32"
 SETTINGS = {
     "steps": 8, "accumulate": 2, "checkpoint_every": 2, "log_every": 1, "ema_decay": 0.9, "mixup": 0.8,
-    "precision": "no", "tensorboard": False,
+    "precision": "fp32", "tensorboard": False,
 }  # fmt: skip
 LOST = "another process of this run ended; see what that one said, then run the same command with --resume"
 
@@ -54,7 +54,7 @@ train, val = (
               augment=still)
     for split in ("train", "val")
 )
-plain = {"precision": "no", "tensorboard": False}
+plain = {"precision": "fp32", "tensorboard": False}
 if sys.argv[2] == "skipat":
     warm_start(student, teacher, train, WarmStartConfig(steps=2, **plain))
 early = 0.0 if sys.argv[2] == "skipat" else 0.5
@@ -111,11 +111,11 @@ def is_same_model(first: Path, second: Path) -> bool:
 def refused_to_one_process(words: list[object], state: Path) -> None:
     """A run of two processes is not continued by one."""
     assert read_run_state(state).processes == 2
-    before, told = state.read_bytes(), io.StringIO()
-    with pytest.raises(SystemExit) as leaving, contextlib.redirect_stderr(told):
+    before, printed = state.read_bytes(), io.StringIO()
+    with pytest.raises(SystemExit) as leaving, contextlib.redirect_stderr(printed):
         main([str(word) for word in words])
     assert leaving.value.code == 2
-    assert "belongs to a run of 2 processes, now there are 1" in told.getvalue()
+    assert "belongs to a run of 2 processes, now there are 1" in printed.getvalue()
     assert state.read_bytes() == before
 
 
@@ -185,12 +185,12 @@ def test_one_folder_and_one_voice_come_out_of_several_processes(dense: Path, tmp
     assert [ended.code for ended in refused] == [2, 1]
 
 
-@pytest.mark.parametrize("verb", ["convert", "run", "pretrain"])
+@pytest.mark.parametrize("command", ["convert", "run", "pretrain"])
 def test_what_one_process_does_is_refused_to_several_before_anything_is_written(
-    verb: str, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file.yaml").write_text("model: {name: builtin}" if verb == "run" else "{}")
-    words = [verb, tmp_path / "file.yaml"] if verb != "convert" else [verb, dense, "--method", "skipat"]
+    (tmp_path / "file.yaml").write_text("model: {name: builtin}" if command == "run" else "{}")
+    words = [command, tmp_path / "file.yaml"] if command != "convert" else [command, dense, "--method", "skipat"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as leaving:
         main([str(word) for word in [*words, "--out", tmp_path / "out"]])
@@ -225,9 +225,9 @@ def test_the_launcher_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
 
 
-def test_only_the_end_of_another_process_is_told_as_one() -> None:
+def test_only_the_end_of_another_process_is_reported_as_one() -> None:
     together = Processes(0, 2)
-    told = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(CheckFailedError, match=LOST), ending_together(together):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3241")
     with pytest.raises(CheckFailedError, match="the launcher ended this process"), ending_together(together):
@@ -236,4 +236,4 @@ def test_only_the_end_of_another_process_is_told_as_one() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="gloo"), ending_together(ALONE):
         raise RuntimeError("gloo")
-    assert signal.getsignal(signal.SIGTERM) is told
+    assert signal.getsignal(signal.SIGTERM) is handler

@@ -25,7 +25,7 @@ OpenLoader = Callable[..., Loader]
 
 
 def config(**changes: Any) -> DistillConfig:
-    plain = {"steps": 6, "early_tokens": 0.5, "precision": "no", "tensorboard": False, "log_every": 1}
+    plain = {"steps": 6, "early_tokens": 0.5, "precision": "fp32", "tensorboard": False, "log_every": 1}
     return DistillConfig(**{**plain, **changes})
 
 
@@ -132,9 +132,9 @@ def test_a_diverged_run_leaves_the_last_form(build: Build, open_loader: OpenLoad
 
 def test_a_student_without_an_early_form_is_refused(build: Build, open_loader: OpenLoader) -> None:
     teacher = build(seed=1)
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as caught:
         distill(convert(teacher, "skipat", layers=(2,)), teacher, open_loader(), config())
-    assert str(fault.value) == snapshot(
+    assert str(caught.value) == snapshot(
         "early_tokens=0.5: no step of this VisionTransformer chooses tokens in another way early in training; convert "
         "it with evo_vit (schedule: stage), or set early_tokens=0"
     )

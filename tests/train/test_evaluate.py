@@ -14,16 +14,16 @@ OpenLoader = Callable[..., Loader]
 
 
 class Oracle(nn.Module):
-    """Gives the logits that it was told, row after row."""
+    """Gives the logits that it was given, row after row."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.told = nn.Parameter(logits)
+        self.logits = nn.Parameter(logits)
         self.place = 0
 
     def forward(self, images: Tensor) -> Tensor:
         self.place += len(images)
-        return self.told[self.place - len(images) : self.place]
+        return self.logits[self.place - len(images) : self.place]
 
 
 def test_shares_equal_a_plain_count(open_loader: OpenLoader) -> None:
@@ -97,7 +97,7 @@ def test_scores_that_are_no_numbers_are_no_result(build: Build, open_loader: Ope
         evaluate(build(), open_loader("val"), teacher=model)
     logits = torch.zeros(20, 4)
     logits[3, 2] = torch.inf
-    with pytest.raises(CheckFailedError, match=r"1 of 20 images are NaN or infinite; the model's told holds"):
+    with pytest.raises(CheckFailedError, match=r"1 of 20 images are NaN or infinite; the model's logits holds"):
         evaluate(Oracle(logits), open_loader("val"))
 
 

@@ -25,7 +25,7 @@ OpenLoader = Callable[..., Loader]
 
 def config(**changes: Any) -> DistillConfig:
     plain: dict[str, Any] = {
-        "ce_weight": 1.0, "kd_weight": 0.0, "steps": 8, "lr": 2e-3, "precision": "no", "log_every": 2,
+        "ce_weight": 1.0, "kd_weight": 0.0, "steps": 8, "lr": 2e-3, "precision": "fp32", "log_every": 2,
         "checkpoint_every": 2, "tensorboard": False,
     }  # fmt: skip
     return DistillConfig(**{**plain, **changes})
@@ -336,10 +336,10 @@ def test_an_unknown_optimizer_is_refused_before_anything_is_written(
 
 
 def test_bf16_learns_as_float32_does(build: Build, open_loader: OpenLoader) -> None:
-    losses = [train(build(), open_loader(), config(precision=p)).losses["ce"] for p in ("no", "bf16")]
+    losses = [train(build(), open_loader(), config(precision=p)).losses["ce"] for p in ("fp32", "bf16")]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # bf16 has 8 bits of mantissa
-    assert resolve_precision("no", torch.device("cpu")) == "no"
-    assert resolve_precision("auto", torch.device("meta")) == "no"
+    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
+    assert resolve_precision("auto", torch.device("meta")) == "fp32"
 
 
 def test_quick_attention_computes_the_same_and_is_undone(build: Build) -> None:

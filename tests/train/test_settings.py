@@ -75,7 +75,7 @@ def test_words_of_timm_for_augmentation_are_taken() -> None:
         assert AugmentConfig(auto_augment=words).auto_augment == words
 
 
-def test_what_settings_alone_can_be_wrong_in_is_told_without_models_or_images() -> None:
+def test_what_settings_alone_can_be_wrong_in_is_reported_without_models_or_images() -> None:
     assert training_errors(DistillConfig()) == []
     assert training_errors(WarmStartConfig()) == []
     errors = training_errors(DistillConfig(optimizer="adamv", schedule="cosinus", kd_weight=0.0))

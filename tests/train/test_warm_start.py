@@ -17,7 +17,7 @@ OpenLoader = Callable[..., Loader]
 
 
 def config(**changes: Any) -> WarmStartConfig:
-    return WarmStartConfig(**{"steps": 40, "lr": 1e-2, "precision": "no", "tensorboard": False, **changes})
+    return WarmStartConfig(**{"steps": 40, "lr": 1e-2, "precision": "fp32", "tensorboard": False, **changes})
 
 
 def test_every_new_module_nears_what_the_dense_model_computed(build: Build, open_loader: OpenLoader) -> None:

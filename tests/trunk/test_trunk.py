@@ -130,10 +130,10 @@ def test_each_loop_over_the_blocks_starts_anew(model: nn.Module) -> None:
     tokens = torch.randn(1, 17, 48)
     ends = []
     for _ in range(2):
-        walked = tokens
+        stepped = tokens
         for step in model.blocks:
-            walked = step(walked)
-        ends.append(walked)
+            stepped = step(stepped)
+        ends.append(stepped)
     assert torch.equal(*ends)
     assert torch.equal(ends[0], model.blocks(tokens))
 
@@ -196,7 +196,7 @@ def test_the_grid_of_one_forward_is_not_that_of_the_next() -> None:
     other, tokens = copy.deepcopy(model), torch.randn(1, 17, 48)
     expected = model.blocks(tokens)
     model.patch_embed(torch.randn(1, 3, 16, 64))
-    # Another model's walk leaves the note where it is, and takes only its own.
+    # Another model's run leaves the note where it is, and takes only its own.
     torch.testing.assert_close(other.blocks(tokens), expected)
     assert not torch.allclose(model.blocks(tokens), expected)
     torch.testing.assert_close(model.blocks(tokens), expected)
@@ -265,11 +265,11 @@ def test_new_parameters_carry_their_names_within_the_trunk(model: nn.Module) -> 
 
 
 def test_a_state_dict_goes_round(model: nn.Module) -> None:
-    twin = convert(dense("vit_plain"), "skipat", layers=(1, 2))
-    lively_(twin, seed=4)
-    twin.load_state_dict(model.state_dict())
+    copied = convert(dense("vit_plain"), "skipat", layers=(1, 2))
+    lively_(copied, seed=4)
+    copied.load_state_dict(model.state_dict())
     images = images_for(model)
-    assert torch.equal(twin(images), model(images))
+    assert torch.equal(copied(images), model(images))
 
 
 def test_hooks_on_the_trunk_see_all_tokens(model: nn.Module) -> None:

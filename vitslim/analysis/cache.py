@@ -53,8 +53,8 @@ def analyze_once(
     report = analyze(model, loader, images=images, replacement_images=replacement_images, progress=progress)
     try:
         write_json(path, report.model_dump(mode="json"))
-    except CheckpointError as fault:
-        warnings.warn(f"the analysis was made but not kept for other students: {fault}", stacklevel=2)
+    except CheckpointError as error:
+        warnings.warn(f"the analysis was made but not kept for other students: {error}", stacklevel=2)
     return report
 
 

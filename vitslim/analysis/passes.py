@@ -70,7 +70,7 @@ def analyze(
     Args:
         model: a dense timm model in eval mode, on the device to compute on.
         loader: batches with ``.images``, at least four each (a smaller last one is merged into the one before); it
-            is walked through three times.
+            is read three times.
         images: stop after so many; default all.
         replacement_images: how many the output changes are measured on.
         max_layers: size of the recommended set; default half of the depth.
@@ -79,7 +79,7 @@ def analyze(
             ``widths`` and ``drop order`` (its stages).
 
     Raises:
-        ConfigError: a converted model, training mode, a loader that can be walked through once only, batches of
+        ConfigError: a converted model, training mode, a loader that can be read once only, batches of
             fewer than four images.
         DataError: no images.
         UnsupportedModelError: no adapter knows the model.
@@ -155,7 +155,7 @@ def _check(model: nn.Module, loader: Iterable[ImageBatch], images: int | None, r
     if model.training:
         errors.append("the model is in training mode, where dropout blurs every figure: call model.eval() first")
     if iter(loader) is loader:
-        errors.append("the loader is a one-shot iterator, but is walked through three times: pass a Loader or a list")
+        errors.append("the loader is a one-shot iterator, but is read three times: pass a Loader or a list")
     if images is not None and images < MIN_SAMPLES:
         errors.append(f"images={images}: the unbiased estimator of CKA needs at least {MIN_SAMPLES}")
     if replacement_images < 1:

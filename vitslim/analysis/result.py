@@ -86,7 +86,7 @@ class AnalysisReport(Result):
         replacement_images: how many were used for ``replacement`` and ``recommended.measured``.
         block_influence: for each block 1 minus the mean cosine between a token before and after it.
         drop_order: half of the blocks, in the order in which they can be dropped together.
-        mlp_importance: for each block that of equal parts of its neurons, the strongest first.
+        mlp_importance: for each block that of equal parts of its neurons, the highest first.
         heads_importance: for each block that of its heads (of groups that share keys and values), likewise.
         notes: what a reader must know to judge the figures.
     """

@@ -15,7 +15,7 @@ from vitslim.analysis.result import Measure
 from vitslim.models import BlockAdapter, DenseTrace, adapter_for, output_behind_blocks, trace
 from vitslim.trunk.unit_effects import unit_effects, unit_sums
 
-PARTS = 64  # of a block's neurons: importance is told for so many equal parts
+PARTS = 64  # of a block's neurons: importance is given for so many equal parts
 TRIED = 4  # blocks tried at each stage of the drop order, those with the least influence
 
 
@@ -51,8 +51,8 @@ class BlockFindings:
 
     Attributes:
         influence: 1 minus the mean cosine between a token before and after the block.
-        mlp_importance: of equal parts of its neurons, the strongest first.
-        heads_importance: of its heads, the strongest first; heads that share keys and values count as one.
+        mlp_importance: of equal parts of its neurons, the highest first.
+        heads_importance: of its heads, the highest first; heads that share keys and values count as one.
     """
 
     influence: list[float]
@@ -137,7 +137,7 @@ def drop_order(
     Args:
         batches: the images, from the start at each call.
         influence: of each block, ``BlockFindings.influence``.
-        report: told the stages done and all stages.
+        report: given the stages done and all stages.
     """
     depth = len(influence)
     gone: list[int] = []

@@ -15,7 +15,7 @@ ACCURACY_FILE = "accuracy.json"
 class AccuracyRow(Result):
     """One trained model: held-out accuracy, cost, and its rows of the speed measurement.
 
-    The teacher and the dense control are the same network and share the rows of dense.
+    The teacher and dense-finetuned are the same network and share the rows of dense.
     """
 
     model: str

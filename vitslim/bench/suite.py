@@ -72,7 +72,7 @@ class GainTarget(Config):
     competitors: tuple[str, ...] = ()
     kernel: str = ""  # its name, instead of competitors
     tokens: int = 0  # of the kernel
-    max_loss: float | None = None  # points of top-1 below the dense control; where accuracy is measured too
+    max_loss: float | None = None  # points of top-1 below the fine-tuned dense model; where accuracy is measured too
 
     @property
     def setting(self) -> Setting:

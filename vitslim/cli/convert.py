@@ -53,7 +53,9 @@ def convert(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="passes of distillation; default 3", show_default=False)
     ] = None,
-    control: Annotated[bool, typer.Option("--control", help="train the dense model with the same budget too")] = False,
+    finetune_dense: Annotated[
+        bool, typer.Option("--finetune-dense", help="train the dense model with the same budget too")
+    ] = False,
     analyze: Annotated[
         bool, typer.Option("--analyze", help="analyze the dense model, also where no method reads the analysis")
     ] = False,
@@ -102,11 +104,11 @@ def convert(
             "analyze": {} if analyze else None,
             "warm_start": {},
             "distill": _budget(epochs, setting or []),
-            "control": control,
+            "finetune_dense": finetune_dense,
             "teacher": teacher,
         }
-    elif epochs is not None or control or teacher is not None or analyze:
-        raise ConfigError("--epochs, --control, --teacher and --analyze need images; add --data")
+    elif epochs is not None or finetune_dense or teacher is not None or analyze:
+        raise ConfigError("--epochs, --finetune-dense, --teacher and --analyze need images; add --data")
     from vitslim.pipeline.choices import reads_analysis
     from vitslim.recipe import AnalyzeSection, read_recipe
 

@@ -19,7 +19,7 @@ from vitslim.progress import Progress
 
 _LOG_EVERY_SECONDS = 10.0
 _LOG_WIDTH = 160
-_STANDINGS = ("begun", "done", "done before")
+_STATES = ("begun", "done", "done before")
 _SHOWN = ("loss", "img_per_s", "lr", "latency_ms")
 
 
@@ -55,7 +55,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Accuracy of several models, by the name of their rows."""
     rows = [
         (
-            {"dense_control": "dense control"}.get(name, name),
+            name.replace("_", " "),
             *(_percent(row.get(key)) for key in ("top1", "top5", "agreement")),
             str(row["images"]),
         )
@@ -130,7 +130,7 @@ class Screen:
         self._said[report.stage] = now
         of = "" if report.total is None else f"/{report.total}"
         # A stage that counts nothing says in its unit where it stands.
-        count = report.unit if report.unit in _STANDINGS else f"{report.done}{of} {report.unit}"
+        count = report.unit if report.unit in _STATES else f"{report.done}{of} {report.unit}"
         say(f"[{now - begun:6.1f} s] {report.stage:<22} {count}  {figures}".rstrip())
 
 

@@ -52,10 +52,10 @@ class AugmentConfig(Config):
                 raise ValueError("a number of more than three digits")
             with seeded(0):
                 make_transform(32, is_training=True, auto_augment=words)(Image.new("RGB", (32, 32)))
-        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
-            reason = " ".join(str(fault).split())
+        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"timm does not know these words ({reason or type(fault).__name__}); wanted some as "
+                f"timm does not know these words ({reason or type(error).__name__}); wanted some as "
                 "rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
             ) from None
         return words

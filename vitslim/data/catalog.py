@@ -78,8 +78,8 @@ def find_hfds(config: DataConfig, name: str, split: Split) -> Images:
         ).reader
     except DataError:
         raise
-    except Exception as fault:  # the library raises many kinds, from network, files, formats
-        raise DataError(f"hfds/{name} cannot be opened ({type(fault).__name__}: {fault})") from fault
+    except Exception as error:  # the library raises many kinds, from network, files, formats
+        raise DataError(f"hfds/{name} cannot be opened ({type(error).__name__}: {error})") from error
     features: dict[str, Any] = reader.dataset.features
     origin = f"hfds/{name} ({chosen})"
     if config.label_key not in features:
@@ -101,8 +101,8 @@ def _labels_of(column: Any, origin: str) -> Int[Tensor, " n"] | None:
     wanted = f"{origin} must hold class numbers, from 0 to at most {MAX_CLASSES - 1}; name another with label_key"
     try:
         labels = torch.tensor(list(column))
-    except (TypeError, ValueError, OverflowError, RuntimeError) as fault:  # text, lists, nothing at all
-        raise DataError(f"{wanted} ({fault})") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # text, lists, nothing at all
+        raise DataError(f"{wanted} ({error})") from None
     if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
         raise DataError(f"{wanted} (found {len(labels)} of type {str(labels.dtype).removeprefix('torch.')})")
     lowest, highest = int(labels.min()), int(labels.max())

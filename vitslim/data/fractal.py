@@ -199,8 +199,8 @@ def _class_systems(seed: int, classes: int) -> tuple[Tensor, Tensor]:
     tables = torch.zeros(classes, 256, dtype=torch.int64)
     missing = torch.arange(classes)
     for first in range(0, MAX_ROUNDS * CANDIDATES_PER_ROUND, CANDIDATES_PER_ROUND):
-        tries = torch.arange(first, first + CANDIDATES_PER_ROUND)
-        candidates = _key(keys[missing][:, None], tries)
+        attempts = torch.arange(first, first + CANDIDATES_PER_ROUND)
+        candidates = _key(keys[missing][:, None], attempts)
         drawn, choices, fits = _draw_systems(candidates.flatten())
         fits = fits.view(len(missing), CANDIDATES_PER_ROUND)
         found = fits.any(dim=1)

@@ -97,8 +97,8 @@ def open_fractals(
         _refuse_too_many(config, split, folder)
         try:
             _write_cache(path, config, split, progress)
-        except (CheckpointError, OSError) as fault:
-            raise DataError(f"cannot write {path}: {fault}; pass a writable cache_dir or set VITSLIM_CACHE") from fault
+        except (CheckpointError, OSError) as error:
+            raise DataError(f"cannot write {path}: {error}; pass a writable cache_dir or set VITSLIM_CACHE") from error
         images = _load_cache(path, split_shape(config, split))
     if images is None:
         raise DataError(f"{path} was written but does not read back; check the disk or pass another cache_dir")

@@ -100,8 +100,8 @@ class _Samples(IterableDataset[Sample]):
                 seed=source.seed,
                 input_img_mode=source.mode,
             ).reader
-        except Exception as fault:  # of many kinds, from an info file that is none
-            raise DataError(f"{source.folder} cannot be opened as shards ({type(fault).__name__}: {fault})") from fault
+        except Exception as error:  # of many kinds, from an info file that is none
+            raise DataError(f"{source.folder} cannot be opened as shards ({type(error).__name__}: {error})") from error
         reader.set_epoch(self._epoch)
         return reader
 
@@ -192,5 +192,5 @@ def count_images(shard: Path) -> int:
     try:
         with tarfile.open(shard) as tar:
             return sum(PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS for name in tar.getnames())
-    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError) as fault:
-        raise DataError(f"{shard} is not a readable tar file ({fault})") from None
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{shard} is not a readable tar file ({error})") from None

@@ -16,7 +16,7 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": "vitslim", "plugin_version": "1"}
 FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
 
 HIDDEN = -30000.0
-"""Added to a score that shall not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
+"""Added to a score that should not count. TensorRT's fp16 softmax turns -inf into NaN; exp(-30000) is 0 as well."""
 
 
 def sparse_attention_function(opset: int) -> Any:
@@ -47,7 +47,7 @@ SparseAttention <tile, prefix, scale> (query, key, value, kept) => (mixed)
     turned = Transpose <perm = [0, 1, 3, 2]> (key)
     products = MatMul (scaled, turned)
     scores = Cast <to = 1> (products)
-    places = Cast <to = 7> (kept)
+    indices = Cast <to = 7> (kept)
     tokens = Shape <start = 2, end = 3> (key)
     leading = Shape <start = 0, end = 3> (kept)
     sets_shape = Concat <axis = 0> (leading, tokens)
@@ -56,7 +56,7 @@ SparseAttention <tile, prefix, scale> (query, key, value, kept) => (mixed)
     kept_shape = Shape (kept)
     seen = Constant <value_float = 0.0> ()
     seen_keys = Expand (seen, kept_shape)
-    sets = ScatterElements <axis = 3> (all_hidden, places, seen_keys)
+    sets = ScatterElements <axis = 3> (all_hidden, indices, seen_keys)
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     prefix_queries = Constant <value_int: int = @prefix> ()

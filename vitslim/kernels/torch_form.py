@@ -1,4 +1,4 @@
-"""The custom ops spelled out in torch's own operators, for files that shall run without vitslim."""
+"""The custom ops spelled out in torch's own operators, for files that should run without vitslim."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -42,7 +42,7 @@ def _listed(value: Any) -> Any:
 
 def _parse_layer_text(text: str) -> list[int]:
     layers: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in filter(None, (word.strip() for word in text.split(","))):
         first, dash, last = part.partition("-")
         if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
             raise ValueError(f"{part!r} is neither a number nor a span such as 3-8")

@@ -2,7 +2,7 @@
 
 Source: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461; written from the paper. The
 patches alternate between two sets A and B. Each of A draws an edge to the one of B whose key, the mean over heads, has
-the largest cosine with its own; the r strongest edges merge their ends, weighted by how many patches each stands for.
+the largest cosine with its own; the top r edges merge their ends, weighted by how many patches each stands for.
 Later attention adds the logarithm of that number to the scores of a key (*proportional attention*).
 
 At the end of the trunk every patch gets the token of its group back, so dense features keep their grid, and the mean of

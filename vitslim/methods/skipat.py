@@ -157,7 +157,7 @@ class SkipFunction(nn.Module):
         Args:
             tokens: the patches, behind ``prefix`` rows that are left out.
             grid: rows and columns of patches.
-            front: what shall stand before Φ(Z), such as the prefix rows.
+            front: what is to stand before Φ(Z), such as the prefix rows.
         """
         reduced = self.reduce(self.hidden(tokens, grid, prefix))
         scale = self.channel_scale(reduced)

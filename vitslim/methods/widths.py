@@ -112,7 +112,7 @@ def allotted(sizes: Sequence[int], importance: Sequence[Sequence[float]], keep: 
 
     Args:
         sizes: units of each block.
-        importance: for each block that of equal parts of its units, the strongest first.
+        importance: for each block that of equal parts of its units, the highest first.
     """
     parts = [
         (value, block, size / len(values))

@@ -1,8 +1,8 @@
-"""The verbs through which everything else speaks to a timm block.
+"""The functions through which everything else speaks to a timm block.
 
 A block adapter is the only code that knows what a block looks like inside. It never repeats timm's attention: the
-module itself is called, and where a method needs the queries and keys, a verb here projects them and a test holds the
-verb against the module.
+module itself is called, and where a method needs the queries and keys, a function here projects them; a test compares
+the two.
 """
 
 import copy

@@ -275,11 +275,11 @@ def _builds_the_same(base: BaseModel, model: nn.Module) -> bool:
         # What a saved file cannot hold, such as a norm layer's class, is no description.
         json.dumps(base.options)
         with torch.device("meta"):
-            twin = build_base(base)
+            rebuilt = build_base(base)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError, VitslimError):
         # A refusal of timm's constructor only means that this guess was wrong.
         return False
-    return _signature(twin) == _signature(model)
+    return _signature(rebuilt) == _signature(model)
 
 
 def _signature(model: nn.Module) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def init_from_scratch_(model: nn.Module, seed: int = 0) -> nn.Module:
             deviation = gain / math.sqrt(layer.in_features)
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * deviation)
     prefix = int(vit.num_prefix_tokens)
-    places = 0.5 * sine_positions(vit.patch_embed.grid_size, int(vit.embed_dim))
+    positions = 0.5 * sine_positions(vit.patch_embed.grid_size, int(vit.embed_dim))
     own = 0 if vit.no_embed_class else prefix
-    vit.pos_embed[0, own:] = places.to(vit.pos_embed)
+    vit.pos_embed[0, own:] = positions.to(vit.pos_embed)
     if vit.cls_token is not None:
         vit.cls_token.copy_(0.5 * torch.randn(vit.cls_token.shape, generator=generator))
     return model

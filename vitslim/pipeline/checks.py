@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> Forecast:
     """Do everything that a run checks before it writes, without fetching weights; gives back what it will do.
 
     Raises:
-        ConfigError: a fault in the recipe.
+        ConfigError: an error in the recipe.
         UnsupportedModelError: no adapter knows the model, or a method refuses it.
         DataError: images that are missing or do not fit the model.
         MissingDependencyError: the device, or something that the export needs, is absent.
@@ -144,6 +144,6 @@ def _budget(recipe: Recipe, student: nn.Module) -> list[Budget]:
     if not can_warm_start(student) or not trunk_of(student).fits_by_gradients or (warm_start and warm_start.steps == 0):
         warm_start = None  # what it solves in closed form takes no steps
     stages = [("warm start", warm_start), ("distillation", recipe.distill)]
-    if recipe.control:
-        stages.append(("distillation of the dense control", recipe.distill))
+    if recipe.finetune_dense:
+        stages.append(("distillation of the dense model", recipe.distill))
     return [budget_of(name, config, recipe.data.batch_size) for name, config in stages if config is not None]

@@ -1,4 +1,4 @@
-"""The built-in main job: every method on the shipped model and images, with the dense control, in one comparison."""
+"""The built-in main job: every method on the shipped model and images, beside dense-finetuned, in one table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vitslim.recipe import AnalyzeSection, Recipe, read_recipe
 from vitslim.report import read_comparison, write_comparison
 from vitslim.train import DistillConfig
 
-CONTROL = "dense-control"
+FINETUNED = "dense-finetuned"
 DEMO_FILE = "demo.json"
 
 
@@ -126,7 +126,7 @@ def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
 
 
 def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:
-    """The recipe of the dense control, which has everything but a conversion, and those of the students.
+    """The recipe of the fine-tuned dense model, which has everything but a conversion, and those of the students.
 
     Those that read the analysis share the one in the cache.
     """
@@ -134,7 +134,7 @@ def _recipes(settings: Mapping[str, Any]) -> dict[str, Recipe]:
     analyze = AnalyzeSection(**settings["analyze"])
     recipes = {
         name: read_recipe(_merged(settings["recipe"], changes), origin=f"demo, {name}")
-        for name, changes in {CONTROL: {"convert": []}, **students}.items()
+        for name, changes in {FINETUNED: {"convert": []}, **students}.items()
     }
     return {
         name: recipe.model_copy(update={"analyze": analyze}) if reads_analysis(recipe) else recipe
@@ -199,13 +199,13 @@ def _row(root: Path, name: str, speed: BenchReport) -> dict[str, Any]:
         "top1": metrics["top1"],
         "agreement": metrics["agreement"],
         "params": count_parameters(model),
-        **_speed_of("dense" if name == CONTROL else name, speed),
+        **_speed_of("dense" if name == FINETUNED else name, speed),
     }
 
 
 def _teacher_row(root: Path, speed: BenchReport) -> dict[str, Any]:
-    metrics = read_json(root / CONTROL / METRICS_FILE)["teacher"]
-    params = count_parameters(load(root / CONTROL))
+    metrics = read_json(root / FINETUNED / METRICS_FILE)["teacher"]
+    params = count_parameters(load(root / FINETUNED))
     own = {"model": "teacher", "top1": metrics["top1"], "agreement": None, "params": params}
     return {**own, **_speed_of("dense", speed)}
 
@@ -217,12 +217,12 @@ def _speed_of(name: str, speed: BenchReport) -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
-    control = next(one["top1"] for one in rows if one["model"] == CONTROL)
+    finetuned = next(one["top1"] for one in rows if one["model"] == FINETUNED)
     ratios = row["speedup_vs_dense"]
     return {
         "model": row["model"],
         "top-1": f"{100 * row['top1']:.2f} %",
-        "vs control": f"{100 * (row['top1'] - control):+.2f}",
+        "vs fine-tuned": f"{100 * (row['top1'] - finetuned):+.2f}",
         "agreement": "-" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
         "parameters": f"{row['params'] / 1e6:.2f} M",
         "MACs": "-" if row["macs"] is None else f"{row['macs'] / 1e9:.3f} G",

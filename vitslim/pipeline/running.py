@@ -49,7 +49,7 @@ METRICS_FILE = "metrics.json"
 PARITY_FILE = "export/parity.json"
 BENCH_FILE = "bench.json"
 WARM_START_FOLDER = "train/warm_start"
-CONTROL_FOLDER = "train/control"
+DENSE_FOLDER = "train/dense"
 
 # What was measured on, or made from, a student; it says nothing of the next one.
 EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
@@ -57,7 +57,7 @@ EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind: its folder, the student, and whether every promise that it checked was kept.
+    """What a run left behind: its folder, the student, and whether every guarantee that it checked was kept.
 
     ``choices`` are the blocks that the methods changed, as choices.json has them.
     """
@@ -81,7 +81,7 @@ class _Run:
     is_teacher_checked: bool = field(default=False, init=False)
 
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
-        """Whether a stage must run; either way it is told."""
+        """Whether a stage must run; either way it is reported."""
         must_run = self.folder.enter(stage, inputs, *outputs)
         self.progress(Progress(stage, 0, 1, "begun") if must_run else Progress(stage, 1, 1, "done before"))
         return must_run
@@ -129,7 +129,7 @@ def run(
             one before anything is trained.
 
     Raises:
-        ConfigError: a fault in the recipe, or several processes, said before anything is written.
+        ConfigError: an error in the recipe, or several processes, said before anything is written.
         DataError: images that are missing or do not fit the model.
         CheckFailedError: a loss that was not finite.
     """
@@ -248,12 +248,12 @@ def _distill(running: _Run, student: nn.Module) -> nn.Module:
         running.finish("distill")
     else:
         student = on_device(checkpoint.load(folder.path), recipe.device)
-    if recipe.control and running.enter("control", None, f"{CONTROL_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
-        folder.discard(*EVIDENCE, *([] if folder.is_continued else [CONTROL_FOLDER]))
-        control = copy.deepcopy(running.teacher)
-        _train(running, control, folder.path / CONTROL_FOLDER, "distill (control)")
-        _save(running, control, folder.path / CONTROL_FOLDER)
-        running.finish("control")
+    if recipe.finetune_dense and running.enter("finetune_dense", None, f"{DENSE_FOLDER}/{checkpoint.WEIGHTS_FILE}"):
+        folder.discard(*EVIDENCE, *([] if folder.is_continued else [DENSE_FOLDER]))
+        dense = copy.deepcopy(running.teacher)
+        _train(running, dense, folder.path / DENSE_FOLDER, "distill (dense)")
+        _save(running, dense, folder.path / DENSE_FOLDER)
+        running.finish("finetune_dense")
     return student
 
 
@@ -264,7 +264,7 @@ def _train(running: _Run, model: nn.Module, place: Path, name: str) -> None:
     assert recipe.distill is not None
     assert recipe.data is not None
     loader = open_images(recipe, recipe.data, running.source, "train", training=True)
-    # A dense control has no tokens to choose.
+    # A dense model has no tokens to choose.
     settings = recipe.distill if is_converted(model) else recipe.distill.model_copy(update={"early_tokens": 0.0})
     result = distill(
         model, running.teacher, loader, settings, out_dir=place, resume=True, progress=running.reported_as(name)
@@ -278,15 +278,15 @@ def _evaluate(running: _Run, student: nn.Module) -> Mapping[str, Any]:
         return {}
     from vitslim.train import evaluate_all
 
-    inputs = [recipe.teacher, data_inputs(recipe), recipe.control]
+    inputs = [recipe.teacher, data_inputs(recipe), recipe.finetune_dense]
     if running.enter("evaluate", inputs, METRICS_FILE):
         loader = open_images(recipe, recipe.data, running.source, "val")
         competitors: dict[str, nn.Module] = {"student": student}
-        if recipe.control:
-            control = checkpoint.load(folder.path / CONTROL_FOLDER)
-            competitors["dense_control"] = on_device(control, recipe.device)
+        if recipe.finetune_dense:
+            dense = checkpoint.load(folder.path / DENSE_FOLDER)
+            competitors["dense_finetuned"] = on_device(dense, recipe.device)
         found = evaluate_all(competitors, loader, teacher=running.teacher, progress=running.progress)
-        order = [name for name in ("teacher", "student", "dense_control") if name in found]
+        order = [name for name in ("teacher", "student", "dense_finetuned") if name in found]
         metrics = {name: found[name].model_dump(mode="json") for name in order}
         write_json(folder.path / METRICS_FILE, metrics)
         _save(running, student, folder.path, metrics)
@@ -309,7 +309,7 @@ def _export(running: _Run, student: nn.Module) -> bool:
     from vitslim.targets.onnx.export import export_onnx
 
     forms: dict[str, Any] = {
-        "input_format": section.images_as,
+        "input_format": section.input_format,
         "inline": section.inline,
         "dynamic_image_size": section.dynamic_image_size,
     }
@@ -328,7 +328,7 @@ def _export(running: _Run, student: nn.Module) -> bool:
                 optimize=section.optimize,
                 inline=section.inline,
                 dynamic_image_size=section.dynamic_image_size,
-                input_format=section.images_as,
+                input_format=section.input_format,
                 metadata={} if running.class_names is None else {"labels": running.class_names},
             )
         found = compare(student, paths, images, section.batches)
@@ -367,7 +367,7 @@ def _save(running: _Run, model: nn.Module, place: Path, metrics: Mapping[str, An
 
 
 def require_passed(result: RunResult) -> None:
-    """Turn a broken promise into an error.
+    """Turn a broken guarantee into an error.
 
     Raises:
         CheckFailedError: an exported artefact is out of tolerance.

@@ -25,7 +25,7 @@ from vitslim.recipe import read_settings_file, with_overrides
 from vitslim.train import DistillConfig, PretrainConfig
 from vitslim.train import distill as train
 from vitslim.train import evaluate as measure
-from vitslim.train.journal import LOG_FILE
+from vitslim.train.log import LOG_FILE
 from vitslim.train.processes import device_of_process, ending_together, open_accelerator, started_processes
 from vitslim.train.state import STATE_FILE, read_run_state
 from vitslim.trunk import is_converted, trunk_of

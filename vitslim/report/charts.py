@@ -23,7 +23,7 @@ _SERIES = (look.FIRST, look.SECOND)
 _TONE_COLOUR = {"good": look.GOOD, "bad": look.BAD, "even": look.SOFT}
 _LOG_FROM = 20  # a loss that falls further than this is unreadable on a linear axis
 _NAME_INCHES = 0.16  # from one name beside a scatter to the next
-# Told apart with any colour vision; the shape says the same.
+# Distinct with any colour vision; the shape says the same.
 _COLOUR: dict[Kind, str] = {"dense": look.INK, "method": look.FIRST, "pair": look.SECOND, "baseline": look.FOURTH}
 _SHAPE: dict[Kind, str] = {"dense": "D", "method": "o", "pair": "^", "baseline": "s"}
 _WORDS: dict[Kind, str] = {"dense": "dense", "method": "method", "pair": "pair of methods", "baseline": "baseline"}

@@ -13,7 +13,7 @@ from vitslim.report.sections.speed import Setting, setting_of, student_rows
 from vitslim.shapes import Result
 from vitslim.train import EvalResult
 
-TEACHER, BASELINE = "dense teacher", "dense control"
+TEACHER, BASELINE = "dense teacher", "dense finetuned"
 _STUDENT_FILES = ("config.json", "metrics.json")
 
 
@@ -168,7 +168,7 @@ def _dense_rows(students: Sequence[_Student], base: str) -> list[ComparisonRow]:
     taken = {one.parts.name for one in students}
     known = "" if len({one.base for one in students}) == 1 else f" ({base or 'of an unknown model'})"
     teacher = next((found for one in of_base if (found := one.parts.metrics.get("teacher"))), None)
-    tuned = next((found for one in of_base if (found := one.parts.metrics.get("dense_control"))), None)
+    tuned = next((found for one in of_base if (found := one.parts.metrics.get("dense_finetuned"))), None)
     bench = next((one.bench for one in of_base if one.bench), None)
     cost = next((one.parts.cost for one in of_base if one.parts.cost), None)
     timings = _of(bench, bench.baseline) if bench else []

@@ -19,7 +19,7 @@ def title_of(config: SavedModel) -> str:
 
 
 def base_title(config: SavedModel) -> str:
-    """The dense model's alias or name; one that was built by hand is told by its class and shape."""
+    """The dense model's alias or name; one that was built by hand is named by its class and shape."""
     name, options = config.base.architecture, config.base.options
     if not name.startswith(":"):
         return _SHORT.get(name, name)

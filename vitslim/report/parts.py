@@ -144,9 +144,7 @@ def _read(path: Path, validate: Callable[[Any], T]) -> T | None:
     try:
         return validate(read_json(path))
     except ValidationError as error:
-        errors = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'top level'}: {fault['msg']}" for fault in error.errors()
-        )
+        errors = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'top level'}: {one['msg']}" for one in error.errors())
         raise CheckpointError(f"{path} does not have the expected form ({errors}); run its stage again") from None
     except ConfigError as error:
         raise CheckpointError(f"{path.parent}: {error}") from None

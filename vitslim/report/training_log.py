@@ -80,6 +80,6 @@ def _read_line(text: str, origin: str) -> LogLine:
     try:
         return LogLine.model_validate_json(text)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise CheckpointError(f"{origin}: {where} {fault['msg']}; remove the line or train again") from None
+        details = error.errors()[0]
+        where = ".".join(map(str, details["loc"]))
+        raise CheckpointError(f"{origin}: {where} {details['msg']}; remove the line or train again") from None

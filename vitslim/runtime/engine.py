@@ -68,7 +68,7 @@ class EngineRecord(Result):
 
     ``gpu``, ``compute_capability``, ``driver``, ``cuda`` are ``None`` for a TensorRT-RTX engine, which is compiled to
     the end on the GPU that runs it. ``layers`` counts the engine's layers by type and by the type of their numbers, as
-    ``layers_source`` told them; ``matrix_types`` counts the network's products with weights (linear layers,
+    ``layers_source`` reported them; ``matrix_types`` counts the network's products with weights (linear layers,
     convolutions) by the type they are computed in. Where TensorRT tells too little, ``layers`` and ``fused_mha`` are
     ``None`` and ``unknown`` says why. ``changes`` is what was mended in the ONNX file before the build.
 
@@ -151,12 +151,12 @@ def read_record(engine: str | Path) -> EngineRecord:
     try:
         return EngineRecord.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise CheckpointError(f"{path.name} is damaged ({where}: {fault['msg']}); build the engine again") from None
+        details = error.errors()[0]
+        where = ".".join(map(str, details["loc"]))
+        raise CheckpointError(f"{path.name} is damaged ({where}: {details['msg']}); build the engine again") from None
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, read piece by piece."""
+    """The SHA-256 of a file, read chunk by chunk."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -256,7 +256,7 @@ class Target:
         return {}
 
     def describe(self, written: Any, request: ExportRequest) -> list[str]:
-        """What a person is told of something that was just written, a line each."""
+        """What is reported of something that was just written, a line each."""
         return [f"wrote {request.path} ({_bytes(request.path) / 2**20:.1f} MiB)", *getattr(written, "notes", [])]
 
 

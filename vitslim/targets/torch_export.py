@@ -231,7 +231,7 @@ def holds_machine_code(path: Path) -> bool:
 
 
 def describe_program(written: ProgramExport, request: ExportRequest) -> list[str]:
-    """What a person is told of a program."""
+    """What is reported of a program."""
     worst = max(one.max_abs / (one.tolerance or 1.0) for one in written.comparisons)
     lines = [
         f"wrote {written.file} ({written.size_bytes / 2**20:.1f} MiB); loaded back, it differs from the model by "

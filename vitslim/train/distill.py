@@ -200,8 +200,8 @@ def _mixup(student: nn.Module, config: DistillConfig) -> Mixup | None:
 def _trained_end_to_end(student: nn.Module) -> list[nn.Parameter]:
     """All parameters but those that only a layer-local loss can fit, such as the choice of keys in Sparsifiner."""
     apart = trunk_of(student).parameters_fitted_apart() if is_converted(student) else {}
-    resting = {id(parameter) for parameter in apart.values()}
-    return [parameter for parameter in student.parameters() if id(parameter) not in resting]
+    frozen = {id(parameter) for parameter in apart.values()}
+    return [parameter for parameter in student.parameters() if id(parameter) not in frozen]
 
 
 def _new_parameters(student: nn.Module) -> list[nn.Parameter]:
@@ -231,9 +231,9 @@ def check_distillation(student: nn.Module, teacher: nn.Module | None, loader: Lo
     """
     errors = training_errors(config) + _teacher_errors(teacher, config)
     errors += [
-        fault
+        error
         for role, model in (("student", student), ("teacher", teacher))
-        if model is not None and (fault := weights_error(model, role)) is not None
+        if model is not None and (error := weights_error(model, role)) is not None
     ]
     errors += _data_errors(student, loader, config)
     errors += early_token_errors(student, config.early_tokens)
@@ -302,11 +302,11 @@ def _probe(model: nn.Module, student: nn.Module, loader: Loader, wants_steps: bo
             tokens, steps = _features(model.eval(), blank, wants_steps)
             logits: Tensor = model.forward_head(tokens)  # pyright: ignore[reportCallIssue]
             tokens, *steps = (_at_grid_of(student, model, one) for one in (tokens, *steps))
-    except (AssertionError, RuntimeError) as fault:
+    except (AssertionError, RuntimeError) as error:
         raise ConfigError(
-            f"{type(model).__name__} does not take images of {'x'.join(map(str, loader.image_shape))} ({fault}); "
+            f"{type(model).__name__} does not take images of {'x'.join(map(str, loader.image_shape))} ({error}); "
             "open the data with this model's preprocessing, or the model with this img_size"
-        ) from fault
+        ) from error
     finally:
         model.train(training)
     return _Outputs(tuple(logits.shape), tuple(tokens.shape), tuple(tuple(step.shape) for step in steps))

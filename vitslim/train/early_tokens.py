@@ -40,7 +40,7 @@ def early_token_errors(student: nn.Module, share: float) -> list[str]:
         ]
     try:
         trunk_of(student).choose_early_(True)
-    except ConfigError as fault:
-        return [f"early_tokens={share:g}: {fault}; set early_tokens=0"]
+    except ConfigError as error:
+        return [f"early_tokens={share:g}: {error}; set early_tokens=0"]
     trunk_of(student).choose_early_(False)
     return []

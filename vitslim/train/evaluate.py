@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.shapes import NoneOrMore, Result
 from vitslim.train.finite import weights_error
 from vitslim.train.processes import ALONE, Processes
+from vitslim.train.settings import TrainPrecision
 from vitslim.trunk import at_plan_size
 
-Precision = Literal["no", "bf16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 _SUMS: tuple[str, ...] = ("images", "labelled", "top1", "top5", "loss", "agreement", "kl", "broken")
@@ -43,20 +43,20 @@ def evaluate(
     loader: Loader,
     *,
     teacher: nn.Module | None = None,
-    precision: Precision = "no",
+    precision: TrainPrecision = "fp32",
     processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> EvalResult:
     """Measure a classifier on every image of a loader.
 
     Args:
-        model: on the device where it shall run; its mode and gradients are left as they were.
+        model: on the device where it is to run; its mode and gradients are left as they were.
         teacher: the model to be compared with, on the same device.
         precision: "bf16" runs both models under autocast.
         processes: those that measure together; each takes its share of the images and gets the whole result.
 
     Raises:
-        CheckFailedError: scores that are NaN or infinite, of which no share or mean can be told.
+        CheckFailedError: scores that are NaN or infinite, of which no share or mean can be given.
         ConfigError: the two models do not have the same classes, or one does not take the loader's images.
         DataError: no image could be read, or the data has other classes than the model.
     """
@@ -71,7 +71,7 @@ def evaluate_all(
     loader: Loader,
     *,
     teacher: nn.Module | None = None,
-    precision: Precision = "no",
+    precision: TrainPrecision = "fp32",
     processes: Processes = ALONE,
     progress: ProgressCallback = silent,
 ) -> dict[str, EvalResult]:
@@ -85,7 +85,7 @@ def evaluate_all(
     sums = torch.zeros(len(measured), len(_SUMS), dtype=torch.float64, device=device)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     share = loader.share(processes.rank, processes.count)
-    with _resting(*measured.values()), torch.no_grad(), autocast:
+    with _evaluating(*measured.values()), torch.no_grad(), autocast:
         for batch in share:
             batch = batch.to(device)
             reference = None if teacher is None else _scores("teacher", teacher, batch, loader)
@@ -112,7 +112,7 @@ def _scores(name: str, model: nn.Module, batch: Batch, loader: Loader) -> Float[
         return model(at_plan_size(model, batch.images)).float()
     except torch.OutOfMemoryError:
         raise
-    except (AssertionError, RuntimeError) as fault:
+    except (AssertionError, RuntimeError) as error:
         given, stated = loader.image_shape, preprocessing(model)
         wanted = (stated.channels, *stated.image_size)
         if given == wanted:
@@ -121,7 +121,7 @@ def _scores(name: str, model: nn.Module, batch: Batch, loader: Loader) -> Float[
             f"the {name} takes images of {'x'.join(map(str, wanted))} (channels, height, width), the data is prepared "
             f"as {'x'.join(map(str, given))}; name a {name} of that size, or open it so: open_model(..., "
             f"img_size={given[1] if given[1] == given[2] else given[1:]})"
-        ) from fault
+        ) from error
 
 
 def _check_finite(name: str, model: nn.Module, sums: Tensor) -> None:
@@ -184,7 +184,7 @@ def _result(sums: Tensor, loader: Loader, has_teacher: bool, unreadable: tuple[s
 
 
 @contextmanager
-def _resting(*models: nn.Module | None) -> Generator[None]:
+def _evaluating(*models: nn.Module | None) -> Generator[None]:
     """Put models into evaluation mode, afterwards back into the mode of each of their modules."""
     modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
     for model in models:

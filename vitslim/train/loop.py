@@ -19,10 +19,10 @@ from vitslim.files import require_writable
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.train.attention import quick_gradients
 from vitslim.train.finite import not_finite
-from vitslim.train.journal import Journal, Window
+from vitslim.train.log import RunLog, Window
 from vitslim.train.optim import make_optimizer, make_schedule, parameter_groups, planned_steps
 from vitslim.train.processes import Processes, ending_together, open_accelerator, started_processes
-from vitslim.train.settings import LoopConfig, TrainResult, resolve_precision
+from vitslim.train.settings import LoopConfig, TrainPrecision, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE, RunState, check_same_run, read_run_state, restore_state, save_state
 
 
@@ -68,7 +68,7 @@ def train(objective: nn.Module, loader: Loader, config: LoopConfig, stage: Stage
             with quick_gradients(run.student, run.device):
                 return run.go()
         finally:
-            run.journal.close()
+            run.log.close()
 
 
 class _Run:
@@ -78,7 +78,7 @@ class _Run:
         self.config, self.stage, self.objective = config, stage, objective
         self.student: nn.Module = objective.get_submodule("student")
         self.device = next(self.student.parameters()).device
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision: TrainPrecision = resolve_precision(config.precision, self.device)
         self.accelerator = open_accelerator(self.device)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.loader = loader.share(self.processes.rank, self.processes.count)
@@ -100,11 +100,11 @@ class _Run:
         )
         found = self._resumed() if stage.resume else None
         if found is None and self.folder is not None:
-            # Until this run has a state of its own, nobody shall resume another one in its place.
+            # Until this run has a state of its own, nobody should resume another one in its place.
             (self.folder / STATE_FILE).unlink(missing_ok=True)
         self.state = found or self.state
         resumed_step = None if found is None else found.step
-        self.journal = Journal(self.folder, resumed_step=resumed_step, tensorboard=config.tensorboard)
+        self.log = RunLog(self.folder, resumed_step=resumed_step, tensorboard=config.tensorboard)
 
     def go(self) -> TrainResult:
         """Make the steps that are left."""
@@ -113,7 +113,7 @@ class _Run:
         is_late = self._is_late(state.seconds)
         is_paused = False
         if not state.finished:
-            self.journal.write("resume" if state.step else "start", state.step, **self._circumstances())
+            self.log.write("resume" if state.step else "start", state.step, **self._circumstances())
         batches = self._batches(state)
         while state.step < self.steps and not is_late and not is_paused:
             self._set_learning_rate(state)
@@ -200,7 +200,7 @@ class _Run:
         kept = f"the last good state is {path}" if path is not None and path.exists() else "no state was written yet"
         return CheckFailedError(
             f"{self.stage.name}, step {step + 1} of {self.steps}: {what} (lr={self.config.lr:g}, "
-            f"precision={self.precision}); {kept}; lower lr, lengthen warmup, or set precision='no'"
+            f"precision={self.precision}); {kept}; lower lr, lengthen warmup, or set precision='fp32'"
         )
 
     def _check_weights(self, state: RunState) -> None:
@@ -267,8 +267,8 @@ class _Run:
         """The main process's seconds where they decide anything: all must end, and learn, at the same step alike."""
         if self.config.max_minutes is None:
             return seconds
-        told = torch.tensor(seconds if self.processes.is_main else 0.0, dtype=torch.float64, device=self.device)
-        return float(self.processes.add_up(told))
+        elapsed = torch.tensor(seconds if self.processes.is_main else 0.0, dtype=torch.float64, device=self.device)
+        return float(self.processes.add_up(elapsed))
 
     def _wants_pause(self) -> bool:
         if self.stage.pause is None:
@@ -298,7 +298,7 @@ class _Run:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         values = {"loss": sum(means.values()), "lr": rate, "grad_norm": gradient_norm, "img_per_s": speed}
         pass_number = state.epoch + state.batch / max(1, len(self.loader))
-        self.journal.write("train", state.step, epoch=pass_number, **values, parts=means, seconds=state.seconds)
+        self.log.write("train", state.step, epoch=pass_number, **values, parts=means, seconds=state.seconds)
         left = state.seconds / max(1, state.step) * (self.steps - state.step)
         if self.config.max_minutes is not None:
             left = min(left, 60 * self.config.max_minutes - state.seconds)
@@ -311,7 +311,7 @@ class _Run:
         model = self.student if self.average is None else self.average.module
         found = self.stage.evaluate(model, self.processes)
         values = {"epoch": state.epoch + state.batch / max(1, len(self.loader)), **found}
-        self.journal.write("eval", state.step, **values, seconds=state.seconds)
+        self.log.write("eval", state.step, **values, seconds=state.seconds)
         return state.model_copy(update={"evaluations": (*state.evaluations, {"step": float(state.step), **values})})
 
     def _save(self, state: RunState) -> RunState:
@@ -365,7 +365,7 @@ class _Run:
             examples=unreadable[:MAX_EXAMPLES],
         )
         if window.last and result.stopped != "paused":  # a run that was finished before has written its end
-            self.journal.write("end", state.step, **result.model_dump(exclude={"settings", "evaluations"}))
+            self.log.write("end", state.step, **result.model_dump(exclude={"settings", "evaluations"}))
         return result
 
     def _reason(self, state: RunState) -> Literal["finished", "time", "paused"]:

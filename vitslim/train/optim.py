@@ -64,8 +64,8 @@ def make_optimizer(groups: list[dict[str, Any]], name: str, lr: float, weight_de
         raise ConfigError(_unknown("optimizer", name, _known_optimizers()))
     try:
         return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay)
-    except (AssertionError, ImportError, ValueError) as fault:
-        raise ConfigError(f"optimizer {name!r} cannot be made: {fault}; choose another, as adamw") from fault
+    except (AssertionError, ImportError, ValueError) as error:
+        raise ConfigError(f"optimizer {name!r} cannot be made: {error}; choose another, as adamw") from error
 
 
 def make_schedule(
@@ -97,8 +97,8 @@ def optimizer_errors(config: LoopConfig) -> list[str]:
     errors: list[str] = []
     try:
         make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], config.optimizer, config.lr, config.weight_decay)
-    except ConfigError as fault:
-        errors.append(str(fault))
+    except ConfigError as error:
+        errors.append(str(error))
     if config.schedule not in SCHEDULES:
         errors.append(_unknown("schedule", config.schedule, SCHEDULES))
     return errors

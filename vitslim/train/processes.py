@@ -103,7 +103,7 @@ def open_accelerator(device: torch.device) -> Any:
     started = started_processes().count
     several: dict[str, Any] = {}
     if started > 1:
-        # Unless told so, accelerate joins processes on GPUs alone, and leaves others to train on their own.
+        # Unless asked to, accelerate joins processes on GPUs alone, and leaves others to train on their own.
         several = {"cpu": device.type == "cpu", "kwargs_handlers": [InitProcessGroupKwargs(timeout=PATIENCE)]}
     # It joins processes and nothing else. Precision is ours: accelerate fixes it once per process, a run of two stages
     # may want two; bf16 needs no gradient scaling. Devices are ours: a model trains where it lies.
@@ -112,8 +112,8 @@ def open_accelerator(device: torch.device) -> Any:
         if accelerator.num_processes == started:
             return accelerator
         reason = f"accelerate joins {accelerator.num_processes}"
-    except ValueError as fault:  # it was set up for another device
-        reason = str(fault)
+    except ValueError as error:  # it was set up for another device
+        reason = str(error)
     raise ConfigError(
         f"{started} processes were started to train a model on {device.type}, but {reason}; start them with torchrun "
         "or accelerate launch, and make no Accelerator before training (or, on the CPU, set ACCELERATE_USE_CPU=true)"
@@ -125,22 +125,22 @@ def ending_together(processes: Processes) -> Generator[None]:
     """Say it in a sentence where this process must end because another one has.
 
     Raises:
-        CheckFailedError: the connection to another process broke, or the launcher told this one to end.
+        CheckFailedError: the connection to another process broke, or the launcher ended this one.
     """
     if processes.count == 1:
         yield
         return
     try:
-        with _told_to_end(processes):
+        with _met_end_signal(processes):
             yield
-    except RuntimeError as fault:
-        if not isinstance(fault, distributed.DistError) and not _LOST.search(str(fault)):
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and not _LOST.search(str(error)):
             raise
-        raise _ended(processes, "another process of this run ended") from fault
+        raise _ended(processes, "another process of this run ended") from error
 
 
 @contextmanager
-def _told_to_end(processes: Processes) -> Generator[None]:
+def _met_end_signal(processes: Processes) -> Generator[None]:
     """Meet a launcher's SIGTERM, which otherwise ends a process without a word."""
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a training run is told, what it tells at the end."""
+"""What a training run is given, what it reports at the end."""
 
 from typing import Any, Literal
 
@@ -9,6 +9,9 @@ from vitslim.shapes import Config, Result
 
 MAX_STEPS = 10**9
 MAX_FACTOR = 1e30  # of what multiplies weights: beyond, float32 overflows inside the optimisers
+
+TrainPrecision = Literal["fp32", "bf16"]
+"""What autocast computes in; parameters and optimiser stay float32."""
 
 
 class LoopConfig(Config):
@@ -32,7 +35,7 @@ class LoopConfig(Config):
     clip_grad: float | None = Field(default=1.0, gt=0, le=MAX_FACTOR)  # largest norm of the gradient
     accumulate: int = Field(default=1, ge=1, le=10_000)  # batches per optimiser step
     ema_decay: float | None = Field(default=None, gt=0, lt=1)  # keep and return an average of the weights
-    precision: Literal["auto", "bf16", "no"] = "auto"  # autocast; "auto": bf16 where the device computes in it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; "auto": bf16 where the device computes in it
     compile: bool = False  # torch.compile; pays after some minutes
     log_every: int = Field(default=20, ge=1)  # optimiser steps per line of the log
     checkpoint_every: int = Field(default=500, ge=1)  # optimiser steps
@@ -56,10 +59,10 @@ class TrainResult(Result):
     planned_steps: int
     epochs: float
     images: int  # images trained on, repeats counted
-    seconds: float  # training and evaluation, over all sittings
+    seconds: float  # training and evaluation, over all starts
     images_per_second: float
     parameters: int  # trained ones
-    precision: str
+    precision: TrainPrecision
     stopped: Literal["finished", "time", "paused"]  # paused: the state waits to be resumed
     losses: dict[str, float]  # mean of each part over the last logged steps
     evaluations: list[dict[str, float]]  # step, epoch, and what `evaluate` found
@@ -69,11 +72,11 @@ class TrainResult(Result):
     step_losses_after: dict[int, float] | None = None
 
 
-def resolve_precision(wanted: Literal["auto", "bf16", "no"], device: torch.device) -> Literal["bf16", "no"]:
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> TrainPrecision:
     """Whether to compute in bf16: what is asked for, or what the device has units for."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bf16" if fast else "no"
+    return "bf16" if fast else "fp32"

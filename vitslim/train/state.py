@@ -71,8 +71,8 @@ def read_run_state(path: Path) -> RunState:
     try:
         with safe_open(path, framework="pt") as file:
             return RunState.model_validate_json((file.metadata() or {})["run"])
-    except (OSError, SafetensorError, KeyError, ValueError) as fault:
-        raise CheckpointError(f"{path} does not hold the state of a run ({fault}); remove it to start anew") from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not hold the state of a run ({error}); remove it to start anew") from None
 
 
 def restore_state(path: Path, model: nn.Module, average: nn.Module | None, optimizer: Optimizer | None) -> None:
@@ -93,8 +93,8 @@ def restore_state(path: Path, model: nn.Module, average: nn.Module | None, optim
             running = optimizer.state_dict()["param_groups"]
             groups = [{**own, **groups.get(index, {})} for index, own in enumerate(running)]
             optimizer.load_state_dict({"state": beside, "param_groups": groups})
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as fault:
-        raise CheckpointError(f"{path} does not fit this run ({fault}); remove it to start anew") from None
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run ({error}); remove it to start anew") from None
 
 
 def _fill_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -124,7 +124,7 @@ def _solved_alone(loader: Loader, config: WarmStartConfig, seconds: float) -> Tr
         seconds=seconds,
         images_per_second=images / max(seconds, 1e-9),
         parameters=0,
-        precision="no",
+        precision="fp32",
         stopped="finished",
         losses={},
         evaluations=[],

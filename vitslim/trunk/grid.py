@@ -1,7 +1,7 @@
 """How the trunk learns the patch grid of images whose size is free.
 
 timm hands its blocks tokens, and their number does not tell rows from columns. A model of dynamic image size shows the
-grid once, where its patch embedding ends; a hook there notes it, and the walk that follows takes it. The note belongs
+grid once, where its patch embedding ends; a hook there notes it, and the run that follows takes it. The note belongs
 to the thread, so that two forwards at a time do not mix, and to the patch embedding, so that two models do not.
 """
 

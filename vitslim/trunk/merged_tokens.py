@@ -49,7 +49,7 @@ class MergedTokens:
     ) -> tuple[Float[Tensor, "b k d"], MergedTokens]:
         """Join the groups that are most alike, so many pairs of them; those that stay apart come first.
 
-        The groups at even indices (A) seek the most similar at an odd index (B); of these edges the strongest count.
+        The groups at even indices (A) seek the most similar at an odd index (B); of these edges the top r count.
 
         Args:
             features: of each group, compared by their cosine.

@@ -62,7 +62,7 @@ class Trunk(nn.Module):
 
     history: tuple[Conversion, ...]
     base: BaseModel | None
-    """How the dense model is built, for saving; ``None`` where it cannot be told."""
+    """How the dense model is built, for saving; ``None`` where it is not known."""
 
     def __init__(
         self,

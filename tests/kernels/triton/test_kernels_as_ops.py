@@ -22,7 +22,7 @@ def layouts(found: Tensor | tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FORMS_ON_GPU)
-def test_the_compiler_is_told_how_results_lie(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_knows_how_results_lie(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     through_ops(monkeypatch)
     # In bfloat16, where a result of another type is seen.
     given = operands(name, torch.bfloat16, device)

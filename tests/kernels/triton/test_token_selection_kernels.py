@@ -42,8 +42,8 @@ def test_ranking_is_the_stable_sort(size: tuple[int, int, int], dtype: torch.dty
     # Few values, so that most have equals; both signs.
     scores = (2.0 * drawn(images, patches, dtype=torch.float32, device=device)).round().to(dtype)
     falling, indices = token_selection.argsort_by_score(scores, prefix)
-    expected_falling, expected_places = plain_argsort_by_score(scores, prefix)
-    assert torch.equal(indices, expected_places)
+    expected_falling, expected_indices = plain_argsort_by_score(scores, prefix)
+    assert torch.equal(indices, expected_indices)
     assert torch.equal(falling, expected_falling)
 
 

@@ -35,7 +35,7 @@ KERNELS = (
     "its gradient, expansion 0.5",
 )  # that cases of kernels time, by the kernels' names; the kernels need triton to be asked
 
-CONTROL = "dense-control"  # the teacher with the budget of the students
+CONTROL = "dense-finetuned"  # the teacher with the budget of the students
 TEACHER = "teacher"
 SPEED_FOLDER = "speed"
 MODELS_FOLDER = "trained"

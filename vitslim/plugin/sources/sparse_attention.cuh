@@ -187,19 +187,19 @@ __device__ __forceinline__ float warp_sum(float number)
     return number;
 }
 
-// Keys and values as rows in global or shared memory; `places` lists the rows to read, null means all in order.
+// Keys and values as rows in global or shared memory; `indices` lists the rows to read, null means all in order.
 template <class T> struct Rows
 {
     const T* key;
     const T* value;
-    const int* places;
+    const int* indices;
     int stride;
     int width;
     bool aligned;
 
     __device__ __forceinline__ int place(int index) const
     {
-        return places == nullptr ? index : places[index];
+        return indices == nullptr ? index : indices[index];
     }
 };
 
@@ -543,7 +543,7 @@ __device__ __forceinline__ void attend_to_kept(
     }
     __syncwarp();
     Rows<T> rows = head.rows;
-    rows.places = kept;
+    rows.indices = kept;
     Running<WIDTH, G::QUERIES> running;
     add_kept(problem, rows, shared, desk, active, running);
 #pragma unroll

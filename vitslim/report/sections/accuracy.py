@@ -10,7 +10,7 @@ from vitslim.train import EvalResult
 
 _NAMES = {
     "teacher": "Teacher, dense",
-    "dense_control": "Dense model, trained like the student",
+    "dense_finetuned": "Dense model, trained like the student",
     "student": "Student",
 }
 _HEADER = ("Model", "Images", "Top-1", "±", "Against teacher", "Top-5", "Agreement with teacher", "KL to teacher, nats")
@@ -73,7 +73,7 @@ def _row(name: str, one: EvalResult, teacher: EvalResult | None) -> list[str]:
 
 
 def _conclusion(found: Mapping[str, EvalResult]) -> str:
-    student, teacher, baseline = found.get("student"), found.get("teacher"), found.get("dense_control")
+    student, teacher, baseline = found.get("student"), found.get("teacher"), found.get("dense_finetuned")
     if student is None:
         return "The student was not evaluated."
     if student.top1 is None:

@@ -41,8 +41,8 @@ def conversion_code(parts: ReportParts, config: SavedModel) -> str:
     """Python that makes the converted model, before any training, from the dense one."""
     name, options = config.base.architecture, config.base.options
     opened = _open_by_hand(name, options) if name.startswith(":") else _open_named(parts, name, options)
-    verb = "model = vitslim.convert"
-    return "\n".join([*opened, *(_call(verb, ["model", repr(one.method)], one.options) for one in config.conversions)])
+    call = "model = vitslim.convert"
+    return "\n".join([*opened, *(_call(call, ["model", repr(one.method)], one.options) for one in config.conversions)])
 
 
 def _open_by_hand(name: str, options: dict[str, Any]) -> list[str]:

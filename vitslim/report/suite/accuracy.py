@@ -17,7 +17,7 @@ from vitslim.report.page import render
 from vitslim.report.sections.speed import Setting, setting_name, setting_of
 from vitslim.report.suite.tables import verdict_cell
 
-_BASELINE = "dense-control"  # the dense model with the students' budget
+_BASELINE = "dense-finetuned"  # the dense model with the students' budget
 
 
 def write_accuracy(report: AccuracyReport, folder: str | Path) -> list[Path]:
@@ -43,7 +43,7 @@ def render_accuracy(report: AccuracyReport) -> str:
 def accuracy_table(report: AccuracyReport) -> Table:
     """One row per model: what it reached, what it costs, how fast it is."""
     settings, baseline = _settings(report), _baseline(report)
-    header = ["model", "top-1", "±", "vs control", "agreement", "params M", "GMAC"]
+    header = ["model", "top-1", "±", "vs fine-tuned", "agreement", "params M", "GMAC"]
     header += [f"{backend} {precision} b{batch}" for backend, precision, batch in settings]
     return Table("Accuracy and speed against dense", header, [_line(row, baseline, settings) for row in report.rows])
 

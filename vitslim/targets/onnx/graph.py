@@ -115,7 +115,7 @@ def check_graph(model: Any, axes: Mapping[int, str], batch: int | None) -> None:
         batch: of a file whose batch is fixed.
 
     Raises:
-        CheckFailedError: onnx's checker or its shape inference finds a fault.
+        CheckFailedError: onnx's checker or its shape inference finds an error.
         UnsupportedModelError: an axis is free that should not be, or fixed by the model's forward.
     """
     import onnx

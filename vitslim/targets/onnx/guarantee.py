@@ -26,21 +26,19 @@ def guarantee_of(file: Path, asked: Precision | None, model: nn.Module) -> Guara
         CheckpointError: the file or its record is missing or damaged.
     """
     header = read_header(file)
-    told = metadata_in(header).get("precision")
+    own = metadata_in(header).get("precision")
     record, place = read_export_record(file), export_record_path(file).name
     if record is None:
         precision = _stricter(asked or "fp32", precision_in(header))
-        if asked is not None or told in (None, "fp32"):
+        if asked is not None or own in (None, "fp32"):
             return Guarantee(precision)
-        hint = (
-            f"{file.name} calls itself {told}; no {place} beside it says what was guaranteed, so it is compared as fp32"
-        )
-        return Guarantee(precision, notes=(f"{hint} (--precision {told} compares it as that)",))
+        hint = f"{file.name} calls itself {own}; no {place} beside it names a guarantee, so it is compared as fp32"
+        return Guarantee(precision, notes=(f"{hint} (--precision {own} compares it as that)",))
     if asked not in (None, record.precision):
         raise ConfigError(
             f"{file.name} was exported as {record.precision} ({place}); --precision {asked} contradicts it"
         )
-    broken = () if told in (None, record.precision) else (f"it says {told} of itself, exported was {record.precision}",)
+    broken = () if own in (None, record.precision) else (f"it says {own} of itself, exported was {record.precision}",)
     notes: list[str] = []
     if record.sha256 != file_sha256(file):
         notes.append(f"{file.name} was changed after it was exported")

@@ -183,9 +183,9 @@ def _plain_graph(source: Path) -> Any:
 
     read_header(source)
     model = onnx.load(source)
-    told = metadata_in(model)
-    if told.get("precision", "fp32") != "fp32":
-        raise ConfigError(f"{source.name} is {told['precision']}; Model-Optimizer is given the float32 file")
+    metadata = metadata_in(model)
+    if metadata.get("precision", "fp32") != "fp32":
+        raise ConfigError(f"{source.name} is {metadata['precision']}; Model-Optimizer is given the float32 file")
     if not len(model.functions):
         return model
     # A node of ours would send it to TensorRT for calibration; spelled out, every runtime can run the file.
@@ -258,9 +258,9 @@ def _finish(path: Path, source: Any, precision: QuantizedPrecision, others: Prec
     quantizers = sum(node.op_type in ("QuantizeLinear", "TRT_FP8QuantizeLinear") for node in model.graph.node)
     if quantizers == 0:
         raise UnsupportedModelError("Model-Optimizer quantized nothing in this file")
-    told = metadata_in(source)
-    told |= {"precision": others, "quantization": json.dumps({"precision": precision})}
-    onnx.helper.set_model_props(model, told)
+    metadata = metadata_in(source)
+    metadata |= {"precision": others, "quantization": json.dumps({"precision": precision})}
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return quantizers
 

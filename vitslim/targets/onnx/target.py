@@ -46,12 +46,12 @@ class OnnxTarget(Target):
 
     def name_parts(self, options: Mapping[str, Any]) -> list[str]:
         input_format = str(options.get("input_format", "normalized"))
-        told = {
+        given = {
             "inlined": options.get("inline"),
             "any-size": options.get("dynamic_image_size"),
             input_format: input_format != "normalized",
         }
-        return [part for part, is_told in told.items() if is_told]
+        return [part for part, is_given in given.items() if is_given]
 
     def write(self, request: ExportRequest, **options: Any) -> OnnxExport:
         metadata = {**request.metadata, **(options.pop("metadata", None) or {})}

@@ -56,7 +56,7 @@ def _reason(error: BaseException, model: nn.Module) -> str:
 
 
 def _module_at_fault(error: BaseException, model: nn.Module) -> str:
-    """The deepest module that was at work when the error was raised, in words; nothing where it cannot be told."""
+    """The deepest module that was at work when the error was raised, in words; nothing where it is not known."""
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if name}
     names = {id(module): name for name, module in model.named_modules() if name}
     found = ""

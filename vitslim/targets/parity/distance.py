@@ -66,7 +66,7 @@ def distance(expected: Tensor, given: Tensor, limits: Tolerance, *, classes: boo
     outside = (worst > limits.relative * scale) | (cosine < limits.cosine) | ~is_whole
     flipped = (worst <= _FLIP_RELATIVE * scale) & (cosine >= _FLIP_COSINE) & ~(changed & ~ties) & is_whole
     exceeding = int(outside.sum())
-    # Of few images one; of a single image none, since a fault of all images would show on it alone too.
+    # Of few images one; of a single image none, since an error of all images would show on it alone too.
     granted = min(max(1, int(_FLIP_SHARE * count)), count - 1)
     return Distance(
         max_abs=float(difference.max()),

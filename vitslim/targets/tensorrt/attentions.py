@@ -68,14 +68,14 @@ def _computed(nodes: Iterable[Any], inputs: Iterable[str]) -> set[str]:
 
 
 def _meets_product(start: Any, neighbours: Callable[[Any], list[Any]], computed: set[str]) -> bool:
-    waiting, seen = deque([start]), {id(start)}
-    while waiting:
-        for node in neighbours(waiting.popleft()):
+    queue, seen = deque([start]), {id(start)}
+    while queue:
+        for node in neighbours(queue.popleft()):
             if node.op_type in ("MatMul", "Einsum"):
                 # With a weight it is a linear layer, as the selection of tokens has it.
                 if computed.issuperset(node.input):
                     return True
             elif node.op_type in _BETWEEN and id(node) not in seen:
                 seen.add(id(node))
-                waiting.append(node)
+                queue.append(node)
     return False

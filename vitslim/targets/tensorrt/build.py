@@ -31,7 +31,7 @@ from vitslim.targets.tensorrt.process import COMMAND, Built, run_worker
 from vitslim.targets.tensorrt.source import Source, input_shapes, read_source, write_source
 
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
-_UNTOLD = "TensorRT told nothing of the engine's layers, neither in its log nor through its inspector"
+_UNREPORTED = "TensorRT reported nothing of the engine's layers, neither in its log nor through its inspector"
 
 
 def build_engine(
@@ -87,7 +87,7 @@ def build_engine(
         finally:
             log_sha256 = keep_log(Path(folder), engine)
         record = _record(source, options, built, scratch, plugins, log_sha256, time.perf_counter() - started)
-        require_guarantees(record, told_layers(built)[0], options)
+        require_guarantees(record, known_layers(built)[0], options)
         note.write_text(json_text(record.model_dump(mode="json"), note), "utf-8")
     return record
 
@@ -143,7 +143,7 @@ def _record(
     log_sha256: str,
     seconds: float,
 ) -> EngineRecord:
-    layers, told_by = told_layers(built)
+    layers, known_from = known_layers(built)
     # An engine of TensorRT-RTX is compiled to the end on the machine that runs it, and bound to none before.
     machine = this_machine() if options.flavor == "tensorrt" else Machine()
     # What the plugin computes is no fused attention of TensorRT's, and none is missing.
@@ -166,10 +166,10 @@ def _record(
         outputs=[_tensor(tensor) for tensor in built.answer["outputs"]],
         plugins=_plugin_use(source, plugins) if built.answer["plugin_layers"] else PluginUse(),
         layers=count_types(layers) if layers else None,
-        layers_source=told_by,
+        layers_source=known_from,
         matrix_types=built.answer["matrix_types"],
         fused_mha=fused,
-        unknown={} if layers else {"layers": _UNTOLD, "fused_mha": _UNTOLD},
+        unknown={} if layers else {"layers": _UNREPORTED, "fused_mha": _UNREPORTED},
         options=asked,
         is_refittable=options.refit or options.strip_plan,
         has_weights=not options.strip_plan,
@@ -181,7 +181,7 @@ def _record(
     )
 
 
-def told_layers(built: Built) -> tuple[list[EngineLayer], str | None]:
+def known_layers(built: Built) -> tuple[list[EngineLayer], str | None]:
     """What is known of the engine's layers, and from where: the engine itself comes before the builder's list."""
     if built.answer["layers"]:
         return layers_from_inspector(built.answer["layers"]), "inspector"
@@ -189,9 +189,9 @@ def told_layers(built: Built) -> tuple[list[EngineLayer], str | None]:
     return listed, "build log" if listed else None
 
 
-def _tensor(told: dict[str, Any]) -> TensorRecord:
-    dtype = str(told["dtype"])
-    return TensorRecord(name=told["name"], dtype=_TYPES.get(dtype, dtype.lower()), shape=told["shape"])
+def _tensor(given: dict[str, Any]) -> TensorRecord:
+    dtype = str(given["dtype"])
+    return TensorRecord(name=given["name"], dtype=_TYPES.get(dtype, dtype.lower()), shape=given["shape"])
 
 
 def _plugin_use(source: Source, plugins: PluginPlan | None) -> PluginUse:

@@ -16,9 +16,9 @@ def useful_line(lines: Sequence[str]) -> str:
     The first, because TensorRT follows an error with errors about the error.
     """
     errors = [text for severity, text in map(_split, lines) if "ERROR" in severity and text.strip()]
-    told = [text for text in errors if not any(known in text for known in _NO_NEWS)] or errors
-    if told:
-        return told[0].strip()[:_LENGTH]
+    news = [text for text in errors if not any(known in text for known in _NO_NEWS)] or errors
+    if news:
+        return news[0].strip()[:_LENGTH]
     plain = [text for severity, text in map(_split, lines) if severity in ("", "WARNING") and text.strip()]
     return plain[-1].strip()[:_LENGTH] if plain else "the log says nothing"
 

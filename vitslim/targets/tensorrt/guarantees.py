@@ -27,7 +27,7 @@ def require_guarantees(record: EngineRecord, layers: list[EngineLayer], options:
     if not options.require_fused_mha:
         return
     if record.fused_mha is None:
-        raise CheckFailedError(f"--require-fused-mha: it cannot be told; {record.unknown['fused_mha']}")
+        raise CheckFailedError(f"--require-fused-mha: it is not known; {record.unknown['fused_mha']}")
     if record.fused_mha.found < record.fused_mha.expected:
         why = "TensorRT fuses attention in fp16 and bf16 only" if record.precision == "fp32" else "see the log"
         raise CheckFailedError(
@@ -42,7 +42,7 @@ def _require_precision(precision: Precision, matrices: dict[str, int], weights: 
             f"the network is not in {precision}: of its products with weights {wanted} of {sum(matrices.values())} "
             f"are ({matrices}); export the ONNX file in {precision}; nothing was written"
         )
-    # Absent where the layers are not told with their weights; the network's types then stand alone.
+    # Absent where the layers are not reported with their weights; the network's types then stand alone.
     total = sum(weights.values())
     stored = weights.get(INSPECTOR_TYPES[precision], 0)
     if total and stored < LEAST_SHARE * total:

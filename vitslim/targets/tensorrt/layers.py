@@ -15,7 +15,7 @@ INSPECTOR_TYPES: dict[Precision, str] = {"fp32": "Float", "fp16": "Half", "bf16"
 LEAST_SHARE = 0.9
 """Of the elements of all weight matrices, how many must be stored in the asked precision.
 
-Not all: a method may select tokens in float32 on purpose, with a small matrix of its own. The fault that this guards
+Not all: a method may select tokens in float32 on purpose, with a small matrix of its own. The error that this guards
 against is an engine that is float32 throughout.
 """
 
@@ -48,7 +48,7 @@ class EngineLayer:
 
     @property
     def dtype(self) -> str:
-        """The type of its largest weight, of its first result where it has none, ``none`` where nothing is told."""
+        """The type of its largest weight, of its first result where it has none, ``none`` where nothing is reported."""
         largest = max(self.constants, key=lambda tensor: math.prod(tensor.shape), default=None)
         tensor = largest or next(iter(self.outputs), None)
         return "none" if tensor is None else tensor.dtype
@@ -77,9 +77,9 @@ def layers_from_log(lines: Iterable[str]) -> list[EngineLayer]:
     return found
 
 
-def layers_from_inspector(told: Sequence[Any]) -> list[EngineLayer]:
+def layers_from_inspector(entries: Sequence[Any]) -> list[EngineLayer]:
     """The layers as the engine inspector tells them in JSON; a layer may be its bare name."""
-    return [_layer(entry) for entry in told]
+    return [_layer(entry) for entry in entries]
 
 
 def count_types(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
@@ -109,21 +109,21 @@ def weight_elements(layers: Iterable[EngineLayer]) -> dict[str, int]:
 def _layer(entry: Any) -> EngineLayer:
     if not isinstance(entry, dict):
         return EngineLayer(str(entry), "unknown", "", (), ())
-    told: dict[str, Any] = entry
-    constants = [*told.get("Constants", []), *([told["Weights"]] if isinstance(told.get("Weights"), dict) else [])]
+    layer: dict[str, Any] = entry
+    constants = [*layer.get("Constants", []), *([layer["Weights"]] if isinstance(layer.get("Weights"), dict) else [])]
     return EngineLayer(
-        name=str(told.get("Name", "")),
-        type=str(told.get("LayerType", "unknown")),
-        tactic=str(told.get("TacticName", "")),
-        outputs=tuple(_tensor(one) for one in told.get("Outputs", [])),
+        name=str(layer.get("Name", "")),
+        type=str(layer.get("LayerType", "unknown")),
+        tactic=str(layer.get("TacticName", "")),
+        outputs=tuple(_tensor(one) for one in layer.get("Outputs", [])),
         constants=tuple(_tensor(one) for one in constants),
     )
 
 
-def _tensor(told: Any) -> EngineTensor:
-    # A convolution's weights are told as a count, everything else as dimensions.
-    shape = told.get("Dimensions") or [2, int(told.get("Count", 0)) // 2]
-    dtype = told.get("Datatype") or told.get("Type") or told.get("Format/Datatype") or "none"
+def _tensor(entry: Any) -> EngineTensor:
+    # A convolution's weights are reported as a count, everything else as dimensions.
+    shape = entry.get("Dimensions") or [2, int(entry.get("Count", 0)) // 2]
+    dtype = entry.get("Datatype") or entry.get("Type") or entry.get("Format/Datatype") or "none"
     return EngineTensor(tuple(int(size) for size in shape), _spelled(str(dtype)))
 
 

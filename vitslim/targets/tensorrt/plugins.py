@@ -18,7 +18,7 @@ class PluginPlan:
     library: Path | None = None
 
     def request(self) -> dict[str, Any]:
-        """What the builder's process is told."""
+        """What the builder's process is given."""
         package = str(Path(__file__).parents[3])  # what holds vitslim
         return {"form": self.form, "library": self.library and str(self.library.resolve()), "package": package}
 

@@ -91,7 +91,7 @@ def _death(code: int, log: list[str]) -> str:
         return f"the builder was killed (SIGKILL), most often by the system for want of memory; {_LESS_MEMORY}; {last}"
     if code < 0:
         return (
-            f"the builder was taken down by {_signal_name(-code)}, a fault inside TensorRT; nothing was written. "
+            f"the builder was taken down by {_signal_name(-code)}, a crash inside TensorRT; nothing was written. "
             f"A plugin that does not fit does that (try --plugins off), or a driver that does not; {last}"
         )
     return f"the builder ended with exit code {code} and no answer; nothing was written; {last}"

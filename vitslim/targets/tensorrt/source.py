@@ -91,8 +91,8 @@ def precision_of(path: str | Path) -> Precision | None:
     Raises:
         CheckpointError: there is no such file, or it is not ONNX.
     """
-    told = metadata_in(read_header(path)).get("precision")
-    return next((one for one in get_args(Precision) if one == told), None)
+    stated = metadata_in(read_header(path)).get("precision")
+    return next((one for one in get_args(Precision) if one == stated), None)
 
 
 def write_source(source: Source, folder: Path) -> Path:
@@ -123,16 +123,16 @@ def module_of(graph: Any, node_name: str, operator: str) -> str | None:
         return module
     weights = {tensor.name for tensor in graph.initializer if "." in tensor.name}
     makers = {name: node for node in nodes for name in node.output}
-    waiting, seen = deque([start]), {id(start)}
-    while waiting:
-        node = waiting.popleft()
+    queue, seen = deque([start]), {id(start)}
+    while queue:
+        node = queue.popleft()
         for name in node.input:
             if name in weights:
                 return name.rpartition(".")[0]
             maker = makers.get(name)
             if maker is not None and id(maker) not in seen:
                 seen.add(id(maker))
-                waiting.append(maker)
+                queue.append(maker)
     return None
 
 

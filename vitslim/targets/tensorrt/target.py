@@ -43,8 +43,8 @@ class EngineTarget(Target):
         return [name for name in EngineOptions.model_fields if name not in ("flavor", "precision")]
 
     def default_precision(self, source: Path | None) -> Precision:
-        told = precision_of(source) if source is not None and source.suffix == ".onnx" else None
-        return told or self.precisions[0]
+        stated = precision_of(source) if source is not None and source.suffix == ".onnx" else None
+        return stated or self.precisions[0]
 
     def default_path(self, source: Path, precision: str, options: Mapping[str, Any]) -> Path:
         if source.suffix == ".onnx":

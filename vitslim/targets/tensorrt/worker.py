@@ -158,7 +158,7 @@ def _network_flags(api: Any, plugins: dict[str, Any] | None) -> int:
 
 def _config(api: Any, builder: Any, profiles: list[dict[str, Any]], request: dict[str, Any]) -> Any:
     config = builder.create_builder_config()
-    # Types, constants and the layers' ONNX nodes are told at this verbosity only.
+    # Types, constants and the layers' ONNX nodes are reported at this verbosity only.
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     for name in request["flags"]:
         if name not in api.BuilderFlag.__members__:
@@ -263,8 +263,8 @@ def _inspect(engine: Any, api: Any) -> list[Any] | None:
     if engine is None:
         return None
     inspector = engine.create_engine_inspector()
-    told: Any = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
-    return told.get("Layers")
+    reported: Any = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
+    return reported.get("Layers")
 
 
 if __name__ == "__main__":

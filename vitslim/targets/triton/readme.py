@@ -45,10 +45,10 @@ def readme(servable: Servable, written: TritonRepository) -> str:
 def _batching(servable: Servable, written: TritonRepository) -> str:
     if written.max_batch_size == 0:
         return f"* every request carries exactly {servable.batch.least} images: the file has this batch fixed"
-    aim = ", ".join(map(str, written.preferred_batch_sizes))
+    best = ", ".join(map(str, written.preferred_batch_sizes))
     return (
         f"* requests are gathered into batches of at most {written.max_batch_size} images"
-        f"{f', best {aim}, which the engine was tuned for' if aim else ''}; copies per device: {written.instances}"
+        f"{f', best {best}, which the engine was tuned for' if best else ''}; copies per device: {written.instances}"
     )
 
 
@@ -64,15 +64,15 @@ def _tensors(servable: Servable, written: TritonRepository) -> list[str]:
 
 
 def _images(servable: Servable) -> str:
-    told = servable.metadata
-    if "image_size" not in told:
+    metadata = servable.metadata
+    if "image_size" not in metadata:
         return "The file does not say how images are prepared; use what the model was trained with."
-    size = " × ".join(map(str, json.loads(told["image_size"])))
-    text = f"Images are resized ({told['interpolation']}, crop {told['crop_pct']}) to {size} pixels"
-    form = json.loads(told.get("input", "{}")).get("form", "normalized")
+    size = " × ".join(map(str, json.loads(metadata["image_size"])))
+    text = f"Images are resized ({metadata['interpolation']}, crop {metadata['crop_pct']}) to {size} pixels"
+    form = json.loads(metadata.get("input", "{}")).get("form", "normalized")
     if form != "normalized":
         return f"{text} and given as bytes 0..255 ({form}); the file normalises them itself."
-    return f"{text}, scaled to 0..1, then normalised with mean {told['mean']} and deviation {told['std']}."
+    return f"{text}, scaled to 0..1, then normalised with mean {metadata['mean']} and deviation {metadata['std']}."
 
 
 def _client(written: TritonRepository) -> str:

@@ -30,7 +30,7 @@ _BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
 _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "UINT8": "UINT8", "INT64": "INT64", "INT32": "INT32"}
 _QUEUE_DELAY_US = 1000  # µs; a ViT's forward takes longer, so nobody waits noticeably for a fuller batch
-_TOLD = ("image_size", "mean", "std", "interpolation", "crop_pct", "precision", "input", "base_model", "methods")
+_STATED = ("image_size", "mean", "std", "interpolation", "crop_pct", "precision", "input", "base_model", "methods")
 
 
 def write_model_repository(
@@ -106,7 +106,7 @@ def model_config(servable: Servable, *, name: str, max_batch: int, instances: in
         "preferred_batch_size": _preferred(servable, max_batch),
         "max_queue_delay_microseconds": _QUEUE_DELAY_US,
     }
-    told = {key: servable.metadata[key] for key in _TOLD if key in servable.metadata}
+    stated = {key: servable.metadata[key] for key in _STATED if key in servable.metadata}
     return {
         "name": name,
         "backend": _BACKENDS[servable.backend],
@@ -123,7 +123,7 @@ def model_config(servable: Servable, *, name: str, max_batch: int, instances: in
             {"count": instances, "kind": Name("KIND_GPU" if servable.backend == "tensorrt" else "KIND_AUTO")}
         ],
         # Read by clients from the server: how images become the input.
-        "parameters": map_field(told),
+        "parameters": map_field(stated),
     }
 
 

@@ -13,7 +13,7 @@ class TritonRepository(Result):
         name: of the model in it.
         backend: Triton's name of it.
         max_batch_size: 0 where the file has a fixed batch, which Triton then does not manage.
-        preferred_batch_sizes: what the dynamic batcher aims at; empty: as many as wait.
+        preferred_batch_sizes: what the dynamic batcher tries to reach; empty: as many as wait.
         instances: copies of the model per device.
         files: relative to ``repository``.
         plugin: the plugin library lies in the repository; ``None`` where the engine needs none.

@@ -1,9 +1,9 @@
 """As much of TensorRT's Python interface as the builder's process touches, for machines that cannot have TensorRT.
 
-Names, arguments and results are those of TensorRT 11. A plan is a JSON document of what the builder was told. Whether
+Names, arguments and results are those of TensorRT 11. A plan is a JSON document of what the builder was given. Whether
 it opens is decided by documented rules: a plugin must be registered, embedded or baked in, code inside must be allowed,
 and only engines built for it can be refitted. An engine that runs gives the mean of each image, from and to the
-addresses and shapes that its context was told.
+addresses and shapes that its context was given.
 """
 
 import ctypes

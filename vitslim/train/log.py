@@ -13,7 +13,7 @@ from vitslim.errors import MissingDependencyError
 LOG_FILE = "log.jsonl"
 
 
-class Journal:
+class RunLog:
     """Appends events to ``folder/log.jsonl``; without a folder it keeps silent."""
 
     def __init__(self, folder: Path | None, *, resumed_step: int | None = None, tensorboard: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The face of the package: its names, and that none of them costs anything before it is used."""
+"""The public API of the package: its names, and that none of them costs anything before it is used."""
 
 import inspect
 import subprocess
@@ -38,9 +38,9 @@ def test_the_help_of_the_command_imports_nothing_heavy() -> None:
     assert imported_by(statement) == set()
 
 
-@pytest.mark.parametrize("verb", ["convert", "bench"])
-def test_the_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
-    statement = f"from vitslim.cli.main import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit: pass"
+@pytest.mark.parametrize("command", ["convert", "bench"])
+def test_the_help_of_a_command_imports_nothing_heavy(command: str) -> None:
+    statement = f"from vitslim.cli.main import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass"
     assert imported_by(statement) == set()
 
 
@@ -71,7 +71,7 @@ def wrong_arguments(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("name", [name for name in vitslim.__all__ if name[0].islower()])
 def test_a_public_function_refuses_what_it_cannot_take_before_it_does_anything(name: str) -> None:
     given = wrong_arguments(name)
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as caught:
         getattr(vitslim, name)(**given)
     for argument in given:
-        assert argument in str(fault.value)
+        assert argument in str(caught.value)

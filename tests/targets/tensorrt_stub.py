@@ -18,7 +18,7 @@ from vitslim.targets.tensorrt import build, refit
 from vitslim.targets.tensorrt.process import COMMAND
 
 FAKE = Path(__file__).parent / "fake_tensorrt"
-TWIN_COMMAND = ["env", f"PYTHONPATH={FAKE}", *COMMAND]
+STUB_COMMAND = ["env", f"PYTHONPATH={FAKE}", *COMMAND]
 """The builder's own process, in which ``import tensorrt`` finds the stand-in."""
 
 

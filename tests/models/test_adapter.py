@@ -45,7 +45,7 @@ def slow_softmax(bound: BoundBlock, attention_input: Tensor, context: dict) -> t
     return (scores if bias is None else scores + bias).softmax(dim=-1), value
 
 
-def test_the_verbs_in_a_row_are_the_block(seen: DenseTrace) -> None:
+def test_the_functions_in_a_row_are_the_block(seen: DenseTrace) -> None:
     for (bound, tokens, context), expected in zip(steps(seen), seen.block_outputs, strict=True):
         z = bound.attend(bound.attention_input(tokens), context)
         assert torch.equal(bound.add_mlp(bound.add_attention(tokens, z)), expected)
@@ -86,7 +86,7 @@ def slow_class_row(bound: BoundBlock, attention_input: Tensor, context: dict) ->
     return scores.softmax(dim=-1)
 
 
-def test_dense_mixing_gives_the_same_z_when_class_attention_is_wanted(seen: DenseTrace) -> None:
+def test_dense_attention_gives_the_same_z_when_class_attention_is_wanted(seen: DenseTrace) -> None:
     attention = DenseAttention()
     for index, (bound, tokens, context) in enumerate(steps(seen)):
         stream = Stream(layout=seen.layout, context=context)
