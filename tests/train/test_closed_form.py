@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.plans.random_plans import formed_plans, random_plans
 from tests.variants import dense, images_for
 from vitslim.methods import convert
 from vitslim.models import trace
+from vitslim.plans import check
 from vitslim.train.closed_form import NormalEquations, fit_in_closed_form_
-from vitslim.trunk import Regression, trunk_of
+from vitslim.train.warm_start import dense_at_size_of
+from vitslim.trunk import Regression, at_plan_size, build, trunk_of
 
 FAMILIES = ["vit_layer_scale", "vit_post_norm", "vit_inner_norms", "eva_mixed_rotary", "eva_eva02", "eva_packed_swiglu"]
 FAMILIES += ["eva_grouped_queries", "beit_both_biases"]
@@ -137,3 +142,21 @@ def test_a_conversion_without_anything_to_solve_for_is_left_as_it_is() -> None:
     student = convert(teacher, "skipat", layers=(2,), identity=True).eval()
     assert fit_in_closed_form_(student, teacher, batches(teacher, 1)) == {}
     assert trace(teacher, images_for(teacher)).logits.isfinite().all()
+
+
+def test_reuse_without_a_map_has_nothing_to_fit_where_some_tokens_are_inactive() -> None:
+    teacher = dense("vit_plain")
+    student = convert(convert(teacher, "skipat", layers=(3,), identity=True), "evo_vit").eval()
+    assert fit_in_closed_form_(student, teacher, batches(teacher)) == {}
+
+
+@settings(max_examples=40)
+@given(name=st.sampled_from(["vit_plain", "vit_no_class_token", "eva_eva02"]), data=st.data())
+def test_every_plan_that_can_be_built_has_a_closed_form_start(name: str, data: st.DataObject) -> None:
+    plan = data.draw(random_plans(formed_plans(name)))
+    assume(not check(plan))
+    teacher = dense(name)
+    student = build(plan, teacher).eval()
+    images = [at_plan_size(student, one) for one in batches(teacher, count=1, size=4)]
+    fit_in_closed_form_(student, dense_at_size_of(student, teacher), images)
+    assert all(parameter.isfinite().all() for parameter in student.parameters())

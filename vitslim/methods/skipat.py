@@ -258,11 +258,12 @@ class ReuseAttention(Attention):
         return torch.stack(losses).sum() if losses else None
 
     def regressions(self, batch: FitBatch) -> list[Regression]:
-        state, source, target = batch.stream.token_state, batch.stream.z, None
+        state, source = batch.stream.token_state, batch.stream.z
         assert source is not None
-        if state is not None:
+        if state is None or self.phi is None:
+            target = batch.target_z()
+        else:  # Φ reads the patches in their grid, all of them; the prefix stands in front in any order
             source, target = state.whole_z(source), batch.natural_z()
-        target = batch.target_z() if target is None else target
         prefix, grid = batch.stream.layout.prefix, batch.stream.layout.grid
         problems: list[Regression] = []
         if self.phi is not None:

@@ -70,7 +70,7 @@ def warm_start(
     if any(errors):
         raise ConfigError("; ".join(error for error in errors if error is not None))
     student.eval()
-    teacher = _at_size_of(student, teacher.eval())
+    teacher = dense_at_size_of(student, teacher.eval())
     device = next(student.parameters()).device
     precision = resolve_precision(config.precision, device)
     batches = list(islice(loader, MEASURED_BATCHES))
@@ -154,7 +154,7 @@ def _trunk_to_fit(student: nn.Module) -> Trunk:
     return trunk_of(student)
 
 
-def _at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
+def dense_at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
     """The dense model at a student's image size, where that is another: a copy, whose blocks are imitated."""
     plan = trunk_of(student).model_plan
     if plan.image_size == plan.model.image_size:
