@@ -57,19 +57,44 @@ def heat_map(title: str, matrix: Matrix, marked: Sequence[int], note: str) -> Pi
     return draw(title, paint, height=3.2, width=3.7, description=words, note=note)
 
 
-def block_bars(title: str, values: Sequence[float | None], marked: Sequence[int], name: str, note: str) -> Picture:
-    """A bar per block; ``marked`` blocks stand on a band."""
+def block_bars(
+    title: str,
+    series: Mapping[str, Sequence[float | None]],
+    marked: Sequence[int],
+    name: str,
+    note: str,
+    *,
+    above: Mapping[int, str] | None = None,
+    highest: float = 0.0,
+) -> Picture:
+    """A bar per block and series; ``marked`` blocks stand on a band, and ``above`` some bars stands a word.
+
+    Args:
+        highest: that the axis reaches at least.
+    """
+    known = {
+        one: {block: value for block, value in enumerate(values) if value is not None and drawable(value)}
+        for one, values in series.items()
+    }
+    found = [value for bars in known.values() for value in bars.values()]
+    width = 0.7 / len(series)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        known = [(block, value) for block, value in enumerate(values) if value is not None and drawable(value)]
-        axes.bar([block for block, _ in known], [value for _, value in known], width=0.7, color=look.FIRST)
-        axes.set_ylim(min([0.0, *(value for _, value in known)]), max([1.0, *(value for _, value in known)]))
+        for number, ((one, bars), colour) in enumerate(zip(known.items(), _SERIES, strict=False)):
+            places = [block + width * (number - (len(series) - 1) / 2) for block in bars]
+            axes.bar(places, list(bars.values()), width=width, color=colour, label=one)
+        for block, words in (above or {}).items():
+            height = max((bars[block] for bars in known.values() if block in bars), default=0.0)
+            axes.annotate(words, (block, height), (0, 2), textcoords="offset points", ha="center", fontsize=look.SMALL)
+        top = max([highest, *found]) or 1.0
+        axes.set_ylim(min([0.0, *found]), 1.12 * top if above else top)
         axes.set_ylabel(name)
-        _finish_blocks(axes, len(values), marked)
+        _finish_blocks(axes, max(map(len, series.values())), marked)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=2)
 
-    words = f"{name} per block: {', '.join(map(fixed, values))}"
-    return draw(title, paint, height=2.5, description=words, note=note)
+    return draw(title, paint, height=2.7, description=_block_words(name, series), note=note)
 
 
 def block_dots(
@@ -101,10 +126,11 @@ def block_dots(
         _finish_blocks(axes, depth, marked)
         figure.legend(loc="outside upper left", ncols=2)
 
-    words = f"{name} per block; " + "; ".join(
-        f"{one}: {', '.join(map(fixed, values))}" for one, values in series.items()
-    )
-    return draw(title, paint, height=2.7, description=words, note=note)
+    return draw(title, paint, height=2.7, description=_block_words(name, series), note=note)
+
+
+def _block_words(name: str, series: Mapping[str, Sequence[float | None]]) -> str:
+    return f"{name} per block; " + "; ".join(f"{one}: {', '.join(map(fixed, all_))}" for one, all_ in series.items())
 
 
 def step_curve(title: str, name: str, steps: Sequence[int], values: Sequence[float | None]) -> Picture | None:
