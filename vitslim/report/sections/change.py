@@ -28,15 +28,12 @@ def change(parts: ReportParts) -> list[Piece]:
 
 
 def choice_words(choice: Choice) -> str:
-    """What the analysis recommended for an option, what was used, and why."""
-    used = _option(choice, choice.used)
-    if choice.recommended is None:
-        words = f"used {used}"
-    elif choice.recommended == choice.used:
-        words = f"used {used} as recommended"
-    else:
-        words = f"recommended {_option(choice, choice.recommended)}, used {used}"
-    return f"{words}, because {choice.reason}"
+    """What the analysis recommended for an option, what was used, and why where they differ."""
+    used = f"used {_option(choice, choice.used)}"
+    if choice.recommended == choice.used:
+        return f"{used} as recommended"
+    recommended = "" if choice.recommended is None else f"recommended {_option(choice, choice.recommended)}, "
+    return f"{recommended}{used}, because {choice.reason}"
 
 
 def _option(choice: Choice, value: OptionValue) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from vitslim.analysis import AnalysisReport
 from vitslim.files import write_text
@@ -20,6 +21,7 @@ _MAPS = (
     ("block", "Block output", "the tokens that leave the block"),
 )
 _WIDTHS = (("MLP", "mlp", "mlp_importance"), ("Heads", "attention", "heads_importance"))
+_CAP = 4  # medians
 _KINDS = {"identity": "previous output as it is", "linear": "linear map of it"}
 
 
@@ -87,8 +89,11 @@ def _influence(found: AnalysisReport) -> Picture:
         "Block influence: 1 minus the mean cosine between a token before and after. Above: the order to drop blocks in."
     )
     order = {block: _ordinal(place) for place, block in enumerate(found.drop_order, start=1)}
+    cap = _CAP * median(found.block_influence)  # the first block turns tokens so far that the others would vanish
     title = "Droppable, together with those before"
-    return block_bars(title, {"influence": found.block_influence}, found.drop_order, "influence", note, above=order)
+    return block_bars(
+        title, {"influence": found.block_influence}, found.drop_order, "influence", note, above=order, cap=cap
+    )
 
 
 def _ordinal(place: int) -> str:
@@ -143,7 +148,7 @@ def analysis_table(found: AnalysisReport) -> Table:
         ]
         for layer, name in enumerate(found.layers)
     ]
-    header = ["Block", "Reuse", "CKA of Z with the block before", "Linear R²"]
+    header = ["Block", "Reuse", "CKA with block before", "Linear R²"]
     if found.output_measure == "kl":
         header += ["Identity: KL", "Identity: same class", "Linear: KL", "Linear: same class"]
         measure = "KL in nats against the dense model's output"
