@@ -102,9 +102,8 @@ def test_a_run_says_first_what_it_will_do_and_then_what_it_chose(tmp_path: Path,
     assert "32 × 32 px, bicubic" in header["input"]
     assert "hflip 0.5, shift 0.06 (off: --set data.augment.hflip=0 --set data.augment.shift=0" in header["augment"]
     assert "warm start 2 steps of 16 images; distillation 2 steps of 16 images" in header["budget"]
-    said = next(line for line in lines if line.startswith("skipat.layers: recommended blocks "))
-    assert ", used blocks " in said
-    assert said.endswith(", because the analysis recommends them")
+    said = next(line for line in lines if line.startswith("skipat.layers: used block"))
+    assert said.endswith(" as recommended")
     dry = vitslim("convert", BUILTIN, "--method", "skipat", "--out", tmp_path / "no", *TINY, *words, "--dry-run")
     assert dry.err.splitlines()[:6] == lines[:6]
     assert dry.document["choices"][0]["recommended"] is None

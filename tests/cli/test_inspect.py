@@ -205,7 +205,10 @@ def test_an_analysis_is_written_and_printed(dense: Path, tmp_path: Path, vitslim
     assert (tmp_path / "an" / "analysis.json").is_file()
     assert list((tmp_path / "an" / "plots").glob("*.svg"))
     table = vitslim("analyze", dense, *words, "--overwrite")
-    assert "recommended to reuse" in table.out
+    assert "recommended" in table.out
+    assert f"{found['block_influence'][0]:.3f}" in table.out
+    assert "Attention to reuse: " in table.err
+    assert f"Blocks to drop: {', then '.join(map(str, found['drop_order']))}; " in table.err
     assert vitslim("analyze", dense, *words).error.startswith(f"output folder {tmp_path}/an is not empty")
 
 

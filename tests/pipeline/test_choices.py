@@ -86,9 +86,24 @@ def test_without_an_analysis_the_usual_blocks_are_used() -> None:
     _, choices = convert_all(recipe(SKIPAT, {"method": "evo_vit"}, {"method": "sret"}), dense())
     assert [(one.method, one.recommended, one.used) for one in choices] == [
         ("skipat", None, [3, 4, 5, 6, 7, 8]),
-        ("sret", None, list(range(1, 11))),
+        ("sret", None, [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]),
     ]
     assert choices[0].reason == "they are the usual ones, and no analysis was made"
+
+
+def test_widths_that_differ_from_the_recommended_are_told_apart_though_they_change_the_same_blocks() -> None:
+    found = report([2], [2, 1, 3], depth=4).model_copy(update={"mlp_importance": [[4.0, 3.0], [2.0, 1.0]] * 2})
+    for options, used, reason in (
+        ({}, [192, 96, 192, 96], "the analysis recommends them"),
+        ({"widths": "even"}, [144] * 4, "widths=even asks for them"),
+        ({"widths": [8, 16, 24, 192]}, [8, 16, 24, 192], "the options name them"),
+    ):
+        (choice,) = chosen(found, {"method": "mlp", "keep": 0.75, **options})
+        assert (choice.recommended, choice.used, choice.reason) == ([192, 96, 192, 96], used, reason)
+
+
+def test_a_linear_mlp_leaves_nothing_to_the_analysis_of_its_recipe() -> None:
+    assert check(recipe({"method": "mlp", "form": "linear", "layers": [1]})).choices == []
 
 
 def test_an_analysis_that_recommends_nothing_is_not_answered_with_the_papers_blocks() -> None:

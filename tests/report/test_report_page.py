@@ -36,8 +36,8 @@ def test_every_section_of_a_whole_run_has_its_figures(folder: Path) -> None:
     ids = {attributes.get("id") for tag, attributes in read(page).tags if tag == "section"}
     assert ids == {"redundancy", "change", "training", "accuracy", "speed", "parity", "environment", "reproduce"}
     assert "Not measured: run" not in words(page)
-    # three heat maps, R², replacement, the plan, two losses, speed, work
-    assert page.count("<svg") == 10
+    # three heat maps, R², replacement, influence, widths, the plan, two losses, speed, work
+    assert page.count("<svg") == 12
 
 
 def test_numbers_on_the_page_are_those_of_the_files(folder: Path) -> None:
@@ -165,7 +165,8 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> N
     assert analysis is not None
     once, again = (write_plots(analysis, tmp_path / name) for name in ("once", "again"))
     assert [path.name for path in once] == [
-        *("cka_z.svg", "cka_cls_attention.svg", "cka_block.svg", "linear_r2.svg", "replacement.svg")
+        *("cka_z.svg", "cka_cls_attention.svg", "cka_block.svg"),
+        *("linear_r2.svg", "replacement.svg", "influence.svg", "widths.svg"),
     ]
     assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
     assert all(ElementTree.fromstring(path.read_text()).tag.endswith("svg") for path in once)
@@ -222,12 +223,16 @@ def test_the_title_says_what_was_made_of_which_model(folder: Path) -> None:
 
 def test_what_was_recommended_and_what_was_used_is_one_sentence(folder: Path) -> None:
     for entry, sentence in (
-        ({"recommended": [2, 3], "used": [1], "reason": "given"}, "recommended blocks 2–3, used block 1: given."),
-        ({"recommended": [2, 3], "used": [2, 3], "reason": ""}, "used blocks 2–3 as recommended."),
-        ({"recommended": None, "used": [2, 3], "reason": "the paper's"}, "used blocks 2–3: the paper's."),
+        ({"recommended": [2, 3], "used": [1]}, "layers: recommended blocks 2–3, used block 1, because why."),
+        ({"recommended": [2, 3], "used": [2, 3]}, "layers: used blocks 2–3 as recommended."),
+        ({"recommended": None, "used": [2, 3]}, "layers: used blocks 2–3, because why."),
+        # widths are no numbers of blocks: neither sorted nor drawn together
+        ({"option": "widths", "used": [3, 2, 1]}, "widths: used widths 3, 2, 1, because why."),
+        ({"used": [8, 8, 8, 8, 4]}, "widths: used widths 8 ×4, 4, because why."),
+        ({"option": "groups", "used": [[1, 2], [3, 4]]}, "groups: used groups (1, 2), (3, 4), because why."),
     ):
-        change(folder / "choices.json", lambda found, entry=entry: found[0].update(entry))
-        assert f"skipat.layers: {sentence}" in words(shown(folder))
+        change(folder / "choices.json", lambda found, entry=entry: found[0].update(entry, reason="why"))
+        assert f"skipat.{sentence}" in words(shown(folder))
 
 
 def test_a_student_that_shares_weights_is_not_called_unchanged(tmp_path: Path) -> None:

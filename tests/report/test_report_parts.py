@@ -1,3 +1,5 @@
+import random
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ import pytest
 from tests.report.conftest import change
 from vitslim.errors import CheckpointError
 from vitslim.report import read_parts
+from vitslim.report.charts import shortest_ties, spread
 from vitslim.report.numbers import amount, block_list, half_width, plain
 from vitslim.report.parts import PART_FILES, STAGE_FILES
 from vitslim.report.training_log import TrainingLog
@@ -27,6 +30,7 @@ def test_a_truncated_file_and_one_of_another_form_are_refused_by_name(folder: Pa
     ("name", "edit", "message"),
     [
         ("analysis.json", lambda found: found["cka"]["z"].pop(), r"cka\.z is not 4×4"),
+        ("analysis.json", lambda found: found["block_influence"].pop(), "block_influence has 3 entries for 4 layers"),
         ("metrics.json", lambda found: found["student"].update(images=-1), "images"),
         ("metrics.json", lambda found: found["student"].update(images=10**400), "is no count or size"),
         ("metrics.json", lambda found: found["student"].update(agreement=1.5), "agreement"),
@@ -72,6 +76,21 @@ def test_a_diverged_loss_is_read_whether_number_or_text(folder: Path) -> None:
     path = folder / "train" / "log.jsonl"
     path.write_text('{"stage": "own", "step": 1, "loss": NaN}\n{"step": 2, "loss": "inf"}\n')
     assert [str(line.loss) for line in log_of(folder).of("own", "train")] == ["nan", "inf"]
+
+
+def test_the_lines_from_names_to_their_points_do_not_cross() -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        places = [(draw.random(), draw.random()) for _ in range(12)]
+        heights = spread(sorted((y for _, y in places), reverse=True), 0.08)
+        order = shortest_ties(places, heights)
+        assert sorted(order) == list(range(12))
+        ends = [(complex(*places[index]), complex(1.04, height)) for index, height in zip(order, heights, strict=True)]
+        for (a, b), (c, d) in combinations(ends, 2):
+            sides = [
+                ((q - p) * (r - p).conjugate()).imag > 0 for p, q, r in ((a, b, c), (a, b, d), (c, d, a), (c, d, b))
+            ]
+            assert sides[0] == sides[1] or sides[2] == sides[3]
 
 
 def test_numbers_are_written_with_their_units() -> None:

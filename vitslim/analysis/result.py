@@ -113,6 +113,7 @@ class AnalysisReport(Result):
         for name in Similarity.model_fields:
             if [len(row) for row in getattr(self.cka, name)] != [size] * size:
                 raise ValueError(f"cka.{name} is not {size}×{size}, one row and column per layer")
-        if len(self.linear_r2) != size:
-            raise ValueError(f"linear_r2 has {len(self.linear_r2)} entries for {size} layers")
+        for name in ("linear_r2", "block_influence", "mlp_importance", "heads_importance"):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {size} layers")
         return self

@@ -48,10 +48,11 @@ def say_outline(outline: Outline, section: str) -> None:
 
 
 def say_choices(choices: Iterable[Choice]) -> None:
-    """For every method that has a choice of blocks: what the analysis recommends, what is used, why."""
+    """For every method that leaves a choice to an analysis: what that recommends, what is used, why."""
+    from vitslim.report import choice_words
+
     for one in choices:
-        recommended = "" if one.recommended is None else f"recommended blocks {_spans(one.recommended)}, "
-        say(f"{one.method}.{one.option}: {recommended}used blocks {_spans(one.used)}, because {one.reason}")
+        say(f"{one.method}.{one.option}: {choice_words(one)}")
 
 
 def _images(images: ImageOutline) -> str:
@@ -89,14 +90,3 @@ def _length(budget: Budget) -> str:
         return f"{budget.stage} {budget.steps} {'step' if budget.steps == 1 else 'steps'} of {budget.batch_size} images"
     passes = "pass" if budget.epochs == 1 else "passes"
     return f"{budget.stage} {budget.epochs:g} {passes} over the images, {budget.batch_size} at a time"
-
-
-def _spans(blocks: list[int]) -> str:
-    """Runs as ``3-8``, single blocks as they are."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

@@ -188,10 +188,10 @@ def analyze(
     overwrite: options.OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Find what is redundant in a dense model: CKA, linear predictability, effect of replacing a layer."""
+    """Find what is redundant in a dense model: attention to reuse, blocks to drop, neurons and heads that matter."""
     from vitslim import pipeline
     from vitslim.files import check_output_folder, write_json
-    from vitslim.report import write_plots
+    from vitslim.report import analysis_table, recommendations, write_plots
 
     check_output_folder(out, overwrite=overwrite)
     wanted = options.images(data, setting, batch_size=batch_size)
@@ -220,13 +220,10 @@ def analyze(
         print_json(document)
         return
     say(f"wrote {out / 'analysis.json'} and {len(plots)} plots in {out / 'plots'}")
-    rows = [_layer_row(report, layer) for layer in range(len(report.layers))]
-    print_table(
-        f"{report.images} images; replacement on {report.replacement_images}",
-        ("layer", "R² from the one before", "KL with identity reuse", "KL with linear map", "recommended to reuse"),
-        rows,
-    )
-    say(f"\n{report.recommended.reason}")
+    table = analysis_table(report)
+    print_table(f"{report.images} images. {table.title}", table.header, table.cells[1:])
+    for what, words in recommendations(report).items():
+        say(f"\n{what}: {words}")
     for note in report.notes:
         say(f"note: {note}")
 
@@ -263,13 +260,6 @@ def doctor(json: options.JsonOption = False) -> None:
         for name, row in missing.items()
     ]
     print_table("what works here", ("for", "state", "to install"), rows)
-
-
-def _layer_row(report: Any, layer: int) -> tuple[str, ...]:
-    changes = {row.kind: row.size for row in report.replacement if row.layer == layer}
-    r2 = report.linear_r2[layer]
-    cells = [f"{value:.4f}" if value is not None else "-" for value in (changes.get("identity"), changes.get("linear"))]
-    return (str(layer), "-" if r2 is None else f"{r2:.3f}", *cells, "yes" if layer in report.recommended.layers else "")
 
 
 def _list_methods(json: bool) -> None:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError
-from vitslim.plans import Choice, ModelPlan, register_choice
+from vitslim.methods.choice import OptionValue
+from vitslim.plans import Choice, ModelPlan, changed_blocks, register_choice
 from vitslim.registry import Registry
 from vitslim.shapes import Config
 from vitslim.trunk import register_realiser
@@ -79,6 +80,7 @@ class Method:
             a ``ConfigError``; what the new plan cannot have, ``check`` finds.
         source: where the method comes from.
         advised: the option that an analysis decides where it is ``None``; ``None`` for a method that reads none.
+        chosen: the value of that option as the plans before and after the method show it.
         usual: the value of that option which asks for the usual, whatever an analysis says.
         neutral: options with which it leaves a dense plan as it is.
         example: options with which it changes a model of four blocks; support matrix and tests use it.
@@ -90,6 +92,7 @@ class Method:
     change: Change[Any]
     source: str
     advised: str | None = None
+    chosen: Callable[[ModelPlan, ModelPlan], OptionValue] = changed_blocks
     usual: str | None = None
     neutral: Mapping[str, Any] = field(default_factory=dict[str, Any])
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -23,7 +23,7 @@ from vitslim.methods.widths import (
     widths_of,
 )
 from vitslim.models import inputs_of
-from vitslim.plans import AttentionChoice, Cost, ModelPlan, Place, dense_attention_cost
+from vitslim.plans import AttentionChoice, Cost, ModelPlan, Place, dense_attention_cost, places
 from vitslim.trunk import Attention, BoundBlock, FitBatch, Regression, Site, Stream, attend_by_operands
 from vitslim.trunk.unit_effects import topk, unit_effects, unit_sums
 
@@ -160,6 +160,7 @@ class HeadsConfig(MethodConfig):
     source="ours: heads by their effect on the attention's output, least squares for the projection",
     modules={NarrowAttention: _fewer_heads},
     advised="widths",
+    chosen=lambda before, after: [at.block.heads for at in places(after)],
     usual="even",
     neutral={"keep": 1.0},
     example={"keep": 0.5},

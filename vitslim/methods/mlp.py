@@ -23,7 +23,7 @@ from vitslim.methods.widths import (
     steps_to_narrow,
     widths_of,
 )
-from vitslim.plans import Cost, MlpChoice, ModelPlan, Place, linear_cost
+from vitslim.plans import Cost, MlpChoice, ModelPlan, Place, linear_cost, places
 from vitslim.trunk import BoundBlock, FitBatch, MlpBranch, Regression, Site
 from vitslim.trunk.unit_effects import topk, unit_effects, unit_sums
 
@@ -148,6 +148,7 @@ class MlpConfig(MethodConfig):
     source="ours: neurons by variance, their mean folded into the bias, least squares for the rest",
     modules={NarrowMlp: _narrow_branch, LinearMlp: lambda choice, site: LinearBranch(stand_in_at(site))},
     advised="widths",
+    chosen=lambda before, after: [at.block.hidden for at in places(after)],
     usual="even",
     neutral={"keep": 1.0},
     example={"keep": 0.5},
@@ -157,7 +158,7 @@ def mlp(plan: ModelPlan, options: MlpConfig, evidence: Evidence | None) -> Model
     """The plan with narrower MLPs."""
     chosen = steps_to_narrow(plan, "mlp", "mlp", options.layers)
     if options.form == "linear":
-        if options.widths is not None:
+        if isinstance(options.widths, tuple):
             raise ConfigError(f"mlp.widths={options.widths}: a linear map has no neurons; leave widths out")
         return plan.with_steps({index: plan.steps[index].but(mlp=LinearMlp()) for index in chosen})
     blocks = [plan.steps[index].block for index in chosen]

@@ -126,6 +126,7 @@ def merge_residuals(model: nn.Module) -> nn.Module:
     source="Shen et al., ECCV 2022, arXiv 2111.05297; Bae et al., 2024, arXiv 2410.20672",
     modules={Shared: realise_shared, Sliced: realise_slices},
     advised="groups",
+    chosen=lambda before, after: [list(group) for group in _shared_groups(after)],
     usual="runs",
     neutral={"groups": ()},
     forms={"sliced": {"slices": (2, 4)}, "repeated": {"recursions": 2}},
@@ -172,6 +173,10 @@ def _groups(options: SretConfig, plan: ModelPlan, evidence: Evidence | None) -> 
     if options.groups == "runs" or evidence is None:
         return runs(middle, options.group_size)
     return alike_groups(require_evidence(evidence, "cka", "block"), middle, -(-len(middle) // options.group_size))
+
+
+def _shared_groups(plan: ModelPlan) -> list[tuple[int, ...]]:
+    return list(dict.fromkeys(step.weights.members for step in plan.steps if isinstance(step.weights, Shared)))
 
 
 def _check_groups(groups: Groups, plan: ModelPlan) -> None:

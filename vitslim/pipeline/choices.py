@@ -11,33 +11,16 @@ from torch import nn
 
 from vitslim.errors import ConfigError, VitslimError
 from vitslim.methods import Evidence, Method, MethodConfig, planned, read_method
+from vitslim.methods.choice import Choice, OptionValue
 from vitslim.models import describe
-from vitslim.plans import ModelPlan, changed_blocks, read_plan_file
+from vitslim.plans import ModelPlan, read_plan_file
 from vitslim.recipe import Recipe
-from vitslim.shapes import Result
 from vitslim.trunk import Conversion, build, is_converted, plan_of, trunk_of
 
 if TYPE_CHECKING:
     from vitslim.analysis import AnalysisReport
 
 CHOICES_FILE = "choices.json"
-
-
-class Choice(Result):
-    """Which blocks a method changes: one entry of choices.json.
-
-    Attributes:
-        option: of the method's config, decided by the analysis where it is left open.
-        recommended: by the analysis of the dense model, sorted; None without one, or where it has nothing to say.
-        used: sorted.
-        reason: why these are used, a sentence without its full stop.
-    """
-
-    method: str
-    option: str
-    recommended: list[int] | None
-    used: list[int]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,15 +61,14 @@ def plan_all(
         after = planned(method, config, plan, evidence, history)
         if method.advised is not None:
             recommended = None if advice is None else _recommended(method, config, plan, advice.found, history)
-            choices.append(
-                Choice(
-                    method=method.name,
-                    option=method.advised,
-                    recommended=recommended,
-                    used=changed_blocks(plan, after),
-                    reason=_reason(method, config, advice),
+            used = method.chosen(plan, after)
+            # Nothing of the sort is chosen where the method leaves it alone, as linear MLPs do the widths.
+            if used != method.chosen(plan, plan) or recommended not in (None, used):
+                reason = _reason(method, config, advice, followed=used == recommended)
+                choice = Choice(
+                    method=method.name, option=method.advised, recommended=recommended, used=used, reason=reason
                 )
-            )
+                choices.append(choice)
         plan = after
         history = (*history, Conversion(method.name, config.model_dump(mode="json", exclude_defaults=True)))
     return plan, history, choices
@@ -246,21 +228,21 @@ def _usual(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recommended(
     method: Method, config: MethodConfig, plan: ModelPlan, found: Evidence, history: tuple[Conversion, ...]
-) -> list[int] | None:
-    """The blocks that a method would change if everything were left to the analysis."""
+) -> OptionValue | None:
+    """The value of the option if it were left to the analysis."""
     assert method.advised is not None
     try:
         left_open = config.model_copy(update={method.advised: None})
-        return changed_blocks(plan, method.change(plan, left_open, found))
+        return method.chosen(plan, method.change(plan, left_open, found))
     except ConfigError:
         return None
 
 
-def _reason(method: Method, config: MethodConfig, advice: Advice | None) -> str:
-    given = getattr(config, str(method.advised))
-    if given not in (None, "auto"):
-        asks = given == method.usual
+def _reason(method: Method, config: MethodConfig, advice: Advice | None, *, followed: bool) -> str:
+    if not method.reads_analysis(config):
+        asks = getattr(config, str(method.advised)) == method.usual
         return f"{method.advised}={method.usual} asks for them" if asks else "the options name them"
     if advice is None:
         return "they are the usual ones, and no analysis was made"
-    return advice.reason
+    # What an analysis may not choose for one method is no reason for another, which follows it.
+    return Advice.reason if followed else advice.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from vitslim.analysis.result import Table as Matrix
@@ -13,7 +14,7 @@ from vitslim.bench.suite import Kind
 from vitslim.report import drawing as look
 from vitslim.report.content import TONES
 from vitslim.report.drawing import Picture, draw, drawable, label, plain_log
-from vitslim.report.numbers import fixed, times
+from vitslim.report.numbers import digits, fixed, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ _SERIES = (look.FIRST, look.SECOND)
 _TONE_COLOUR = {"good": look.GOOD, "bad": look.BAD, "even": look.SOFT}
 _LOG_FROM = 20  # a loss that falls further than this is unreadable on a linear axis
 _NAME_INCHES = 0.16  # from one name beside a scatter to the next
+_NAMES_AT = 1.04  # where they begin, in widths of the axes
 # Distinct with any colour vision; the shape says the same.
 _COLOUR: dict[Kind, str] = {"dense": look.INK, "method": look.FIRST, "pair": look.SECOND, "baseline": look.FOURTH}
 _SHAPE: dict[Kind, str] = {"dense": "D", "method": "o", "pair": "^", "baseline": "s"}
@@ -57,19 +59,48 @@ def heat_map(title: str, matrix: Matrix, marked: Sequence[int], note: str) -> Pi
     return draw(title, paint, height=3.2, width=3.7, description=words, note=note)
 
 
-def block_bars(title: str, values: Sequence[float | None], marked: Sequence[int], name: str, note: str) -> Picture:
-    """A bar per block; ``marked`` blocks stand on a band."""
+def block_bars(
+    title: str,
+    series: Mapping[str, Sequence[float | None]],
+    marked: Sequence[int],
+    name: str,
+    note: str,
+    *,
+    above: Mapping[int, str] | None = None,
+    highest: float = 0.0,
+    cap: float = math.inf,
+) -> Picture:
+    """A bar per block and series; ``marked`` blocks stand on a band, and ``above`` some bars stands a word.
+
+    Args:
+        highest: that the axis reaches at least.
+        cap: that it reaches at most; taller bars have their value written in them.
+    """
+    known = {
+        one: {block: value for block, value in enumerate(values) if value is not None and drawable(value)}
+        for one, values in series.items()
+    }
+    found = [value for bars in known.values() for value in bars.values()]
+    width = 0.7 / len(series)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        known = [(block, value) for block, value in enumerate(values) if value is not None and drawable(value)]
-        axes.bar([block for block, _ in known], [value for _, value in known], width=0.7, color=look.FIRST)
-        axes.set_ylim(min([0.0, *(value for _, value in known)]), max([1.0, *(value for _, value in known)]))
+        for number, ((one, bars), colour) in enumerate(zip(known.items(), _SERIES, strict=False)):
+            places = [block + width * (number - (len(series) - 1) / 2) for block in bars]
+            axes.bar(places, list(bars.values()), width=width, color=colour, label=one)
+        top = min(max([highest, *found]), cap) or 1.0
+        for block, words in (above or {}).items():
+            height = min(top, max((bars[block] for bars in known.values() if block in bars), default=0.0))
+            axes.annotate(words, (block, height), (0, 2), textcoords="offset points", ha="center", fontsize=look.SMALL)
+        for block, value in ((block, value) for bars in known.values() for block, value in bars.items() if value > top):
+            axes.text(block, top, digits(value, 2), rotation=90, ha="center", va="top", color=look.PAPER)
+        axes.set_ylim(min([0.0, *found]), 1.12 * top if above else top)
         axes.set_ylabel(name)
-        _finish_blocks(axes, len(values), marked)
+        _finish_blocks(axes, max(map(len, series.values())), marked)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=2)
 
-    words = f"{name} per block: {', '.join(map(fixed, values))}"
-    return draw(title, paint, height=2.5, description=words, note=note)
+    return draw(title, paint, height=2.7, description=_block_words(name, series), note=note)
 
 
 def block_dots(
@@ -101,10 +132,11 @@ def block_dots(
         _finish_blocks(axes, depth, marked)
         figure.legend(loc="outside upper left", ncols=2)
 
-    words = f"{name} per block; " + "; ".join(
-        f"{one}: {', '.join(map(fixed, values))}" for one, values in series.items()
-    )
-    return draw(title, paint, height=2.7, description=words, note=note)
+    return draw(title, paint, height=2.7, description=_block_words(name, series), note=note)
+
+
+def _block_words(name: str, series: Mapping[str, Sequence[float | None]]) -> str:
+    return f"{name} per block; " + "; ".join(f"{one}: {', '.join(map(fixed, all_))}" for one, all_ in series.items())
 
 
 def step_curve(title: str, name: str, steps: Sequence[int], values: Sequence[float | None]) -> Picture | None:
@@ -145,9 +177,9 @@ def speed_bars(title: str, rows: Mapping[str, BenchRow]) -> Picture | None:
         for place, row in enumerate(shown.values()):
             colour = _TONE_COLOUR[TONES[row.verdict or "even"]]
             axes.barh(place, row.speedup_vs_dense - 1, left=1, height=0.34, color=colour)
+            axes.plot([1, 1], [place - 0.22, place + 0.22], color=look.INK, linewidth=1.1)
             axes.plot([row.speedup_p10, row.speedup_p90], [place, place], color=look.INK, linewidth=1.1)
             _write_above(axes, place, f"{times(row.speedup_vs_dense)} {row.verdict}", colour)
-        axes.axvline(1, color=look.INK, linewidth=1.1)
         axes.margins(x=0.08)
         axes.set_xlabel("speed, dense baseline 1")
         axes.grid(axis="x")
@@ -255,28 +287,42 @@ def mark_kinds(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[Point], gap: float) -> None:
-    low, high = axes.get_ylim()
-    ordered = sorted(points, key=lambda point: (-point.y, -point.x))
-    heights = spread([(point.y - low) / (high - low) for point in ordered], gap)
-    for point, height in zip(ordered, heights, strict=True):
-        arrow = {
-            "arrowstyle": "-",
-            "color": look.SOFT,
-            "linewidth": 0.5,
-            "shrinkB": 4,
-            "relpos": (0, 0.5),
-        }
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    places = [((point.x - left) / (right - left), (point.y - low) / (high - low)) for point in points]
+    heights = spread(sorted((y for _, y in places), reverse=True), gap)
+    for index, height in zip(shortest_ties(places, heights), heights, strict=True):
         axes.annotate(
-            label(point.name),
-            (point.x, point.y),
-            (1.04, height),
+            label(points[index].name),
+            (points[index].x, points[index].y),
+            (_NAMES_AT, height),
             textcoords="axes fraction",
             fontsize=look.SMALL,
             va="center",
             annotation_clip=False,
-            arrowprops=arrow,
+            arrowprops={"arrowstyle": "-", "color": look.SOFT, "linewidth": 0.5, "shrinkB": 4, "relpos": (0, 0.5)},
             zorder=2,
         )
+
+
+def shortest_ties(places: Sequence[tuple[float, float]], heights: Sequence[float]) -> list[int]:
+    """Which of the places each height in the column beside them belongs to, so that no two lines to them cross."""
+
+    def length(index: int, height: float) -> float:
+        x, y = places[index]
+        return math.hypot(_NAMES_AT - x, y - height)
+
+    order = sorted(range(len(places)), key=lambda index: -places[index][1])
+    pairs = list(combinations(range(len(order)), 2))
+    is_shorter = True
+    while is_shorter:  # two lines that cross are longer than the same two uncrossed
+        is_shorter = False
+        for upper, lower in pairs:
+            one, other = order[upper], order[lower]
+            crossed = length(other, heights[upper]) + length(one, heights[lower])
+            if crossed < length(one, heights[upper]) + length(other, heights[lower]) - 1e-9:
+                order[upper], order[lower] = other, one
+                is_shorter = True
+    return order
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

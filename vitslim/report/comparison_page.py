@@ -1,6 +1,8 @@
 """The page that compares several students of one teacher."""
 
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vitslim.bench.ratios import VERDICT_RULE, is_across
@@ -21,6 +23,9 @@ from vitslim.report.sections.speed import (
     work_picture,
 )
 
+Columns = dict[str, Callable[[ComparisonRow], str | Cell]]
+_BESIDE = 2  # settings whose speeds stand in the table of all models
+
 
 def write_comparison(comparison: Comparison, path: str | Path) -> Path:
     """Write the page that compares several students to ``path``; ``read_comparison`` collects them from a folder."""
@@ -32,8 +37,7 @@ def render_comparison(comparison: Comparison) -> str:
     """The whole page as text."""
     sections = [
         Section("overview", "Overview", "All models in one table", _overview(comparison)),
-        Section("trade", "Trade-off", "Accuracy against speed", _trade_offs(comparison)),
-        Section("work", "Work", "Multiply-accumulates", _work(comparison)),
+        Section("trade", "Trade-off", "Accuracy, speed and work", _trade_offs(comparison)),
         Section("timings", "Timings", "All timings", _timings(comparison)),
     ]
     dense = sum(row.is_dense for row in comparison.rows)
@@ -46,35 +50,37 @@ def _count(number: int, what: str) -> str:
 
 
 def _overview(comparison: Comparison) -> list[Piece]:
-    header = ("Model", "Top-1", "±", "Against teacher", "Agreement with teacher", "Parameters", "MACs")
-    rows = [
-        [
-            row.model,
-            percent(row.top1),
-            ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
-            ABSENT if row.top1_vs_teacher is None else points(row.top1_vs_teacher),
-            percent(row.agreement),
-            amount(row.params),
-            amount(row.macs, "MAC"),
-        ]
-        for row in comparison.rows
-    ]
-    caption = "± is half of the 95 % interval that the number of images allows."
+    quality: Columns = {
+        "Top-1": lambda row: percent(row.top1),
+        "±": lambda row: ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
+        "Against teacher": lambda row: ABSENT if row.top1_vs_teacher is None else points(row.top1_vs_teacher),
+        "Agreement with teacher": lambda row: percent(row.agreement),
+        "Parameters": lambda row: amount(row.params),
+        "MACs": lambda row: amount(row.macs, "MAC"),
+    }
+    speed: Columns = {setting_name(setting): partial(_speed_cell, setting=setting) for setting in comparison.settings}
+    interval, ratios = "± is half of the 95 % interval that the number of images allows.", _speed_words(comparison)
+    if len(speed) <= _BESIDE:
+        tables = [_table(comparison, f"{interval} {ratios}".strip(), quality | speed)]
+    else:
+        tables = [_table(comparison, interval, quality), _table(comparison, ratios, speed)]
+    folders = " ".join(shlex.quote(row.model) for row in comparison.rows if not row.is_dense)
+    missing = [] if speed else [absent("Speed not measured", f"vitslim bench {folders} --out bench.json")]
     notes = [f"{row.model}: {row.note}" for row in comparison.rows if row.note]
-    return [Table(caption, header, rows), _speeds(comparison), Listing(notes, is_code=False)]
+    return [*tables, *missing, Listing(notes, is_code=False)]
 
 
-def _speeds(comparison: Comparison) -> Piece:
-    """Every model's ratios, one column per setting."""
-    settings = comparison.settings
-    if not settings:
-        folders = " ".join(shlex.quote(row.model) for row in comparison.rows if not row.is_dense)
-        return absent("Speed not measured", f"vitslim bench {folders} --out bench.json")
-    rows = [[row.model, *(_speed_cell(row, setting) for setting in settings)] for row in comparison.rows]
-    caption = "Speed: the ratio of median latencies against the dense model with fused attention in the same session."
-    has_second = any(is_across(one) for row in comparison.rows for one in row.speed)
-    second = " Below it, smaller: against dense in torch fp32 at the same batch." if has_second else ""
-    return Table(caption + second, ("Model", *map(setting_name, settings)), rows)
+def _table(comparison: Comparison, caption: str, columns: Columns) -> Table:
+    rows = [[row.model, *(cell(row) for cell in columns.values())] for row in comparison.rows]
+    return Table(caption, ("Model", *columns), rows)
+
+
+def _speed_words(comparison: Comparison) -> str:
+    timed = [one for row in comparison.rows for one in row.speed]
+    if not timed:
+        return ""
+    words = "Speed: the ratio of median latencies against the dense model with fused attention in the same session."
+    return words + (" Below it, smaller: against dense in torch fp32 at the same batch." * any(map(is_across, timed)))
 
 
 def _speed_cell(row: ComparisonRow, setting: Setting) -> str | Cell:
@@ -85,16 +91,21 @@ def _speed_cell(row: ComparisonRow, setting: Setting) -> str | Cell:
 
 
 def _trade_offs(comparison: Comparison) -> list[Piece]:
-    drawn = pictures(*(_trade_off(comparison, setting) for setting in comparison.settings))
-    if not drawn:
-        return [Note("Accuracy and speed were not both measured.", "absent")]
-    note = (
-        "Up and to the right is better. The dashed front joins the models that no other beats in both; left of the "
-        "line a model is slower than the dense one."
-    )
+    drawn = [_trade_off(comparison, setting) for setting in comparison.settings]
+    note = Note("Accuracy and speed were not both measured.", "absent")
+    if any(drawn):
+        note = Note(
+            "Up and to the right is better. The dashed front joins the models that no other beats in both; left of the "
+            "line a model is slower than the dense one.",
+            "note",
+        )
     left_out = [row.model for row in comparison.rows if not row.speed or row.top1 is None]
     missing = f"Not shown, accuracy or speed missing: {', '.join(left_out)}."
-    return [Note(note, "note"), *drawn, *([Note(missing, "absent")] if left_out else [])]
+    return [
+        note,
+        *pictures(*drawn, _work(comparison)),
+        *([Note(missing, "absent")] if any(drawn) and left_out else []),
+    ]
 
 
 def _trade_off(comparison: Comparison, setting: Setting) -> Picture | None:
@@ -112,12 +123,10 @@ def _trade_off(comparison: Comparison, setting: Setting) -> Picture | None:
     return trade_off(setting_name(setting), here)
 
 
-def _work(comparison: Comparison) -> list[Piece]:
+def _work(comparison: Comparison) -> Picture | None:
     counted = {row.model: row.macs for row in comparison.rows if row.macs}
-    if not counted:
-        return [absent("Not counted", "vitslim bench FOLDER")]
     dense = next((row.macs for row in comparison.rows if row.is_dense and row.macs), None)
-    return pictures(work_picture(counted, dense), columns="one")
+    return work_picture(counted, dense) if counted else None
 
 
 def _timings(comparison: Comparison) -> list[Piece]:

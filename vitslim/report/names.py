@@ -41,17 +41,18 @@ def conversion_sentence(config: SavedModel) -> str:
 def _option_words(options: dict[str, Any]) -> str:
     """The options that say something: those left open and those that are off are dropped."""
     given = {name: value for name, value in options.items() if value is not None and value is not False}
-    return ", ".join(name if value is True else f"{name} {_value(value)}" for name, value in given.items())
+    return ", ".join(name if value is True else f"{name} {option_value(name, value)}" for name, value in given.items())
 
 
-def _value(value: Any) -> str:
+def option_value(name: str, value: Any) -> str:
     """A long list with what repeats written once, ``1 ×4, 0.5 ×8``; numbers of blocks as runs."""
     if not isinstance(value, list | tuple):
         return plain(value)
     entries = cast("Sequence[Any]", value)
-    if entries and all(type(entry) is int for entry in entries) and len({*entries}) == len(entries):
+    are_blocks = name != "widths" and all(type(entry) is int for entry in entries)
+    if entries and are_blocks and list(entries) == sorted({*entries}):
         return block_list(list(entries))
     if len(entries) <= _LONG:
         return plain(list(entries))
-    counted = [(plain(entry), len(list(run))) for entry, run in groupby(entries)]
+    counted = [(plain([entry]), len(list(run))) for entry, run in groupby(entries)]
     return ", ".join(f"{entry} ×{count}" if count > 1 else entry for entry, count in counted)

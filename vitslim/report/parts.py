@@ -12,6 +12,7 @@ from vitslim.bench import BenchReport
 from vitslim.checkpoint import SavedModel
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json
+from vitslim.methods.choice import Choice
 from vitslim.report.names import conversion_sentence, title_of
 from vitslim.report.plan_rows import PlanRows, plan_rows
 from vitslim.report.training_log import TrainingLog, read_training_log
@@ -50,16 +51,6 @@ class Cost(_Document):
     macs: int
     dense_params: int
     dense_macs: int
-
-
-class Choice(_Document):
-    """One entry of choices.json: what an analysis recommended for an option, and what was used."""
-
-    method: str
-    option: str
-    recommended: Any = None
-    used: Any = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)

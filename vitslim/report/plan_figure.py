@@ -76,9 +76,15 @@ def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -
         return
     share = min(1.0, max(0.05, part.share))
     axes.bar(place, _HEIGHT * share, 0.8, bottom, color=_COLOUR.get(part.kind, INK))
-    if is_named and part.kind != "dense":
-        kept = f" {100 * part.share:.0f} %" if part.share < 1 else ""
-        _write(axes, place, bottom, part.kind + kept, PAPER if share > 0.7 else INK)
+    if not is_named or part.kind == "dense":
+        return
+    if part.share < 1:  # above the bar, or within where there is no room
+        is_above = share < 0.75
+        height = bottom + share + (0.04 if is_above else -0.04)
+        colour, side = (INK, "bottom") if is_above else (PAPER, "top")
+        axes.text(place, height, f"{100 * part.share:.0f} %", ha="center", va=side, color=colour, fontsize=SMALL)
+    else:
+        _write(axes, place, bottom, part.kind, PAPER)
 
 
 def _token_colour(part: Part) -> str:

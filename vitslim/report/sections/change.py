@@ -1,12 +1,13 @@
 """Section: what was changed, step by step."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
+from vitslim.methods.choice import Choice, OptionValue
 from vitslim.report.commands import command
 from vitslim.report.content import Note, Piece, Table, absent, pictures
-from vitslim.report.numbers import amount, block_list, plain
-from vitslim.report.parts import Choice, ReportParts
+from vitslim.report.names import option_value
+from vitslim.report.numbers import amount
+from vitslim.report.parts import ReportParts
 from vitslim.report.plan_figure import plan_picture
 from vitslim.report.plan_rows import PlanRow
 
@@ -19,31 +20,25 @@ def change(parts: ReportParts) -> list[Piece]:
             return [Note("Nothing: this is a dense model.")]
         return [absent("Not known, the folder has no plan", command(parts, "convert"))]
     return [
-        *map(_choice, parts.choices),
+        *(Note(f"{choice_words(one)}.", lead=f"{one.method}.{one.option}") for one in parts.choices),
         Note(_summary(plan.rows, plan.depth)),
         *pictures(plan_picture(plan), columns="one"),
         _table(plan.rows),
     ]
 
 
-def _choice(choice: Choice) -> Note:
-    """What the analysis recommended beside what was used."""
-    reason = f": {choice.reason.rstrip('.')}" if choice.reason else ""
-    used, recommended = _value(choice.used), _value(choice.recommended)
-    if choice.recommended is None:
-        words = f"used {used}{reason}."
-    elif choice.recommended == choice.used:
-        words = f"used {used} as recommended{reason}."
-    else:
-        words = f"recommended {recommended}, used {used}{reason}."
-    return Note(words, lead=f"{choice.method}.{choice.option}")
+def choice_words(choice: Choice) -> str:
+    """What the analysis recommended for an option, what was used, and why where they differ."""
+    used = f"used {_option(choice, choice.used)}"
+    if choice.recommended == choice.used:
+        return f"{used} as recommended"
+    recommended = "" if choice.recommended is None else f"recommended {_option(choice, choice.recommended)}, "
+    return f"{recommended}{used}, because {choice.reason}"
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list) and value and all(type(entry) is int for entry in cast("list[Any]", value)):
-        blocks = cast("list[int]", value)
-        return f"block{'' if len(blocks) == 1 else 's'} {block_list(blocks)}"
-    return "nothing" if value is None else plain(value)
+def _option(choice: Choice, value: OptionValue) -> str:
+    name = "block" if choice.option == "layers" and len(value) == 1 else choice.option.replace("layers", "blocks")
+    return f"{name} {option_value(choice.option, value)}"
 
 
 def _summary(rows: Sequence[PlanRow], depth: int) -> str:

@@ -56,18 +56,19 @@ def ratio_cell(row: BenchRow, below: str = "") -> Cell:
     """A speed ratio with its verdict in words and colour, since colour alone is not seen by all."""
     if row.verdict is None:
         return Cell("baseline" if row.speedup_vs_dense == 1 else times(row.speedup_vs_dense), below=below)
-    where = ", at another resolution" if row.other_image_size else ""
-    return Cell(f"{times(row.speedup_vs_dense)} {row.verdict}{where}", TONES[row.verdict], below)
+    notes = [*(["at another resolution"] if row.other_image_size else []), *([below] if below else [])]
+    return Cell(f"{times(row.speedup_vs_dense)} {row.verdict}", TONES[row.verdict], "; ".join(notes))
 
 
 def bench_table(bench: BenchReport) -> Table:
     """All timings, grouped by setting."""
     across = any(map(is_across, bench.rows))
+    settings = list(dict.fromkeys(map(setting_of, bench.rows)))
     has_memory = any(row.peak_memory_mib is not None for row in bench.rows)
     rows = [
         [
-            setting_name(setting_of(row)),
             row.model,
+            *([setting_name(setting)] if len(settings) > 1 else []),
             ratio_cell(row),
             f"{fixed(row.speedup_p10)}–{fixed(row.speedup_p90)}",
             *([times(row.speedup_vs_dense_torch)] if across else []),
@@ -79,14 +80,24 @@ def bench_table(bench: BenchReport) -> Table:
             amount(row.macs, "MAC"),
             *([fixed(row.peak_memory_mib, 0)] if has_memory else []),
         ]
-        for setting in dict.fromkeys(map(setting_of, bench.rows))
+        for setting in settings
         for row in bench.rows
         if setting_of(row) == setting
     ]
-    header = ["Setting", "Model", "Against dense", "p10–p90", *(["Against dense in torch"] if across else [])]
+    header = [
+        "Model",
+        *(["Setting"] if len(settings) > 1 else []),
+        "Against dense",
+        "p10–p90",
+        *(["Against dense in torch"] if across else []),
+    ]
     header += ["p50, ms", "p90, ms", "p99, ms", "Images per second", "Parameters", "Work per image"]
-    caption = "Latency of one batch. Ratios compare medians of the same setting and run; p10–p90 is their spread."
-    return Table(caption, [*header, *(["Peak memory, MiB"] if has_memory else [])], rows, words=2)
+    where = "" if len(settings) > 1 else f" in {setting_name(settings[0])}"
+    caption = (
+        f"Latency of one batch{where}. Ratios compare medians of the same setting and run; p10–p90 is their spread."
+    )
+    header += ["Peak memory, MiB"] if has_memory else []
+    return Table(caption, header, rows, words=2 if len(settings) > 1 else 1)
 
 
 def bench_remarks(bench: BenchReport) -> list[Piece]:
