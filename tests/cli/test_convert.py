@@ -186,11 +186,24 @@ def test_every_error_of_a_plan_edited_by_hand_is_in_one_line_and_nothing_is_writ
     plan["steps"][0]["attention"] = plan["steps"][1]["attention"]
     plan["steps"][2]["mlp"] = {"kind": "narow", "neurons": 96}
     plan["steps"][3]["mlp"] = {"kind": "narrow", "neurons": -1}
+    plan["steps"][3]["block"] = 12
+    plan["steps"][1]["tokens"] = {"kind": "merge", "keep": 0.5}
+    plan["steps"][2]["tokens"] = {"kind": "merge", "keep": 0.75}
+    plan["steps"][1]["weights"] = {"kind": "shared", "members": [1, 7], "home": 1}
+    plan["format_version"] = 9
     write_json(tmp_path / "plan.json", plan)
     outcome = vitslim("convert", BUILTIN, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", *TINY)
     assert outcome.code == 2
     assert outcome.error.startswith(f"{tmp_path / 'plan.json'}: ")
-    for message in ("step 0", "'narow'; did you mean 'narrow'?", "neurons=-1: "):
+    for message in (
+        "step 0",
+        "'narow'; did you mean 'narrow'?",
+        "neurons=-1: ",
+        "step 3: block 12 does not exist; choose from 0..3",
+        "they only become fewer",
+        "step 1: members [7] do not exist; choose from 0..3",
+        "format_version=9: this vitslim reads 1",
+    ):
         assert message in outcome.error
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 """list, inspect, analyze, doctor."""
 
+import json
 import re
 import sys
 from importlib.util import find_spec
@@ -12,10 +13,12 @@ from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
 from vitslim import checkpoint
 from vitslim.cli.inspect import _OPTIONAL
+from vitslim.errors import ConfigError
 from vitslim.methods import read_method
 from vitslim.names import ALIASES, METHOD_NAMES
+from vitslim.opening import open_shape
 from vitslim.plain_yaml import read_yaml
-from vitslim.plans import plan_json
+from vitslim.plans import cost, plan_json
 from vitslim.targets import list_targets
 from vitslim.trunk import plan_of
 
@@ -151,7 +154,7 @@ def test_the_tables_have_no_blank_header_and_no_trailing_blanks(student: Path, v
     outcome = vitslim("inspect", student)
     lines = outcome.out.splitlines()
     (header,) = (line for line in lines if line.startswith("step "))
-    assert header.endswith("MACs (M)  parameters (k)")
+    assert header.endswith("MACs (M)  parameters (k)  activations (k)")
     assert lines[1].endswith("student  (VisionTransformer)")
     assert re.match(r"parameters +0\.1", lines[2])
     assert all(line == line.rstrip() for line in lines)
@@ -181,6 +184,50 @@ def test_what_cannot_be_inspected_says_why(words: list[str], message: str, vitsl
     outcome = vitslim("inspect", *words)
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_what_a_method_would_make_is_told_from_its_plan(tmp_path: Path, vitslim: Command, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["vitslim.trunk.build"], "_trunk", None)  # nothing is built
+    words = ("inspect", "deit_small", "--method", "depth", "--method", "skipat", "--set", "depth.keep=8")
+    words = (*words, "-O", "skipat.layers=2", "--json")
+    found = vitslim(*words).document
+    dense = cost(plan_of(open_shape("deit_small")))
+    assert found["dense"] == {"params": dense.parameters, "macs": dense.macs, "activations": dense.activations}
+    assert len(found["steps"]) == found["depth"] == 8
+    assert found["steps"][2]["attention"].startswith("reuse")
+    assert found["macs"] < 0.67 * dense.macs
+    assert found["activations"] == max(step["activations"] for step in found["steps"])
+    assert [entry["method"] for entry in found["conversions"]] == ["depth", "skipat"]
+    assert found["choices"][-1]["reason"] == "the options name them"
+    # The same plan again, as a file, and from Python.
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(found["plan"]))
+    again = vitslim("inspect", "deit_small", "--plan", plan)
+    share = f"{100 * found['macs'] / dense.macs:.1f} % of dense"
+    assert re.search(rf"\nMACs +{found['macs'] / 1e9:.3f} G at 224 × 224, {share}\n", again.out)
+    assert package.inspect("deit_small", plan=plan).model_dump(mode="json")["steps"] == found["steps"]
+
+
+def test_python_says_of_a_method_what_the_command_says(vitslim: Command) -> None:
+    said = vitslim("inspect", "deit_tiny", "--method", "skipat", "--json")
+    assert "because they are the usual ones, and no analysis was made" in said.err
+    for found in (package.inspect("deit_tiny", "skipat"), package.inspect("deit_tiny", package.SkipAtConfig())):
+        assert found.model_dump(mode="json") == said.document
+    with pytest.raises(ConfigError, match="belong to a method"):
+        package.inspect("deit_tiny", keep=8)
+
+
+def test_a_plan_that_is_refused_is_told_with_every_reason(student: Path, tmp_path: Path, vitslim: Command) -> None:
+    given = [("--method", "skipat", "--set", "layers=0"), ("--method", "merge", "-O", "r=90")]
+    for words, reason in zip(given, ("block 0 has no earlier attention", "give at most"), strict=True):
+        outcome = vitslim("inspect", "deit_tiny", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert reason in outcome.error
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(plan_json(plan_of(checkpoint.load(student)))))
+    outcome = vitslim("inspect", "deit_tiny", "--plan", plan)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "the plan is for another model" in outcome.error
 
 
 def test_a_saved_student_keeps_its_size(student: Path, vitslim: Command) -> None:

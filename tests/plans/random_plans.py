@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-
-from hypothesis import strategies as st
+from random import Random
 
 from tests.variants import dense
 from vitslim.errors import ConfigError
 from vitslim.methods import planned, read_options
 from vitslim.methods.support import method_forms
-from vitslim.plans import Choice, ModelPlan, StepPlan
+from vitslim.plans import Choice, ModelPlan, StepPlan, check
 from vitslim.trunk import plan_of
 
 AXES = ("attention", "tokens", "mlp", "weights")
@@ -29,21 +29,29 @@ def formed_plans(name: str) -> list[ModelPlan]:
     return plans
 
 
-@st.composite
-def random_plans(draw: st.DrawFn, plans: list[ModelPlan]) -> ModelPlan:
-    """Any mixture of what the methods make: steps left out, each axis from another method, another image size."""
-    base = draw(st.sampled_from(plans))
-    changed: list[StepPlan] = []
-    for step in base.steps:
-        if draw(st.integers(0, 7)) == 0:
-            continue
-        choices: dict[str, Choice] = {}
-        for axis in AXES:
-            if draw(st.booleans()):
-                other = draw(st.sampled_from(plans))
-                found = [one for one in other.steps if one.block == step.block]
-                if found:
-                    choices[axis] = getattr(found[0], axis)
-        changed.append(step.but(**choices))
-    size = draw(st.sampled_from([plan.image_size for plan in plans]))
-    return base.model_copy(update={"steps": tuple(changed), "image_size": size})
+def random_plan(name: str, seed: int, *, refused: bool = False) -> ModelPlan:
+    """A plan for a variant which the checks accept or refuse.
+
+    Drawn from a seed: choice by choice, hypothesis prefers the first methods, and the same one on all axes.
+    """
+    return next(plan for plan in mixtures(formed_plans(name), Random(seed)) if bool(check(plan)) == refused)
+
+
+def mixtures(plans: list[ModelPlan], random: Random) -> Iterator[ModelPlan]:
+    """Without end what the methods make, mixed: steps left out, each axis from another method, another image size."""
+    while True:
+        base = random.choice(plans)
+        changed: list[StepPlan] = []
+        for step in base.steps:
+            if random.random() < 0.1:
+                continue
+            choices: dict[str, Choice] = {}
+            for axis in AXES:
+                if random.random() < 0.3:
+                    other = random.choice(plans)
+                    found = [one for one in other.steps if one.block == step.block]
+                    if found:
+                        choices[axis] = getattr(found[0], axis)
+            changed.append(step.but(**choices))
+        size = random.choice(plans).image_size
+        yield base.model_copy(update={"steps": tuple(changed), "image_size": size})

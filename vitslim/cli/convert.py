@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitslim.cli import complete, options
+from vitslim.cli import options
 from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.inspect import print_plan
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
@@ -35,13 +35,8 @@ def register(app: typer.Typer) -> None:
 def convert(
     model: options.ModelArgument,
     out: options.OutOption,
-    method: Annotated[
-        list[str] | None,
-        typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="a plan.json, in place of methods or before them", show_default=False)
-    ] = None,
+    method: options.MethodsOption = None,
+    plan: options.PlanOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-O", metavar="[METHOD.]KEY=VALUE", help="an option of a method, as layers=3-8"),

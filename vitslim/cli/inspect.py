@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitslim.cli import complete, options
+from vitslim.cli.header import say_choices
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import ConfigError
 from vitslim.names import ALIASES, check_method, did_you_mean
 
 if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
+    from vitslim.pipeline.inspecting import Inspection
     from vitslim.plans import ModelPlan
 
 _OPTIONAL = {
@@ -73,31 +75,64 @@ def inspect(
     img_size: options.ImageSizeOption = None,
     num_classes: options.ClassesOption = None,
     model_arg: options.ModelArgOption = None,
+    method: options.MethodsOption = None,
+    plan: options.PlanOption = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", "--option", "-O", metavar="[METHOD.]KEY=VALUE", help="an option of a method, as keep=8"),
+    ] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """What a model is and costs, how it wants its images, which methods can convert it. Nothing is downloaded."""
-    found, plan = _describe(model, weights, img_size, num_classes, model_arg)
+    """What a model is and costs, how it wants its images, which methods can convert it. Nothing is downloaded.
+
+    With --method or --plan: what would be made of it, or why that is refused.
+    No model is built for that.
+    """
+    from vitslim.pipeline.inspecting import inspect_opened
+
+    entries = options.method_entries(method or [], option or [])
+    opened = options.open_named(
+        model, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
+    )
+    found = inspect_opened(opened, model, entries, plan)
+    for note in found.notes:
+        say(f"note: {note}", style="yellow")
+    say_choices(found.choices)
     if json:
-        print_json(found)
+        print_json(found.model_dump(mode="json"))
         return
-    height, width = found["image_size"]
+    height, width = found.image_size
+    dense = found.dense
     print_table(
-        f"{found['model']}  ({found['family']})",
+        f"{found.model}  ({found.family})",
         ("", ""),
         [
-            ("parameters", f"{found['params'] / 1e6:.2f} M"),
-            ("MACs", f"{found['macs'] / 1e9:.3f} G at {height} × {width}"),
-            *_image_rows(found["input"]),
-            ("outputs", str(found["num_classes"])),
-            ("tokens", f"{found['prefix_tokens']} prefix + {found['grid'][0]} × {found['grid'][1]} patches"),
-            ("blocks", str(found["depth"])),
-            ("history", ", ".join(entry["method"] for entry in found["conversions"]) or "dense"),
+            ("parameters", f"{found.params / 1e6:.2f} M{_of(found.params, dense and dense.params)}"),
+            ("MACs", f"{found.macs / 1e9:.3f} G at {height} × {width}{_of(found.macs, dense and dense.macs)}"),
+            *_activation_rows(found),
+            *_image_rows(found.input.model_dump()),
+            ("outputs", str(found.num_classes)),
+            ("tokens", f"{found.prefix_tokens} prefix + {found.grid[0]} × {found.grid[1]} patches"),
+            ("blocks", str(found.depth)),
+            ("history", ", ".join(entry["method"] for entry in found.conversions) or "dense"),
         ],
     )
-    if plan is not None:
-        print_plan(plan)
-    rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found["methods"].items()]
+    if found.plan is not None:
+        print_plan(found.plan)
+    rows = [(name, "yes" if row["supported"] else "no", row["reason"]) for name, row in found.methods.items()]
     print_table("methods", ("method", "can convert", "reason"), rows)
+
+
+def _of(value: int, dense: int | None) -> str:
+    """A figure beside that of the dense model, where there is one to compare with."""
+    return f", {100 * value / dense:.1f} % of dense" if dense else ""
+
+
+def _activation_rows(found: Inspection) -> list[tuple[str, str]]:
+    if found.activations is None:
+        return []
+    beside = _of(found.activations, found.dense and found.dense.activations)
+    return [("peak activations", f"{found.activations / 1e3:.1f} k{beside}")]
 
 
 def print_plan(plan: ModelPlan) -> None:
@@ -106,10 +141,11 @@ def print_plan(plan: ModelPlan) -> None:
 
     size = "" if plan.image_size == plan.model.image_size else f" at {plan.image_size[0]} × {plan.image_size[1]} px"
     rows = [
-        [*map(str, choices), f"{macs / 1e6:.1f}", f"{parameters / 1e3:.1f}"]
-        for *choices, macs, parameters in (row.values() for row in describe_steps(plan))
+        [*map(str, choices), f"{macs / 1e6:.1f}", f"{parameters / 1e3:.1f}", f"{activations / 1e3:.1f}"]
+        for *choices, macs, parameters, activations in (row.values() for row in describe_steps(plan))
     ]
-    columns = ("step", "block", "attention", "tokens", "mlp", "weights", "MACs (M)", "parameters (k)")
+    costs = ("MACs (M)", "parameters (k)", "activations (k)")
+    columns = ("step", "block", "attention", "tokens", "mlp", "weights", *costs)
     print_table(f"plan{size}", columns, rows)
     if plan.dropped:
         say(f"dropped blocks: {', '.join(map(str, plan.dropped))}")
@@ -122,51 +158,6 @@ def _image_rows(wanted: dict[str, Any]) -> list[tuple[str, str]]:
     shown = {name: setting(wanted[name]) for name in ("mean", "std", "interpolation", "crop_pct")}
     marked = [(name, f"{value} (assumed)" if name in wanted["assumed"] else value) for name, value in shown.items()]
     return [("images", f"{wanted['channels']} × {height} × {width}"), *marked]
-
-
-def _describe(
-    name: str, weights: Path | None, img_size: str | None, num_classes: int | None, model_arg: list[str] | None
-) -> tuple[dict[str, Any], ModelPlan | None]:
-    """The document, and the plan of a converted model; dense models are built without the weights of the hub."""
-    from vitslim import checkpoint
-    from vitslim.bench import count_macs, count_parameters
-    from vitslim.errors import UnsupportedModelError
-    from vitslim.methods import list_methods, method_support
-    from vitslim.models import family_of, preprocessing, resolve_name, token_layout
-    from vitslim.plans import describe_steps, plan_json
-    from vitslim.trunk import is_converted, plan_of, trunk_of
-
-    model = options.open_named(
-        name, weights=weights, img_size=img_size, num_classes=num_classes, model_arg=model_arg, shape_only=True
-    )
-    history = trunk_of(model).history if is_converted(model) else ()
-    plan: ModelPlan | None = None
-    try:
-        plan = plan_of(model)
-        methods = method_support(plan, history)
-    except UnsupportedModelError as error:
-        say(f"note: {error}", style="yellow")
-        methods = {method: {"supported": False, "reason": str(error)} for method in list_methods()}
-    if not is_converted(model):  # the plan of a dense model says nothing
-        plan = None
-    layout = token_layout(model)
-    document: dict[str, Any] = {
-        "model": name if checkpoint.is_saved_model(name) else resolve_name(name),
-        "family": family_of(model),
-        "params": count_parameters(model),
-        "macs": count_macs(model),
-        "image_size": list(preprocessing(model).image_size),
-        "input": preprocessing(model).model_dump(),
-        "num_classes": int(getattr(model, "num_classes", 0)),
-        "prefix_tokens": layout.prefix,
-        "grid": list(layout.grid),
-        "depth": len(model.blocks),  # pyright: ignore[reportArgumentType]
-        "conversions": [{"method": entry.method, "options": dict(entry.options)} for entry in history],
-        "plan": None if plan is None else plan_json(plan),
-        "steps": [] if plan is None else describe_steps(plan),
-        "methods": methods,
-    }
-    return document, plan
 
 
 def analyze(

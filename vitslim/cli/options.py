@@ -48,6 +48,13 @@ ImageSizeOption = Annotated[
 ClassesOption = Annotated[
     int | None, typer.Option("--num-classes", help="outputs of the classifier", min=0, show_default=False)
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="a method; repeat the option to compose", autocompletion=complete.methods),
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", help="a plan.json, in place of methods or before them", show_default=False)
+]
 OutOption = Annotated[Path, typer.Option("--out", help="output folder", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, all else on stderr")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N", autocompletion=complete.devices)]

@@ -71,6 +71,9 @@ class Shared(WeightsChoice):
             errors.append(
                 f"block {block} is not among the blocks {self.members} that share; name it, or give it its own"
             )
+        unknown = [one for one in self.members if not 0 <= one < at.plan.model.depth]
+        if unknown:
+            errors.append(f"members {unknown} do not exist; choose from 0..{at.plan.model.depth - 1}")
         if self.home not in self.members:
             errors.append(f"home={self.home}: shared matrices are registered as one of {self.members}")
         before = sum(step.block == block for step in steps[: at.index])
@@ -103,6 +106,12 @@ class Shared(WeightsChoice):
             # B A
             return tokens * linear.products + linear.outputs * rank * linear.inputs
         return tokens * (linear.products + rank * (linear.inputs + linear.outputs))
+
+    def linear_activations(self, at: Place, path: str, tokens: int, *, called: bool) -> int:
+        linear = at.block.linears[path]
+        # B A is a matrix of the map's own size.
+        made = linear.products if linear.reads_weight and not called and self._rank_of(linear) else 0
+        return max(tokens * linear.outputs, made)
 
     def cost(self, at: Place) -> Cost:
         width, tokens = at.plan.model.width, at.tokens_in_mlp

@@ -203,7 +203,7 @@ class Sparse(AttentionChoice):
         # Q Kᵀ and A V: all keys for the prefix queries, the kept ones for the others; and one row
         core = 2 * (prefix * tokens + queries * keys) * e + (tokens * e if at.class_row else 0)
         linear = linear_cost(at, "attention", tokens, called=True)
-        return linear + Cost(heads * (guess + core), parameters, heads * queries * rows)
+        return linear + Cost(heads * (guess + core), parameters, heads * rows * max(queries, e))
 
 
 class SparseAttention(DenseAttention):

@@ -3,6 +3,7 @@
 from vitslim.pipeline.api import analyze, benchmark, convert, distill, evaluate, warm_start
 from vitslim.pipeline.comparing import ComparisonReport, compare
 from vitslim.pipeline.exporting import export, verify
+from vitslim.pipeline.inspecting import Inspection, inspect
 from vitslim.pipeline.quantizing import quantize
 from vitslim.pipeline.refitting import refit
 from vitslim.pipeline.runners import open_runner
@@ -10,6 +11,7 @@ from vitslim.pipeline.running import RunResult, require_passed, run
 
 __all__ = [
     "ComparisonReport",
+    "Inspection",
     "RunResult",
     "analyze",
     "benchmark",
@@ -18,6 +20,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "inspect",
     "open_runner",
     "quantize",
     "refit",

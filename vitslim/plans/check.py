@@ -14,20 +14,14 @@ _POOLS = ("token", "avg", "avgmax", "max")
 @checked
 def check(plan: ModelPlan) -> list[str]:
     """All refusals, each a sentence that names its step; empty where the plan can be built."""
-    outline = _outline_errors(plan)
-    if outline:
-        # Without its blocks a step has no sizes to speak of.
-        return outline
+    outline, sized = _outline_errors(plan), _with_known_blocks(plan)
+    return outline if sized is None else outline + _readout_errors(sized) + _step_errors(sized)
+
+
+def _step_errors(plan: ModelPlan) -> list[str]:
     found = places(plan)
     errors = [f"step {at.index}: {error}" for at in found for choice in at.step.choices for error in choice.errors(at)]
-    return (
-        _readout_errors(plan)
-        + errors
-        + _rule_errors(plan.steps)
-        + _sorted_errors(found)
-        + _row_errors(plan.steps)
-        + _reuse_errors(found)
-    )
+    return errors + _rule_errors(plan.steps) + _sorted_errors(found) + _row_errors(plan.steps) + _reuse_errors(found)
 
 
 def _outline_errors(plan: ModelPlan) -> list[str]:
@@ -38,16 +32,38 @@ def _outline_errors(plan: ModelPlan) -> list[str]:
     for index, step in enumerate(plan.steps):
         if step.block >= depth:
             errors.append(f"step {index}: block {step.block} does not exist; choose from 0..{depth - 1}")
-    blocks = [step.block for step in plan.steps]
-    errors += [
-        f"step {index + 1}: block {after} follows block {before}; steps keep the order of the blocks"
-        for index, (before, after) in enumerate(pairwise(blocks))
-        if after < before
+    errors += _order_errors(plan)
+    errors += _size_errors(plan)
+    return errors
+
+
+def _order_errors(plan: ModelPlan) -> list[str]:
+    return [
+        f"step {index + 1}: block {after.block} follows block {before.block}; steps keep the order of the blocks"
+        for index, (before, after) in enumerate(pairwise(plan.steps))
+        if after.block < before.block < plan.model.depth
     ]
+
+
+def _size_errors(plan: ModelPlan) -> list[str]:
+    errors: list[str] = []
     for side, size, patch in zip(("height", "width"), plan.image_size, plan.model.patch, strict=True):
         if size < patch or size % patch:
             errors.append(f"image_size={plan.image_size}: the {side} has to be a multiple of the patch, {patch} pixels")
     return errors
+
+
+def _with_known_blocks(plan: ModelPlan) -> ModelPlan | None:
+    """The plan, blocks that do not exist taken for some that no step names; None where steps have no sizes."""
+    unknown = [index for index, step in enumerate(plan.steps) if step.block >= plan.model.depth]
+    if not plan.steps or _order_errors(plan) or _size_errors(plan) or len(unknown) > len(plan.dropped):
+        return None
+    return plan.with_steps(
+        {
+            index: plan.steps[index].model_copy(update={"block": block})
+            for index, block in zip(unknown, plan.dropped, strict=False)
+        }
+    )
 
 
 def _readout_errors(plan: ModelPlan) -> list[str]:

@@ -27,7 +27,7 @@ class Cost:
     Args:
         macs: multiply-accumulates of matrix products and convolutions.
         parameters: live ones, each counted once in a model.
-        activations: elements of the largest output of a matrix product or convolution.
+        activations: elements of the largest output of a matrix product or convolution; fused attention counts as one.
     """
 
     macs: int = 0
@@ -181,6 +181,10 @@ class WeightsChoice(Choice):
         """
         return tokens * at.block.linears[path].products
 
+    def linear_activations(self, at: Place, path: str, tokens: int, *, called: bool) -> int:
+        """Elements of the largest product on the way through one linear map of the block."""
+        return tokens * at.block.linears[path].outputs
+
     def cost(self, at: Place) -> Cost:
         """All parameters that the step brings, and what it computes beside the block's linear maps."""
         return Cost(parameters=at.block_parameters())
@@ -241,8 +245,8 @@ def linear_cost(at: Place, part: str, tokens: int, *, called: bool) -> Cost:
     """All linear maps of one part of the block, parameters not counted."""
     paths = [path for path, linear in at.block.linears.items() if linear.part == part]
     macs = sum(at.step.weights.linear_macs(at, path, tokens, called=called) for path in paths)
-    widest = max((at.block.linears[path].outputs for path in paths), default=0)
-    return Cost(macs=macs, activations=tokens * widest)
+    largest = (at.step.weights.linear_activations(at, path, tokens, called=called) for path in paths)
+    return Cost(macs=macs, activations=max(largest, default=0))
 
 
 def dense_attention_cost(at: Place, tokens: int, *, called: bool) -> Cost:

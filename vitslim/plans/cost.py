@@ -30,7 +30,10 @@ class StepCost(Result):
 
 
 class PlanCost(Result):
-    """The whole model, for one image: its steps, the patch embedding, what lies behind the blocks."""
+    """The whole model, for one image: its steps, the patch embedding, what lies behind the blocks.
+
+    The activations are those of steps and patch embedding; what lies behind the blocks has fewer.
+    """
 
     steps: tuple[StepCost, ...]
     macs: int
@@ -52,7 +55,7 @@ def cost(plan: ModelPlan) -> PlanCost:
         steps=steps,
         macs=sum(step.macs for step in steps) + plan.patches * model.embed_products + head,
         parameters=sum(step.parameters for step in steps) + outside,
-        activations=max((step.activations for step in steps), default=0),
+        activations=max(plan.patches * model.width, *(step.activations for step in steps)),
     )
 
 
@@ -68,6 +71,7 @@ def describe_steps(plan: ModelPlan) -> list[dict[str, Any]]:
             "weights": step.weights.describe(),
             "macs": of.macs,
             "parameters": of.parameters,
+            "activations": of.activations,
         }
         for index, (step, of) in enumerate(zip(plan.steps, cost(plan).steps, strict=True))
     ]

@@ -27,15 +27,16 @@ def read_plan(document: Any, origin: str = "plan") -> ModelPlan:
     """
     if not isinstance(document, Mapping):
         raise ConfigError(f"{origin} holds {shown(document)}; wanted a plan, as convert writes it to plan.json")
-    version = cast("Mapping[str, Any]", document).get("format_version")
+    document = cast("Mapping[str, Any]", document)
+    version, errors = document.get("format_version"), list[str]()
     if version != PLAN_VERSION:
-        raise ConfigError(f"{origin} has format_version={shown(version)}; this vitslim reads {PLAN_VERSION}")
-    errors: list[str] = []
+        errors = [f"format_version={shown(version)}: this vitslim reads {PLAN_VERSION}"]
+        document = {**document, "format_version": PLAN_VERSION}
     try:
         plan = ModelPlan.model_validate(document)
     except ValidationError as error:
-        errors = describe_errors(error, ModelPlan)
-        plan = _readable_part(cast("Mapping[str, Any]", document), error)
+        errors += describe_errors(error, ModelPlan)
+        plan = _readable_part(document, error)
     errors += [] if plan is None else check(plan)
     if plan is None or errors:
         raise ConfigError(f"{origin}: " + "; ".join(errors))

@@ -142,9 +142,7 @@ def build(
         ConfigError: ``check`` refuses the plan, the plan is for another model, or wants what is gone from this one.
     """
     before = plan_of(model)
-    errors = _mismatches(plan, before) + check(plan) or _lost_widths(plan, before)
-    if errors:
-        raise ConfigError("; ".join(errors))
+    require_fitting(plan, before)
     copied = copy.deepcopy(model)
     if before.image_size != plan.image_size:
         with warnings.catch_warnings():
@@ -167,6 +165,17 @@ def build(
     if plan.readout == "mean" and before.readout != "mean":
         read_patch_mean_(copied)
     return copied
+
+
+def require_fitting(plan: ModelPlan, before: ModelPlan) -> None:
+    """Refuse a plan that cannot be built from a model with the plan ``before``.
+
+    Raises:
+        ConfigError: every reason at once.
+    """
+    errors = _mismatches(plan, before) + check(plan) or _lost_widths(plan, before)
+    if errors:
+        raise ConfigError("; ".join(errors))
 
 
 def is_converted(model: nn.Module) -> bool:
