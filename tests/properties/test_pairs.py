@@ -32,7 +32,7 @@ pytestmark = [
 FORMS = method_forms()
 # One per family: register tokens, rotary positions per block, norms after the branches, biases.
 VARIANTS = ["vit_four_registers", "eva_mixed_rotary", "eva_post_norm", "beit_both_biases"]
-LONGEST = 3
+LONGEST = 4
 Chain = tuple[str, ...]
 
 
@@ -65,10 +65,12 @@ def covering() -> list[tuple[str, Chain]]:
             for order in permutations(sorted(pair))
             if chained(name, order)
         )
-        for form in FORMS:
-            new = {frozenset((form, one)) for one in chain} & open_pairs
-            if len(chain) < LONGEST and new and chained(name, (*chain, form)):
-                chain = (*chain, form)
+        while len(chain) < LONGEST:
+            new = {form: len({frozenset((form, one)) for one in chain} & open_pairs) for form in FORMS}
+            most = max((form for form in FORMS if chained(name, (*chain, form))), key=new.__getitem__, default=None)
+            if most is None or not new[most]:
+                break
+            chain = (*chain, most)
         open_pairs -= {frozenset(two) for two in combinations(chain, 2)}
         chains.append((name, chain))
     return chains
