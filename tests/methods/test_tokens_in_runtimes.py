@@ -21,6 +21,9 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 NAMES = ["vit_no_class_token", "eva_mixed_rotary", "beit_both_biases"]
 PAIRS = [(name, form) for name in NAMES for form in FORMS]
+# A compiler or an exporter takes seconds: each form once, on the kinds of block in turn; the others when there is time.
+SOON = list(zip([*NAMES, NAMES[0]], FORMS, strict=True))
+IN_TURN = [pytest.param(*pair, marks=() if pair in SOON else pytest.mark.slow) for pair in PAIRS]
 
 # timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
 pytestmark = [
@@ -74,7 +77,7 @@ def test_half_precision_runs(form: str) -> None:
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "form"), PAIRS)
+@pytest.mark.parametrize(("name", "form"), IN_TURN)
 @torch.no_grad()
 def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
@@ -91,7 +94,7 @@ def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) ->
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("name", "form"), PAIRS)
+@pytest.mark.parametrize(("name", "form"), IN_TURN)
 @torch.no_grad()
 def test_the_compiler_and_the_exporter_take_it_whole(name: str, form: str) -> None:
     model = changed(name, form)

@@ -441,7 +441,8 @@ def test_new_parameters_take_the_precision_of_the_blocks(case: str) -> None:
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
-@on_narrow
+# Each form has ONNX files of its own in tests/targets and tests/methods.
+@on_alike
 def test_export_gives_the_same_numbers(name: str, case: str) -> None:
     model = converted(name, case)
     images, batch = images_for(model), torch.export.Dim("batch", min=1, max=64)

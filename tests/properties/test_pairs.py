@@ -201,7 +201,11 @@ def test_sharing_at_full_rank_beside_another_method_changes_no_output(partner: s
     torch.testing.assert_close(convert(alone, "sret", rank="full")(images), alone(images), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "forms"), CHAINS[::2])
+# Two seconds each: one chain per family, the others when there is time.
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [pytest.param(*one, marks=() if turn < 4 else pytest.mark.slow) for turn, one in enumerate(CHAINS)],
+)
 @torch.no_grad()
 def test_export_gives_the_same_numbers(name: str, forms: Chain) -> None:
     model = converted(name, forms)
