@@ -38,7 +38,11 @@ def preset(tmp_path: Path) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a case does in a process of its own is done here, for what is not about processes."""
-    monkeypatch.setattr(runner, "run_in_child", lambda *given, stops: attempt(*given))
+
+    def here(*given: Any, stops: bool) -> dict[str, Any]:
+        return attempt(*given)
+
+    monkeypatch.setattr(runner, "run_in_child", here)
 
 
 @pytest.fixture(scope="module")

@@ -41,14 +41,12 @@ STEPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sparsifiner+evo_vit": [("sparsifiner", SPARSE), ("evo_vit", EVOLVED)],
 }
 # In half precision the graph has the same operators with casts between them: one case for each way to attend, to choose
-# and to share is in fp16, one in bfloat16, and every other case in fp32. The rest runs with --slow.
-USUAL = {
-    name: "fp16" if name in ("skipat_prefix", "evo_vit_slow_fast", "sret_sliced", "sparsifiner_tile") else "fp32"
-    for name in STEPS
-}
+# and to share is in fp16, one in bfloat16, every other case that has operators of its own in fp32. The rest runs with --slow.
+USUAL = dict.fromkeys(("skipat", "evo_vit", "sret", "sparsifiner", "sparsifiner_image", "sparsifiner_pruned"), "fp32")
+USUAL |= dict.fromkeys(("skipat_prefix", "evo_vit_slow_fast", "sret_sliced", "sparsifiner_tile"), "fp16")
 USUAL["sparsifiner+evo_vit"] = "bf16"
 FILES = [
-    pytest.param(name, precision, marks=() if USUAL[name] == precision else pytest.mark.slow)
+    pytest.param(name, precision, marks=() if USUAL.get(name) == precision else pytest.mark.slow)
     for name in STEPS
     for precision in ("fp32", "fp16", "bf16")
 ]
