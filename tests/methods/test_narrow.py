@@ -83,7 +83,13 @@ def test_all_forms_together_are_saved_and_loaded_alike(name: str, tmp_path: Path
     assert read_plan(plan_json(plan_of(model))) == plan_of(model)
 
 
-@pytest.mark.parametrize("name", ["vit_four_registers", "eva_mixed_rotary", "beit_both_biases"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_four_registers", "eva_mixed_rotary")),
+        "beit_both_biases",
+    ],
+)
 def test_onnxruntime_computes_the_same(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = convert(convert(converted(name, "stand-in"), "mlp", layers=(0,)), "heads", layers=(0,))

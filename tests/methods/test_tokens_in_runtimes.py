@@ -32,9 +32,9 @@ pytestmark = [
 ]
 
 
-def changed(name: str, form: str) -> nn.Module:
+def changed(name: str, form: str, **size: int) -> nn.Module:
     method, options = FORMS[form]
-    return convert(dense(name), method, **options)
+    return convert(dense(name, **size), method, **options)
 
 
 @pytest.mark.parametrize(("name", "form"), PAIRS)
@@ -84,7 +84,7 @@ def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) ->
     from vitslim.runtime import OrtRunner
     from vitslim.targets.onnx.export import export_onnx
 
-    model = changed(name, form)
+    model = changed(name, form, depth=3)
     record = export_onnx(model, tmp_path / "model.onnx")
     assert not {"NonZero", "ScatterElements", "ScatterND", "Loop", "If"} & set(record.operators)
     with OrtRunner(tmp_path / "model.onnx") as runner:

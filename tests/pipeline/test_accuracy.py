@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_at_every_step_ends_like_one_without_a_stop(
     while True:
         calls += 1
         # The clock runs a second at each look, so that a call lasts some steps.
-        report = run(tmp_path / "out", FEW, "baselines=[]", minutes=0.4)
+        report = run(tmp_path / "out", FEW, "baselines=[]", minutes=0.15)
         if "speed" not in report.left or calls > 40:
             break
     assert 3 < calls <= 40

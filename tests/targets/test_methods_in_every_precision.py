@@ -41,7 +41,7 @@ STEPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sparsifiner+evo_vit": [("sparsifiner", SPARSE), ("evo_vit", EVOLVED)],
 }
 # In half precision the graph has the same operators with casts between them: one case for each way to attend, to choose
-# and to share is in fp16, one in bfloat16, every other case that has operators of its own in fp32. The rest runs with --slow.
+# and to share is in fp16, one in bfloat16, what has operators of its own besides in fp32. The rest runs with --slow.
 USUAL = dict.fromkeys(("skipat", "evo_vit", "sret", "sparsifiner", "sparsifiner_image", "sparsifiner_pruned"), "fp32")
 USUAL |= dict.fromkeys(("skipat_prefix", "evo_vit_slow_fast", "sret_sliced", "sparsifiner_tile"), "fp16")
 USUAL["sparsifiner+evo_vit"] = "bf16"
