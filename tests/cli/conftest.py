@@ -81,6 +81,14 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_block(tmp_path: Path) -> Path:
+    """A saved model of one block: an export takes time in proportion to the depth."""
+    options = {**MODEL["options"], "depth": 1}
+    run(read_recipe({"model": {**MODEL, "options": options}, "report": False}), tmp_path / "one_block")
+    return tmp_path / "one_block"
+
+
+@pytest.fixture
 def copied(student: Path, tmp_path: Path) -> Path:
     """A copy of the student to change."""
     return Path(shutil.copytree(student, tmp_path / "copied"))

@@ -11,7 +11,8 @@ import yaml
 from tests.cli.conftest import Command
 from vitslim.bench.suite import Case, CaseResult, SuiteReport
 from vitslim.files import read_json, write_json
-from vitslim.pipeline.suite import run_suite
+from vitslim.pipeline.suite import run_suite, runner
+from vitslim.pipeline.suite.process import attempt
 
 PRESET: dict[str, Any] = {
     "rounds": 5,
@@ -32,6 +33,16 @@ def preset(tmp_path: Path) -> Path:
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(PRESET))
     return path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a case does in a process of its own is done here, for what is not about processes."""
+
+    def here(*given: Any, stops: bool) -> dict[str, Any]:
+        return attempt(*given)
+
+    monkeypatch.setattr(runner, "run_in_child", here)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,7 @@ def test_the_suite_is_shown_gone_on_with_and_compared(measured: Path, preset: Pa
     assert changed.error.startswith("evo-vit on tiny 32 px, torch fp32 b1: 99.00x became ")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_recorded_command_is_one_that_runs_as_it_stands(
     preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +209,7 @@ def test_a_suite_of_what_is_not_here_ends_with_an_error(vitslim: Command, tmp_pa
     assert read_json(tmp_path / "out" / "suite.json")["pieces"][0]["status"] == "unavailable"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Command) -> None:
     settings = ("model.options={depth: 4, embed_dim: 48, num_heads: 3, patch_size: 8}", "batch_size=4")
     words = [word for one in settings for word in ("--set", one)]

@@ -17,33 +17,31 @@ from vitslim.files import read_json
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_student_is_exported_once(copied: Path, vitslim: Command) -> None:
-    (copied / "export" / "model.onnx").unlink()
-    found = vitslim("export", copied, "--json").document
+def test_a_model_is_exported_once(one_block: Path, vitslim: Command) -> None:
+    found = vitslim("export", one_block, "--json").document
     assert found["file"].endswith("model.onnx")
     assert found["precision"] == "fp32"
-    again = vitslim("export", copied)
+    again = vitslim("export", one_block)
     assert again.code == 2
     assert "export/model.onnx exists; pass --overwrite or another --out" in again.error
-    assert "check it with `vitslim verify" in vitslim("export", copied, "--overwrite").err
+    assert "check it with `vitslim verify" in vitslim("export", one_block, "--overwrite").err
 
 
-def test_every_form_of_a_file_has_its_own_name(copied: Path, vitslim: Command) -> None:
-    (copied / "export" / "model.onnx").unlink()
+def test_every_form_of_a_file_has_its_own_name(one_block: Path, vitslim: Command) -> None:
     for words, name in [
         ([], "model.onnx"),
         (["--inline"], "model-inlined.onnx"),
         (["--input-format", "uint8-nhwc", "--precision", "fp16"], "model-uint8-nhwc-fp16.onnx"),
     ]:
-        assert vitslim("export", copied, *words, "--json").document["file"] == name
-    found = vitslim("verify", copied, "--images", 4, "--batch", "2", "--json")
+        assert vitslim("export", one_block, *words, "--json").document["file"] == name
+    found = vitslim("verify", one_block, "--images", 4, "--batch", "2", "--json")
     assert found.code == 0
     assert [check["artifact"] for check in found.document["checks"]] == [
         "model-inlined.onnx",
         "model-uint8-nhwc-fp16.onnx",
         "model.onnx",
     ]
-    evaluated = vitslim("eval", copied, "--data", IMAGES, "--backend", "ort", "--json")
+    evaluated = vitslim("eval", one_block, "--data", IMAGES, "--backend", "ort", "--json")
     assert evaluated.code == 0
 
 

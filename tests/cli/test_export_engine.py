@@ -46,28 +46,28 @@ def test_what_is_missing_for_tensorrt_is_named(folder: Path, vitslim: Command) -
     assert "target 'tensorrt' needs tensorrt: pip install 'vitslim[tensorrt]'" in outcome.error
 
 
-def test_a_saved_model_becomes_an_engine_once(folder: Path, vitslim: Command) -> None:
+def test_a_saved_model_becomes_an_engine_once(one_block: Path, vitslim: Command) -> None:
     if installed_version("rtx") is None:
         pytest.skip("TensorRT-RTX is not installed (vitslim[rtx]); no engine can be built here")
-    words = ["export", folder, "--to", "rtx", "--batch", "1:2:4"]
+    words = ["export", one_block, "--to", "rtx", "--batch", "1:2:4"]
     made = vitslim(*words, "--json")
     # Without --precision an engine is in half.
     assert "precision fp16, the target's own" in " ".join(made.err.split())
     record = made.document
-    engine = folder / "export" / "model-fp16.engine"
+    engine = one_block / "export" / "model-fp16.engine"
     assert engine.stat().st_size > 0
     assert (record["flavor"], record["precision"]) == ("rtx", "fp16")
     assert record["fused_mha"]["found"] == record["fused_mha"]["expected"]
     assert [(one["name"], one["dtype"], one["shape"]) for one in record["outputs"]] == [("logits", "float32", [-1, 4])]
-    fixed = vitslim("refit", engine, "--from", folder)
+    fixed = vitslim("refit", engine, "--from", one_block)
     assert (fixed.code, "has fixed weights" in fixed.error) == (2, True)
     again = vitslim(*words)
     assert (again.code, "pass --overwrite" in again.error) == (2, True)
     if not torch.cuda.is_available():
-        refused = vitslim("verify", folder, engine)
+        refused = vitslim("verify", one_block, engine)
         assert (refused.code, "needs an NVIDIA GPU" in refused.error) == (3, True)
         data = "fractals:classes=4,train_per_class=1,val_per_class=4,image_size=32"
-        measured = vitslim("eval", folder, "--backend", "rtx", "--data", data)
+        measured = vitslim("eval", one_block, "--backend", "rtx", "--data", data)
         assert (measured.code, "needs an NVIDIA GPU" in measured.error) == (3, True)
 
 
@@ -81,14 +81,14 @@ def test_a_refit_says_what_is_missing_before_it_begins(folder: Path, vitslim: Co
     assert (there.code, "pass --overwrite" in there.error) == (2, True)
 
 
-def test_an_exported_file_is_evaluated_like_its_model(folder: Path, vitslim: Command) -> None:
+def test_an_exported_file_is_evaluated_like_its_model(one_block: Path, vitslim: Command) -> None:
     data = "fractals:classes=4,train_per_class=1,val_per_class=4,image_size=32"
-    assert vitslim("export", folder).code == 0
-    live = vitslim("eval", folder, "--data", data, "--json").document
-    exported = vitslim("eval", folder, "--backend", "auto", "--batch-size", "5", "--data", data, "--json").document
+    assert vitslim("export", one_block).code == 0
+    live = vitslim("eval", one_block, "--data", data, "--json").document
+    exported = vitslim("eval", one_block, "--backend", "auto", "--batch-size", "5", "--data", data, "--json").document
     assert (exported["images"], exported["top1"]) == (live["images"], live["top1"])
     assert exported["loss"] == pytest.approx(live["loss"], rel=1e-4)
-    refused = vitslim("eval", folder, "--backend", "onxx", "--data", data)
+    refused = vitslim("eval", one_block, "--backend", "onxx", "--data", data)
     assert "unknown backend 'onxx'; did you mean" in refused.error
 
 

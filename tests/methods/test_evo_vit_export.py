@@ -25,9 +25,12 @@ FORBIDDEN = {"NonZero", "ScatterElements", "ScatterND", "Scatter", "GatherElemen
         # A dense block and two that select: two stages; one stage where every block selects; one stage where the second
         # block takes over the order of the first. And the natural order at the end.
         ("vit_plain", {}, 3),
-        ("vit_plain", {"stages": (1,), "placeholders": "slow_fast", "schedule": "layer"}, 3),
+        pytest.param(
+            *("vit_plain", {"stages": (1,), "placeholders": "slow_fast", "schedule": "layer"}, 3),
+            marks=pytest.mark.slow,
+        ),
         ("eva_mixed_rotary", {"stages": (1,), "placeholders": "slow_fast"}, 2),
-        ("beit_both_biases", {"stages": (1,)}, 2),
+        pytest.param("beit_both_biases", {"stages": (1,)}, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_graph_sorts_once_per_selection_and_never_scatters(

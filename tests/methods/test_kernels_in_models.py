@@ -107,8 +107,15 @@ def test_a_file_of_a_model_that_was_compiled_before_has_none_of_them_either(
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("form", "grad"),
+    # With gradients or without in turn; the others when there is time.
+    [
+        pytest.param(form, grad, marks=() if grad == bool(turn % 2) else pytest.mark.slow)
+        for turn, form in enumerate(FORMS)
+        for grad in (False, True)
+    ],
+)
 def test_through_the_ops_a_model_is_one_graph(form: str, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     model = converted(form)

@@ -102,6 +102,6 @@ def test_a_smaller_student_learns_from_its_dense_model_on_the_same_images() -> N
     # The MLPs are solved for in closed form, the skip functions imitate: at the student's grid, where they will work.
     assert set(fitted.step_losses_before) == {0, 1, 2, 3}
     assert all(fitted.step_losses_after[step] < fitted.step_losses_before[step] for step in (0, 3))
-    trained = vitslim.distill(student, teacher, images, steps=1, tokens=0.5, **settings)
+    trained = vitslim.distill(student, teacher, images, steps=1, token_weight=0.5, **settings)
     assert trained.steps == 1
     assert vitslim.evaluate(student, images, teacher=teacher).images == 16

@@ -203,10 +203,11 @@ def test_compaction_gives_fused_attention_fewer_keys(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_plain", {}),
+        # As files these are in tests/targets/test_methods_in_every_precision.py too.
+        pytest.param("vit_plain", {}, marks=pytest.mark.slow),
         ("beit_both_biases", {"granularity": "tile", "tile": 5}),
         ("eva_mixed_rotary", {"granularity": "image"}),
-        ("vit_four_registers", {"token_keep_rate": 0.6, "prune_layers": (0,)}),
+        pytest.param("vit_four_registers", {"token_keep_rate": 0.6, "prune_layers": (0,)}, marks=pytest.mark.slow),
     ],
 )
 def test_onnxruntime_computes_the_same(tmp_path: Path, name: str, options: dict) -> None:

@@ -111,7 +111,7 @@ def test_the_default_is_pairs_between_the_ends() -> None:
     assert count_parameters(merge_residuals(small)) == count_parameters(model)
 
 
-@pytest.mark.parametrize(("recursions", "steps"), [(10, 102), (100, 1002)])
+@pytest.mark.parametrize(("recursions", "steps"), [(10, 102), pytest.param(100, 1002, marks=pytest.mark.slow)])
 def test_a_thousand_applications_have_the_parameters_of_seven_blocks(recursions: int, steps: int) -> None:
     with torch.device("meta"):
         model = open_model("deit_small", pretrained=False)
@@ -232,7 +232,10 @@ def test_building_for_weights_from_a_file_decomposes_nothing(merged: bool, monke
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("vit_four_registers", {"slices": (2, 4), "nll": True, "lrc": True}), ("beit_own_bias", {"recursions": 2})],
+    [
+        ("vit_four_registers", {"slices": (2, 4), "nll": True, "lrc": True}),
+        pytest.param("beit_own_bias", {"recursions": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_exported_file_computes_the_same(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = sret(name, **options)

@@ -21,6 +21,9 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 NAMES = ["vit_no_class_token", "eva_mixed_rotary", "beit_both_biases"]
 PAIRS = [(name, form) for name in NAMES for form in FORMS]
+# A compiler or an exporter takes seconds: each form once, on the kinds of block in turn; the others when there is time.
+SOON = list(zip([*NAMES, NAMES[0]], FORMS, strict=True))
+IN_TURN = [pytest.param(*pair, marks=() if pair in SOON else pytest.mark.slow) for pair in PAIRS]
 
 # timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
 pytestmark = [
@@ -29,9 +32,9 @@ pytestmark = [
 ]
 
 
-def changed(name: str, form: str) -> nn.Module:
+def changed(name: str, form: str, **size: int) -> nn.Module:
     method, options = FORMS[form]
-    return convert(dense(name), method, **options)
+    return convert(dense(name, **size), method, **options)
 
 
 @pytest.mark.parametrize(("name", "form"), PAIRS)
@@ -74,14 +77,14 @@ def test_half_precision_runs(form: str) -> None:
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "form"), PAIRS)
+@pytest.mark.parametrize(("name", "form"), IN_TURN)
 @torch.no_grad()
 def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from vitslim.runtime import OrtRunner
     from vitslim.targets.onnx.export import export_onnx
 
-    model = changed(name, form)
+    model = changed(name, form, depth=3)
     record = export_onnx(model, tmp_path / "model.onnx")
     assert not {"NonZero", "ScatterElements", "ScatterND", "Loop", "If"} & set(record.operators)
     with OrtRunner(tmp_path / "model.onnx") as runner:
@@ -91,7 +94,7 @@ def test_an_onnx_file_computes_the_same(name: str, form: str, tmp_path: Path) ->
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("name", "form"), PAIRS)
+@pytest.mark.parametrize(("name", "form"), IN_TURN)
 @torch.no_grad()
 def test_the_compiler_and_the_exporter_take_it_whole(name: str, form: str) -> None:
     model = changed(name, form)

@@ -23,8 +23,11 @@ pytest.importorskip("onnxruntime")
 OTHERS = "fractals:classes=4,train_per_class=1,val_per_class=4,image_size=32,seed=7"
 
 
+SHALLOW = MODEL | {"options": MODEL["options"] | {"depth": 2}}
+
+
 def saved(folder: Path, **sections: object) -> Path:
-    run(read_recipe({"model": MODEL, "evaluate": False, "report": False, **sections}), folder)
+    run(read_recipe({"model": SHALLOW, "evaluate": False, "report": False, **sections}), folder)
     return folder
 
 

@@ -30,17 +30,12 @@ def test_one_core_compiles_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> Non
     compile_ahead(case("evo-vit"), PRESET)
 
 
-def settings_here() -> tuple[int, bool]:
-    """Inductor's, as a compiling process has them."""
+def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing() -> None:
     from torch._inductor import config
 
-    return config.compile_threads, config.autotune_local_cache
-
-
-def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "99")
-    with compilers(1) as pool:
-        assert pool.submit(settings_here).result(timeout=100) == (2, False)
+    with compilers(1) as pool, config.patch(compile_threads=99, autotune_local_cache=True):
+        pool._initializer()  # what each of its processes begins with
+        assert (config.compile_threads, config.autotune_local_cache) == (2, False)
 
 
 def compile_then_look(found: Any) -> None:

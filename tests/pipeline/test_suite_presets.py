@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
-from timm.models.vision_transformer import VisionTransformer
 
 from vitslim.errors import ConfigError
-from vitslim.methods import convert
+from vitslim.methods import planned, read_method
 from vitslim.pipeline.suite import AccuracyPreset, SuitePreset, read_preset
 from vitslim.pipeline.suite.preset import KERNELS
+from vitslim.plans import dense_plan
+from vitslim.plans.shape import vit_shape
+from vitslim.trunk import Conversion
 
 TINY: dict[str, Any] = {
     "models": {"tiny": {"name": "builtin"}},
@@ -52,12 +54,14 @@ def test_every_conversion_of_a_preset_is_one_that_works() -> None:
     suites = [read_preset(SuitePreset, name).competitors for name in ("cpu", "gpu")]
     trained = [read_preset(AccuracyPreset, name).students for name in ("cpu", "gpu")]
     steps = {repr(one.steps): one.steps for conversions in (*suites, *trained) for one in conversions.values()}
-    dense = VisionTransformer(img_size=32, patch_size=4, embed_dim=24, num_heads=3, num_classes=4, depth=12)
+    dense = dense_plan(vit_shape(width=24, depth=12, heads=3, image_size=(32, 32), patch=4))
     for several in steps.values():
-        model = dense
-        for method, options in several:  # those that need no analysis to say where
-            model = convert(model, method, **{key: value for key, value in options.items() if value != "auto"})
-        assert model is not dense
+        plan, history = dense, ()
+        for name, options in several:  # those that need no analysis to say where
+            given = {key: value for key, value in options.items() if value != "auto"}
+            plan = planned(*read_method(name, given), plan, None, history)
+            history = (*history, Conversion(name, given))
+        assert plan != dense
 
 
 def test_kernels_are_called_as_their_cases_are() -> None:

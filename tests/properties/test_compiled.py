@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.properties.test_every_method_on_every_model import LEADING, NARROW, WIDE, converted
+from tests.properties.test_every_method_on_every_model import ALIKE, NARROW, PAIRS, WIDE, converted, on
 from tests.variants import images_for
 
 pytestmark = pytest.mark.compiled
@@ -16,10 +16,7 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
-# Every form on one variant, and each axis on all kinds of blocks; the others when there is time.
-@pytest.mark.parametrize(
-    ("name", "case"), [*NARROW, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in WIDE if pair not in NARROW)]
-)
+@on(WIDE, NARROW)
 @torch.no_grad()
 def test_the_whole_model_is_one_graph(name: str, case: str) -> None:
     model, images = converted(name, case), images_for(converted(name, case))
@@ -27,13 +24,7 @@ def test_the_whole_model_is_one_graph(name: str, case: str) -> None:
     torch.testing.assert_close(compiled(images), model(images))
 
 
-# What leads an axis is known to train on all kinds of blocks when it does on one.
-TRAINED = {pair: pair[1] not in LEADING or pair[0] == "beit_both_biases" for pair in NARROW}
-
-
-@pytest.mark.parametrize(
-    ("name", "case"), [pytest.param(*pair, marks=() if soon else pytest.mark.slow) for pair, soon in TRAINED.items()]
-)
+@on(PAIRS, ALIKE)
 def test_training_is_one_graph_too(name: str, case: str) -> None:
     plain = copy.deepcopy(converted(name, case))
     compiled = copy.deepcopy(converted(name, case))

@@ -1,8 +1,9 @@
 """What must hold for every method on every kind of block; methods come from their registry."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning"),
 ]
 
-# One form for each axis: attention, tokens, weights, widths.
-LEADING = [form for form in ("skipat", "evo_vit", "sret", "mlp") if form in CASES]
+# One form for each axis: attention, tokens, weights, widths, and the steps that there are.
+LEADING = [form for form in ("skipat", "evo_vit", "sret", "mlp", "depth") if form in CASES]
 
 
 @cache
@@ -48,26 +49,36 @@ def converted(name: str, case: str) -> nn.Module:
     return model
 
 
-def forms(wide: bool) -> list[tuple[str, str]]:
-    """Pairs of variant and form.
-
-    What asks much of a block runs ``wide``: SkipAt, which needs least of a model, on every variant, one form of each
-    other axis on the characteristic ones, all others on one per adapter. What the trunk does alike for all forms runs
-    on one per adapter for each axis, and all other forms take turns with the adapters.
-    """
-    pairs: list[tuple[str, str]] = []
-    for turn, case in enumerate(CASES):
-        if case in LEADING:
-            names = (ALL if case == "skipat" else CHARACTERISTIC) if wide else ONE_PER_ADAPTER
-        else:
-            names = ONE_PER_ADAPTER if wide else [ONE_PER_ADAPTER[turn % len(ONE_PER_ADAPTER)]]
-        pairs += [(name, case) for name in names if planned_of(name, case) is not None]
-    return pairs
+def can_have(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, case) for name, case in dict.fromkeys(pairs) if planned_of(name, case) is not None]
 
 
-WIDE, NARROW = forms(True), forms(False)
-on_wide = pytest.mark.parametrize(("name", "case"), WIDE)
-on_narrow = pytest.mark.parametrize(("name", "case"), NARROW)
+def in_turn(cases: Sequence[str], names: Sequence[str], shift: int = 0) -> list[tuple[str, str]]:
+    """As many pairs as the longer of the two has members, both in turn."""
+    count = max(len(cases), len(names))
+    return [(names[(turn + shift) % len(names)], cases[turn % len(cases)]) for turn in range(count)]
+
+
+ALIKE = can_have(in_turn(LEADING, ONE_PER_ADAPTER))
+"""For what the trunk does alike whatever its steps do: each axis once, each kind of block once."""
+NARROW = can_have(in_turn(list(CASES), ONE_PER_ADAPTER))
+"""For what asks something of each form, and of its block no more than to be called: each form once."""
+PAIRS = can_have([*NARROW, *product(ONE_PER_ADAPTER, LEADING)])
+"""Each form once, and each axis on each kind of block."""
+ANYWHERE = can_have([*NARROW, *product(ALL, LEADING[:1]), *in_turn(LEADING[1:4], CHARACTERISTIC)])
+"""For what asks much of a block: SkipAt, which needs least of a model, on every variant, the other axes in turn on the
+characteristic ones, each form once."""
+WIDE = can_have([*ANYWHERE, *product(CHARACTERISTIC, LEADING), *product(ONE_PER_ADAPTER, CASES)])
+"""Each axis on all characteristic variants, each form on each kind of block."""
+
+
+def on(pairs: list[tuple[str, str]], usual: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """A test of the usual pairs, and of the others when there is time."""
+    marked = [pytest.param(*pair, marks=() if pair in usual else pytest.mark.slow) for pair in pairs]
+    return pytest.mark.parametrize(("name", "case"), marked)
+
+
+on_alike, on_narrow, on_wide = on(PAIRS, ALIKE), on(PAIRS, NARROW), on(WIDE, ANYWHERE)
 
 
 def first(output: Any) -> Tensor:
@@ -75,7 +86,7 @@ def first(output: Any) -> Tensor:
 
 
 def test_forms_are_refused_on_the_variants_that_cannot_have_them_alone() -> None:
-    tried = {(name, case) for case in CASES for name in ONE_PER_ADAPTER}
+    tried = set(product(ONE_PER_ADAPTER, CASES))
     assert tried - set(WIDE) == {("eva_mixed_rotary", "sret, repeated")}
 
 
@@ -183,7 +194,7 @@ def test_a_conversion_changes_the_outputs_and_stays_finite(name: str, case: str)
     assert not torch.equal(logits, before)
 
 
-@on_narrow
+@on_alike
 @torch.no_grad()
 def test_a_deep_copy_is_independent(name: str, case: str) -> None:
     model = converted(name, case)
@@ -207,8 +218,7 @@ def test_half_precision_runs(name: str, case: str) -> None:
     assert {value.dtype for value in model.half().parameters()} == {torch.float16}
 
 
-@pytest.mark.parametrize("case", LEADING)
-@pytest.mark.parametrize("name", ["vit_layer_scale", "eva_post_norm", "beit_absolute"])
+@pytest.mark.parametrize(("name", "case"), in_turn(LEADING, ["vit_layer_scale", "eva_post_norm", "beit_absolute"]))
 def test_training_with_drop_path_follows_the_seed(name: str, case: str) -> None:
     model = copy.deepcopy(converted(name, case)).train()
     images = images_for(model, batch=8)
@@ -232,7 +242,7 @@ def test_training_with_the_dense_plan_draws_as_the_dense_model_does() -> None:
     assert torch.equal(same(images), expected)
 
 
-@on_narrow
+@on_alike
 def test_gradient_checkpointing_changes_no_loss_and_no_gradient(name: str, case: str) -> None:
     images = images_for(converted(name, case))
 
@@ -257,7 +267,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(name: str, case:
             torch.testing.assert_close(gradients_again[key], gradient, atol=1e-6, rtol=1e-4)
 
 
-@on_narrow
+@on_alike
 def test_conversions_influence_neither_their_source_nor_each_other(name: str, case: str) -> None:
     source, images = dense(name), images_for(dense(name))
     before, blocks = copy.deepcopy(source.state_dict()), [type(block) for block in source.blocks]
@@ -279,7 +289,7 @@ def test_conversions_influence_neither_their_source_nor_each_other(name: str, ca
     assert not is_converted(source)
 
 
-@on_narrow
+@on_alike
 @torch.no_grad()
 def test_intermediates_agree_with_the_features(name: str, case: str) -> None:
     model = converted(name, case)
@@ -316,7 +326,7 @@ def features_before_norm(model: nn.Module, images: Tensor) -> Tensor:
     return caught[-1]
 
 
-@on_narrow
+@on_alike
 @torch.no_grad()
 def test_the_classifier_can_be_replaced(name: str, case: str) -> None:
     model = copy.deepcopy(converted(name, case))
@@ -348,7 +358,7 @@ def test_the_input_size_can_be_changed(name: str, case: str) -> None:
         assert torch.equal(late(images), model(images))
 
 
-@on_narrow
+@on_alike
 @torch.no_grad()
 def test_later_blocks_can_be_pruned(name: str, case: str) -> None:
     model = copy.deepcopy(converted(name, case))
@@ -362,9 +372,7 @@ def test_later_blocks_can_be_pruned(name: str, case: str) -> None:
     assert model(images).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), [pair for pair in NARROW if not pair[0].startswith(("beit", "distilled", "test"))]
-)
+@on([pair for pair in PAIRS if not pair[0].startswith("beit")], NARROW)
 @torch.no_grad()
 def test_attention_masks_reach_the_attention(name: str, case: str) -> None:
     model = converted(name, case)
@@ -433,7 +441,8 @@ def test_new_parameters_take_the_precision_of_the_blocks(case: str) -> None:
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
-@on_narrow
+# Each form has ONNX files of its own in tests/targets and tests/methods.
+@on_alike
 def test_export_gives_the_same_numbers(name: str, case: str) -> None:
     model = converted(name, case)
     images, batch = images_for(model), torch.export.Dim("batch", min=1, max=64)

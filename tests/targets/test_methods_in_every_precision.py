@@ -41,12 +41,12 @@ STEPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sparsifiner+evo_vit": [("sparsifiner", SPARSE), ("evo_vit", EVOLVED)],
 }
 # In half precision the graph has the same operators with casts between them: one case for each way to attend, to choose
-# and to share is enough, and in bfloat16 two of these. The others run with --slow.
-IN_HALF = ["skipat_prefix", "evo_vit_slow_fast", "sret_sliced", "sparsifiner_tile", "sparsifiner_image"]
-IN_HALF += ["sparsifiner+evo_vit"]
-USUAL = {("fp16", name) for name in IN_HALF} | {("bf16", name) for name in ("skipat_prefix", "sparsifiner+evo_vit")}
+# and to share is in fp16, one in bfloat16, what has operators of its own besides in fp32. The rest runs with --slow.
+USUAL = dict.fromkeys(("skipat", "evo_vit", "sret", "sparsifiner", "sparsifiner_image", "sparsifiner_pruned"), "fp32")
+USUAL |= dict.fromkeys(("skipat_prefix", "evo_vit_slow_fast", "sret_sliced", "sparsifiner_tile"), "fp16")
+USUAL["sparsifiner+evo_vit"] = "bf16"
 FILES = [
-    pytest.param(name, precision, marks=() if precision == "fp32" or (precision, name) in USUAL else pytest.mark.slow)
+    pytest.param(name, precision, marks=() if USUAL.get(name) == precision else pytest.mark.slow)
     for name in STEPS
     for precision in ("fp32", "fp16", "bf16")
 ]

@@ -39,7 +39,7 @@ def tiny(**options) -> VisionTransformer:
 def sparse() -> nn.Module:
     # One sparse block, the others dense.
     options = {**CASES["sparsifiner_tile"].options, "layers": (1,)}
-    return convert(dense("vit_plain"), "sparsifiner", **options)
+    return convert(dense("vit_plain", depth=2), "sparsifiner", **options)
 
 
 @pytest.mark.parametrize(

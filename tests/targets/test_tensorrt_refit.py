@@ -204,7 +204,7 @@ def test_a_folder_is_exported_again_for_its_engine(stub, tmp_path, monkeypatch):
     def save(name, seed, **options):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = open_model("vit_tiny_patch16_224", pretrained=False, **SIZE | {"depth": 2} | options)
+            model = open_model("vit_tiny_patch16_224", pretrained=False, **SIZE | {"depth": 1} | options)
         checkpoint.save(model, tmp_path / name, class_names=[f"{name} {index}" for index in range(10)])
         return tmp_path / name
 

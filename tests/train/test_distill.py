@@ -151,6 +151,8 @@ def test_every_supported_family_can_be_distilled(open_loader: OpenLoader) -> Non
         assert distill(student, teacher, open_loader(), mix).steps == 2
 
 
+# What asks for compiling is tested without Inductor in test_early_tokens.py.
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_compiled_training_gives_the_same_losses(build: Build, open_loader: OpenLoader) -> None:
     losses = [

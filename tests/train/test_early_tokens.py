@@ -151,8 +151,8 @@ def test_compiled_training_follows_the_change(
 ) -> None:
     # The graphs are what changes, not the code that Inductor makes of them.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    teacher = build(seed=1)
-    plain, compiled = student_of(teacher), student_of(teacher)
+    teacher = build(seed=1, depth=3)
+    plain, compiled = (convert(teacher, "evo_vit", stages=(1,)) for _ in range(2))
     first = distill(plain, teacher, open_loader(), config())
     second = distill(compiled, teacher, open_loader(), config(compile=True))
     assert second.losses["kd"] == pytest.approx(first.losses["kd"], rel=1e-3)
