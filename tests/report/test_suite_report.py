@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vitslim.bench.accuracy import AccuracyRow
 
 from tests.report.reading import words
 from vitslim.bench.kernels import KernelRow

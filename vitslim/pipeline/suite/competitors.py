@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 
 import torch
 from torch import nn
 
+from vitslim.bench.environment import usable_cores
 from vitslim.bench.suite import DENSE, SMALLER, Case, Kind
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
@@ -62,17 +62,12 @@ def compile_ahead(case: Case, preset: Preset) -> None:
     compile is passed over: the measuring process meets the same error and records it.
     """
     names = [DENSE, *case.competitors]
-    workers = min(len(names), usable_cores() // _CORES_PER_COMPILER)
+    workers = min(len(names), (usable_cores() or 1) // _CORES_PER_COMPILER)
     if workers < 2:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_compiler) as pool:
         wait([pool.submit(_compile, name, case, preset) for name in names])
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_compiler() -> None:

@@ -39,24 +39,6 @@ class Job:
     alike: str = ""
 
 
-class TimeBudget:
-    """The time that one call has."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.is_used = False  # whether a job came to an end in it
-        self._end = None if minutes is None else time.perf_counter() + 60 * minutes
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the end; ``None`` without one."""
-        return None if self._end is None else self._end - time.perf_counter()
-
-    def fits(self, seconds: float) -> bool:
-        """Whether a job of that length ends in time. The first one is begun in any case."""
-        left = self.seconds_left
-        return left is None or not self.is_used or seconds < left
-
-
 class Runner:
     """Runs jobs and keeps their outcomes in the folder of a benchmark.
 
@@ -79,6 +61,7 @@ class Runner:
                     f"output folder {out} holds something else than {report} of {wanted}; name another one"
                 )
         self._out = out
+        self.begin(None)
         self._known: dict[str, Outcome] = {}
         for file in sorted((out / "cases").glob("*.json")):
             try:
@@ -97,16 +80,13 @@ class Runner:
         stopped = [job for job in jobs if job.name in found and found[job.name].status == "too long"]
         return [*(job for job in jobs if job.name not in found), *stopped]
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        *,
-        budget: TimeBudget,
-        progress: ProgressCallback,
-        again: bool,
-        after: Callable[[], object],
-    ) -> None:
-        """Run the jobs that are left, as far as the time goes.
+    def begin(self, minutes: float | None) -> None:
+        """Begin a call that has so much time."""
+        self._end = None if minutes is None else time.perf_counter() + 60 * minutes
+        self._is_used = False  # whether a job came to an end in it
+
+    def run(self, jobs: Sequence[Job], *, progress: ProgressCallback, again: bool, after: Callable[[], object]) -> None:
+        """Run the jobs that are left and expected to end in time; the first one of a call is begun in any case.
 
         Args:
             again: run what failed once more.
@@ -117,18 +97,19 @@ class Runner:
             failed = {name for name, one in found.items() if one.status not in ("measured", "too long")}
             left += [job for job in jobs if job.name in failed]
         for done, job in enumerate(left, start=1 + len(jobs) - len(left)):
-            if not budget.fits(self._expected_seconds(job, jobs)):
+            began = time.perf_counter()
+            seconds = None if self._end is None else self._end - began
+            if seconds is not None and self._is_used and seconds <= self._expected_seconds(job, jobs):
                 continue
             progress(Progress(job.name, 0, None, "begun"))
-            began = time.perf_counter()
-            ended = run_in_child(job.work, budget.seconds_left, progress)
-            if ended["status"] == "paused" or (ended["status"] == "too long" and budget.is_used):
+            ended = run_in_child(job.work, seconds, progress)
+            if ended["status"] == "paused" or (ended["status"] == "too long" and self._is_used):
                 return  # it goes on, or had less than the time of a whole call
             seconds = time.perf_counter() - began
             one = _OUTCOME.validate_python({"digest": job.digest, "seconds": seconds, **job.fields, **ended})
             self._known[job.name] = one
             write_json(self._out / "cases" / f"{job.name}.json", one.model_dump(mode="json"))
-            budget.is_used = True
+            self._is_used = True
             after()
             progress(Progress(self._out.name, done, len(jobs), "cases", {"seconds": seconds}))
 

@@ -14,7 +14,7 @@ from vitslim.files import write_json
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.measuring import measure_case
 from vitslim.pipeline.suite.preset import TIMING, Preset, read_preset
-from vitslim.pipeline.suite.runner import Job, Runner, TimeBudget, digest_of
+from vitslim.pipeline.suite.runner import Job, Runner, digest_of
 from vitslim.pipeline.suite.training import model_digest, train_model
 from vitslim.progress import ProgressCallback, silent
 from vitslim.runtime.versions import installed_version
@@ -76,7 +76,8 @@ class Suite:
 
         device_named(self.preset.device)
         write()  # by which the next call knows the folder, whatever interrupts the first case
-        run = partial(self._runner.run, budget=TimeBudget(minutes), progress=progress, again=again, after=write)
+        self._runner.begin(minutes)
+        run = partial(self._runner.run, progress=progress, again=again, after=write)
         run(self._trainings[:1])
         teacher = self._runner.outcomes(self._trainings).get(TEACHER)
         if teacher is not None and teacher.status == "measured":
