@@ -153,13 +153,17 @@ class SuiteReport(Result):
     @property
     def statuses(self) -> dict[str, Status]:
         """How those that ended did, by name."""
-        trained = {one.model: one.status for one in self.trained}
-        return trained | {one.case.name: one.status for one in self.cases}
+        return {name: one.status for name, one in self.outcomes.items()}
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What ended, by name."""
+        return {**{one.model: one for one in self.trained}, **{one.case.name: one for one in self.cases}}
 
     @property
     def environment(self) -> dict[str, Any]:
         """Of the last one; versions and hardware are the same in all."""
-        return next((one.environment for one in [*self.cases[::-1], *self.trained] if one.environment), {})
+        return next((one.environment for one in reversed(self.outcomes.values()) if one.environment), {})
 
     @property
     def accuracy(self) -> dict[str, AccuracyRow]:

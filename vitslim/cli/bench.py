@@ -194,7 +194,7 @@ def _run(
         how = "each needs a larger --minutes" if are_stopped else "run the same command again"
         say(f"{_summary(found)}; {how}", style="yellow")
     if found.statuses and {*found.statuses.values()} == {"unavailable"}:
-        reasons = dict.fromkeys(str(one.reason) for one in [*found.trained, *found.cases])
+        reasons = dict.fromkeys(str(one.reason) for one in found.outcomes.values())
         raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
 
 

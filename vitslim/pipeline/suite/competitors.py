@@ -89,7 +89,9 @@ def _compile(name: str, case: Case, preset: Preset) -> None:
 
 def _open(name: str, image_size: int, preset: Preset) -> nn.Module:
     entry = preset.models[name]
-    classes = {"num_classes": preset.training.data.classes} if preset.training else {}
+    options = dict(entry.options)
+    if preset.training is not None:
+        options["num_classes"] = preset.training.data.classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return open_model(entry.name or name, pretrained=False, img_size=image_size, **entry.options, **classes)
+        return open_model(entry.name or name, pretrained=False, img_size=image_size, **options)

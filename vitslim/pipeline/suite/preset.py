@@ -78,7 +78,8 @@ class Group(Config):
             return [Case(precision=precision, batch=batch, tokens=self.kernels) for precision, batch in settings]
         names = ("image_size", "model", "precision", "backend", "batch")
         settings = product(self.sizes, self.models, self.precisions, self.backends, self.batches)
-        return [Case(**dict(zip(names, one, strict=True)), competitors=self.competitors) for one in settings]
+        shared = {"competitors": self.competitors}
+        return [Case.model_validate(dict(zip(names, one, strict=True)) | shared) for one in settings]
 
 
 class Training(Config):

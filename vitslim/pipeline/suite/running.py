@@ -46,7 +46,7 @@ class Suite:
         overrides: tuple[str, ...] = (),
     ) -> None:
         self.preset = read_preset(benchmark, preset, quick=quick, overrides=overrides)
-        self._run = {"benchmark": benchmark, "preset": Path(preset).stem, "quick": quick}
+        self._run: dict[str, Any] = {"benchmark": benchmark, "preset": Path(preset).stem, "quick": quick}
         self._out, self._quick = Path(out), quick
         if not self.preset.cases(quick=quick):
             raise ConfigError(f"preset {preset}: no group is marked quick: true, so that --quick measures nothing")
