@@ -150,5 +150,5 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _optional(value: float | None) -> str:
-    return "-" if value is None else significant(value)
+def _optional(value: float | int | None) -> str:
+    return "-" if value is None else significant(float(value))
