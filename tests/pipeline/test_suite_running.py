@@ -295,5 +295,5 @@ def test_a_case_that_had_but_the_rest_of_a_call_is_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = Slow(monkeypatch, "too long", at=names_of(40)[0])
-    report = run(tmp_path / "out", stopped, minutes=5, groups=SIZES)
+    report = run(tmp_path / "out", stopped, minutes=5.0, groups=SIZES)
     assert (list(report.statuses), report.left) == (names_of(32), names_of(40, 48, 56))
