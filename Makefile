@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo test fuzz check lint format bench bench-check tables-check readme clean
+.PHONY: venv demo test fuzz check lint format bench tables-check readme clean
 
 venv: $(STAMP)
 
@@ -59,11 +59,6 @@ bench: venv
 # Every table that is committed is what its JSON gives.
 tables-check: venv
 	$(BIN)/python examples/measure.py check
-
-# A quick CPU suite against the committed ratios; times differ between machines, ratios hardly.
-bench-check: venv
-	rm -rf out/suite-quick
-	$(BIN)/vitslim bench suite --preset cpu --quick --out out/suite-quick --compare examples/results/suite_cpu.json
 
 readme: venv
 	$(BIN)/python examples/measure.py readme

@@ -19,10 +19,10 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 from vitslim.bench import environment, replace_between_markers
-from vitslim.bench.accuracy import ACCURACY_FILE, AccuracyReport
-from vitslim.bench.suite import SUITE_FILE, SuiteReport
+from vitslim.bench.suite import SUITE_FILE, Benchmark, SuiteReport
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json, write_text
 from vitslim.methods import planned, read_method
@@ -31,7 +31,7 @@ from vitslim.pipeline.demo import compare_with_seeds
 from vitslim.plans import ModelPlan, dense_plan
 from vitslim.plans.shape import vit_shape
 from vitslim.progress import Progress
-from vitslim.report.suite import readme_tables, render_accuracy, render_tables
+from vitslim.report.suite import caption, main_tables, render_tables
 from vitslim.trunk import Conversion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,11 +101,10 @@ def run(line: str, folder: Path) -> str:
 def collect(folder: str) -> None:
     """Figures of a run: its JSON, all its tables; what it has not measured the tables say."""
     source = Path(folder)
-    name = SUITE_FILE if (source / SUITE_FILE).is_file() else ACCURACY_FILE
-    document = read_json(source / name)
+    document = read_json(source / SUITE_FILE)
     if document["quick"]:
         sys.exit(f"{folder} holds a quick run, whose figures mean little")
-    stem = f"{Path(name).stem}_{document['preset']}"
+    stem = f"{document['benchmark']}_{document['preset']}"
     write_json(RESULTS / f"{stem}.json", document)
     for path, text in tables().items():
         write_text(path, text)
@@ -150,19 +149,15 @@ def table(name: str) -> str:
 
 def tables() -> dict[Path, str]:
     """The files of all tables of the suite, beside their JSON."""
-    found = {path: render_tables(SuiteReport(**read_json(path))) for path in sorted(RESULTS.glob("suite_*.json"))}
-    found |= {path: accuracy_table(read_json(path)) for path in sorted(RESULTS.glob("accuracy_*.json"))}
-    return {path.with_suffix(".md"): text + "\n" for path, text in found.items()}
+    found = [path for benchmark in get_args(Benchmark) for path in sorted(RESULTS.glob(f"{benchmark}_*.json"))]
+    return {path.with_suffix(".md"): render_tables(SuiteReport(**read_json(path))) + "\n" for path in found}
 
 
 def suite_table(document: dict) -> str:
     report = SuiteReport(**document)
-    more = f"All figures: `examples/results/suite_{report.preset}.md`."
-    return f"{readme_tables(report)}\n\n{more}"
-
-
-def accuracy_table(document: dict) -> str:
-    return render_accuracy(AccuracyReport(**document))
+    left = [f"Not measured yet: {len(report.left)} of {report.total} cases."] if report.left else []
+    more = f"All figures: `examples/results/{report.benchmark}_{report.preset}.md`."
+    return "\n\n".join([*(one.markdown() for one in main_tables(report)), caption(report), *left, more])
 
 
 def demo_table(document: dict) -> str:
@@ -269,7 +264,7 @@ TABLES = {
     "baselines": (baselines_table, "python examples/measure.py baselines"),
     "suite_cpu": (suite_table, "make bench"),
     "suite_gpu": (suite_table, "vitslim bench suite --preset gpu --out out/suite-gpu"),
-    "accuracy_gpu": (accuracy_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
+    "accuracy_gpu": (suite_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
     "digits": (digits_table, "python examples/measure.py digits"),
 }
 """What renders the JSON of a table, and the command that measures it."""

@@ -46,7 +46,7 @@ def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: 
     results = tmp_path / "results"
     monkeypatch.setattr(measure, "RESULTS", results)
     for name, report in (("suite", REPORT), ("accuracy", ACCURACY)):
-        write_json(tmp_path / name / f"{name}.json", report.model_dump(mode="json"))
+        write_json(tmp_path / name / "suite.json", report.model_dump(mode="json"))
     for name in ("suite", "accuracy"):
         measure.collect(str(tmp_path / name))
     assert (results / "suite_gpu.md").read_text() == render_tables(REPORT) + "\n"

@@ -44,7 +44,7 @@ class Driver:
         return 0
 
     def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, value: Any) -> int:
-        value._obj.value = {1: 1980, 2: 2619}[kind]
+        value._obj.value = {1: 1980}[kind]
         return 0
 
 
@@ -61,8 +61,7 @@ def test_energy_is_that_of_one_call_under_load_whatever_the_counters_steps(drive
     assert driver.asked == [b"0000:3b:00.0"]
     assert power.power_w == pytest.approx(LOAD_W, rel=0.02)
     assert power.energy_mj == pytest.approx(LOAD_W, rel=0.02)  # of one millisecond
-    assert power.seconds >= 1
-    assert (power.sm_clock_mhz, power.memory_clock_mhz) == (1980, 2619)
+    assert power.sm_clock_mhz == 1980
 
 
 @pytest.mark.parametrize("milliseconds", [0.01, 400])
@@ -80,7 +79,7 @@ def test_clocks_are_read_before_the_gpu_is_waited_for(driver: Driver, monkeypatc
     opened = nvml.Nvml("0000:3b:00.0")
     monkeypatch.setattr(driver, "nvmlDeviceGetClockInfo", lambda *given: seen.append("clock") or read(*given))
     opened.measure(lambda: (seen.append("call"), driver.call()), lambda: seen.append("wait"))
-    assert seen[-4:] == ["call", "clock", "clock", "wait"]
+    assert seen[-3:] == ["call", "clock", "wait"]
 
 
 def test_a_counter_that_stands_still_ends_the_measurement(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_a_failure_while_the_clock_runs_costs_that_batch_size_alone(
 
 
 def test_a_meter_that_fails_costs_the_energy_alone(dense: nn.Module, shallow: nn.Module) -> None:
-    power = Power(energy_mj=8.0, power_w=2.0, sm_clock_mhz=1980, memory_clock_mhz=2619, seconds=1.0)
+    power = Power(energy_mj=8.0, power_w=2.0, sm_clock_mhz=1980)
     metered: list[object] = []
 
     def meter(call: object) -> Power:

@@ -63,7 +63,7 @@ def test_running_out_of_memory_is_recorded_as_that(dense: nn.Module, shallow: nn
 
 
 def test_a_meter_gives_every_row_its_energy(dense: nn.Module) -> None:
-    power = Power(energy_mj=30.0, power_w=300.0, sm_clock_mhz=1700, memory_clock_mhz=2600, seconds=0.4)
+    power = Power(energy_mj=30.0, power_w=300.0, sm_clock_mhz=1700)
     session = Session(candidates=candidates({"dense": dense}), baseline="dense", meter=lambda call: power, **FAST)
     (row,) = session.measure(RunConfig("torch", "fp32"), (3,), [])
     assert (row.energy_mj_per_image, row.power_w, row.sm_clock_mhz) == (10.0, 300.0, 1700)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Command
-from vitslim.bench.suite import Case, CaseResult, SuiteReport
-from vitslim.files import read_json, write_json
-from vitslim.pipeline.suite import run_suite, runner
+from vitslim.bench.suite import Case, CaseResult
+from vitslim.files import read_json
+from vitslim.pipeline.suite import Suite, process, runner
 from vitslim.pipeline.suite.process import attempt
 
 PRESET: dict[str, Any] = {
@@ -38,11 +38,7 @@ def preset(tmp_path: Path) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a case does in a process of its own is done here, for what is not about processes."""
-
-    def here(*given: Any, stops: bool) -> dict[str, Any]:
-        return attempt(*given)
-
-    monkeypatch.setattr(runner, "run_in_child", here)
+    monkeypatch.setattr(runner, "run_in_child", attempt)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the whole suite. Shared between tests: never change it."""
     folder = tmp_path_factory.mktemp("suite")
     (folder / "own.yaml").write_text(yaml.safe_dump(PRESET))
-    run_suite(folder / "out", preset=str(folder / "own.yaml"), isolate=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_in_child", process.attempt)
+        Suite("suite", folder / "out", preset=str(folder / "own.yaml")).run()
     return folder / "out"
 
 
@@ -76,27 +74,18 @@ def test_bench_alone_asks_for_a_model_and_its_help_names_the_other_commands(vits
     assert all(word in shown.out for word in ("models", "suite", "accuracy"))
 
 
-def test_the_suite_is_shown_gone_on_with_and_compared(measured: Path, preset: Path, vitslim: Command) -> None:
+def test_the_suite_is_shown_and_gone_on_with(measured: Path, preset: Path, vitslim: Command) -> None:
     words = ("bench", "suite", "--preset", preset, "--out", measured)
     outcome = vitslim(*words)
     assert outcome.code == 0, outcome.err
     assert "deit" not in outcome.out
     assert "tiny, torch fp32:" in outcome.out
     assert "32 px, b1" in outcome.out
-    assert "cases of this call" not in outcome.out
+    assert "begun" not in outcome.err
     assert "`vitslim bench suite --preset own.yaml`" in outcome.out
     assert f"wrote {measured}/suite.html" in outcome.err
     assert str(measured.parent) not in (measured / "suite.json").read_text()
     assert vitslim(*words, "--json").document == read_json(measured / "suite.json")
-    assert vitslim(*words, "--compare", measured / "suite.json").code == 0
-    document = read_json(measured / "suite.json")
-    for row in document["pieces"][0]["rows"]:
-        if row["model"] == "evo-vit":
-            row |= {"speedup_vs_dense": 99.0, "speedup_p10": 98.0, "speedup_p90": 100.0}
-    write_json(measured.parent / "before.json", document)
-    changed = vitslim(*words, "--compare", measured.parent / "before.json")
-    assert changed.code == 1
-    assert changed.error.startswith("evo-vit on tiny 32 px, torch fp32 b1: 99.00x became ")
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -106,9 +95,9 @@ def test_the_recorded_command_is_one_that_runs_as_it_stands(
     monkeypatch.chdir(tmp_path)
     out = Path("out", "suite-own-quick")
     first = vitslim("bench", "suite", "--preset", preset, "--quick", "--out", out)
-    assert "cases of this call" in first.out
+    assert "begun" in first.err
     document = read_json(out / "suite.json")
-    assert {row["model"] for row in document["pieces"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
+    assert {row["model"] for row in document["cases"][0]["rows"]} == {"dense", "evo-vit", "depth-drop"}
     assert document["command"] == "vitslim bench suite --preset own.yaml --quick"
     again = vitslim(*shlex.split(document["command"])[1:])
     assert again.code == 0, again.err
@@ -131,7 +120,7 @@ def test_what_is_done_and_left_is_listed_without_measuring(
 
 
 def test_a_list_is_asked_for_alone(preset: Path, tmp_path: Path, vitslim: Command) -> None:
-    for option in (("--again",), ("--minutes", "1"), ("--compare", tmp_path / "suite.json")):
+    for option in (("--again",), ("--minutes", "1")):
         refused = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out", "--list", *option)
         assert refused.code == 2
         assert "--list measures nothing; leave out" in refused.err
@@ -148,24 +137,21 @@ def test_the_gpu_preset_can_be_listed_where_there_is_no_gpu(
 
 
 @pytest.mark.parametrize(
-    ("attempts", "sentence"),
-    [(1, "0 of 1 cases are done, 1 are left; run the same command again"), (2, "needs a larger --minutes")],
+    ("status", "sentence"),
+    [
+        (None, "0 of 1 cases are done, 1 are left; run the same command again"),
+        ("too long", "0 of 1 cases are done, 1 are left; each needs a larger --minutes"),
+    ],
 )
 def test_what_is_left_says_what_to_do(
-    attempts: int, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+    status: Any, sentence: str, preset: Path, tmp_path: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = CaseResult(piece=Case(), digest="0", status="too long", seconds=9.0, tries=attempts)
-    report = SuiteReport(
-        preset="own",
-        quick=False,
-        command="vitslim bench suite",
-        settings={},
-        environment={},
-        pieces=[case],
-        left=[case.piece.name],
-    )
-    monkeypatch.setattr("vitslim.pipeline.suite.run_suite", lambda *_, **__: report)
-    outcome = vitslim("bench", "suite", "--preset", preset, "--out", tmp_path / "out")
+    held = Suite("suite", tmp_path / "out", preset=str(preset), quick=True).report()
+    stopped = [CaseResult(case=Case(), digest="0", status=status, seconds=9.0)] if status else []
+    left = [one.case.name for one in stopped] or held.left
+    report = held.model_copy(update={"cases": stopped, "left": left})
+    monkeypatch.setattr(Suite, "run", lambda *_, **__: report)
+    outcome = vitslim("bench", "suite", "--preset", preset, "--quick", "--out", tmp_path / "out")
     assert sentence in " ".join(outcome.err.split())
 
 
@@ -173,9 +159,8 @@ def test_what_is_left_says_what_to_do(
     ("words", "message"),
     [
         (("suite", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'; wanted cpu, gpu or a YAML file"),
-        (("suite", "--out", "o", "--compare", "nowhere.json"), "nowhere.json does not exist"),
         (("accuracy", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'"),
-        (("accuracy", "--out", "o", "--set", "budget.stepps=1"), "budget.stepps"),
+        (("accuracy", "--out", "o", "--set", "training.budget.stepps=1"), "training.budget.stepps"),
         (("accuracy", "--out", "o", "--minutes", "0"), "--minutes"),
     ],
 )
@@ -195,10 +180,10 @@ def test_without_its_gpu_a_preset_is_refused_and_nothing_written(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = vitslim("bench", command, "--preset", "gpu", "--out", tmp_path / "out")
     assert (outcome.code, "no usable GPU is there" in outcome.error) == (3, True), outcome.err
-    assert outcome.error.startswith("preset gpu: ")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_suite_of_what_is_not_here_ends_with_an_error(vitslim: Command, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(PRESET | {"groups": [{"models": ["tiny"], "backends": ["compiled-graph"]}]}))
@@ -206,20 +191,20 @@ def test_a_suite_of_what_is_not_here_ends_with_an_error(vitslim: Command, tmp_pa
     assert outcome.code == 3
     assert outcome.error.startswith("nothing could be measured: ")
     assert outcome.error.endswith("compiled-graph runs on a GPU, this preset measures the CPU")
-    assert read_json(tmp_path / "out" / "suite.json")["pieces"][0]["status"] == "unavailable"
+    assert read_json(tmp_path / "out" / "suite.json")["cases"][0]["status"] == "unavailable"
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_accuracy_that_is_stopped_says_what_is_left(tmp_path: Path, vitslim: Command) -> None:
-    settings = ("model.options={depth: 4, embed_dim: 48, num_heads: 3, patch_size: 8}", "batch_size=4")
-    words = [word for one in settings for word in ("--set", one)]
-    outcome = vitslim(
-        "bench", "accuracy", "--quick", "--out", tmp_path / "out", "--minutes", 0.05, *words, "--set", "teacher.steps=2"
+    settings = (
+        "models.teacher.options={depth: 4, embed_dim: 48, num_heads: 3, patch_size: 8}",
+        "training.batch_size=4",
     )
+    words = [word for one in settings for word in ("--set", one)]
+    outcome = vitslim("bench", "accuracy", "--quick", "--out", tmp_path / "out", "--minutes", 0.05, *words)
     assert outcome.code == 0, outcome.err
-    assert "not done yet:" in outcome.err
-    assert "speed; run the same command again" in " ".join(outcome.err.split())
-    document = read_json(tmp_path / "out" / "accuracy.json")
-    assert document["left"][-1] == "speed"
+    assert "run the same command again" in " ".join(outcome.err.split())
+    document = read_json(tmp_path / "out" / "suite.json")
+    assert {"teacher", "dense-finetuned", "teacher-32-fp32-torch-b1"} <= {*document["left"]}
     assert document["command"].startswith("vitslim bench accuracy --preset cpu --quick --set ")
-    assert [word for word in shlex.split(document["command"]) if "=" in word] == [*settings, "teacher.steps=2"]
+    assert [word for word in shlex.split(document["command"]) if "=" in word] == [*settings]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from vitslim.bench.suite import Case
-from vitslim.pipeline.suite import SuitePreset
-from vitslim.pipeline.suite.compiling import compile_ahead, compilers
+from vitslim.pipeline.suite import Preset
+from vitslim.pipeline.suite.competitors import compile_ahead, prepare_compiler
 
-PRESET = SuitePreset.model_validate(
+PRESET = Preset.model_validate(
     {
         "models": {"tiny": {"name": "builtin", "options": {"depth": 2, "embed_dim": 48, "num_heads": 3}}},
         "competitors": {"evo-vit": {"convert": [{"method": "evo_vit", "stages": [1]}]}},
@@ -21,20 +21,20 @@ PRESET = SuitePreset.model_validate(
 
 
 def case(*competitors: str) -> Case:
-    return Case(model="tiny", image_size=32, backend="compiled", batches=(2,), competitors=competitors)
+    return Case(model="tiny", image_size=32, backend="compiled", batch=2, competitors=competitors)
 
 
 def test_one_core_compiles_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitslim.pipeline.suite.compiling._usable_cores", lambda: 3)
-    monkeypatch.setattr("vitslim.pipeline.suite.compiling.ProcessPoolExecutor", None)
+    monkeypatch.setattr("vitslim.pipeline.suite.competitors.usable_cores", lambda: 3)
+    monkeypatch.setattr("vitslim.pipeline.suite.competitors.ProcessPoolExecutor", None)
     compile_ahead(case("evo-vit"), PRESET)
 
 
 def test_a_compiling_process_leaves_cores_to_the_others_and_keeps_no_timing() -> None:
     from torch._inductor import config
 
-    with compilers(1) as pool, config.patch(compile_threads=99, autotune_local_cache=True):
-        pool._initializer()  # what each of its processes begins with
+    with config.patch(compile_threads=99, autotune_local_cache=True):
+        prepare_compiler()  # what each of its processes begins with
         assert (config.compile_threads, config.autotune_local_cache) == (2, False)
 
 
@@ -42,13 +42,14 @@ def compile_then_look(found: Any) -> None:
     """What a worker of the suite does with a compiled case, up to the timing."""
     import torch
 
-    from vitslim.pipeline.suite.competitors import open_competitor
+    from vitslim.pipeline.suite import competitors
     from vitslim.runtime import TorchRunner
 
     asked = case("tome")
-    compile_ahead(asked, PRESET, workers=2)
+    competitors.usable_cores = lambda: 4
+    compile_ahead(asked, PRESET)
     ahead = compiled_kernels()
-    with TorchRunner(open_competitor("dense", asked, PRESET), compiled=True) as runner:
+    with TorchRunner(competitors.open_competitor("dense", asked, PRESET), compiled=True) as runner:
         runner.run(torch.randn(2, 3, 32, 32))
     found.put((ahead, compiled_kernels()))
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from vitslim.bench import environment
 from vitslim.bench.suite import Case, SuiteReport
-from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
-from vitslim.files import read_json, write_json
+from vitslim.errors import CheckpointError, ConfigError
+from vitslim.files import write_json
 from vitslim.pipeline import baselines
-from vitslim.pipeline.suite import SuitePreset, changed_ratios, competitors, list_suite, read_suite, run_suite
+from vitslim.pipeline.rendering import read_suite
+from vitslim.pipeline.suite import Suite, competitors, process, running
 from vitslim.pipeline.suite import runner as runners
-from vitslim.pipeline.suite.competitors import open_dense
-from vitslim.pipeline.suite.measuring import measure_case
 
 SIZE: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
 COMPETITORS = ["evo-vit", "pair", "refused", "smaller-sibling", "lower-resolution", "depth-drop", "tome"]
@@ -30,20 +30,22 @@ DOCUMENT: dict[str, Any] = {
     "competitors": {
         "evo-vit": {"convert": [{"method": "evo_vit"}]},
         "pair": {"convert": [{"method": "skipat", "identity": True, "layers": [1]}, {"method": "evo_vit"}]},
-        "refused": {"convert": [{"method": "skipat", "layers": [0]}]},
+        "refused": {"convert": [{"method": "skipat", "layers": [9]}]},
     },
     "groups": [
-        {"models": ["tiny"], "sizes": [32], "batches": [1, 2], "competitors": COMPETITORS},
+        {"models": ["tiny"], "sizes": [32], "batches": [2], "competitors": COMPETITORS},
         {"models": ["tiny"], "sizes": [32], "backends": ["train"], "batches": [2], "competitors": ["evo-vit"]},
         {"models": ["tiny"], "sizes": [64], "backends": ["compiled-graph"]},
         {"kernels": [17]},
     ],
 }
-NAMES = ["tiny-32-fp32-torch-b1+2", "tiny-32-fp32-train-b2", "tiny-64-fp32-compiled-graph-b1", "kernels-fp32-b1"]
+NAMES = ["tiny-32-fp32-torch-b2", "tiny-32-fp32-train-b2", "tiny-64-fp32-compiled-graph-b1", "kernels-fp32-b1"]
+ONE_CASE = [{"models": ["tiny"], "sizes": [32], "competitors": ["tome", "depth-drop"]}]
 
 
-def preset(**changes: Any) -> SuitePreset:
-    return SuitePreset.model_validate(DOCUMENT | changes)
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "run_in_child", process.attempt)
 
 
 class Measured:
@@ -63,14 +65,22 @@ class Measured:
         return {}
 
 
-def run(folder: Path, measure: Any, settings: SuitePreset | None = None, **options: Any) -> SuiteReport:
-    return run_suite(folder, preset=settings or preset(), measure=measure, isolate=False, **options)
+def suite(out: Path, *, quick: bool = False, **changes: Any) -> Suite:
+    preset = out.with_name("own.yaml")
+    preset.write_text(yaml.safe_dump(DOCUMENT | changes))
+    return Suite("suite", out, preset=str(preset), quick=quick)
 
 
-def measured(folder: Path, settings: SuitePreset | None = None, **options: Any) -> list[str]:
+def run(out: Path, measure: Any, minutes: float | None = None, again: bool = False, **changes: Any) -> SuiteReport:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "measure_case", measure)
+        return suite(out, **changes).run(minutes=minutes, again=again)
+
+
+def measured(out: Path, **options: Any) -> list[str]:
     """The names of the cases that one more call measures."""
     measure = Measured()
-    run(folder, measure, settings, **options)
+    run(out, measure, **options)
     return measure.names
 
 
@@ -78,7 +88,9 @@ def measured(folder: Path, settings: SuitePreset | None = None, **options: Any) 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteReport, Path]:
     """Every kind of case, really measured. Shared between tests: never change the folder."""
     folder = tmp_path_factory.mktemp("suite") / "out"
-    return run_suite(folder, preset=preset(), isolate=False), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runners, "run_in_child", process.attempt)
+        return suite(folder).run(command="vitslim bench suite"), folder
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -86,16 +98,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteReport, Path]:
 
 def test_every_case_has_its_file_and_the_report_has_them_all(whole: tuple[SuiteReport, Path]) -> None:
     report, folder = whole
-    assert [case.piece.name for case in report.pieces] == NAMES
+    assert [one.case.name for one in report.cases] == NAMES
     assert {path.stem for path in (folder / "cases").iterdir()} == set(NAMES)
     assert report.left == []
-    assert read_suite(folder) == read_suite(folder / "suite.json") == report
-    assert str(Path.cwd()) not in (folder / "suite.json").read_text()
+    assert read_suite(folder) == report
+    assert str(folder.parent) not in (folder / "suite.json").read_text()
 
 
 def test_competitors_of_a_case_are_beside_dense_with_their_kind(whole: tuple[SuiteReport, Path]) -> None:
-    rows = whole[0].pieces[0].rows
-    assert {row.model: row.kind for row in rows} == {
+    rows = {row.model: row for row in whole[0].cases[0].rows}
+    assert {name: row.kind for name, row in rows.items()} == {
         "dense": "dense",
         "evo-vit": "method",
         "pair": "pair",
@@ -103,26 +115,24 @@ def test_competitors_of_a_case_are_beside_dense_with_their_kind(whole: tuple[Sui
         "lower-resolution": "baseline",
         "depth-drop": "baseline",
     }
-    assert {row.batch for row in rows} == {1, 2}
-    by_name = {row.model: row for row in rows}
-    assert by_name["lower-resolution"].image_size == (24, 24)
-    assert by_name["smaller-sibling"].params < by_name["dense"].params
-    assert by_name["depth-drop"].macs < by_name["dense"].macs
-    assert all((row.base, row.size) == ("tiny", 32) for row in rows)
+    assert rows["lower-resolution"].image_size == (24, 24)
+    assert rows["smaller-sibling"].params < rows["dense"].params
+    assert rows["depth-drop"].macs < rows["dense"].macs
 
 
 def test_rows_have_their_point_on_the_roofline_of_their_own_run(whole: tuple[SuiteReport, Path]) -> None:
-    case = whole[0].pieces[0]
-    assert case.ceilings is not None
+    case = whole[0].cases[0]
+    assert case.peaks is not None
     for row in case.rows:
         assert row.tflops == pytest.approx(2 * row.macs * row.batch / row.latency_ms_p50 / 1e9)
-        attainable = min(case.ceilings.tflops, row.intensity * case.ceilings.gbytes_s / 1e3)
-        assert row.roofline_share == pytest.approx(row.tflops / attainable)
-    assert all(row.roofline_share is None for row in whole[0].pieces[1].rows)  # training steps
+        assert row.roofline_share == pytest.approx(
+            max(row.tflops / case.peaks.tflops, row.gbytes_s / case.peaks.gbytes_s)
+        )
+    assert all(row.roofline_share is None for row in whole[0].cases[1].rows)  # training steps
 
 
 def test_what_could_not_take_part_is_named(whole: tuple[SuiteReport, Path]) -> None:
-    first, _, graph, kernels = whole[0].pieces
+    first, _, graph, kernels = whole[0].cases
     assert {skip.model for skip in first.skipped} >= {"refused"}
     assert any("energy" in note for note in first.notes)
     if not torch.cuda.is_available():
@@ -145,8 +155,7 @@ class Hungry(nn.Module):
 
 def test_running_out_of_memory_is_a_record_of_that_competitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(baselines.BASELINES, "tome", Hungry)
-    group = {"models": ["tiny"], "sizes": [32], "competitors": ["tome", "depth-drop"]}
-    (case,) = run(tmp_path / "out", measure_case, preset(groups=[group])).pieces
+    (case,) = suite(tmp_path / "out", groups=ONE_CASE).run().cases
     assert case.status == "measured"
     assert {row.model for row in case.rows} == {"dense", "depth-drop"}
     (skip,) = case.skipped
@@ -154,9 +163,9 @@ def test_running_out_of_memory_is_a_record_of_that_competitor(monkeypatch: pytes
 
 
 def test_a_case_whose_dense_model_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(competitors, "open_dense", lambda *given: Hungry(open_dense(*given)))
-    group = {"models": ["tiny"], "sizes": [32], "competitors": ["evo-vit"]}
-    (case,) = run(tmp_path / "out", measure_case, preset(groups=[group])).pieces
+    opened = competitors.open_model
+    monkeypatch.setattr(competitors, "open_model", lambda *given, **options: Hungry(opened(*given, **options)))
+    (case,) = suite(tmp_path / "out", groups=ONE_CASE).run().cases
     assert (case.status, case.rows) == ("out of memory", [])
 
 
@@ -171,75 +180,72 @@ def test_a_second_call_measures_nothing_anew(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "out", Measured(KeyboardInterrupt(), at=NAMES[2]))
-    assert read_suite(tmp_path / "out").left == NAMES[2:]
+    for index in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", Measured(KeyboardInterrupt(), at=NAMES[index]))
+        assert read_suite(tmp_path / "out").left == NAMES[index:]
     assert measured(tmp_path / "out") == NAMES[2:]
 
 
 def test_other_settings_are_measured_anew_where_they_matter(tmp_path: Path) -> None:
     assert measured(tmp_path / "out") == NAMES
-    assert measured(tmp_path / "out", preset(rounds=6)) == NAMES
+    assert measured(tmp_path / "out", rounds=6) == NAMES
     pair = {"convert": [{"method": "skipat", "identity": True, "layers": [2]}]}
-    changed = preset(rounds=6, competitors=DOCUMENT["competitors"] | {"pair": pair})
-    assert measured(tmp_path / "out", changed) == NAMES[:1]
+    assert measured(tmp_path / "out", rounds=6, competitors=DOCUMENT["competitors"] | {"pair": pair}) == NAMES[:1]
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("version", "99"), ("code_digest", "other"), ("environment", environment() | {"driver": "570.86.15"})],
+    [("installed_version", "99"), ("code_digest", "other"), ("environment", environment() | {"driver": "570.86.15"})],
 )
 def test_other_versions_code_or_hardware_are_measured_anew(
     name: str, found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured(tmp_path / "out")
-    monkeypatch.setattr(f"vitslim.pipeline.suite.speed.{name}", lambda *_: found)
+    monkeypatch.setattr(running, name, lambda *_: found)
     assert measured(tmp_path / "out") == NAMES
 
 
 def test_what_failed_is_kept_until_it_is_asked_for_again(tmp_path: Path) -> None:
     run(tmp_path / "out", Measured(ValueError("broken")))
-    assert read_suite(tmp_path / "out").pieces[0].reason == "ValueError: broken"
+    assert read_suite(tmp_path / "out").cases[0].reason == "ValueError: broken"
     assert measured(tmp_path / "out") == []
     assert measured(tmp_path / "out", again=True) == NAMES
 
 
 def test_a_case_whose_file_was_cut_off_is_measured_anew(tmp_path: Path) -> None:
     measured(tmp_path / "out")
-    (tmp_path / "out" / "cases" / f"{NAMES[1]}.json").write_text('{"piece": ')
+    (tmp_path / "out" / "cases" / f"{NAMES[1]}.json").write_text('{"case": ')
     assert measured(tmp_path / "out") == [NAMES[1]]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds files that this benchmark did not write"):
-        measured(tmp_path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="of benchmark=suite, preset=own, quick=False"):
+        measured(folder)
     with pytest.raises(ConfigError, match="is a file"):
-        measured(tmp_path / "notes.txt")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    (tmp_path / "cases").mkdir()
-    write_json(tmp_path / "suite.json", [1])
-    with pytest.raises(ConfigError, match=r"suite\.json is not the report of a run of preset own"):
-        measured(tmp_path)
-    write_json(tmp_path / "suite.json", {"rows": []})
-    with pytest.raises(CheckpointError, match="is no report of the suite"):
-        read_suite(tmp_path)
+        measured(folder / "notes.txt")
+    write_json(folder / "suite.json", [1])
+    with pytest.raises(ConfigError, match="something else"):
+        measured(folder)
+    with pytest.raises(CheckpointError, match="is no report of a benchmark"):
+        read_suite(folder)
+    assert not (folder / "cases").exists()
 
 
 def test_a_quick_run_of_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("models: {tiny: {name: builtin}}\ngroups: [{models: [tiny]}]\n")
-    for call in (run_suite, list_suite):
-        with pytest.raises(ConfigError, match="preset own: no group is marked quick: true"):
-            call(tmp_path / "out", preset=str(own), quick=True)
+    with pytest.raises(ConfigError, match="no group is marked quick: true"):
+        suite(tmp_path / "out", quick=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quick_run_does_not_replace_a_whole_one(tmp_path: Path) -> None:
-    quick = preset(groups=[group | {"quick": True} for group in DOCUMENT["groups"]])
-    measured(tmp_path / "out", quick)
-    with pytest.raises(ConfigError, match="is not the report of a quick run of preset own; name another folder"):
-        measured(tmp_path / "out", quick, quick=True)
+    groups = [group | {"quick": True} for group in DOCUMENT["groups"]]
+    measured(tmp_path / "out", groups=groups)
+    with pytest.raises(ConfigError, match="preset=own, quick=True; name another"):
+        measured(tmp_path / "out", groups=groups, quick=True)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -248,8 +254,8 @@ def test_a_quick_run_does_not_replace_a_whole_one(tmp_path: Path) -> None:
 class Slow(Measured):
     """Measuring that takes half a minute by the clock of the tests."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, ending: Any = None) -> None:
-        super().__init__(ending)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ending: Any = None, at: str = "") -> None:
+        super().__init__(ending, at)
         self._now = 0.0
         monkeypatch.setattr(runners.time, "perf_counter", lambda: self._now)
 
@@ -258,61 +264,36 @@ class Slow(Measured):
         return super().__call__(*given)
 
 
+SIZES = [{"models": ["tiny"], "sizes": [32, 40, 48, 56]}]
+
+
+def names_of(*sizes: int) -> list[str]:
+    return [f"tiny-{size}-fp32-torch-b1" for size in sizes]
+
+
 def test_no_case_is_begun_that_would_end_too_late_and_the_first_is_in_any_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # After the first one each is expected to last as long as it.
-    settings = preset(groups=[{"models": ["tiny"], "sizes": [32, 40, 48, 56]}], case_seconds=1000)
     for minutes, begun in ((0.1, [32]), (1.1, [40, 48]), (None, [56])):
         slow = Slow(monkeypatch)
-        run(tmp_path / "out", slow, settings, minutes=minutes)
-        assert slow.names == [f"tiny-{size}-fp32-torch-b1" for size in begun]
+        run(tmp_path / "out", slow, minutes=minutes, groups=SIZES)
+        assert slow.names == names_of(*begun)
 
 
-def test_a_case_that_was_stopped_is_attempted_twice_and_then_when_there_is_more_time(
+def test_a_case_that_was_stopped_is_tried_again_when_all_others_had_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = preset(groups=DOCUMENT["groups"][:1])
-    for minutes, is_begun, too_long in ((0.5, True, []), (0.5, True, NAMES[:1]), (0.55, False, NAMES[:1])):
-        slow = Slow(monkeypatch, "too long")
-        report = run(tmp_path / "out", slow, settings, minutes=minutes)
-        assert (report.left, report.too_long, slow.names) == (NAMES[:1], too_long, NAMES[:1] if is_begun else [])
-    assert measured(tmp_path / "out", settings, minutes=0.7) == NAMES[:1]
-    assert read_suite(tmp_path / "out").left == []
+    stopped = Slow(monkeypatch, "too long", at=names_of(32)[0])
+    report = run(tmp_path / "out", stopped, minutes=0.5, groups=SIZES)
+    assert report.left == names_of(40, 48, 56, 32)
+    assert report.statuses == {names_of(32)[0]: "too long"}
+    assert measured(tmp_path / "out", groups=SIZES) == names_of(40, 48, 56, 32)
 
 
-# --- comparing -------------------------------------------------------------------------------------------------------
-
-
-def test_a_ratio_that_moved_beyond_its_spread_is_named(whole: tuple[SuiteReport, Path], tmp_path: Path) -> None:
-    report, folder = whole
-    assert changed_ratios(report, report, 0.1) == []
-    document = read_json(folder / "suite.json")
-    row = next(one for one in document["pieces"][0]["rows"] if one["model"] == "evo-vit")
-    row |= {"speedup_vs_dense": 90.0, "speedup_p10": 80.0, "speedup_p90": 99.0}
-    write_json(tmp_path / "other.json", document)
-    (sentence,) = changed_ratios(report, read_suite(tmp_path / "other.json"), 0.1)
-    assert sentence.startswith("evo-vit on tiny 32 px, torch fp32 b1: ")
-    assert sentence.endswith("became 90.00x (faster)")
-
-
-def test_a_ratio_that_vanished_is_named(whole: tuple[SuiteReport, Path]) -> None:
-    report = whole[0]
-    first = report.pieces[0]
-    rest = [row for row in first.rows if row.model != "evo-vit"]
-
-    def later(**changes: Any) -> SuiteReport:
-        return report.model_copy(update={"pieces": [first.model_copy(update=changes), *report.pieces[1:]]})
-
-    found = changed_ratios(report, later(rows=rest), 0.1)
-    assert [one.partition(":")[0] for one in found] == [f"evo-vit on tiny 32 px, torch fp32 b{b}" for b in (1, 2)]
-    assert all(one.endswith("x is no longer measured") for one in found)
-    crashed = changed_ratios(report, later(rows=[], status="crashed"), 0.1)
-    assert len(crashed) == len([row for row in first.rows if row.model != "dense"])
-    assert changed_ratios(report, later(rows=[], status="too long"), 0.1) == []  # it is left for another call
-
-
-def test_runs_without_a_common_row_cannot_be_compared(whole: tuple[SuiteReport, Path]) -> None:
-    empty = whole[0].model_copy(update={"pieces": []})
-    with pytest.raises(CheckFailedError, match="no row in common"):
-        changed_ratios(whole[0], empty, 0.1)
+def test_a_case_that_had_but_the_rest_of_a_call_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = Slow(monkeypatch, "too long", at=names_of(40)[0])
+    report = run(tmp_path / "out", stopped, minutes=5.0, groups=SIZES)
+    assert (list(report.statuses), report.left) == (names_of(32), names_of(40, 48, 56))

@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "cores_usable": _usable_cores(),
+        "cores_usable": usable_cores(),
         "memory_gib": _memory_gib(),
         "torch_threads": torch.get_num_threads(),
         "load_average": load_average(),
@@ -57,7 +57,8 @@ def _cpu_model() -> str:
     return named[0] if named else platform.machine()
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Cores that this process may use."""
     # A container may be pinned to fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from vitslim.bench.clock import compared, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
-from vitslim.bench.errors import first_line, is_out_of_memory
+from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import MeasuredPeaks, roofline_point
+from vitslim.bench.session import RunConfig
 from vitslim.kernels.triton.cases import KernelCase
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
@@ -35,32 +36,8 @@ class KernelRow(Result):
     speedup_vs_dense: float
     speedup_p10: float
     speedup_p90: float
-    tflops: float
-    gbytes_s: float
-    intensity: float
     roofline_share: float
     rounds: int
-
-
-class KernelSkip(Result):
-    """A kernel that did not run."""
-
-    kernel: str
-    tokens: int
-    batch: int
-    reason: str
-    out_of_memory: bool
-
-    @classmethod
-    def of(cls, kernel: str, tokens: int, batch: int, error: Exception) -> KernelSkip:
-        """The record of a kernel, or of a list of them, that raised."""
-        return cls(
-            kernel=kernel,
-            tokens=tokens,
-            batch=batch,
-            reason=first_line(error),
-            out_of_memory=is_out_of_memory(error),
-        )
 
 
 def time_kernels(
@@ -72,24 +49,26 @@ def time_kernels(
     peaks: MeasuredPeaks,
     device: torch.device,
     rounds: int,
-) -> tuple[list[KernelRow], list[KernelSkip]]:
+) -> tuple[list[KernelRow], list[Skipped]]:
     """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
 
     Args:
         build: makes the cases, which need triton, on a device, of a type, for a number of tokens and images; their
             tensors may not fit.
     """
+    where = RunConfig("kernels", precision)
     try:
         cases = build(device, DTYPES[precision], tokens, batch)
     except Exception as error:
-        return [], [KernelSkip.of(build.__name__.replace("_", " "), tokens, batch, error)]
+        name = build.__name__.replace("_", " ")
+        return [], [where.skip(error, model=f"{name}, {tokens} tokens", batch=batch)]
     rows: list[KernelRow] = []
-    skipped: list[KernelSkip] = []
+    skipped: list[Skipped] = []
     for case in cases:
         try:
             rows.append(_row(case, precision, batch, peaks, device, rounds))
         except Exception as error:  # whatever a kernel raises, the other kernels go on
-            skipped.append(KernelSkip.of(case.name, case.tokens, batch, error))
+            skipped.append(where.skip(error, model=f"{case.name}, {case.tokens} tokens", batch=batch))
     return rows, skipped
 
 
@@ -110,9 +89,6 @@ def _row(
         precision=precision,
         **compared(own, dense),
         dense_ms_p50=percentile(dense, 50),
-        tflops=point.tflops,
-        gbytes_s=point.gbytes_s,
-        intensity=point.intensity,
         roofline_share=point.share,
         rounds=len(own),
     )

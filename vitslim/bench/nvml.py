@@ -17,7 +17,7 @@ from vitslim.errors import MissingDependencyError
 from vitslim.shapes import Result
 
 LIBRARY = "libnvidia-ml.so.1"
-_GRAPHICS, _SM, _MEMORY = 0, 1, 2  # nvmlClockType_t
+_SM = 1  # of nvmlClockType_t
 _SETTLING_SECONDS = 0.3  # until power and clocks are those of the load
 _MIN_SECONDS = 1.0  # the energy counter moves in steps of some tens of milliseconds
 _STANDSTILL_SECONDS = 2.0  # without a step
@@ -31,8 +31,6 @@ class Power(Result):
     energy_mj: float  # of one call, millijoule
     power_w: float  # mean
     sm_clock_mhz: int  # at the end of the loop
-    memory_clock_mhz: int
-    seconds: float  # between the two steps of the counter
 
 
 class Nvml:
@@ -56,8 +54,7 @@ class Nvml:
         self._call("nvmlDeviceGetHandleByPciBusId_v2", bus_id.encode(), ctypes.byref(self._handle))
         # What cannot be read is refused before anything is measured.
         self.energy_mj()
-        self.clock_mhz(_SM)
-        self.clock_mhz(_MEMORY)
+        self.clock_mhz()
 
     def energy_mj(self) -> int:
         """Millijoule since the driver was loaded."""
@@ -65,10 +62,10 @@ class Nvml:
         self._call("nvmlDeviceGetTotalEnergyConsumption", self._handle, ctypes.byref(value))
         return value.value
 
-    def clock_mhz(self, kind: int) -> int:
-        """The clock of the multiprocessors or of the memory now."""
+    def clock_mhz(self) -> int:
+        """The clock of the multiprocessors now."""
         value = ctypes.c_uint()
-        self._call("nvmlDeviceGetClockInfo", self._handle, kind, ctypes.byref(value))
+        self._call("nvmlDeviceGetClockInfo", self._handle, _SM, ctypes.byref(value))
         return value.value
 
     def measure(self, call: Callable[[], object], wait: Callable[[], object], seconds: float = _MIN_SECONDS) -> Power:
@@ -89,16 +86,11 @@ class Nvml:
         at_once = min(max(1, math.ceil(_QUEUED_SECONDS / one)), _MOST_QUEUED)
         first, began, _ = self._repeat(call, wait, at_once, _SETTLING_SECONDS)
         last, ended, times = self._repeat(call, wait, at_once, seconds)
-        sm, memory = self.clock_mhz(_SM), self.clock_mhz(_MEMORY)  # while the GPU is at work
+        clock = self.clock_mhz()  # while the GPU is at work
         wait()
-        used, spent = last - first, ended - began
-        return Power(
-            energy_mj=used / (times * at_once),
-            power_w=used / 1e3 / spent,
-            sm_clock_mhz=sm,
-            memory_clock_mhz=memory,
-            seconds=spent,
-        )
+        used = last - first
+        power_w = used / 1e3 / (ended - began)
+        return Power(energy_mj=used / (times * at_once), power_w=power_w, sm_clock_mhz=clock)
 
     def _repeat(
         self, call: Callable[[], object], wait: Callable[[], object], at_once: int, seconds: float

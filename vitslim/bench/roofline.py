@@ -52,9 +52,7 @@ class RooflinePoint(Result):
 
     tflops: float  # achieved
     gbytes_s: float  # achieved, of the traffic that cannot be avoided
-    intensity: float  # operations per byte
-    attainable_tflops: float  # what the peaks allow at this intensity
-    share: float  # achieved over attainable
+    share: float  # achieved over what the peaks allow
 
 
 def roofline_point(flops: float, gbytes: float, latency_ms: float, peaks: MeasuredPeaks) -> RooflinePoint:
@@ -63,19 +61,9 @@ def roofline_point(flops: float, gbytes: float, latency_ms: float, peaks: Measur
     Source: Williams, Waterman and Patterson 2009, "Roofline", Communications of the ACM 52(4).
     """
     seconds = latency_ms / 1e3
-    achieved = flops / seconds / 1e12
-    intensity = flops / (gbytes * 1e9)
-    # attainable = min(peak arithmetic, intensity × peak bandwidth)
-    attainable = min(peaks.tflops, intensity * peaks.gbytes_s / 1e3)
-    # achieved / attainable, which is 0 / 0 for what only moves data
+    # min(peak arithmetic, intensity × peak bandwidth), as the time of the slower of both
     fastest = max(flops / (peaks.tflops * 1e12), gbytes / peaks.gbytes_s)
-    return RooflinePoint(
-        tflops=achieved,
-        gbytes_s=gbytes / seconds,
-        intensity=intensity,
-        attainable_tflops=attainable,
-        share=fastest / seconds,
-    )
+    return RooflinePoint(tflops=flops / seconds / 1e12, gbytes_s=gbytes / seconds, share=fastest / seconds)
 
 
 def count_traffic(model: nn.Module) -> Traffic:

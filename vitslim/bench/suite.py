@@ -1,17 +1,12 @@
-"""What the benchmark suite measures and finds, as it is written to its JSON files.
-
-Names of fields are those of files that are committed; ``piece`` is a case, ``aims`` are the targets, ``tries`` the
-attempts and ``ceilings`` the measured peaks.
-"""
+"""What the benchmarks of many cases measure and find, as it is written to suite.json."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vitslim.bench.kernels import KernelRow, KernelSkip
+from vitslim.bench.kernels import KernelRow
 from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.roofline import MeasuredPeaks
 from vitslim.bench.session import Backend
@@ -19,43 +14,37 @@ from vitslim.runtime import Precision
 from vitslim.shapes import Config, Result
 
 Kind = Literal["dense", "method", "pair", "baseline"]
-Setting = tuple[str, int, str, str, int]  # model, image size, backend, precision, batch
 Status = Literal["measured", "unavailable", "out of memory", "failed", "crashed", "too long"]
 
+Benchmark = Literal["suite", "accuracy"]
+
+TEACHER = "teacher"
+FINE_TUNED = "dense-finetuned"
+"""The fine-tuned baseline: the teacher with the students' budget."""
 DENSE = "dense"
 SMALLER = "smaller-sibling"
 SUITE_FILE = "suite.json"
-ATTEMPTS = 2  # at a case that is not done in time; what the first one compiled is there for the second
 
 
 class Case(Config):
-    """What is measured in one process: one model at one image size, precision and backend; or kernels alone.
+    """What is measured in one process: one model in one setting with all its competitors; or kernels alone.
 
-    All competitors of a case are timed in the same rounds, so that their ratios are of one run.
+    The competitors are timed in the same rounds, so that their ratios are of one run.
     """
 
-    kind: Literal["models", "kernels"] = "models"
-    model: str = "-"  # name in the preset; kernels have none
-    image_size: int = 0  # pixels; 0: the model's own
+    model: str = "kernels"  # name in the preset
+    image_size: int = 0  # pixels
     precision: Precision = "fp32"
     backend: Backend = "torch"
-    batches: tuple[PositiveInt, ...] = (1,)
+    batch: PositiveInt = 1
     competitors: tuple[str, ...] = ()  # beside dense
-    tokens: tuple[PositiveInt, ...] = ()  # kernels alone
+    tokens: tuple[PositiveInt, ...] = ()  # of kernels; models have none
 
     @property
     def name(self) -> str:
         """Of its file and its row in a list."""
-        batches = "b" + "+".join(map(str, self.batches))
-        if self.kind == "kernels":
-            return f"kernels-{self.precision}-{batches}"
-        size = [str(self.image_size)] if self.image_size else []
-        return "-".join([re.sub(r"[^\w.]+", "_", self.model), *size, self.precision, self.backend, batches])
-
-    @property
-    def settings(self) -> list[Setting]:
-        """One for each batch size."""
-        return [(self.model, self.image_size, self.backend, self.precision, batch) for batch in self.batches]
+        setting = [self.precision] if self.tokens else [str(self.image_size), self.precision, self.backend]
+        return "-".join([self.model.replace("/", "_"), *setting, f"b{self.batch}"])
 
 
 class GainTarget(Config):
@@ -65,100 +54,118 @@ class GainTarget(Config):
     at_least: float = Field(gt=0)  # dense over the model
     of: Literal["speed", "weights", "memory"] = "speed"  # a kernel's is speed
     precision: Precision
-    model: str = "-"
+    model: str = ""
     image_size: int = 0
     backend: Backend = "compiled-graph"
     batch: PositiveInt = 1
     competitors: tuple[str, ...] = ()
     kernel: str = ""  # its name, instead of competitors
     tokens: int = 0  # of the kernel
-    max_loss: float | None = None  # points of top-1 below the fine-tuned dense model; where accuracy is measured too
-
-    @property
-    def setting(self) -> Setting:
-        """That of the competitors' rows."""
-        return self.model, self.image_size, self.backend, self.precision, self.batch
+    max_loss: float | None = None  # points of top-1 below the fine-tuned baseline; where accuracy is measured too
 
     def is_measured_by(self, case: Case) -> bool:
         """Whether a case says something about it."""
+        if (self.precision, self.batch) != (case.precision, case.batch):
+            return False
         if self.kernel:
-            timed = (case.kind, case.precision) == ("kernels", self.precision)
-            return timed and self.tokens in case.tokens and self.batch in case.batches
-        return self.setting in case.settings and bool({*self.competitors} & {*case.competitors})
+            return self.tokens in case.tokens
+        same = (self.model, self.image_size, self.backend) == (case.model, case.image_size, case.backend)
+        return same and not {*self.competitors}.isdisjoint(case.competitors)
 
 
 class SuiteRow(BenchRow):
-    """A row of a case: ``model`` is the competitor, ``base`` the model it competes with at ``size`` pixels.
+    """A row of a case; the roofline's figures are ``None`` for training steps, whose traffic is not counted."""
 
-    The roofline figures are ``None`` for training steps, whose traffic is not counted.
-    """
-
-    base: str
-    size: int
     kind: Kind
     tflops: float | None
     gbytes_s: float | None
-    intensity: float | None
     roofline_share: float | None
 
 
 class Outcome(Result):
-    """How a case of a benchmark ended, as it is kept in a file of its own."""
+    """How a case or a training ended, as it is kept in a file of its own."""
 
-    digest: str  # of the case, its settings, the versions, the code and the hardware
+    digest: str  # of all that it depends on: settings, versions, code, hardware
     status: Status
     reason: str | None = None
     seconds: float
-    tries: int = 1  # in a row that were too long, this one counted
     environment: dict[str, Any] = Field(default_factory=dict)
 
 
 class CaseResult(Outcome):
-    """What one case of the suite gave."""
+    """What one case gave."""
 
-    piece: Case
-    ceilings: MeasuredPeaks | None = None
+    case: Case
+    peaks: MeasuredPeaks | None = None
     rows: list[SuiteRow] = Field(default_factory=list[SuiteRow])
     kernel_rows: list[KernelRow] = Field(default_factory=list[KernelRow])
     skipped: list[Skipped] = Field(default_factory=list[Skipped])
-    kernel_skips: list[KernelSkip] = Field(default_factory=list[KernelSkip])
     notes: list[str] = Field(default_factory=list[str])
+
+    def row(self, model: str) -> SuiteRow | None:
+        """That of a competitor, or of dense."""
+        return next((row for row in self.rows if row.model == model), None)
+
+
+class AccuracyRow(Result):
+    """Held-out accuracy and cost of one trained model."""
+
+    kind: Kind
+    top1: float  # share of held-out images, 0..1
+    agreement: float | None  # share of images with the teacher's class
+    images: int  # held-out ones
+    params: int
+    macs: int
+    steps: int  # of the last training
+
+
+class TrainedModel(Outcome):
+    """What the training of one model gave."""
+
+    model: str
+    row: AccuracyRow | None = None
+    plan: dict[str, Any] | None = None  # of a converted one
+
+    @property
+    def timed_as(self) -> str:
+        """The name of its rows of speed; the teacher and the fine-tuned baseline are the same network as dense."""
+        return DENSE if self.model in (TEACHER, FINE_TUNED) else self.model
 
 
 class SuiteReport(Result):
     """suite.json: all cases that were measured with the present settings, and what is left."""
 
+    benchmark: Benchmark
     preset: str
     quick: bool
     command: str
     settings: dict[str, Any]
-    environment: dict[str, Any]  # of the last case; versions and hardware are the same in all
-    pieces: list[CaseResult]
-    left: list[str]  # names of the cases that are not measured yet
-    aims: list[GainTarget] = Field(default_factory=list[GainTarget])
+    trained: list[TrainedModel]  # of the accuracy benchmark, the teacher first
+    cases: list[CaseResult]
+    left: list[str]  # not trained or measured yet; what was stopped is in ``trained`` or ``cases`` too
+    targets: list[GainTarget]
 
     @property
     def total(self) -> int:
-        """How many cases the preset has."""
-        return len({*self.left, *(one.piece.name for one in self.pieces)})
+        """How many trainings and cases the preset has."""
+        return len({*self.left, *self.statuses})
 
     @property
-    def too_long(self) -> list[str]:
-        """Names of the cases that are left and that another call with no more time would not measure either."""
-        return [one.piece.name for one in self.pieces if one.status == "too long" and one.tries >= ATTEMPTS]
+    def statuses(self) -> dict[str, Status]:
+        """How those that ended did, by name."""
+        return {name: one.status for name, one in self.outcomes.items()}
 
     @property
-    def not_begun(self) -> list[str]:
-        """Names of the cases that are left and were not attempted."""
-        attempted = {one.piece.name for one in self.pieces}
-        return [name for name in self.left if name not in attempted]
+    def outcomes(self) -> dict[str, Outcome]:
+        """What ended, by name."""
+        return {**{one.model: one for one in self.trained}, **{one.case.name: one for one in self.cases}}
 
     @property
-    def rows(self) -> list[SuiteRow]:
-        """The rows of all cases, in the preset's order."""
-        return [row for case in self.pieces for row in case.rows]
+    def environment(self) -> dict[str, Any]:
+        """Of the last one; versions and hardware are the same in all."""
+        return next((one.environment for one in reversed(self.outcomes.values()) if one.environment), {})
 
     @property
-    def kernel_rows(self) -> list[KernelRow]:
-        """The kernels' rows, in the preset's order."""
-        return [row for case in self.pieces for row in case.kernel_rows]
+    def accuracy(self) -> dict[str, AccuracyRow]:
+        """The rows of all trained models, by their names."""
+        return {one.model: one.row for one in self.trained if one.row is not None}

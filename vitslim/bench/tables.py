@@ -25,6 +25,13 @@ _COLUMNS: tuple[Column, ...] = (
 _VERDICT: Column = ("verdict", lambda row: row.verdict or "baseline")
 _ACROSS: Column = ("vs dense torch", lambda row: _ratio(row.speedup_vs_dense_torch))
 _PIXELS: Column = ("px", lambda row: "x".join(map(str, row.image_size)) + ("*" if row.other_image_size else ""))
+_OPTIONAL: dict[str, Callable[[BenchRow], float | None]] = {
+    "file MiB": lambda row: row.file_mib,
+    "memory MiB": lambda row: row.peak_memory_mib,
+    "mJ/img": lambda row: row.energy_mj_per_image,
+    "W": lambda row: row.power_w,
+    "MHz": lambda row: row.sm_clock_mhz,
+}
 _TEXT_COLUMNS = 4  # the first columns are words, left-aligned; figures follow, right-aligned
 
 
@@ -35,7 +42,27 @@ def text_table(rows: Sequence[BenchRow], baseline: str | None = None) -> str:
         baseline: name of the dense model. With it a further column says which share of the ratio of
             multiply-accumulates the measured speed-up is: 100 % where time went down as they did.
     """
-    return as_text(_cells(rows, baseline), words=_TEXT_COLUMNS)
+    return as_text(table_cells(rows, baseline), words=_TEXT_COLUMNS)
+
+
+def table_cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
+    """Header and rows of a table as text; figures that no row has get no column. See ``text_table``."""
+    dense = next((row.macs for row in rows if row.model == baseline), None)
+    columns = list(_COLUMNS)
+    after_spread = 1 + [title for title, _ in columns].index("spread p10–p90")
+    extra = [_VERDICT] if any(row.verdict for row in rows) else []
+    extra += [_ACROSS] if any(is_across(row) for row in rows) else []
+    columns[after_spread:after_spread] = extra
+    if any(row.other_image_size for row in rows):
+        columns.insert(_TEXT_COLUMNS, _PIXELS)
+    if dense is not None:
+        columns.append(("of MAC ratio", lambda row: f"{100 * share_of_mac_ratio(row, dense):.0f} %"))
+    columns += [
+        (title, lambda row, value=value: _optional(value(row)))
+        for title, value in _OPTIONAL.items()
+        if any(value(row) is not None for row in rows)
+    ]
+    return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
 
 
 def as_markdown(cells: Sequence[Sequence[str]], words: int = 1) -> str:
@@ -123,15 +150,5 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _cells(rows: Sequence[BenchRow], baseline: str | None) -> list[list[str]]:
-    dense = next((row.macs for row in rows if row.model == baseline), None)
-    columns = list(_COLUMNS)
-    after_spread = 1 + [title for title, _ in columns].index("spread p10–p90")
-    extra = [_VERDICT] if any(row.verdict for row in rows) else []
-    extra += [_ACROSS] if any(is_across(row) for row in rows) else []
-    columns[after_spread:after_spread] = extra
-    if any(row.other_image_size for row in rows):
-        columns.insert(_TEXT_COLUMNS, _PIXELS)
-    if dense is not None:
-        columns.append(("of MAC ratio", lambda row: f"{100 * share_of_mac_ratio(row, dense):.0f} %"))
-    return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
+def _optional(value: float | int | None) -> str:
+    return "-" if value is None else significant(float(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +17,7 @@ BENCH_BACKENDS = "train, or any of `vitslim list targets`: torch, compiled, comp
 _MODELS = "models"
 
 if TYPE_CHECKING:
-    from vitslim.bench.suite import SuiteReport
-    from vitslim.progress import Progress
+    from vitslim.bench.suite import Benchmark, SuiteReport
 
 OutFolder = Annotated[
     Path | None,
@@ -30,6 +28,12 @@ MinutesOption = Annotated[
 ]
 PresetOption = Annotated[str, typer.Option("--preset", help="cpu, gpu or a YAML file of the same form")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="a part of it with few samples")]
+AgainOption = Annotated[bool, typer.Option("--again", help="do once more what failed")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="any setting of the preset, as rounds=100", show_default=False),
+]
+ListOption = Annotated[bool, typer.Option("--list", help="say what is done and what is left, measure nothing")]
 
 
 class _WithDefault(typer.core.TyperGroup):
@@ -130,74 +134,13 @@ def suite(
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
-    again: Annotated[bool, typer.Option("--again", help="measure once more what failed")] = False,
-    compare: Annotated[
-        Path | None,
-        typer.Option("--compare", help="suite.json of before: its ratios must still hold", show_default=False),
-    ] = None,
-    tolerance: Annotated[float, typer.Option("--tolerance", help="relative change of a ratio that is let pass")] = 0.1,
-    show: Annotated[bool, typer.Option("--list", help="say what is done and what is left, measure nothing")] = False,
+    again: AgainOption = False,
+    settings: SettingsOption = None,
+    show: ListOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Models, sizes, batches, backends, methods and baselines, case by case; stopped, it goes on where it was."""
-    from vitslim.pipeline.suite import changed_ratios, list_suite, read_suite, run_suite
-    from vitslim.report.suite import write_suite
-
-    out = out or _default_folder("suite", preset, quick)
-    if show:
-        if again or minutes is not None or compare is not None:
-            raise ConfigError("--list measures nothing; leave out --again, --minutes and --compare")
-        _list_suite(list_suite(out, preset=preset, quick=quick), json=json)
-        return
-    earlier = None if compare is None else read_suite(compare)
-    command = _command("suite", preset, quick)
-    begun: list[str] = []
-    with Screen() as screen:
-
-        def tell(report: Progress) -> None:
-            screen(report)
-            if report.unit == "begun":
-                begun.append(report.stage)
-
-        found = run_suite(out, preset=preset, quick=quick, minutes=minutes, again=again, command=command, progress=tell)
-    page, *_ = write_suite(found, out)
-    if json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        _show_suite(found, begun, page)
-    if found.pieces and all(case.status == "unavailable" for case in found.pieces):
-        reasons = dict.fromkeys(str(case.reason) for case in found.pieces)
-        raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
-    changes = [] if earlier is None else changed_ratios(earlier, found, tolerance)
-    if changes:
-        raise CheckFailedError("; ".join(changes))
-
-
-def _show_suite(found: SuiteReport, begun: Sequence[str], page: Path) -> None:
-    from vitslim.report.suite import render_overview
-
-    rows = [_case_row(case) for case in found.pieces if case.piece.name in begun]
-    if rows:
-        print_table("cases of this call", ("case", "status", "seconds", "reason"), rows)
-    typer.echo("\n" + render_overview(found))
-    say(f"wrote {page}")
-    if found.left:
-        need = "each needs a larger --minutes" if {*found.left} == {*found.too_long} else "run the same command again"
-        say(f"{_summary(found)}; {need}", style="yellow")
-
-
-def _list_suite(found: SuiteReport, *, json: bool) -> None:
-    statuses = {case.piece.name: case.status for case in found.pieces}
-    if json:
-        print_json({"cases": statuses, "left": found.left})
-        return
-    rows = [(name, statuses.get(name, "left")) for name in dict.fromkeys((*statuses, *found.left))]
-    print_table("", ("case", "status"), rows)
-    typer.echo(_summary(found))
-
-
-def _summary(found: SuiteReport) -> str:
-    return f"{found.total - len(found.left)} of {found.total} cases are done, {len(found.left)} are left"
+    _run("suite", out, preset, quick, minutes, again, settings, show, json)
 
 
 def accuracy(
@@ -205,55 +148,67 @@ def accuracy(
     preset: PresetOption = "cpu",
     quick: QuickOption = False,
     minutes: MinutesOption = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="train anew what failed, or what other settings trained here")
-    ] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as budget.steps=100")
-    ] = None,
+    again: AgainOption = False,
+    settings: SettingsOption = None,
+    show: ListOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Train a teacher on the built-in images, convert it with everything at one budget; accuracy beside speed."""
-    from vitslim.pipeline.suite import run_accuracy
-    from vitslim.report.suite import accuracy_table, write_accuracy
+    _run("accuracy", out, preset, quick, minutes, again, settings, show, json)
 
-    out = out or _default_folder("accuracy", preset, quick)
-    command = _command("accuracy", preset, quick) + "".join(f" --set {shlex.quote(one)}" for one in settings or [])
+
+def _run(
+    benchmark: Benchmark,
+    out: Path | None,
+    preset: str,
+    quick: bool,
+    minutes: float | None,
+    again: bool,
+    settings: list[str] | None,
+    show: bool,
+    json: bool,
+) -> None:
+    from vitslim.pipeline.suite import Suite
+    from vitslim.report.suite import caption, main_tables, write_suite
+
+    out = out or Path("out", f"{benchmark}-{Path(preset).stem}{'-quick' if quick else ''}")
+    if show and (again or minutes is not None):
+        raise ConfigError("--list measures nothing; leave out --again and --minutes")
+    benchmarked = Suite(benchmark, out, preset=preset, quick=quick, overrides=tuple(settings or ()))
+    if show:
+        _list(benchmarked.report(), json=json)
+        return
+    # As anyone would type it: without the folders of this machine.
+    command = f"vitslim bench {benchmark} --preset {Path(preset).name}{' --quick' if quick else ''}"
+    command += "".join(f" --set {shlex.quote(one)}" for one in settings or ())
     with Screen() as screen:
-        found = run_accuracy(
-            out,
-            preset=preset,
-            quick=quick,
-            minutes=minutes,
-            again=again,
-            overrides=tuple(settings or ()),
-            command=command,
-            progress=screen,
-        )
-    page, *_ = write_accuracy(found, out)
+        found = benchmarked.run(minutes=minutes, again=again, command=command, progress=screen)
+    page = write_suite(found, out)
     if json:
         print_json(found.model_dump(mode="json"))
-        return
-    if found.rows:
-        typer.echo(accuracy_table(found).text())
-        for note in found.notes:
-            typer.echo(note)
+    else:
+        typer.echo("\n\n".join([*(table.text() for table in main_tables(found)), caption(found)]))
     say(f"wrote {page}")
     if found.left:
-        say(f"not done yet: {', '.join(found.left)}; run the same command again", style="yellow")
+        are_stopped = all(found.statuses.get(name) == "too long" for name in found.left)
+        how = "each needs a larger --minutes" if are_stopped else "run the same command again"
+        say(f"{_summary(found)}; {how}", style="yellow")
+    if found.statuses and {*found.statuses.values()} == {"unavailable"}:
+        reasons = dict.fromkeys(str(one.reason) for one in found.outcomes.values())
+        raise MissingDependencyError(f"nothing could be measured: {'; '.join(reasons)}")
 
 
-def _case_row(case: Any) -> tuple[str, ...]:
-    return (case.piece.name, case.status, f"{case.seconds:.1f}", case.reason or "")
+def _list(found: SuiteReport, *, json: bool) -> None:
+    if json:
+        print_json({"cases": found.statuses, "left": found.left})
+        return
+    names = dict.fromkeys((*found.statuses, *found.left))
+    print_table("", ("case", "status"), [(name, found.statuses.get(name, "left")) for name in names])
+    typer.echo(_summary(found))
 
 
-def _command(name: str, preset: str, quick: bool) -> str:
-    # As anyone would type it: without the folders of this machine.
-    return f"vitslim bench {name} --preset {Path(preset).name}{' --quick' if quick else ''}"
-
-
-def _default_folder(name: str, preset: str, quick: bool) -> Path:
-    return Path("out", f"{name}-{Path(preset).stem}{'-quick' if quick else ''}")
+def _summary(found: SuiteReport) -> str:
+    return f"{found.total - len(found.left)} of {found.total} cases are done, {len(found.left)} are left"
 
 
 def _nothing_measured(reasons: list[str]) -> VitslimError:

@@ -8,10 +8,11 @@ LIBRARIES = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "vitslim
 
 def library_versions() -> dict[str, str | None]:
     """Python and library versions; ``None`` for what is not installed. Nothing is imported to find out."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
+    return {"python": platform.python_version(), **{name: installed_version(name) for name in LIBRARIES}}
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a distribution; ``None`` where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

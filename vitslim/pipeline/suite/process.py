@@ -19,72 +19,56 @@ from vitslim.progress import Progress, ProgressCallback
 
 _GRACE_SECONDS = 5.0
 
-Work = Callable[[Any, Any, float | None, ProgressCallback], dict[str, Any]]
-"""What is done with a case: given the case, the settings, the seconds left and whom to tell of progress, it gives the
-fields of the case's outcome."""
+Work = Callable[[float | None, ProgressCallback], dict[str, Any]]
+"""What is done with a case: given the seconds left and whom to tell of progress, it gives fields of the outcome."""
 
 
 class PausedError(Exception):
     """The time is over; the state is written and the next call goes on."""
 
 
-def attempt(
-    work: Work, case: object, settings: object, seconds: float | None, progress: ProgressCallback
-) -> dict[str, Any]:
+def attempt(work: Work, seconds: float | None, progress: ProgressCallback) -> dict[str, Any]:
     """The fields of a case's outcome; whatever goes wrong becomes its status, never an exception."""
     try:
-        found = {"status": "measured", **work(case, settings, seconds, progress)}
+        found = {"status": "measured", **work(seconds, progress)}
+    except PausedError:
+        found = {"status": "paused"}
+    except MissingDependencyError as error:
+        found = {"status": "unavailable", "reason": first_line(error)}
     except Exception as error:  # a case that fails must not end the benchmark
-        found = {"status": _status(error), "reason": first_line(error)}
+        found = {"status": "out of memory" if is_out_of_memory(error) else "failed", "reason": first_line(error)}
     return {"environment": environment(), **found}
 
 
-def _status(error: Exception) -> str:
-    if isinstance(error, PausedError):
-        return "too long"
-    if isinstance(error, MissingDependencyError):
-        return "unavailable"
-    return "out of memory" if is_out_of_memory(error) else "failed"
-
-
-def run_in_child(
-    work: Work,
-    case: object,
-    settings: object,
-    seconds: float | None,
-    progress: ProgressCallback,
-    *,
-    stops: bool = False,
-) -> dict[str, Any]:
+def run_in_child(work: Work, seconds: float | None, progress: ProgressCallback) -> dict[str, Any]:
     """``attempt`` in a new process; one that dies, or is not done after ``seconds``, becomes the case's status.
 
     Args:
-        work: a function that the child can import.
-        stops: the work stops by itself when its time is over and is not ended from here.
+        work: something that the child can import.
     """
     end = None if seconds is None else time.perf_counter() + max(1.0, seconds)
     # Not forked: neither CUDA nor torch's threads survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     # No daemon: those may have no children, and compilations have.
-    process = context.Process(target=_serve, args=(theirs, work, case, settings, end))
+    process = context.Process(target=_serve, args=(theirs, work, end))
     process.start()
     theirs.close()
-    grace, lost = 0.0, None
+    grace = 0.0
     try:
-        while ours.poll(None if end is None or stops else max(0.0, end - time.perf_counter())):
+        while ours.poll(None if end is None else max(0.0, end - time.perf_counter())):
             message = ours.recv()
             if not isinstance(message, Progress):
                 grace = _GRACE_SECONDS
                 return message
             progress(message)
-        lost = {"status": "too long", "reason": f"not done after {seconds:.0f} s"}
+        return {"status": "too long", "reason": f"not done after {seconds:.0f} s"}
     except EOFError:
-        grace = _GRACE_SECONDS
+        process.join(_GRACE_SECONDS)
+        return {"status": "crashed", "reason": f"its process ended with exit code {process.exitcode}"}
     finally:
         ours.close()
         _end(process, grace)
-    return lost or {"status": "crashed", "reason": f"its process ended with exit code {process.exitcode}"}
 
 
 def _end(process: Any, grace_seconds: float) -> None:
@@ -97,7 +81,7 @@ def _end(process: Any, grace_seconds: float) -> None:
     process.join()
 
 
-def _serve(connection: Any, work: Work, case: object, settings: object, end: float | None) -> None:
+def _serve(connection: Any, work: Work, end: float | None) -> None:
     """The body of the child; ``end`` is by the clock that all processes share."""
     # A group of its own: the parent ends a child with all that it started, and Ctrl-C reaches the parent alone.
     os.setsid()
@@ -108,8 +92,7 @@ def _serve(connection: Any, work: Work, case: object, settings: object, end: flo
     def tell(report: Progress) -> None:
         connection.send(replace(report, metrics={**report.metrics}))  # a read-only mapping cannot be sent
 
-    seconds = None if end is None else end - time.perf_counter()
-    connection.send(attempt(work, case, settings, seconds, tell))
+    connection.send(attempt(work, None if end is None else end - time.perf_counter(), tell))
     connection.close()
 
 

@@ -1,14 +1,6 @@
-"""The report of the benchmark suite."""
+"""The report of the benchmarks of many cases."""
 
-from vitslim.report.suite.accuracy import accuracy_table, render_accuracy, write_accuracy
-from vitslim.report.suite.page import readme_tables, render_overview, render_tables, write_suite
+from vitslim.report.suite.page import render_tables, write_suite
+from vitslim.report.suite.tables import caption, main_tables
 
-__all__ = [
-    "accuracy_table",
-    "readme_tables",
-    "render_accuracy",
-    "render_overview",
-    "render_tables",
-    "write_accuracy",
-    "write_suite",
-]
+__all__ = ["caption", "main_tables", "render_tables", "write_suite"]

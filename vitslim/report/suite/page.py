@@ -1,74 +1,79 @@
-"""The suite's page, and its tables as text."""
+"""The page of a benchmark of many cases, and its tables as text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitslim.bench.suite import SuiteReport
+from vitslim.bench.suite import DENSE, CaseResult, SuiteReport
 from vitslim.files import write_text
-from vitslim.report.content import Listing, Note, Page, Piece, Section, Table, absent, pictures
+from vitslim.report.charts import Point, scatter, trade_off
+from vitslim.report.content import Listing, Page, Section, absent, pictures
+from vitslim.report.drawing import RULE, SOFT, Picture
+from vitslim.report.numbers import half_width
 from vitslim.report.page import render
 from vitslim.report.suite import tables
-from vitslim.report.suite.plots import roofline, work_and_speed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_PICTURES = 8
 
 
-def write_suite(report: SuiteReport, folder: str | Path) -> list[Path]:
-    """Write ``suite.html`` and ``tables.md``.
-
-    Returns:
-        The files, the page first.
-    """
-    page, text = Path(folder) / "suite.html", Path(folder) / "tables.md"
-    write_text(text, render_tables(report) + "\n")
+def write_suite(report: SuiteReport, folder: str | Path) -> Path:
+    """Write ``tables.md`` and the page, ``suite.html``."""
+    page = Path(folder) / "suite.html"
+    write_text(page.with_name("tables.md"), render_tables(report) + "\n")
     write_text(page, render(_page(report)))
-    return [page, text]
+    return page
 
 
 def render_tables(report: SuiteReport) -> str:
     """All tables as GitHub markdown."""
-    shown = [*_summary(report, tables.overviews(report)), *_details(report)]
+    shown = [*tables.targets_table(report), *tables.accuracy_table(report), *tables.overviews(report)]
+    details = [tables.case_table(one) for one in report.cases if one.rows]
     missing = "\n".join(f"* {sentence}" for sentence in tables.not_measured(report))
-    pieces = [tables.caption(report), *(one.markdown() for one in shown)]
-    return "\n\n".join([*pieces, *([f"Not measured:\n\n{missing}"] if missing else [])])
-
-
-def render_overview(report: SuiteReport) -> str:
-    """The main overviews for a terminal."""
-    shown = _summary(report, tables.main_overviews(report))
-    return "\n\n".join([*(one.text() for one in shown), tables.caption(report)])
-
-
-def readme_tables(report: SuiteReport) -> str:
-    """The main overviews alone, for the README."""
-    shown = _summary(report, tables.main_overviews(report))
-    left = f"Not measured yet: {len(report.left)} of {report.total} pieces, {tables.shortened(report.left)}."
-    rest = [left] if report.left else []
-    return "\n\n".join([*(one.markdown() for one in shown), tables.caption(report), *rest])
+    parts = [tables.caption(report), *(one.markdown() for one in [*shown, *tables.kernel_tables(report), *details])]
+    return "\n\n".join([*parts, *([f"Not measured:\n\n{missing}"] if missing else [])])
 
 
 def _page(report: SuiteReport) -> Page:
-    targets, missing = tables.targets_table(report), tables.not_measured(report)
-    drawn = pictures(roofline(report), *work_and_speed(report))
-    rest: Piece = Listing(missing, is_code=False) if missing else Note("Everything that was asked for was measured.")
-    nothing: list[Piece] = [absent("Not measured", report.command)]
-    no_kernels: list[Piece] = [absent("Not measured", "vitslim bench suite --preset gpu")]
-    sections = [
-        Section("overview", "Overview", "Speed against dense", tables.overviews(report) or nothing),
-        Section("figures", "Figures", "Roofline, work and speed", drawn or nothing),
-        Section("kernels", "Kernels", "Kernels alone", tables.kernel_tables(report) or no_kernels),
-        Section("details", "All figures", "All figures", _details(report) or nothing),
-        Section("missing", "Not measured", "Not measured", [rest]),
+    timed, missing = [one for one in report.cases if one.rows], tables.not_measured(report)
+    drawn = [_trade_off(report, one) if report.trained else _work_and_speed(one) for one in timed[:_MOST_PICTURES]]
+    parts = {
+        "Targets": tables.targets_table(report),
+        "Accuracy": tables.accuracy_table(report),
+        "Speed": tables.overviews(report) or [absent("Not measured", report.command)],
+        "Figures": pictures(*drawn),
+        "Kernels": tables.kernel_tables(report),
+        "Details": [tables.case_table(one) for one in timed],
+        "Not measured": [Listing(missing, is_code=False)] if missing else [],
+    }
+    sections = [Section(name.lower().replace(" ", "-"), name, name, own) for name, own in parts.items() if own]
+    return Page(f"{report.benchmark} benchmark", f"Preset {report.preset}", tables.caption(report), sections)
+
+
+def _trade_off(report: SuiteReport, case: CaseResult) -> Picture | None:
+    """Accuracy over speed in one case."""
+    points = [
+        Point(one.model, own.speedup_vs_dense, 100 * row.top1, row.kind, 100 * half_width(row.top1, row.images))
+        for one in report.trained
+        if (row := one.row) is not None and (own := case.row(one.timed_as)) is not None
     ]
-    if targets is not None:
-        sections.insert(0, Section("targets", "Targets", "Which targets are met", [targets]))
-    return Page("benchmark suite", f"Preset {report.preset}", tables.caption(report), sections)
+    return trade_off(tables.case_title(case), points, "The front joins the models that no other beats in both.")
 
 
-def _details(report: SuiteReport) -> list[Table]:
-    return [tables.piece_table(piece, batch) for piece in report.pieces if piece.rows for batch in piece.piece.batches]
+def _work_and_speed(case: CaseResult) -> Picture | None:
+    """What of the saved work became speed in one case."""
+    dense, rows = case.row(DENSE), [row for row in case.rows if row.model != DENSE]
+    if dense is None or not rows:
+        return None
+    points = [Point(row.model, dense.macs / row.macs, row.speedup_vs_dense, row.kind) for row in rows]
 
+    def decorate(axes: Axes) -> None:
+        axes.axline((1, 1), slope=1, color=RULE, linewidth=2.5, zorder=0)
+        axes.axhline(1, color=SOFT, linewidth=0.8, linestyle="--", zorder=0)
 
-def _summary(report: SuiteReport, shown: Sequence[Table]) -> list[Table]:
-    targets = tables.targets_table(report)
-    return [*([targets] if targets else []), *shown, *tables.kernel_tables(report)]
+    title, x_name = tables.case_title(case), "multiply-accumulates, dense over model"
+    note = "Line: all of the saved work became speed. Below the dashed line: slower than dense."
+    return scatter(title, points, x_name, "speed", note=note, decorate=decorate)

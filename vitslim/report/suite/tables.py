@@ -1,265 +1,214 @@
-"""The suite's figures as tables of text: one per setting, and one that puts all settings side by side."""
+"""What the benchmarks of many cases found, as tables: targets, accuracy, speed, kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 
-from vitslim.bench.kernels import KernelRow
-from vitslim.bench.suite import DENSE, CaseResult, GainTarget, Setting, SuiteReport, SuiteRow
-from vitslim.bench.tables import share_of_mac_ratio, significant
+from vitslim.bench.suite import DENSE, FINE_TUNED, Case, CaseResult, GainTarget, SuiteReport, SuiteRow
+from vitslim.bench.tables import share_of_mac_ratio, significant, table_cells
 from vitslim.report.content import Cell, Table
-from vitslim.report.numbers import Number
+from vitslim.report.numbers import ABSENT, half_width
 
-Overviewed = tuple[str, str, str]  # model, backend, precision
+Kind = tuple[str, str, str]  # model, backend, precision
 
-_IN_BRACKETS = "In brackets: share of what the roofline allows; above 100 % where the L2 cache holds the operands."
-_ABSENT = "–"
 _MANY_COLUMNS = 6
 _MANY_TABLES = 8
-_MANY_NAMES = 8
 
 
-def overview(report: SuiteReport, kind: Overviewed, size: int | None = None) -> Table | None:
-    """Speed against dense of one model in one backend and precision: a row per competitor, a column per setting.
+def main_tables(report: SuiteReport) -> list[Table]:
+    """Targets, accuracy, overviews and kernels; of many overviews those in which targets are, if any is."""
+    shown, wanted = overviews(report), {*map(_kind, report.targets)}
+    if len(shown) > _MANY_TABLES:
+        shown = overviews(report, wanted) or shown
+    return [*targets_table(report), *accuracy_table(report), *shown, *kernel_tables(report)]
+
+
+def targets_table(report: SuiteReport) -> list[Table]:
+    """The preset's targets with the best gain that counts for each, met or not; none without targets."""
+    lines: list[list[str | Cell]] = []
+    for one in report.targets:
+        gains, is_measured = _gains(report, one)
+        best = max(gains, key=lambda name: gains[name], default="")
+        is_met = Cell("yes", "good") if best and gains[best] >= one.at_least else Cell("no", "bad")
+        reached = f"{gains[best]:.2f}x" if best else "none is as accurate" if is_measured else "not measured"
+        loss = [] if one.max_loss is None else [f"at most {one.max_loss:g} points lost"]
+        wanted = ", ".join([f"{one.at_least:.2f}x", *loss])
+        lines.append([one.what, wanted, reached, best or ABSENT, is_met if is_measured else ABSENT])
+    return [Table("Targets", ("target", "at least", "measured", "by", "met"), lines)] if lines else []
+
+
+def _gains(report: SuiteReport, target: GainTarget) -> tuple[dict[str, float], bool]:
+    """What counts for a target: the gains of those that are accurate enough, and whether any was measured."""
+    cases = [one for one in report.cases if target.is_measured_by(one.case)]
+    kernels = [row for one in cases for row in one.kernel_rows]
+    gains = {
+        row.kernel: row.speedup_vs_dense
+        for row in kernels
+        if (row.kernel, row.tokens) == (target.kernel, target.tokens)
+    }
+    for one in cases:
+        rows = [row for row in one.rows if row.model in target.competitors]
+        gains |= {row.model: gain for row in rows if (gain := _gain(target, row, one.row(DENSE)))}
+    if target.max_loss is None:
+        return gains, bool(gains)
+    rows = report.accuracy
+    # Shares of whole images: a loss of just so many is no more than that.
+    least = rows[FINE_TUNED].top1 - target.max_loss / 100 - 1e-9 if FINE_TUNED in rows else 1.0
+    return {name: gain for name, gain in gains.items() if name in rows and rows[name].top1 >= least}, bool(gains)
+
+
+def _gain(target: GainTarget, row: SuiteRow, dense: SuiteRow | None) -> float | None:
+    """How much less a row needs than dense of what the target is of."""
+    if target.of == "speed" or dense is None:
+        return row.speedup_vs_dense
+    if target.of == "weights":
+        return dense.weights_mib / row.weights_mib
+    own, base = row.peak_memory_mib, dense.peak_memory_mib
+    return base / own if own and base else None
+
+
+def accuracy_table(report: SuiteReport) -> list[Table]:
+    """One row per trained model: what it reached, what it costs, how fast it is; none where nothing was trained."""
+    rows, timed = report.accuracy, [one for one in report.cases if one.rows]
+    baseline = rows.get(FINE_TUNED)
+    header = ["model", "top-1", "±", f"vs {FINE_TUNED}", "agreement", "params M", "GMAC"]
+    header += [f"{one.case.backend} {one.case.precision} b{one.case.batch}" for one in timed]
+    lines: list[list[str]] = []
+    for one in report.trained:
+        if (row := one.row) is None:
+            continue
+        own = [case.row(one.timed_as) for case in timed]
+        lines.append(
+            [
+                one.model,
+                f"{100 * row.top1:.2f} %",
+                f"{100 * half_width(row.top1, row.images):.2f}",
+                ABSENT if baseline is None else f"{100 * (row.top1 - baseline.top1):+.2f}",
+                ABSENT if row.agreement is None else f"{100 * row.agreement:.2f} %",
+                f"{row.params / 1e6:.2f}",
+                f"{row.macs / 1e9:.4g}",
+                *(f"{a.speedup_vs_dense:.2f}x, {significant(a.latency_ms_p50)} ms" if a else ABSENT for a in own),
+            ]
+        )
+    images = max((row.images for row in rows.values()), default=0)
+    note = f"±: half of the 95 % interval of {images} held-out images. {FINE_TUNED}: the fine-tuned baseline."
+    return [Table("Accuracy and speed", header, lines, note=note)] if lines else []
+
+
+def overviews(report: SuiteReport, wanted: Container[Kind] | None = None) -> list[Table]:
+    """Speed against dense: a table per model, backend and precision, or for each image size where it would be wide.
 
     Args:
-        size: of the images in pixels; ``None`` for all sizes.
+        wanted: which models, backends and precisions; all by default.
     """
-    pieces = [piece for piece in report.pieces if _kind(piece) == kind and size in (None, piece.piece.image_size)]
-    columns = [(piece, batch) for piece in pieces for batch in piece.piece.batches]
-    columns.sort(key=lambda column: (column[0].piece.image_size, column[1]))
-    names = _competitors(pieces)
-    if not names:
-        return None
-    header = ["speed against dense (of the MAC ratio)", *(_setting_words(piece, batch) for piece, batch in columns)]
-    lines = [[name, *(_speed_cell(piece, name, batch) for piece, batch in columns)] for name in names]
-    dense = ["dense, ms per batch", *(_dense_cell(piece, batch) for piece, batch in columns)]
-    base, backend, precision = kind
-    return Table(f"{base}{f' {size} px' if size else ''}, {backend} {precision}", header, [dense, *lines])
+    kinds: dict[Kind, list[CaseResult]] = {}
+    for one in report.cases:
+        if not one.case.tokens and (wanted is None or _kind(one.case) in wanted):
+            kinds.setdefault(_kind(one.case), []).append(one)
+    tables: list[Table] = []
+    for cases in kinds.values():
+        cases.sort(key=lambda one: (one.case.image_size, one.case.batch))
+        sizes = dict.fromkeys(one.case.image_size for one in cases)
+        parts = [[one for one in cases if one.case.image_size == size] for size in sizes]
+        tables += map(_overview, parts if len(cases) > _MANY_COLUMNS else [cases])
+    return [table for table in tables if len(table.rows) > 1]
 
 
-def overviews(report: SuiteReport) -> list[Table]:
-    """An overview per model, backend and precision, in the preset's order; training steps are among them.
-
-    One that would be too wide to read becomes one for each image size.
-    """
-    return [table for kind in _kinds(report) for table in _overviews(report, kind)]
-
-
-def main_overviews(report: SuiteReport) -> list[Table]:
-    """All overviews, or where they are many, those in which targets are, if any is."""
-    found = {kind: tables for kind in _kinds(report) if (tables := _overviews(report, kind))}
-    wanted = {(one.model, one.backend, one.precision) for one in report.aims} & {*found}
-    shows_all = not wanted or sum(map(len, found.values())) <= _MANY_TABLES
-    return [table for kind, tables in found.items() if shows_all or kind in wanted for table in tables]
+def _overview(cases: Sequence[CaseResult]) -> Table:
+    model, backend, precision = _kind(cases[0].case)
+    settings = [f"{one.case.image_size} px, b{one.case.batch}" for one in cases]
+    named = dict.fromkeys(name for one in cases for name in one.case.competitors)
+    lines = [[name, *(_speed(one, name) for one in cases)] for name in named if any(one.row(name) for one in cases)]
+    dense = ["dense, ms per batch", *(_speed(one, DENSE) for one in cases)]
+    return Table(f"{model}, {backend} {precision}", ["speed (of the MAC ratio)", *settings], [dense, *lines])
 
 
-def _overviews(report: SuiteReport, kind: Overviewed) -> list[Table]:
-    pieces = [piece.piece for piece in report.pieces if _kind(piece) == kind]
-    are_many = sum(len(piece.batches) for piece in pieces) > _MANY_COLUMNS
-    sizes = sorted({piece.image_size for piece in pieces}) if are_many else [None]
-    return [table for size in sizes if (table := overview(report, kind, size)) is not None]
+def _speed(case: CaseResult, name: str) -> str:
+    row, dense = case.row(name), case.row(DENSE)
+    if row is None or dense is None:
+        lost = any(skip.out_of_memory and skip.model in (None, name) for skip in case.skipped)
+        return "no memory" if lost else ABSENT
+    ratio = f"{row.speedup_vs_dense:.2f}x ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
+    return significant(row.latency_ms_p50) if row is dense else ratio
 
 
-def _kinds(report: SuiteReport) -> list[Overviewed]:
-    return list(dict.fromkeys(_kind(piece) for piece in report.pieces if piece.piece.kind == "models"))
+def _kind(of: Case | GainTarget) -> Kind:
+    return of.model, of.backend, of.precision
 
 
-def targets_table(report: SuiteReport) -> Table | None:
-    """The preset's targets with what was measured, met or not."""
-    if not report.aims:
-        return None
-    lines = [[target.what, f"{target.at_least:.2f}x", *_reached(report, target)] for target in report.aims]
-    return Table("Aims", ("aim", "at least", "measured", "by", "met"), lines)
+def case_table(result: CaseResult) -> Table:
+    """All figures of one case."""
+    peaks = result.peaks
+    # Backend, precision and batch are the same for all.
+    header, *lines = [[line[0], *line[4:]] for line in table_cells(result.rows, DENSE)]
+    if any(row.roofline_share for row in result.rows):
+        header += ["TFLOP/s", "GB/s", "of roofline"]
+        lines = [[*line, *_roofline(row)] for line, row in zip(lines, result.rows, strict=True)]
+    note = peaks and (
+        f"Peaks measured in the same run: {significant(peaks.tflops)} TFLOP/s (matrix product of {peaks.gemm_size}), "
+        f"{significant(peaks.gbytes_s)} GB/s (copy of {peaks.copy_mib:.0f} MiB)."
+    )
+    return Table(case_title(result), header, lines, note=note or "")
 
 
-def piece_table(piece: CaseResult, batch: int) -> Table:
-    """All figures of one setting; those that nobody has get no column."""
-    rows = [row for row in piece.rows if row.batch == batch]
-    dense = next((row.macs for row in rows if row.model == DENSE), None)
-    columns: dict[str, Callable[[SuiteRow], str]] = {
-        "speed": lambda row: f"{row.speedup_vs_dense:.2f}x",
-        "p10–p90": lambda row: f"{row.speedup_p10:.2f}–{row.speedup_p90:.2f}",
-        "p50 ms": lambda row: significant(row.latency_ms_p50),
-        "p99 ms": lambda row: significant(row.latency_ms_p99),
-        "img/s": lambda row: significant(row.throughput_img_s),
-        "GMAC": lambda row: f"{row.macs / 1e9:.4g}",
-        "of MAC ratio": lambda row: _ABSENT if dense is None else f"{100 * share_of_mac_ratio(row, dense):.0f} %",
-        "params M": lambda row: f"{row.params / 1e6:.2f}",
-        "weights MiB": lambda row: f"{row.weights_mib:.1f}",
-        "TFLOP/s": lambda row: _cell(row.tflops, "{:.3g}"),
-        "GB/s": lambda row: _cell(row.gbytes_s, "{:.3g}"),
-        "of roofline": lambda row: _cell(row.roofline_share, "{:.0%}").replace("%", " %"),
-        "file MiB": lambda row: _cell(row.file_mib, "{:.1f}"),
-        "memory MiB": lambda row: _cell(row.peak_memory_mib, "{:.0f}"),
-        "mJ/img": lambda row: _cell(row.energy_mj_per_image, "{:.3g}"),
-        "W": lambda row: _cell(row.power_w, "{:.0f}"),
-        "MHz": lambda row: _cell(row.sm_clock_mhz, "{:.0f}"),
-    }
-    cells = {title: [cell(row) for row in rows] for title, cell in columns.items()}
-    known = {title: column for title, column in cells.items() if {*column} != {_ABSENT}}
-    lines = [list(line) for line in zip([row.model for row in rows], *known.values(), strict=True)]
-    return Table(f"{_words(piece)}, batch {batch}", ["competitor", *known], lines, note=_peak_note(piece))
+def case_title(result: CaseResult) -> str:
+    """The setting of a case in words."""
+    case = result.case
+    return f"{case.model} {case.image_size} px, {case.backend} {case.precision}, batch {case.batch}"
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
-    """Kernels against dense, a table per precision, a column per number of tokens."""
-    found = {(row.precision, row.kernel, row.tokens, row.batch): row for row in report.kernel_rows}
+    """Kernels beside their dense baseline, a table per precision, a column per number of tokens and batch size."""
+    rows = [row for one in report.cases for row in one.kernel_rows]
+    note = "In brackets: share of what the roofline allows; above 100 % where the L2 cache holds the operands."
     tables: list[Table] = []
-    for precision in dict.fromkeys(row.precision for row in report.kernel_rows):
-        own = [row for row in report.kernel_rows if row.precision == precision]
-        columns = sorted({(row.tokens, row.batch) for row in own})
-        lines = [
-            [kernel, *(_kernel_cell(found.get((precision, kernel, *column))) for column in columns)]
-            for kernel in dict.fromkeys(row.kernel for row in own)
-        ]
-        header = ["kernel against its dense twin", *(f"{tokens} tokens, b{batch}" for tokens, batch in columns)]
-        tables.append(Table(f"kernels, {precision}", header, lines, note=_IN_BRACKETS))
+    for precision in dict.fromkeys(row.precision for row in rows):
+        own = {(row.kernel, row.tokens, row.batch): row for row in rows if row.precision == precision}
+        cells = {key: f"{row.speedup_vs_dense:.2f}x ({100 * row.roofline_share:.0f} %)" for key, row in own.items()}
+        columns, names = sorted({key[1:] for key in own}), dict.fromkeys(key[0] for key in own)
+        lines = [[name, *(cells.get((name, *column), ABSENT) for column in columns)] for name in names]
+        header = ["kernel, against its dense baseline", *(f"{tokens} tokens, b{batch}" for tokens, batch in columns)]
+        tables.append(Table(f"kernels, {precision}", header, lines, note=note))
     return tables
 
 
-def _kernel_cell(row: KernelRow | None) -> str:
-    return _ABSENT if row is None else f"{row.speedup_vs_dense:.2f}x ({100 * row.roofline_share:.0f} %)"
-
-
 def not_measured(report: SuiteReport) -> list[str]:
-    """What was asked for and has no figure, one sentence each."""
-    sentences = [
-        f"{piece.piece.name}: {piece.status}, {piece.reason}"
-        for piece in report.pieces
-        if not piece.rows and not piece.kernel_rows
-    ]
-    for piece in report.pieces:
-        if piece.rows:
-            sentences += [
-                f"{piece.piece.name}, {skip.model or 'all'}"
-                + (f", batch {skip.batch}" if skip.batch else "")
-                + f": {skip.reason}"
-                for skip in piece.skipped
-            ]
-        sentences += [
-            f"{piece.piece.name}, {skip.kernel}, {skip.tokens} tokens: {skip.reason}" for skip in piece.kernel_skips
-        ]
-    notes = dict.fromkeys(note for piece in report.pieces for note in piece.notes)
-    left = [f"not begun: {shortened(report.not_begun)}"] if report.not_begun else []
-    return [*dict.fromkeys(sentences), *notes, *left]
+    """What was asked for and has no figure, and what else is known of the cases, one sentence each."""
+    sentences = [f"{one.model}: {one.status}, {one.reason}" for one in report.trained if one.row is None]
+    for one in report.cases:
+        if one.status != "measured":
+            sentences.append(f"{one.case.name}: {one.status}, {one.reason}")
+        else:
+            sentences += [f"{one.case.name}, {skip.model}: {skip.reason}" for skip in one.skipped]
+        sentences += one.notes
+    waiting = len([name for name in report.left if name not in report.statuses])
+    return [*dict.fromkeys(sentences), *([f"{waiting} of {report.total} cases are not begun"] if waiting else [])]
 
 
 def caption(report: SuiteReport) -> str:
-    """On what, how and against what was measured."""
-    environment, settings = report.environment, report.settings
+    """On what, how and beside which baseline was trained and measured."""
+    settings, environment, training = report.settings, report.environment, report.settings["training"]
     if not environment:
         return f"Nothing measured yet; `{report.command}`."
-    gpu = ", ".join(one["name"] for one in environment.get("gpu") or []) if settings["device"] == "cuda" else ""
-    threads = settings["threads"]
+    gpu = ", ".join(one["name"] for one in environment["gpu"]) if settings["device"] == "cuda" else ""
+    learned = training and (
+        f"teacher trained for {training['teacher']['steps']} steps of {training['batch_size']} images of "
+        f"{training['data']['classes']} fractals, every other model distilled from it for "
+        f"{training['budget']['steps']}: {FINE_TUNED} just so, lower-resolution from labels alone"
+    )
     parts = [
-        gpu or f"{environment['cpu']}, {threads} thread{'s' if threads > 1 else ''}",
+        gpu or f"{environment['cpu']}, {settings['threads']} thread{'s' if settings['threads'] > 1 else ''}",
+        learned or "random weights",
         f"medians of up to {settings['rounds']} interleaved rounds",
-        "speed against dense with fused attention in the same rounds, random weights",
+        "speed against dense with fused attention in the same rounds",
         f"torch {environment['torch']}",
-        *(["quick run"] if report.quick else []),
+        *(["quick run, whose figures mean little"] if report.quick else []),
         f"`{report.command}`",
     ]
     return "; ".join(parts) + "."
 
 
-def shortened(names: Sequence[str]) -> str:
-    """Names in a sentence; of many the first ones."""
-    more = len(names) - _MANY_NAMES
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MANY_NAMES])} and {more} more"
-
-
-def _competitors(pieces: Sequence[CaseResult]) -> list[str]:
-    measured = {row.model for piece in pieces for row in piece.rows}
-    named = dict.fromkeys(name for piece in pieces for name in piece.piece.competitors)
-    return [name for name in named if name in measured]
-
-
-def _speed_cell(piece: CaseResult, name: str, batch: int) -> str:
-    row, dense = _row(piece, name, batch), _row(piece, DENSE, batch)
-    if row is not None:
-        share = "" if dense is None else f" ({100 * share_of_mac_ratio(row, dense.macs):.0f} %)"
-        return f"{row.speedup_vs_dense:.2f}x{share}"
-    if any(skip.out_of_memory and skip.model in (None, name) and skip.batch in (None, batch) for skip in piece.skipped):
-        return "no memory"
-    return "–"
-
-
-def _row(piece: CaseResult, model: str, batch: int) -> SuiteRow | None:
-    return next((row for row in piece.rows if (row.model, row.batch) == (model, batch)), None)
-
-
-def _dense_cell(piece: CaseResult, batch: int) -> str:
-    found = _row(piece, DENSE, batch)
-    if found is not None:
-        return significant(found.latency_ms_p50)
-    return "no memory" if piece.status == "out of memory" else "–"
-
-
-def _reached(report: SuiteReport, target: GainTarget) -> tuple[str, str, str | Cell]:
-    """The best figure that counts for a target, who reached it, and whether that is enough."""
-    here = [row for row in report.rows if _setting(row) == target.setting]
-    dense = next((row for row in here if row.model == DENSE), None)
-    gains = {row.model: _gain(target, row, dense) for row in here if row.model in target.competitors}
-    found = {name: gain for name, gain in gains.items() if gain is not None}
-    found |= {
-        row.kernel: row.speedup_vs_dense
-        for row in report.kernel_rows
-        if (row.kernel, row.tokens, row.batch, row.precision)
-        == (target.kernel, target.tokens, target.batch, target.precision)
-    }
-    if not found:
-        return "not measured", "–", "–"
-    best = max(found, key=lambda name: found[name])
-    return f"{found[best]:.2f}x", best, verdict_cell(found[best] >= target.at_least)
-
-
-def verdict_cell(is_met: bool) -> Cell:
-    """A target that is met or missed, in its colour."""
-    return Cell("yes", "good") if is_met else Cell("no", "bad")
-
-
-def _gain(target: GainTarget, row: SuiteRow, dense: SuiteRow | None) -> float | None:
-    """How much less a row needs than dense of what the aim is of."""
-    if target.of == "speed":
-        return row.speedup_vs_dense
-    if dense is None:
-        return None
-    if target.of == "weights":
-        return dense.weights_mib / row.weights_mib
-    if dense.peak_memory_mib is None or row.peak_memory_mib is None:
-        return None
-    return dense.peak_memory_mib / row.peak_memory_mib
-
-
-def _setting(row: SuiteRow) -> Setting:
-    return row.base, row.size, row.backend, row.precision, row.batch
-
-
-def _kind(piece: CaseResult) -> Overviewed:
-    return piece.piece.model, piece.piece.backend, piece.piece.precision
-
-
-def _words(piece: CaseResult) -> str:
-    own = piece.piece
-    size = f" {own.image_size} px" if own.image_size else ""
-    return f"{own.model}{size}, {own.backend} {own.precision}"
-
-
-def _setting_words(piece: CaseResult, batch: int) -> str:
-    size = f"{piece.piece.image_size} px, " if piece.piece.image_size else ""
-    return f"{size}b{batch}"
-
-
-def _peak_note(piece: CaseResult) -> str:
-    peaks = piece.ceilings
-    if peaks is None:
-        return ""
-    return (
-        f"Ceilings measured in the same run: {significant(peaks.tflops)} TFLOP/s (matrix product of "
-        f"{peaks.gemm_size}), {significant(peaks.gbytes_s)} GB/s (copy of {peaks.copy_mib:.0f} MiB)."
-    )
-
-
-def _cell(value: Number | None, form: str) -> str:
-    return _ABSENT if value is None else form.format(value)
+def _roofline(row: SuiteRow) -> list[str]:
+    if row.tflops is None or row.gbytes_s is None or row.roofline_share is None:
+        return [ABSENT] * 3
+    return [f"{row.tflops:.3g}", f"{row.gbytes_s:.3g}", f"{100 * row.roofline_share:.0f} %"]
