@@ -103,10 +103,12 @@ def test_a_plain_export_that_gains_more_than_the_conversion_is_said(folder: Path
     own, student = bench.rows
     exported = own.model_copy(update={"backend": "ort", "speedup_vs_dense_torch": 2.0})
     slower = student.model_copy(update={"backend": "ort", "speedup_vs_dense": 0.9, "verdict": "slower"})
-    pieces = speed(
+    elements = speed(
         replace(read_parts(folder), bench=bench.model_copy(update={"rows": [*bench.rows, exported, slower]}))
     )
-    text = " ".join(getattr(piece, "text", "") for piece in pieces if isinstance(getattr(piece, "text", ""), str))
+    text = " ".join(
+        getattr(element, "text", "") for element in elements if isinstance(getattr(element, "text", ""), str)
+    )
     assert "the unchanged dense model in ort fp32 is 2.00 times as fast as in torch fp32, which is more" in text
 
 

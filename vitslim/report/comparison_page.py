@@ -9,7 +9,7 @@ from vitslim.bench.ratios import VERDICT_RULE, is_across
 from vitslim.files import write_text
 from vitslim.report.charts import Point, trade_off
 from vitslim.report.comparison import Comparison, ComparisonRow
-from vitslim.report.content import Cell, Listing, Note, Page, Piece, Section, Table, absent, pictures
+from vitslim.report.content import Cell, Element, Listing, Note, Page, Section, Table, absent, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT, amount, fixed, percent, points, times
 from vitslim.report.page import render
@@ -49,7 +49,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _overview(comparison: Comparison) -> list[Piece]:
+def _overview(comparison: Comparison) -> list[Element]:
     quality: Columns = {
         "Top-1": lambda row: percent(row.top1),
         "±": lambda row: ABSENT if row.top1_half_width is None else fixed(100 * row.top1_half_width),
@@ -90,7 +90,7 @@ def _speed_cell(row: ComparisonRow, setting: Setting) -> str | Cell:
     return ratio_cell(found, f"{times(found.speedup_vs_dense_torch)} dense in torch" if is_across(found) else "")
 
 
-def _trade_offs(comparison: Comparison) -> list[Piece]:
+def _trade_offs(comparison: Comparison) -> list[Element]:
     drawn = [_trade_off(comparison, setting) for setting in comparison.settings]
     note = Note("Accuracy and speed were not both measured.", "absent")
     if any(drawn):
@@ -129,11 +129,11 @@ def _work(comparison: Comparison) -> Picture | None:
     return work_picture(counted, dense) if counted else None
 
 
-def _timings(comparison: Comparison) -> list[Piece]:
+def _timings(comparison: Comparison) -> list[Element]:
     if not comparison.benches:
         return [Note("Not measured.", "absent")]
     count = len(comparison.benches)
     several = f"The timings come from {count} sessions, each with its own dense baseline: compare ratios only."
-    sessions = [piece for bench in comparison.benches for piece in (bench_table(bench), *bench_remarks(bench))]
+    sessions = [element for bench in comparison.benches for element in (bench_table(bench), *bench_remarks(bench))]
     head = [Note(several, "absent")] if count > 1 else []
     return [*head, *sessions, Note(VERDICT_RULE, "note"), *where_measured(comparison.benches)]

@@ -101,7 +101,7 @@ class Heading:
     text: str
 
 
-Piece = Table | Note | Pictures | Listing | Heading
+Element = Table | Note | Pictures | Listing | Heading
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Section:
     anchor: str
     name: str
     heading: str
-    pieces: Sequence[Piece]
+    elements: Sequence[Element]
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ def absent(what: str, command: str) -> Note:
     return Note(f"{what}: run", "absent", code=command)
 
 
-def facts(title: str, values: Mapping[str, str | Cell], look: Literal["facts", "folded"] = "facts") -> list[Piece]:
+def facts(title: str, values: Mapping[str, str | Cell], look: Literal["facts", "folded"] = "facts") -> list[Element]:
     """Names with their values; nothing where there are none."""
     return [Table(title, ("Name", "Value"), list(values.items()), words=2, look=look)] if values else []
 
 
-def pictures(*found: Picture | None, columns: Literal["one", "two", "three"] = "two") -> list[Piece]:
+def pictures(*found: Picture | None, columns: Literal["one", "two", "three"] = "two") -> list[Element]:
     """Those pictures that could be drawn; nothing where none could."""
     drawn = [one for one in found if one is not None]
     return [Pictures(drawn, columns)] if drawn else []

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vitslim.files import write_text
-from vitslim.report.content import Page, Piece, Section
+from vitslim.report.content import Element, Page, Section
 from vitslim.report.page import render
 from vitslim.report.parts import ReportParts, read_parts
 from vitslim.report.sections.accuracy import accuracy
@@ -17,7 +17,7 @@ from vitslim.report.sections.speed import speed
 from vitslim.report.sections.training import training
 
 # anchor, name in the navigation, heading, content
-SECTIONS: tuple[tuple[str, str, str, Callable[[ReportParts], list[Piece]]], ...] = (
+SECTIONS: tuple[tuple[str, str, str, Callable[[ReportParts], list[Element]]], ...] = (
     ("redundancy", "Redundancy", "What was redundant", redundancy),
     ("change", "Change", "What was changed", change),
     ("training", "Training", "How it was trained", training),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vitslim.report.commands import command
-from vitslim.report.content import Cell, Note, Piece, Table, absent, facts
+from vitslim.report.content import Cell, Element, Note, Table, absent, facts
 from vitslim.report.numbers import ABSENT, digits, fixed, half_width, percent, points, whole
 from vitslim.report.parts import ReportParts
 from vitslim.train import EvalResult
@@ -16,7 +16,7 @@ _NAMES = {
 _HEADER = ("Model", "Images", "Top-1", "±", "Against teacher", "Top-5", "Agreement with teacher", "KL to teacher, nats")
 
 
-def accuracy(parts: ReportParts) -> list[Piece]:
+def accuracy(parts: ReportParts) -> list[Element]:
     """A table of the evaluated models and what may be concluded from it."""
     found = {role: parts.metrics[role] for role in _NAMES if role in parts.metrics}
     if not found:
@@ -28,7 +28,7 @@ def accuracy(parts: ReportParts) -> list[Piece]:
     return [Note(_conclusion(found)), table, *_skipped(found), *_image_input(parts)]
 
 
-def _image_input(parts: ReportParts) -> list[Piece]:
+def _image_input(parts: ReportParts) -> list[Element]:
     """How images become the model's input; what nobody stated is marked."""
     if parts.config is None:
         return []
@@ -48,7 +48,7 @@ def _image_input(parts: ReportParts) -> list[Piece]:
     return [*facts("How images become the model’s input.", rows), *([Note(note, "absent")] if found.assumed else [])]
 
 
-def _skipped(found: Mapping[str, EvalResult]) -> list[Piece]:
+def _skipped(found: Mapping[str, EvalResult]) -> list[Element]:
     """How many images could not be read; all models see the same ones."""
     worst = max(found.values(), key=lambda one: one.corrupt)
     if not worst.corrupt:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vitslim.methods.choice import Choice, OptionValue
 from vitslim.report.commands import command
-from vitslim.report.content import Note, Piece, Table, absent, pictures
+from vitslim.report.content import Element, Note, Table, absent, pictures
 from vitslim.report.names import option_value
 from vitslim.report.numbers import amount
 from vitslim.report.parts import ReportParts
@@ -12,7 +12,7 @@ from vitslim.report.plan_figure import plan_picture
 from vitslim.report.plan_rows import PlanRow
 
 
-def change(parts: ReportParts) -> list[Piece]:
+def change(parts: ReportParts) -> list[Element]:
     """What was chosen, then the plan as a strip of steps and as a table."""
     plan = parts.plan
     if plan is None:

@@ -50,7 +50,7 @@ def _verdicts(rows: list[BenchRow]) -> list[str | Cell]:
         for word, tone in TONES.items()
         if word in words
     ]
-    listed = [piece for count in counts for piece in (", ", count)][1:]
+    listed = [element for count in counts for element in (", ", count)][1:]
     return [*listed, " in the one setting measured" if len(words) == 1 else f" of {len(words)} settings"]
 
 

@@ -4,12 +4,12 @@ from typing import Any, cast
 
 from vitslim.checkpoint import SavedModel
 from vitslim.report.commands import command, recipe_of
-from vitslim.report.content import Listing, Note, Piece, absent, facts
+from vitslim.report.content import Element, Listing, Note, absent, facts
 from vitslim.report.numbers import flatten
 from vitslim.report.parts import ReportParts
 
 
-def environment(parts: ReportParts) -> list[Piece]:
+def environment(parts: ReportParts) -> list[Element]:
     """Hardware and versions as they were recorded."""
     versions = {"conversion": parts.config.versions} if parts.config else {}
     found = flatten(versions) | flatten(dict(parts.environment))
@@ -19,22 +19,22 @@ def environment(parts: ReportParts) -> list[Piece]:
     return [*([] if parts.environment else [Note(known, "absent")]), *facts("Versions and hardware.", found)]
 
 
-def reproduction(parts: ReportParts) -> list[Piece]:
+def reproduction(parts: ReportParts) -> list[Element]:
     """The recipe where there is one, and the conversion in Python."""
-    pieces: list[Piece] = []
+    elements: list[Element] = []
     if parts.recipe is None:
         missing = "The folder has no recipe.yaml: the stages were run one by one, their options are not recorded here."
-        pieces.append(Note(missing, "absent"))
+        elements.append(Note(missing, "absent"))
     else:
-        pieces += [
+        elements += [
             Note("Save this recipe as recipe.yaml and run it:"),
             Listing([command(parts, "run")]),
             Listing(parts.recipe.rstrip("\n").split("\n")),
         ]
     if parts.config is not None:
         code = conversion_code(parts, parts.config).split("\n")
-        pieces += [Note("The conversion alone, in Python:"), Listing(code)]
-    return pieces
+        elements += [Note("The conversion alone, in Python:"), Listing(code)]
+    return elements
 
 
 def conversion_code(parts: ReportParts, config: SavedModel) -> str:

@@ -1,7 +1,7 @@
 """Section: whether the exported artifacts compute what the model computes."""
 
 from vitslim.report.commands import command
-from vitslim.report.content import Cell, Note, Piece, Table, absent
+from vitslim.report.content import Cell, Element, Note, Table, absent
 from vitslim.report.numbers import fixed, percent, scientific
 from vitslim.report.parts import ReportParts
 from vitslim.targets.parity.result import ParityCheck
@@ -19,7 +19,7 @@ _HEADER = (
 )
 
 
-def parity(parts: ReportParts) -> list[Piece]:
+def parity(parts: ReportParts) -> list[Element]:
     """One line per comparison, and the count of those that hold."""
     if parts.parity is None or not parts.parity.checks:
         return [absent("Not measured", command(parts, "verify"))]

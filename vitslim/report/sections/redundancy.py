@@ -9,7 +9,7 @@ from vitslim.files import write_text
 from vitslim.methods.widths import allotted
 from vitslim.report.charts import block_bars, block_dots, heat_map
 from vitslim.report.commands import command
-from vitslim.report.content import Cell, Heading, Note, Piece, Table, absent, pictures
+from vitslim.report.content import Cell, Element, Heading, Note, Table, absent, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT, digits, fixed, percent, whole
 from vitslim.report.parts import ReportParts
@@ -25,7 +25,7 @@ _CAP = 4  # medians
 _KINDS = {"identity": "previous output as it is", "linear": "linear map of it"}
 
 
-def redundancy(parts: ReportParts) -> list[Piece]:
+def redundancy(parts: ReportParts) -> list[Element]:
     """Heat maps of similarity, then how well each block can be predicted or replaced."""
     found = parts.analysis
     if found is None:

@@ -6,7 +6,7 @@ from vitslim.bench import BenchReport, BenchRow, skipped_lines
 from vitslim.bench.ratios import VERDICT_RULE, is_across, remarks
 from vitslim.report.charts import size_bars, speed_bars
 from vitslim.report.commands import command
-from vitslim.report.content import TONES, Cell, Note, Piece, Table, absent, facts, pictures
+from vitslim.report.content import TONES, Cell, Element, Note, Table, absent, facts, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import amount, fixed, flatten, percent, times
 from vitslim.report.parts import ReportParts
@@ -14,11 +14,11 @@ from vitslim.report.parts import ReportParts
 Setting = tuple[str, str, int]  # backend, precision, batch
 
 
-def speed(parts: ReportParts) -> list[Piece]:
+def speed(parts: ReportParts) -> list[Element]:
     """Speed ratios first, then all figures, then where they were measured."""
     bench = parts.bench
     sizes = [[name, fixed(size / 2**20)] for name, size in parts.file_bytes.items()]
-    files: list[Piece] = [Table("Files to deploy.", ("File", "Size, MiB"), sizes)] if sizes else []
+    files: list[Element] = [Table("Files to deploy.", ("File", "Size, MiB"), sizes)] if sizes else []
     if bench is None or not bench.rows:
         return [absent("Not measured", command(parts, "bench")), *(bench_remarks(bench) if bench else []), *files]
     introduction = (
@@ -100,7 +100,7 @@ def bench_table(bench: BenchReport) -> Table:
     return Table(caption, header, rows, words=2 if len(settings) > 1 else 1)
 
 
-def bench_remarks(bench: BenchReport) -> list[Piece]:
+def bench_remarks(bench: BenchReport) -> list[Element]:
     """How to read the rows, what was asked for and could not be measured, and what else the benchmark wants known."""
     left_out = [*(f"Not measured: {line}" for line in skipped_lines(bench)), *bench.notes]
     return [
@@ -109,7 +109,7 @@ def bench_remarks(bench: BenchReport) -> list[Piece]:
     ]
 
 
-def where_measured(benches: Sequence[BenchReport]) -> list[Piece]:
+def where_measured(benches: Sequence[BenchReport]) -> list[Element]:
     """The hardware and settings of the measurements; where they differ, each of their values."""
     found: dict[str, list[str]] = {}
     for bench in benches:

@@ -5,7 +5,7 @@ from statistics import median
 
 from vitslim.report.charts import step_curve
 from vitslim.report.commands import command
-from vitslim.report.content import Note, Piece, Table, absent, facts, pictures
+from vitslim.report.content import Element, Note, Table, absent, facts, pictures
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT, digits, fixed, flatten, whole
 from vitslim.report.parts import ReportParts
@@ -16,25 +16,25 @@ _NAMES = {"warm_start": "Warm start, layer by layer", "distill": "Distillation",
 _SHOWN_ELSEWHERE = {"stage", "evaluations", "step_losses_before", "step_losses_after"}
 
 
-def training(parts: ReportParts) -> list[Piece]:
+def training(parts: ReportParts) -> list[Element]:
     """Curves of every stage, a line of figures for each, and what the stages report at their end."""
-    pieces = _log_pieces(parts.log) if parts.log else []
+    elements = _log_elements(parts.log) if parts.log else []
     for stage, result in parts.stages.items():
-        pieces += [*_local_losses(result), *_last_figures(f"{_NAMES[stage]}: settings and result.", result)]
-    return pieces or [absent("No training log, the weights may be untrained", command(parts, "train"))]
+        elements += [*_local_losses(result), *_last_figures(f"{_NAMES[stage]}: settings and result.", result)]
+    return elements or [absent("No training log, the weights may be untrained", command(parts, "train"))]
 
 
-def _log_pieces(log: TrainingLog) -> list[Piece]:
-    pieces = pictures(*(curve for stage in log.stages() for curve in _curves(log, stage)))
+def _log_elements(log: TrainingLog) -> list[Element]:
+    elements = pictures(*(curve for stage in log.stages() for curve in _curves(log, stage)))
     if log.is_cut:
-        pieces.append(Note("The last line of the log was cut short: training was interrupted.", "absent"))
+        elements.append(Note("The last line of the log was cut short: training was interrupted.", "absent"))
     diverged = sum(line.loss is not None and not math.isfinite(line.loss) for line in log.lines)
     if diverged:
         were = "loss was" if diverged == 1 else "losses were"
-        pieces.append(Note(f"{diverged} logged {were} not finite: training diverged there.", "bad"))
+        elements.append(Note(f"{diverged} logged {were} not finite: training diverged there.", "bad"))
     rows = [_stage_row(stage, lines) for stage in log.stages() if (lines := log.of(stage, "train"))]
     header = ("Stage", "Steps", "First loss", "Last loss", "Last learning rate", "Images per second, median")
-    return [*pieces, *([Table("The stages in the order they ran.", header, rows)] if rows else [])]
+    return [*elements, *([Table("The stages in the order they ran.", header, rows)] if rows else [])]
 
 
 def _curves(log: TrainingLog, stage: str) -> list[Picture | None]:
@@ -62,7 +62,7 @@ def _stage_row(stage: str, lines: list[LogLine]) -> list[str]:
     ]
 
 
-def _local_losses(result: TrainResult) -> list[Piece]:
+def _local_losses(result: TrainResult) -> list[Element]:
     """How well each new module imitates the dense model, before and after the warm start."""
     before, after = result.step_losses_before, result.step_losses_after
     if not before or after is None:
@@ -72,7 +72,7 @@ def _local_losses(result: TrainResult) -> list[Piece]:
     return [Table(caption, ("Step", "Before warm start", "After"), rows)]
 
 
-def _last_figures(title: str, result: TrainResult) -> list[Piece]:
+def _last_figures(title: str, result: TrainResult) -> list[Element]:
     """What a stage reports at its end, without what stands on the page already and what was not set."""
     figures = flatten(result.model_dump(mode="json", exclude=_SHOWN_ELSEWHERE))
     return facts(title, {name: value for name, value in figures.items() if value != ABSENT}, "folded")
