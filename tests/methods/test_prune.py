@@ -74,7 +74,7 @@ def test_by_default_a_model_of_twelve_blocks_prunes_after_three_six_and_nine() -
     assert [step.tokens for step in cost(changed).steps] == [197, *tokens[:-1]]
 
 
-@pytest.mark.parametrize(("turn", "name"), enumerate(CHARACTERISTIC))
+@pytest.mark.parametrize(("turn", "name"), list(enumerate(CHARACTERISTIC)))
 def test_the_cost_of_the_plan_is_that_of_the_model(turn: int, name: str) -> None:
     model = convert(dense(name), "prune", **TWICE, fuse=bool(turn % 2))
     expected = cost(plan_of(model))
