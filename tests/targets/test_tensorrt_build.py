@@ -227,7 +227,7 @@ def test_bfloat16_builds_and_fuses(tmp_path, name):
 
 
 def test_free_image_sizes_build_where_position_embeddings_only_grow(tmp_path):
-    free = dense("vit_dynamic_size", depth=1)
+    free = dense("vit_dynamic_size")
     record = export(free, tmp_path / "m.engine", **TO_RTX, precision="fp16", image_size=(32, 48, 64))
     assert record.profiles[0].min == [1, 3, 32, 32]
     assert record.profiles[0].max == [4, 3, 64, 64]
