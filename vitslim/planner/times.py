@@ -267,10 +267,10 @@ class StepTimes:
     def _outside(self, plan: ModelPlan) -> float:
         return self._base * plan.patches / self._patches
 
-    def _tower(self, tokens: float) -> float:
+    def _tower(self, tokens: int) -> float:
         return _line(tokens, self._steps)
 
-    def _attention(self, tokens: float) -> float:
+    def _attention(self, tokens: int) -> float:
         if len(self._bare) == 1:
             return self._bare[0][1] * tokens / self._bare[0][0]
         return _line(tokens, self._bare)
@@ -301,7 +301,7 @@ def _is_new(plan: ModelPlan, found: Mapping[str, ModelPlan], name: str) -> bool:
     return not is_dense and all(found[other] != plan for other in before)
 
 
-def _line(x: float, points: Sequence[tuple[float, float]]) -> float:
+def _line(x: float | int, points: Sequence[tuple[float, float]]) -> float:
     """Linear between points sorted by x, and beyond them in the direction of the outermost two."""
     if len(points) == 1:
         return points[0][1] * (x / points[0][0])
