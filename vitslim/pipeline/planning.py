@@ -44,6 +44,7 @@ from vitslim.planner import (
 from vitslim.plans import cost, plan_json
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe
+from vitslim.report.planner_page import write_planner_page
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.trunk import plan_of
@@ -96,10 +97,14 @@ def plan(
     dense = on_device(open_source(recipe), recipe.device)
     folder.begin(text, overwrite=overwrite)
     with folder:
-        planning = _Planning(recipe, folder, dense.eval(), budget, runtime, config, progress)
-        report = planning.run()
-        write_json(folder.path / PLANNER_FILE, report.model_dump(mode="json"))
-        write_json(folder.path / PLAN_FILE, report.plan)
+        if folder.enter("plan", text, PLANNER_FILE, PLAN_FILE):
+            planning = _Planning(recipe, folder, dense.eval(), budget, runtime, config, progress)
+            found = planning.run()
+            write_json(folder.path / PLANNER_FILE, found.model_dump(mode="json"))
+            write_json(folder.path / PLAN_FILE, found.plan)
+            folder.finish("plan")
+        report = PlanReport.model_validate(folder.read(PLANNER_FILE))
+        write_planner_page(report, folder.path / "report.html")
     return report
 
 
@@ -232,7 +237,7 @@ class _Planning:
             steps = max(self.config.shortest, round(total / rounds / len(running)))
             place = self.folder.path / "trials" / f"{steps}-steps"
             recipes = {f"trial-{index}": self._short(found[index], steps, place) for index in running}
-            run_side_by_side(recipes, place, overwrite=False, progress=self.progress)
+            run_side_by_side(recipes, place, overwrite=True, progress=self.progress)
             for index in running:
                 student = on_device(load(place / f"trial-{index}"), self.recipe.device).eval()
                 rung = Rung(steps=steps, damage=meter.of(student))

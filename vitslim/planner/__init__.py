@@ -2,6 +2,7 @@
 
 from vitslim.planner.budget import Budget
 from vitslim.planner.damage import Damage, DamageMeter
+from vitslim.planner.predictors import rank_correlations
 from vitslim.planner.result import PlanReport, Rung, Trial
 from vitslim.planner.search import Candidate, Composition, best_of_each_kind, compositions, rank
 from vitslim.planner.times import ProbeTimes, RuntimeConfig, StepTimes, measure_plans, prediction_errors, probes_once
@@ -24,4 +25,5 @@ __all__ = [
     "prediction_errors",
     "probes_once",
     "rank",
+    "rank_correlations",
 ]
