@@ -274,7 +274,7 @@ class _Planning:
                 "export": None,
                 "bench": None,
                 "report": False,
-                "control": False,
+                "finetune_dense": False,
             }
         )
 
