@@ -7,7 +7,7 @@ from pathlib import Path
 from vitslim.files import write_text
 from vitslim.planner import PlanReport, Trial, rank_correlations
 from vitslim.report.charts import Point, scatter
-from vitslim.report.content import Card, Cell, Note, Page, Piece, Section, Table, facts, pictures
+from vitslim.report.content import Card, Cell, Element, Note, Page, Section, Table, facts, pictures
 from vitslim.report.numbers import ABSENT, amount, fixed, flatten, percent, times
 from vitslim.report.page import render
 from vitslim.report.plan_figure import plan_picture
@@ -51,7 +51,7 @@ def _speed(trial: Trial) -> str:
     return times(1.0 / (trial.measured or trial.predicted))
 
 
-def _trials(report: PlanReport) -> list[Piece]:
+def _trials(report: PlanReport) -> list[Element]:
     points = [
         Point(
             one.name,
@@ -103,12 +103,12 @@ def _after(trial: Trial) -> float:
     return (trial.rungs[-1].damage if trial.rungs else trial.damage).kl
 
 
-def _plan(trial: Trial) -> list[Piece]:
+def _plan(trial: Trial) -> list[Element]:
     rows = plan_rows(trial.plan)
     return [] if rows is None else [Note(trial.name), *pictures(plan_picture(rows), columns="one")]
 
 
-def _predictors(report: PlanReport) -> list[Piece]:
+def _predictors(report: PlanReport) -> list[Element]:
     found = rank_correlations(report.trials)
     if not found:
         return [Note("Too few plans were trained to tell.", "absent")]
