@@ -70,6 +70,24 @@ def test_the_command_takes_one_budget(tmp_path: Path, vitslim: Command) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_converts_in_one_command(tmp_path: Path, vitslim: Command) -> None:  # noqa: F811
+    words = ("--data", IMAGES, "--batch-size", 16, "--macs", 0.7 * dense_macs() / 1e9, *TINY)
+    settings = ("distill.steps=2", "distill.tensorboard=false", "warm_start.steps=0", "evaluate=false", "report=false")
+    analyzed = ("analyze.images=16", "analyze.replacement_images=8")
+    asked = [word for one in (*settings, *analyzed) for word in ("--set", one)]
+    outcome = vitslim("convert", BUILTIN, "--out", tmp_path / "out", *words, *asked, "--json")
+    assert outcome.code == 0, outcome.err
+    assert read_plan_file(tmp_path / "out-plan" / "plan.json") == read_plan_file(tmp_path / "out" / "plan.json")
+    assert cost(read_plan_file(tmp_path / "out" / "plan.json")).macs <= 0.7 * dense_macs()
+
+
+def test_a_budget_stands_in_place_of_methods(tmp_path: Path, vitslim: Command) -> None:  # noqa: F811
+    words = ("convert", BUILTIN, "--speedup", "1.5", "--out", tmp_path / "out", *TINY)
+    for more in ((), ("--data", IMAGES, "--method", "depth")):
+        assert "--speedup 1.5: a budget needs --data" in vitslim(*words, *more).error
+    assert not (tmp_path / "out").exists()
+
+
 def dense_macs() -> int:
     from vitslim.pipeline.inputs import open_source
     from vitslim.trunk import plan_of

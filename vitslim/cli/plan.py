@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitslim.cli import options
 from vitslim.cli.screen import Screen, print_json, print_table, say
-from vitslim.cli.train import EPOCHS
+from vitslim.cli.train import distill_budget
 
 if TYPE_CHECKING:
-    from vitslim.planner import PlanReport, Trial
+    from vitslim.planner import PlanReport, RuntimeConfig, Trial
+    from vitslim.recipe import Recipe
 
 SpeedupOption = Annotated[
     float | None,
@@ -29,6 +32,9 @@ ParamsOption = Annotated[
 ]
 TargetOption = Annotated[str, typer.Option("--target", help="backend that it has to be fast in: ort, torch, compiled")]
 
+BatchOption = Annotated[int, typer.Option("--batch", help="images per call that it has to be fast at", min=1)]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="of the CPU", min=1)]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -44,10 +50,13 @@ def plan(
     macs: MacsOption = None,
     params: ParamsOption = None,
     target: TargetOption = "ort",
-    batch: Annotated[int, typer.Option("--batch", help="images per call", min=1)] = 1,
-    threads: Annotated[int, typer.Option("--threads", help="of the CPU", min=1)] = 1,
+    batch: BatchOption = 1,
+    threads: ThreadsOption = 1,
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16")] = "fp32",
-    epochs: Annotated[float, typer.Option("--epochs", help="passes of the distillation that is to follow")] = EPOCHS,
+    epochs: Annotated[
+        float | None,
+        typer.Option("--epochs", help="passes of the distillation to follow; default 3", show_default=False),
+    ] = None,
     trials: Annotated[int, typer.Option("--trials", help="plans that are trained for a short while", min=1)] = 8,
     recovery: Annotated[
         float, typer.Option("--recovery", help="steps of all short trainings, as a share of the distillation's", min=0)
@@ -72,15 +81,13 @@ def plan(
     """
     from vitslim.pipeline.planning import PlannerConfig
     from vitslim.pipeline.planning import plan as find_plan
-    from vitslim.planner import Budget, RuntimeConfig
+    from vitslim.planner import Budget
     from vitslim.recipe import read_recipe
     from vitslim.validation import validated
 
-    given = {"speedup": speedup, "latency_ms": latency_ms, "macs": macs, "params": params}
-    budget = validated(Budget, {name: value for name, value in given.items() if value is not None})
-    runtime = validated(
-        RuntimeConfig,
-        {"backend": target, "batch": batch, "threads": threads, "precision": precision, "device": device.split(":")[0]},
+    budget = validated(Budget, given_budget(speedup, latency_ms, macs, params))
+    runtime = _runtime(
+        {"backend": target, "batch": batch, "threads": threads, "precision": precision, "device": device}
     )
     document: dict[str, Any] = {
         "model": {
@@ -92,7 +99,7 @@ def plan(
             "options": options.model_arguments(model_arg),
         },
         "data": {"source": data, "batch_size": batch_size},
-        "distill": {"epochs": epochs},
+        "distill": distill_budget(epochs, setting or []),
         "device": device,
         "seed": seed,
     }
@@ -108,6 +115,55 @@ def plan(
         return
     show_trials(report)
     say(f"wrote {out}; the student: vitslim convert {model} --plan {out}/plan.json --data {data} --out DIR")
+
+
+def given_budget(
+    speedup: float | None, latency_ms: float | None, macs: float | None, params: float | None
+) -> dict[str, float]:
+    """The budgets that were named."""
+    given = {"speedup": speedup, "latency_ms": latency_ms, "macs": macs, "params": params}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def shown_budget(budget: Mapping[str, float]) -> str:
+    """As it was typed."""
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in budget.items())
+
+
+def plan_first(
+    recipe: Recipe,
+    out: Path,
+    budget: Mapping[str, float],
+    runtime: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    quiet: bool,
+) -> Recipe:
+    """The recipe with the plan that is found for a budget, in a folder beside ``out``."""
+    from vitslim.pipeline.planning import plan as find_plan
+    from vitslim.planner import Budget
+    from vitslim.validation import validated
+
+    folder = out.with_name(f"{out.name}-plan")
+    with Screen() as screen:
+        report = find_plan(
+            recipe,
+            folder,
+            budget=validated(Budget, budget),
+            runtime=_runtime(runtime),
+            overwrite=overwrite,
+            progress=screen,
+        )
+    if not quiet:
+        show_trials(report)
+    return recipe.model_copy(update={"plan": str(folder / "plan.json")})
+
+
+def _runtime(given: Mapping[str, Any]) -> RuntimeConfig:
+    from vitslim.planner import RuntimeConfig
+    from vitslim.validation import validated
+
+    return validated(RuntimeConfig, {**given, "device": str(given["device"]).split(":")[0]})
 
 
 def show_trials(report: PlanReport) -> None:
