@@ -1,5 +1,6 @@
 """`vitslim plan` and the function behind it, on the tiny model and a budget of multiply-accumulates."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,26 @@ from tests.cli.conftest import TINY, Command, vitslim  # noqa: F401
 from tests.pipeline.tiny import IMAGES, MODEL, QUIET
 from vitslim.errors import ConfigError
 from vitslim.names import BUILTIN
+from vitslim.pipeline import planning, run
 from vitslim.pipeline.planning import PlannerConfig, plan
 from vitslim.planner import Budget, RuntimeConfig
 from vitslim.plans import check, cost, dense_plan, read_plan_file
-from vitslim.progress import Progress
+from vitslim.progress import Progress, ProgressCallback
 from vitslim.recipe import Recipe, read_recipe
 
 QUICK = PlannerConfig(fitted=16, held_out=16, measured=2, trials=2, recovery=1.0, shortest=1)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short trainings, one after the other, and few of them where nobody says how many."""
+
+    def one_by_one(recipes: Mapping[str, Recipe], root: Path, *, overwrite: bool, progress: ProgressCallback) -> None:
+        for name, one in recipes.items():
+            run(one, root / name, overwrite=overwrite, progress=progress)
+
+    monkeypatch.setattr(planning, "run_side_by_side", one_by_one)
+    monkeypatch.setattr(planning, "PlannerConfig", lambda: QUICK)
 
 
 def recipe(**changes: Any) -> Recipe:
