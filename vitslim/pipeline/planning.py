@@ -185,7 +185,7 @@ class _Planning:
         data = self.recipe.data
         assert data is not None
         wanted = self.config.fitted + self.config.held_out
-        labels = {"labels": "ignore"} if data.labels == "ignore" else labels_for(self.model)
+        labels: dict[str, Any] = {"labels": "ignore"} if data.labels == "ignore" else labels_for(self.model)
         loader = open_loader(
             data_config(data), self.model, split="train", batch_size=data.batch_size, limit=wanted,
             seed=self.recipe.seed, **labels,

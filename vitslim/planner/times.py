@@ -23,6 +23,7 @@ from vitslim.files import read_json, write_json
 from vitslim.methods import METHODS, planned
 from vitslim.methods.heads import NarrowAttention
 from vitslim.methods.mlp import NarrowMlp
+from vitslim.methods.resolution import ResolutionConfig
 from vitslim.plans import ModelPlan, NoAttention, NoMlp, StepPlan, check, plan_json
 from vitslim.plans.place import Place, places
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -290,8 +291,7 @@ def _everywhere(plan: ModelPlan, **choices: Any) -> ModelPlan:
 
 
 def _at_share_of_tokens(plan: ModelPlan, share: float) -> ModelPlan:
-    method = METHODS.get("resolution")
-    return planned(method, method.config(keep=share), plan)
+    return planned(METHODS.get("resolution"), ResolutionConfig(keep=share), plan)
 
 
 def _is_new(plan: ModelPlan, found: Mapping[str, ModelPlan], name: str) -> bool:
