@@ -50,7 +50,7 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
         (
             ["convert", "builtin", "--out", "x"],
-            "name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)",
+            "name a method (--method depth; `vitslim list methods` shows all), a plan (--plan FILE) or a budget",
         ),
         (["convert", "builtin", "--metod", "skipat"], "No such option: --metod"),
         (["bench", "builtin", "--threads", "none"], "Invalid value for '--threads'"),

@@ -10,8 +10,20 @@ import typer
 from vitslim.cli import options
 from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.inspect import print_plan
+from vitslim.cli.plan import (
+    BatchOption,
+    LatencyOption,
+    MacsOption,
+    ParamsOption,
+    SpeedupOption,
+    TargetOption,
+    ThreadsOption,
+    given_budget,
+    plan_first,
+    shown_budget,
+)
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
-from vitslim.cli.train import EPOCHS
+from vitslim.cli.train import distill_budget
 from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +63,13 @@ def convert(
     finetune_dense: Annotated[
         bool, typer.Option("--finetune-dense", help="train the dense model with the same budget too")
     ] = False,
+    speedup: SpeedupOption = None,
+    latency_ms: LatencyOption = None,
+    macs: MacsOption = None,
+    params: ParamsOption = None,
+    target: TargetOption = "ort",
+    batch: BatchOption = 1,
+    threads: ThreadsOption = 1,
     analyze: Annotated[
         bool, typer.Option("--analyze", help="analyze the dense model, also where no method reads the analysis")
     ] = False,
@@ -69,6 +88,9 @@ def convert(
 ) -> None:
     """Convert a pretrained ViT; with --data also warm start, distill, evaluate.
 
+    With a budget (--speedup 1.5) in place of methods the plan is found first, as
+    `vitslim plan` does, in a folder beside --out.
+
     With --data, a method whose blocks an analysis can choose (skipat, sret) has
     the dense model analyzed and takes what is recommended. Name the blocks
     (-O layers=3-8) or ask for the paper's (-O layers=paper) to go without.
@@ -77,8 +99,14 @@ def convert(
     where mirror images are other classes, as with digits or text:
     --set data.augment.hflip=0 (default 0.5).
     """
-    if not method and plan is None:
-        raise ConfigError("name a method (--method depth; `vitslim list methods` shows all), or a plan (--plan FILE)")
+    budget = given_budget(speedup, latency_ms, macs, params)
+    if not method and plan is None and not budget:
+        raise ConfigError(
+            "name a method (--method depth; `vitslim list methods` shows all), a plan (--plan FILE) or a budget "
+            "(--speedup 1.5)"
+        )
+    if budget and (method or plan is not None or data is None):
+        raise ConfigError(f"{shown_budget(budget)}: a budget needs --data, and stands in place of --method and --plan")
     document: dict[str, Any] = {
         "plan": None if plan is None else str(plan),
         "model": {
@@ -98,7 +126,7 @@ def convert(
             "data": {"source": data, "batch_size": batch_size},
             "analyze": {} if analyze else None,
             "warm_start": {},
-            "distill": _budget(epochs, setting or []),
+            "distill": distill_budget(epochs, setting or []),
             "finetune_dense": finetune_dense,
             "teacher": teacher,
         }
@@ -111,13 +139,10 @@ def convert(
     is_said = any(word.startswith("analyze") for word in setting or [])
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
         recipe = recipe.model_copy(update={"analyze": AnalyzeSection.model_validate({})})
+    if budget and not dry_run:
+        runtime = {"backend": target, "batch": batch, "threads": threads, "device": device}
+        recipe = plan_first(recipe, out, budget, runtime, overwrite=overwrite, quiet=json)
     _run_recipe(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
-
-
-def _budget(epochs: float | None, settings: list[str]) -> dict[str, Any]:
-    """The length of distillation, unless ``--set`` gives it in other words."""
-    in_steps = any(setting.startswith("distill.steps=") for setting in settings)
-    return {} if epochs is None and in_steps else {"epochs": EPOCHS if epochs is None else epochs}
 
 
 def run(

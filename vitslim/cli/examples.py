@@ -6,6 +6,10 @@ EXAMPLES = {
     "list": ("vitslim list methods skipat", "vitslim list targets"),
     "inspect": ("vitslim inspect deit_small", "vitslim inspect out"),
     "analyze": ("vitslim analyze deit_small --data imagenet/ --out analysis",),
+    "plan": (
+        "vitslim plan builtin --data fractals --speedup 1.5 --out plan",
+        "vitslim plan deit_small --data imagenet/ --latency-ms 40 --target ort --batch 1 --out plan",
+    ),
     "doctor": ("vitslim doctor",),
     "convert": (
         "vitslim convert builtin --method skipat --data fractals --out out",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from vitslim.cli import bench, convert, evaluate, export, import_weights, inspect, plugin, train
+from vitslim.cli import bench, convert, evaluate, export, import_weights, inspect, plan, plugin, train
 from vitslim.cli.early import check_early
 from vitslim.cli.examples import add_examples
 from vitslim.cli.screen import say
@@ -33,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 inspect.register(app)
+plan.register(app)
 convert.register(app)
 train.register(app)
 import_weights.register(app)

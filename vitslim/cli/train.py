@@ -21,6 +21,12 @@ def register(app: typer.Typer) -> None:
     app.command()(pretrain)
 
 
+def distill_budget(epochs: float | None, settings: list[str]) -> dict[str, Any]:
+    """The length of distillation, unless ``--set`` gives it in other words."""
+    in_steps = any(setting.startswith("distill.steps=") for setting in settings)
+    return {} if epochs is None and in_steps else {"epochs": EPOCHS if epochs is None else epochs}
+
+
 def train(
     model: options.ModelArgument,
     data: Annotated[str, typer.Option("--data", help="images")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -69,6 +69,10 @@ C = TypeVar("C", bound=MethodConfig)
 Change = Callable[[ModelPlan, C, "Evidence | None"], ModelPlan]
 
 
+def _default_alone(plan: ModelPlan) -> Sequence[Mapping[str, Any]]:
+    return ({},)
+
+
 @dataclass(frozen=True)
 class Method:
     """One method.
@@ -85,6 +89,7 @@ class Method:
         neutral: options with which it leaves a dense plan as it is.
         example: options with which it changes a model of four blocks; support matrix and tests use it.
         forms: more options by the name of the form, for what composes in another way than the example.
+        strengths: for a dense plan the options that the planner tries, the mildest first; the defaults unless given.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Method:
     neutral: Mapping[str, Any] = field(default_factory=dict[str, Any])
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    strengths: Callable[[ModelPlan], Sequence[Mapping[str, Any]]] = _default_alone
 
     def reads_analysis(self, config: Config) -> bool:
         """Whether these options leave something to an analysis."""

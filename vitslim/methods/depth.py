@@ -101,6 +101,7 @@ class DepthConfig(MethodConfig):
     neutral={"layers": ()},
     example={"layers": (2,)},
     forms={"stand-in": {"layers": (2,), "stand_in": True}},
+    strengths=lambda plan: [{"keep": keep} for keep in range(plan.depth - 1, max(1, plan.depth // 4), -1)],
 )
 def depth(plan: ModelPlan, options: DepthConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan without some of its blocks."""

@@ -252,6 +252,7 @@ def _state_of(stream: Stream) -> SortedTokens:
     modules={Evolve: lambda choice, site: Evolution(choice)},
     neutral={"keep": 1.0},
     forms={"slow-fast": {"placeholders": "slow_fast"}},
+    strengths=lambda plan: [{"keep": keep} for keep in (0.7, 0.5, 0.35)],
 )
 def evo_vit(plan: ModelPlan, options: EvoViTConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with a rule for the tokens of every step."""

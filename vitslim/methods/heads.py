@@ -164,6 +164,7 @@ class HeadsConfig(MethodConfig):
     usual="even",
     neutral={"keep": 1.0},
     example={"keep": 0.5},
+    strengths=lambda plan: [{"keep": keep} for keep in (0.84, 0.67, 0.5)],
 )
 def heads(plan: ModelPlan, options: HeadsConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with fewer heads."""

@@ -115,6 +115,7 @@ class MergeConfig(MethodConfig):
     modules={Merge: lambda choice, site: Merging(choice)},
     neutral={"keep": 1.0},
     example={"layers": (1, 2), "keep": 0.5},
+    strengths=lambda plan: [{"keep": keep} for keep in (0.7, 0.5, 0.35, 0.25)],
 )
 def merge(plan: ModelPlan, options: MergeConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with the same number of patches merged in each of some steps."""

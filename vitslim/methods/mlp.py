@@ -153,6 +153,9 @@ class MlpConfig(MethodConfig):
     neutral={"keep": 1.0},
     example={"keep": 0.5},
     forms={"linear": {"layers": (1,), "form": "linear"}},
+    strengths=lambda plan: [
+        {"keep": keep, "widths": widths} for keep in (0.875, 0.75, 0.625, 0.5, 0.375, 0.25) for widths in ("even", None)
+    ],
 )
 def mlp(plan: ModelPlan, options: MlpConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with narrower MLPs."""

@@ -175,6 +175,7 @@ def _pruning(choice: Prune, site: Site) -> Pruning:
     source="Liang et al., ICLR 2022, arXiv 2202.07800",
     modules={Prune: _pruning},
     neutral={"keep": 1.0},
+    strengths=lambda plan: [{"keep": keep} for keep in (0.85, 0.7, 0.55, 0.4)],
     example={"layers": (1, 2), "keep": 0.7},
     forms={"without a fused token": {"layers": (1, 2), "keep": 0.7, "fuse": False}},
 )

@@ -39,6 +39,7 @@ class ResolutionConfig(MethodConfig):
     source="position embeddings resized as by timm",
     neutral={"keep": 1.0},
     example={"keep": 0.5},
+    strengths=lambda plan: [{"keep": keep} for keep in (0.86, 0.74, 0.63, 0.51, 0.4, 0.3)],
 )
 def resolution(plan: ModelPlan, options: ResolutionConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan at another image size."""

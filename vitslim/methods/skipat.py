@@ -319,6 +319,7 @@ def _start_from_scratch_(phi: SkipFunction) -> None:
     neutral={"layers": ()},
     example={"layers": (1, 2)},
     forms={"identity": {"layers": (1, 2), "identity": True}},
+    strengths=lambda plan: ({"identity": True},),
 )
 def skipat(plan: ModelPlan, options: SkipAtConfig, evidence: Evidence | None) -> ModelPlan:
     """The plan with the attention of ``options.layers`` replaced by reuse."""

@@ -1,0 +1,65 @@
+"""Times of plans put together from measured probes; here the measured times come from a formula, so all is exact."""
+
+import pytest
+
+from vitslim.errors import CheckFailedError
+from vitslim.methods import METHODS, planned
+from vitslim.planner import ProbeTimes, StepTimes
+from vitslim.planner.times import SHORT, probe_plans
+from vitslim.plans import ModelPlan, cost, dense_plan, plan_json
+from vitslim.plans.place import places
+from vitslim.plans.shape import vit_shape
+
+DENSE = dense_plan(vit_shape(width=192, depth=6, heads=3, image_size=(128, 128), patch=16))
+
+
+def seconds(plan: ModelPlan) -> float:
+    """A runtime that takes its time per multiply-accumulate, per patch, and per step that chooses tokens."""
+    steps = cost(plan).steps
+    choosing = sum(at.tokens_in_attention for at in places(plan) if at.step.tokens.kind == "prune")
+    return 2e5 * plan.patches + sum(one.macs for one in steps) + 3e3 * choosing
+
+
+def probes(**changed: float) -> ProbeTimes:
+    plans = probe_plans(DENSE)
+    shares = {name: seconds(plan) / seconds(DENSE) for name, plan in plans.items()} | {"dense": 1.0} | changed
+    documents = {name: plan_json(plan) for name, plan in plans.items()}
+    return ProbeTimes(dense_ms=2.0, shares=shares, plans=documents, skipped={}, environment={})
+
+
+def after(*methods: tuple[str, dict[str, object]]) -> ModelPlan:
+    plan = DENSE
+    for name, options in methods:
+        plan = planned(METHODS.get(name), METHODS.get(name).config(**options), plan)
+    return plan
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        DENSE,
+        after(("depth", {"keep": 4})),
+        after(("mlp", {"keep": 0.375})),
+        after(("heads", {"keep": 0.67})),
+        after(("resolution", {"keep": 0.56})),
+        after(("depth", {"keep": 5}), ("mlp", {"keep": 0.5, "layers": (1, 4)}), ("resolution", {"keep": 0.7})),
+        after(("depth", {"keep": 4}), ("prune", {"keep": 0.7, "layers": (1,)})),
+    ],
+)
+def test_what_is_put_together_is_what_would_be_measured(plan: ModelPlan) -> None:
+    found = StepTimes(DENSE, probes()).predict(plan)
+    # Between the measured sizes the square of the tokens is drawn as a line.
+    assert found == pytest.approx(seconds(plan) / seconds(DENSE), rel=0.03)
+
+
+def test_choices_that_no_probe_has_seen_have_no_price() -> None:
+    plan = after(("depth", {"layers": (2,), "stand_in": True}))
+    assert StepTimes(DENSE, probes()).predict(plan) is None
+
+
+def test_without_the_probes_that_tell_steps_apart_nothing_is_predicted() -> None:
+    measured = probes()
+    shares = {name: share for name, share in measured.shares.items() if name != SHORT}
+    lacking = measured.model_copy(update={"shares": shares, "skipped": {SHORT: "no such operator"}})
+    with pytest.raises(CheckFailedError, match="two steps could not be timed: no such operator"):
+        StepTimes(DENSE, lacking)

@@ -1,0 +1,316 @@
+"""What a plan takes in a runtime: measured for a few whole models, put together for all others.
+
+The probes are towers of equal steps: the dense model at several image sizes, without MLPs, with narrow MLPs, with fewer
+heads, and one model for every method that brings choices of its own. All times are ratios to the dense model in the
+same interleaved rounds, so that the load of the machine cancels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from vitslim.bench import benchmark, environment
+from vitslim.bench.session import Backend
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
+from vitslim.files import read_json, write_json
+from vitslim.methods import METHODS, planned
+from vitslim.methods.heads import NarrowAttention
+from vitslim.methods.mlp import NarrowMlp
+from vitslim.methods.resolution import ResolutionConfig
+from vitslim.plans import ModelPlan, NoAttention, NoMlp, StepPlan, check, plan_json
+from vitslim.plans.place import Place, places
+from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.runtime import Precision
+from vitslim.shapes import Config, Result
+from vitslim.trunk import build, plan_of
+
+DENSE, SHORT, NO_MLP, NO_MLP_SMALL = "dense", "two steps", "no MLPs", "no MLPs, fewer tokens"
+_SHARES = (0.75, 0.5, 0.25)
+"""Of tokens, neurons and heads in the probes."""
+_TOGETHER = 6
+"""Probes that are timed in the same rounds, beside the dense model; more would not fit into memory."""
+_PLAIN = ("dense", "all", "narrow", "none", "own")
+"""Kinds of choices that are priced by tokens and widths alone."""
+
+
+class RuntimeConfig(Config):
+    """In what a plan is to be fast."""
+
+    backend: Backend = "ort"
+    batch: PositiveInt = 1  # images per call
+    threads: PositiveInt = 1  # of the CPU
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    rounds: int = Field(default=60, ge=5)  # samples per model
+
+
+class ProbeTimes(Result):
+    """What was measured: the time of each probe as a share of the dense model's, and what the probes were.
+
+    Attributes:
+        dense_ms: latency of the dense model, one call, milliseconds.
+        skipped: probes that could not be measured, with the reason.
+    """
+
+    dense_ms: float
+    shares: dict[str, float]
+    plans: dict[str, Any]
+    skipped: dict[str, str]
+    environment: dict[str, Any]
+
+
+def probe_plans(dense: ModelPlan) -> dict[str, ModelPlan]:
+    """The towers for a dense plan, by name; those that its model cannot have are left out."""
+    block = dense.model.blocks[0]
+    small = _at_share_of_tokens(dense, 0.5)
+    found = {
+        SHORT: dense.model_copy(update={"steps": dense.steps[:2]}),
+        NO_MLP: _everywhere(dense, mlp=NoMlp()),
+        NO_MLP_SMALL: _everywhere(small, mlp=NoMlp()),
+        **{f"tokens {share:g}": _at_share_of_tokens(dense, share) for share in _SHARES},
+        **{
+            f"neurons {s:g}": _everywhere(dense, mlp=NarrowMlp(neurons=max(1, round(s * block.hidden))))
+            for s in _SHARES
+        },
+    }
+    shared = block.heads // block.groups
+    for groups in sorted({max(1, round(share * block.groups)) for share in _SHARES} - {block.groups}):
+        found[f"heads {groups * shared}"] = _everywhere(dense, attention=NarrowAttention(left=groups * shared))
+    for name, method in METHODS.items():
+        strengths = method.strengths(dense)
+        if strengths:
+            try:
+                found[f"method {name}"] = planned(method, method.config(**strengths[0]), dense)
+            except ConfigError:
+                continue
+    return {
+        name: plan for name, plan in found.items() if not check(plan) and (name == SHORT or _is_new(plan, found, name))
+    }
+
+
+def measure_probes(model: nn.Module, config: RuntimeConfig, *, progress: ProgressCallback = silent) -> ProbeTimes:
+    """Time the probes of a dense model in a runtime.
+
+    Raises:
+        CheckFailedError: the runtime does not run the dense model.
+    """
+    plans = probe_plans(plan_of(model))
+    shares, skipped = {DENSE: 1.0}, dict[str, str]()
+    dense_ms: list[float] = []
+    names = list(plans)
+    for first in range(0, len(names), _TOGETHER):
+        group = names[first : first + _TOGETHER]
+        measured, reasons, latency = measure_plans(model, {name: plans[name] for name in group}, config)
+        shares |= measured
+        skipped |= reasons
+        dense_ms.append(latency)
+        progress(Progress("time probes", first + len(group), len(names), "models"))
+    return ProbeTimes(
+        dense_ms=float(np.median(dense_ms)),
+        shares=shares,
+        plans={name: plan_json(plan) for name, plan in plans.items()},
+        skipped=skipped,
+        environment=environment(),
+    )
+
+
+def measure_plans(
+    model: nn.Module, plans: Mapping[str, ModelPlan], config: RuntimeConfig
+) -> tuple[dict[str, float], dict[str, str], float]:
+    """Time plans in the same rounds as the dense model.
+
+    Returns:
+        Their times as shares of the dense model's, the reasons of those that do not run, the dense latency in ms.
+
+    Raises:
+        CheckFailedError: the runtime does not run the dense model.
+    """
+    models = {DENSE: model, **{name: build(plan, model).eval() for name, plan in plans.items()}}
+    report = benchmark(
+        models,
+        baseline=DENSE,
+        backends=(config.backend,),
+        precisions=(config.precision,),
+        batches=(config.batch,),
+        threads=config.threads,
+        rounds=config.rounds,
+        device=config.device,
+    )
+    latency = {row.model: row.latency_ms_p50 for row in report.rows}
+    reasons = {str(one.model or DENSE): one.reason for one in report.skipped}
+    if DENSE not in latency:
+        raise CheckFailedError(
+            f"{config.backend} {config.precision} does not run the dense model, so nothing can be planned for it: "
+            f"{reasons.get(DENSE, 'no reason is known')}"
+        )
+    dense = latency.pop(DENSE)
+    return {name: time / dense for name, time in latency.items()}, reasons, dense
+
+
+def probes_once(
+    model: nn.Module, config: RuntimeConfig, folder: Path, *, progress: ProgressCallback = silent
+) -> ProbeTimes:
+    """``measure_probes``, or what it found before for the same geometry, runtime, machine and versions.
+
+    Args:
+        folder: of the cache.
+    """
+    plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
+    machine = environment()
+    stable = {name: value for name, value in machine.items() if name not in _CHANGING}
+    words = [plans, config.model_dump(mode="json"), stable]
+    key = hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+    path = folder / f"{key}.json"
+    try:
+        known = ProbeTimes.model_validate(read_json(path))
+    except (CheckpointError, ValueError):
+        known = measure_probes(model, config, progress=progress)
+        write_json(path, known.model_dump(mode="json"))
+    return known
+
+
+_CHANGING = ("load_average", "load_average_start", "time", "date", "free_memory_gib")
+
+
+class StepTimes:
+    """Predicts the time of a plan, as a share of the dense model's.
+
+    t = b · patches + Σ_l [A(n_l) a(heads_l) + M(m_l) w(neurons_l)] + Σ_l e(choices_l) n_l / N
+
+    with n and m the tokens in attention and MLP, A and M measured, a and w their shares at fewer heads and neurons, e
+    what a choice of another kind takes beyond the dense one.
+    """
+
+    def __init__(self, dense: ModelPlan, probes: ProbeTimes) -> None:
+        plans = {name: ModelPlan.model_validate(plan) for name, plan in probes.plans.items()}
+        shares = probes.shares
+        missing = [name for name in (SHORT, NO_MLP) if name not in shares]
+        if missing:
+            reasons = "; ".join(probes.skipped.get(name, "not measured") for name in missing)
+            raise CheckFailedError(f"the probes {' and '.join(missing)} could not be timed: {reasons}")
+        depth, block = dense.depth, dense.model.blocks[0]
+        self._full = dense.model.prefix + dense.patches
+        self._patches = dense.patches
+        step = (1.0 - shares[SHORT]) / (depth - 2)
+        self._base = max(0.0, 1.0 - depth * step)
+
+        def per_step(name: str) -> tuple[float, float]:
+            plan = plans[name]
+            return float(plan.model.prefix + plan.patches), (shares[name] - self._outside(plan)) / depth
+
+        sized = [per_step(name) for name in shares if name.startswith("tokens ")]
+        self._steps = sorted([*sized, (float(self._full), step)])
+        bare = [per_step(name) for name in (NO_MLP, NO_MLP_SMALL) if name in shares]
+        self._bare = sorted(bare)
+        mlp = step - self._attention(self._full)
+        self._neurons = [(1.0, 1.0)]
+        for name in shares:
+            if name.startswith("neurons "):
+                width = plans[name].steps[0].mlp.hidden(block.hidden) / block.hidden
+                self._neurons.append((width, 1.0 - (1.0 - shares[name]) / depth / max(mlp, 1e-9)))
+        self._heads = [(1.0, 1.0)]
+        for name in shares:
+            if name.startswith("heads "):
+                left = plans[name].steps[0].attention.heads(block.heads) / block.heads
+                saved = (1.0 - shares[name]) / depth
+                self._heads.append((left, 1.0 - saved / max(self._attention(self._full), 1e-9)))
+        self._neurons.sort()
+        self._heads.sort()
+        self._extra: dict[tuple[str, ...], float] = {}
+        for name in shares:
+            if name.startswith("method "):
+                self._learn(plans[name], shares[name])
+
+    def predict(self, plan: ModelPlan) -> float | None:
+        """The plan's time as a share of the dense one's; ``None`` where it has choices that no probe had."""
+        total = self._outside(plan)
+        for at in places(plan):
+            total += self._plain(at)
+            for kind in _unknown(at.step):
+                if kind not in self._extra:
+                    return None
+                total += self._extra[kind] * at.tokens_in_attention / self._full
+        return total
+
+    def _learn(self, plan: ModelPlan, share: float) -> None:
+        """Set what the choices of one more method take, from one plan with them."""
+        found = list(places(plan))
+        left = share - self._outside(plan) - sum(self._plain(at) for at in found)
+        new: dict[tuple[str, ...], float] = {}
+        for at in found:
+            for kind in _unknown(at.step):
+                if kind in self._extra:
+                    left -= self._extra[kind] * at.tokens_in_attention / self._full
+                else:
+                    new[kind] = new.get(kind, 0.0) + at.tokens_in_attention / self._full
+        self._extra |= {kind: left / sum(new.values()) for kind in new}
+
+    def _plain(self, at: Place) -> float:
+        """A step whose choices are priced as if of a plain kind."""
+        dense, step = at.dense_block, at.step
+        time = 0.0
+        if not isinstance(step.attention, NoAttention):
+            time += self._attention(at.tokens_in_attention) * _line(
+                step.attention.heads(dense.heads) / dense.heads, self._heads
+            )
+        if not isinstance(step.mlp, NoMlp):
+            whole = self._tower(at.tokens_in_mlp) - self._attention(at.tokens_in_mlp)
+            time += whole * _line(step.mlp.hidden(dense.hidden) / dense.hidden, self._neurons)
+        return time
+
+    def _outside(self, plan: ModelPlan) -> float:
+        return self._base * plan.patches / self._patches
+
+    def _tower(self, tokens: int) -> float:
+        return _line(tokens, self._steps)
+
+    def _attention(self, tokens: int) -> float:
+        if len(self._bare) == 1:
+            return self._bare[0][1] * tokens / self._bare[0][0]
+        return _line(tokens, self._bare)
+
+
+def _unknown(step: StepPlan) -> list[tuple[str, ...]]:
+    """What a step has beyond the plain kinds: axis, kind, and which of its switches are on."""
+    return [
+        (choice.axis, choice.kind, *(name for name, value in choice.model_dump().items() if value is True))
+        for choice in step.choices
+        if choice.kind not in _PLAIN
+    ]
+
+
+def _everywhere(plan: ModelPlan, **choices: Any) -> ModelPlan:
+    return plan.with_steps({index: step.but(**choices) for index, step in enumerate(plan.steps)})
+
+
+def _at_share_of_tokens(plan: ModelPlan, share: float) -> ModelPlan:
+    return planned(METHODS.get("resolution"), ResolutionConfig(keep=share), plan)
+
+
+def _is_new(plan: ModelPlan, found: Mapping[str, ModelPlan], name: str) -> bool:
+    """Whether no probe before it is the same: small grids have few sizes."""
+    before = list(found)[: list(found).index(name)]
+    is_dense = all(step.is_dense for step in plan.steps) and plan.image_size == plan.model.image_size
+    return not is_dense and all(found[other] != plan for other in before)
+
+
+def _line(x: float | int, points: Sequence[tuple[float, float]]) -> float:
+    """Linear between points sorted by x, and beyond them in the direction of the outermost two."""
+    if len(points) == 1:
+        return points[0][1] * (x / points[0][0])
+    right = next((index for index, (at, _) in enumerate(points) if at >= x), len(points) - 1)
+    (x0, y0), (x1, y1) = points[max(right, 1) - 1], points[max(right, 1)]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def prediction_errors(times: StepTimes, plans: Iterable[ModelPlan], measured: Iterable[float]) -> list[float]:
+    """Relative errors of the predicted times of measured plans; those without a prediction are left out."""
+    found = ((times.predict(plan), share) for plan, share in zip(plans, measured, strict=True))
+    return [predicted / share - 1.0 for predicted, share in found if predicted is not None]
