@@ -73,42 +73,48 @@ def run_demo(
     return {**document, "report": str(folder.path / page.name)}
 
 
-def compare_with_seeds(
-    out: str | Path, *, steps: int, seeds: Sequence[int], progress: ProgressCallback = silent
-) -> list[dict[str, Any]]:
-    """Train the dense model and every student of the demo with one budget and several seeds.
-
-    What is there from an earlier call is taken over.
+def train_with_seed(out: str | Path, *, steps: int, seed: int, progress: ProgressCallback = silent) -> None:
+    """Train the dense model and every student of the demo with one budget; what an earlier call did is taken over.
 
     Args:
+        out: holds a folder for every seed.
         steps: of distillation, for each.
+    """
+    recipes = _recipes(_settings(everything=True, quick=False))
+    budget = {"steps": steps, "seed": seed}
+    seeded = {
+        name: recipe.model_copy(
+            update={"seed": seed, "distill": cast(DistillConfig, recipe.distill).model_copy(update=budget)}
+        )
+        for name, recipe in recipes.items()
+    }
+    run_side_by_side(seeded, Path(out) / f"seed-{seed}", overwrite=False, progress=progress)
+
+
+def rows_by_seed(out: str | Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What ``train_with_seed`` has measured so far.
 
     Returns:
         A row for every student: held-out accuracy by seed (fractions of 1), parameters, multiply-accumulates.
     """
-    recipes = _recipes(_settings(everything=True, quick=False))
-    for seed in seeds:
-        budget = {"steps": steps, "seed": seed}
-        seeded = {
-            name: recipe.model_copy(
-                update={"seed": seed, "distill": cast(DistillConfig, recipe.distill).model_copy(update=budget)}
-            )
-            for name, recipe in recipes.items()
-        }
-        run_side_by_side(seeded, Path(out) / f"seed-{seed}", overwrite=False, progress=progress)
-    return [_row_of_seeds(Path(out), name, seeds) for name in recipes]
-
-
-def _row_of_seeds(out: Path, name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    metrics = [read_json(out / f"seed-{seed}" / name / METRICS_FILE) for seed in seeds]
-    costs = read_json(out / f"seed-{seeds[0]}" / name / COST_FILE)
-    return {
-        "model": name,
-        "teacher_top1": metrics[0]["teacher"]["top1"],
-        "top1": [found["student"]["top1"] for found in metrics],
-        "images": metrics[0]["student"]["images"],
-        **costs,
-    }
+    rows: list[dict[str, Any]] = []
+    for name in _recipes(_settings(everything=True, quick=False)):
+        folders = {seed: Path(out) / f"seed-{seed}" / name for seed in seeds}
+        done = {seed: folder for seed, folder in folders.items() if (folder / METRICS_FILE).is_file()}
+        if not done:
+            continue
+        metrics = {seed: read_json(folder / METRICS_FILE) for seed, folder in done.items()}
+        first = min(done)
+        rows.append(
+            {
+                "model": name,
+                "teacher_top1": metrics[first]["teacher"]["top1"],
+                "top1": {str(seed): found["student"]["top1"] for seed, found in metrics.items()},
+                "images": metrics[first]["student"]["images"],
+                **read_json(done[first] / COST_FILE),
+            }
+        )
+    return rows
 
 
 def write_demo_page(folder: Path, notes: Sequence[str] | None = None) -> Path:
