@@ -8,7 +8,7 @@ EXAMPLES = {
     "analyze": ("vitslim analyze deit_small --data imagenet/ --out analysis",),
     "plan": (
         "vitslim plan builtin --data fractals --speedup 1.5 --out plan",
-        "vitslim plan deit_small --data imagenet/ --latency-ms 40 --target ort --batch 1 --out plan",
+        "vitslim plan deit_small --data imagenet/ --latency-ms 40 --out plan",
     ),
     "doctor": ("vitslim doctor",),
     "convert": (
