@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitslim.errors import CheckFailedError
+from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.methods import METHODS, planned
 from vitslim.planner import ProbeTimes, StepTimes
 from vitslim.planner.times import SHORT, probe_plans
@@ -63,3 +63,9 @@ def test_without_the_probes_that_tell_steps_apart_nothing_is_predicted() -> None
     lacking = measured.model_copy(update={"shares": shares, "skipped": {SHORT: "no such operator"}})
     with pytest.raises(CheckFailedError, match="two steps could not be timed: no such operator"):
         StepTimes(DENSE, lacking)
+
+
+def test_two_blocks_are_too_few_to_tell_a_step_from_the_rest() -> None:
+    shallow = dense_plan(vit_shape(width=192, depth=2, heads=3, image_size=(128, 128), patch=16))
+    with pytest.raises(ConfigError, match="wanted three blocks or more"):
+        StepTimes(shallow, probes())

@@ -62,7 +62,6 @@ class PlanReport(Result):
         trials: all, the least damaged first.
         chosen: index of the one that recovered best.
         recovery_steps: optimiser steps of all short trainings together.
-        evidence: what of the analysis the choices rest on.
     """
 
     model: str

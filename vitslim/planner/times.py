@@ -196,6 +196,10 @@ class StepTimes:
             reasons = "; ".join(probes.skipped.get(name, "not measured") for name in missing)
             raise CheckFailedError(f"the probes {' and '.join(missing)} could not be timed: {reasons}")
         depth, block = dense.depth, dense.model.blocks[0]
+        if depth < 3:
+            raise ConfigError(
+                f"the time of a step is that of {depth} steps less that of two; wanted three blocks or more"
+            )
         self._full = dense.model.prefix + dense.patches
         self._patches = dense.patches
         step = (1.0 - shares[SHORT]) / (depth - 2)
