@@ -133,7 +133,8 @@ class _Unlabelled:
 def _split_folder(root: Path, config: DataConfig, split: Split) -> Path:
     if not root.exists():
         raise DataError(
-            f"{root} does not exist; give a folder of images, hfds/NAME, wds/FOLDER, or fractals (built in)"
+            f"{root} does not exist; give a folder of images, hfds/NAME, wds/FOLDER, fractals (built in), "
+            "or sklearn-digits"
         )
     if not root.is_dir():
         raise DataError(f"{root} is a file; give the folder that holds the images")

@@ -1,4 +1,6 @@
-"""Opening images by name: folders, Hugging Face data sets, webdataset shards, the built-in fractals."""
+"""Opening images by name: folders, Hugging Face data sets, webdataset shards, the built-in fractals,
+scikit-learn's digits.
+"""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from torch import Tensor
 from vitslim.data.augment import AugmentConfig, make_transform
 from vitslim.data.batch import Contents, Loader, Preprocessing, Source
 from vitslim.data.catalog import Images, find_folder, find_hfds
+from vitslim.data.digits import NAME as DIGITS
+from vitslim.data.digits import find_digits
 from vitslim.data.fractal import FractalConfig, Split
 from vitslim.data.fractal_set import FractalDataset, open_fractals
 from vitslim.data.order import Order, spread
@@ -43,7 +47,7 @@ def open_data(
 
     Args:
         spec: a folder of images, ``hfds/NAME``, ``wds/FOLDER``, ``fractals`` with options
-            (``fractals:classes=20,train_per_class=50``), or a config.
+            (``fractals:classes=20,train_per_class=50``), ``sklearn-digits``, or a config.
         preprocessing: how the model wants its images; what a config states of it goes before.
         training: shuffle, drop an incomplete last batch, augment.
         augment: how to change training images; not given means the mild default.
@@ -116,6 +120,8 @@ class _Request:
             return self.fractals(parse_fractals(config.source), split)
         if kind == "wds":
             return self.shards(config, rest, split)
+        if config.source == DIGITS:
+            return self.samples(find_digits(split))
         images = find_hfds(config, rest, split) if kind == "hfds" else find_folder(config, split, labels != "ignore")
         return self.samples(images)
 

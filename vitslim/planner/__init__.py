@@ -5,7 +5,7 @@ from vitslim.planner.damage import Damage, DamageMeter
 from vitslim.planner.predictors import rank_correlations
 from vitslim.planner.result import PlanReport, Rung, Trial
 from vitslim.planner.search import Candidate, Composition, best_of_each_kind, compositions, rank
-from vitslim.planner.times import ProbeTimes, RuntimeConfig, StepTimes, measure_plans, prediction_errors, probes_once
+from vitslim.planner.times import ProbeTimes, RuntimeConfig, StepTimes, measure_models, measure_plans, prediction_errors, probes_once
 
 __all__ = [
     "Budget",
@@ -21,6 +21,7 @@ __all__ = [
     "Trial",
     "best_of_each_kind",
     "compositions",
+    "measure_models",
     "measure_plans",
     "prediction_errors",
     "probes_once",

@@ -12,7 +12,17 @@ from vitslim.shapes import Config
 
 Measure = Literal["time", "macs", "parameters"]
 
-_OPTIONS = {"speedup": "--speedup 1.5", "latency_ms": "--latency-ms 5", "macs": "--macs 2.9", "params": "--params 15"}
+_OPTIONS = {
+    "speedup": "--speedup 1.5",
+    "latency_ms": "--latency-ms 5",
+    "macs": "--macs 2.9",
+    "params": "--params 15",
+    "file_mib": "--file-mib 40",
+    "max_drop": "--max-drop 1",
+}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+LADDER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+"""Speedups that are tried for the fastest plan that loses little."""
 
 
 class Budget(Config):
@@ -26,6 +36,10 @@ class Budget(Config):
     """Multiply-accumulates of one image, in billions."""
     params: float | None = Field(default=None, gt=0)
     """Parameters, in millions."""
+    file_mib: float | None = Field(default=None, gt=0)
+    """Weights in the runtime's precision, in MiB."""
+    max_drop: float | None = Field(default=None, gt=0, le=100)
+    """The fastest plan whose loss of accuracy after its short training is at most so many points."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Budget:
@@ -40,27 +54,36 @@ class Budget(Config):
         """What is limited."""
         if self.macs is not None:
             return "macs"
-        return "parameters" if self.params is not None else "time"
+        return "parameters" if self.params is not None or self.file_mib is not None else "time"
 
-    def limit(self, dense: ModelPlan, dense_ms: float | None) -> float:
+    def describe(self) -> str:
+        """As it is typed: ``--speedup 1.5``."""
+        ((name, value),) = self.model_dump(exclude_none=True).items()
+        return f"--{name.replace('_', '-')} {value:g}"
+
+    def limit(self, dense: ModelPlan, dense_ms: float | None, precision: str = "fp32") -> float:
         """The most that a plan may cost, as a share of the dense model.
 
         Args:
             dense_ms: latency of the dense model in the runtime; needed for ``latency_ms``.
+            precision: in which weights are stored, for ``file_mib``.
 
         Raises:
-            ConfigError: the dense model itself is within the budget.
+            ConfigError: the dense model itself is within the budget, or it names no cost (``max_drop``).
         """
         whole = cost(dense)
+        mib = whole.parameters * _BYTES[precision] / 2**20
+        if self.max_drop is not None:
+            raise ConfigError("a loss of accuracy is no cost; plan for several speedups and take the fastest that keeps it")
         if self.speedup is not None:
             return 1.0 / self.speedup
-        given, unit, has = (
-            (self.latency_ms, "ms", dense_ms)
-            if self.latency_ms is not None
-            else (self.macs, "GMAC", whole.macs / 1e9)
-            if self.macs is not None
-            else (self.params, "million parameters", whole.parameters / 1e6)
-        )
+        known: list[tuple[float | None, str, float | None]] = [
+            (self.latency_ms, "ms", dense_ms),
+            (self.macs, "GMAC", whole.macs / 1e9),
+            (self.params, "million parameters", whole.parameters / 1e6),
+            (self.file_mib, f"MiB of weights in {precision}", mib),
+        ]
+        given, unit, has = next(one for one in known if one[0] is not None)
         assert given is not None
         assert has is not None
         if given >= has:

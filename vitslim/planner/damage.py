@@ -23,11 +23,13 @@ class Damage(Result):
         kl: divergence of the student's classes from the dense model's, nats.
         agreement: share of images, 0..1, whose best class is the dense model's.
         loss: cross-entropy to the labels, nats; ``None`` without labels.
+        top1: share of images, 0..1, whose best class is the label; ``None`` without labels.
     """
 
     kl: float
     agreement: float
     loss: float | None = None
+    top1: float | None = None
 
 
 class DamageMeter:

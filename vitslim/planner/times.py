@@ -132,7 +132,13 @@ def measure_plans(
     Raises:
         CheckFailedError: the runtime does not run the dense model.
     """
-    models = {DENSE: model, **{name: build(plan, model).eval() for name, plan in plans.items()}}
+    return measure_models({DENSE: model, **{name: build(plan, model).eval() for name, plan in plans.items()}}, config)
+
+
+def measure_models(
+    models: Mapping[str, nn.Module], config: RuntimeConfig
+) -> tuple[dict[str, float], dict[str, str], float]:
+    """Time models in the same rounds as the one named ``dense``; returns and raises as ``measure_plans``."""
     report = benchmark(
         models,
         baseline=DENSE,
@@ -176,7 +182,7 @@ def probes_once(
     return known
 
 
-_CHANGING = ("load_average", "load_average_start", "time", "date", "free_memory_gib")
+_CHANGING = ("load_average", "torch_threads")
 
 
 class StepTimes:

@@ -1,0 +1,428 @@
+"""The benchmark of the planner: its students beside every simpler way that is as fast, trained with the same budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import nn
+
+from vitslim import checkpoint
+from vitslim.analysis import AnalysisReport, analyze_once
+from vitslim.bench import environment
+from vitslim.errors import ConfigError, VitslimError
+from vitslim.files import read_json, write_json
+from vitslim.models import init_from_scratch_
+from vitslim.opening import open_model
+from vitslim.pipeline.choices import advise, plan_all
+from vitslim.pipeline.cost import COST_FILE
+from vitslim.pipeline.inputs import analysis_images
+from vitslim.pipeline.planning import PlannerConfig, plan, times_folder
+from vitslim.pipeline.running import METRICS_FILE
+from vitslim.pipeline.side_by_side import run_side_by_side
+from vitslim.planner import Budget, RuntimeConfig, StepTimes, measure_models, measure_plans, probes_once
+from vitslim.plans import ModelPlan, plan_json
+from vitslim.progress import Progress, ProgressCallback, silent
+from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe, read_settings_file, with_overrides
+from vitslim.shapes import Config, Result
+from vitslim.train import DistillConfig, WarmStartConfig
+from vitslim.trunk import plan_of
+from vitslim.validation import validated
+
+PRESETS = ("cpu", "gpu")
+REPORT_FILE = "planner-bench.json"
+FINE_TUNED, PLANNER, SIBLING = "dense-finetuned", "planner", "smaller-sibling"
+_TOLERANCE = 1.02
+"""Of the limit that a measured time may take, as in the planner."""
+_NEIGHBOURS = (-1, 0, 1, 2)
+"""Strengths to measure beside the mildest that is expected to be fast enough."""
+
+
+class Rival(Config):
+    """A simpler way, at one strength or at several, the mildest first."""
+
+    convert: tuple[dict[str, Any], ...] = Field(min_length=1)  # as in a recipe
+    option: str | None = None  # of the last method, that takes the values
+    values: tuple[Any, ...] = ()
+    warm_start: WarmStartConfig | None = WarmStartConfig(steps=0, tensorboard=False)
+
+    def entries(self) -> list[tuple[Mapping[str, Any], ...]]:
+        """The methods at every strength."""
+        if self.option is None:
+            return [self.convert]
+        *before, last = self.convert
+        return [(*before, {**last, self.option: value}) for value in self.values]
+
+
+class Task(Config):
+    """A model, its images and the budget of all its students."""
+
+    model: ModelSection
+    data: DataSection
+    teacher: DistillConfig | None = None  # of a model that has to be trained first, from nothing
+    distill: DistillConfig
+    siblings: tuple[dict[str, Any], ...] = ()  # arguments of smaller models of the same kind, the largest first
+
+
+class PlannerPreset(Config):
+    """What is compared."""
+
+    device: str = "cpu"
+    runtimes: tuple[RuntimeConfig, ...] = Field(min_length=1)
+    speedups: tuple[float, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    rounds: PositiveInt = 100  # samples of the final times
+    planner: PlannerConfig = PlannerConfig()
+    tasks: dict[str, Task | None]  # null: left out
+    rivals: dict[str, Rival]
+    define: Any = None  # lists that others repeat
+
+
+class Way(Result):
+    """One way to be as fast as a target asks for, before it is trained.
+
+    Attributes:
+        way: a rival's name, or the planner.
+        share: its time as a share of the dense model's, measured in the same rounds when it was chosen.
+        sibling: arguments of a smaller model, in place of a plan.
+    """
+
+    task: str
+    runtime: str
+    speedup: float
+    way: str
+    entries: list[dict[str, Any]]
+    plan: dict[str, Any] | None
+    share: float
+    warm_start: WarmStartConfig | None = None
+    sibling: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained: ways that lead to the same plan share their trainings."""
+        return _digest([self.plan, self.warm_start, self.sibling])
+
+
+class Student(Result):
+    """One way at one target.
+
+    Attributes:
+        way: a rival's name, or the planner.
+        share: its time as a share of the dense model's, measured in the same rounds; ``None`` before that.
+        top1: by seed, of the images of the task that are held out.
+    """
+
+    task: str
+    runtime: str
+    speedup: float
+    way: str
+    entries: list[dict[str, Any]]
+    digest: str
+    share: float | None
+    top1: dict[str, float]
+    loss: dict[str, float]
+    macs: int | None
+    params: int | None
+
+
+class PlannerBenchReport(Result):
+    """planner-bench.json.
+
+    Attributes:
+        finetuned: top-1 of the dense model with the students' budget, by task and seed.
+        planning: what each plan took to find, by task, runtime and speedup.
+        unreached: rivals that are not fast enough at any strength, by task, runtime and speedup.
+    """
+
+    preset: str
+    command: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    finetuned: dict[str, dict[str, float]]
+    students: list[Student]
+    planning: list[dict[str, Any]]
+    unreached: list[dict[str, Any]]
+    images: dict[str, int]
+
+
+class PlannerBench:
+    """The comparison of a preset in its folder; what is done is kept, what is left is done by the next call.
+
+    Args:
+        preset: ``cpu``, ``gpu`` or a YAML file.
+        overrides: assignments such as ``seeds=[0]``.
+
+    Raises:
+        ConfigError: a faulty preset.
+    """
+
+    def __init__(self, out: str | Path, *, preset: str = "cpu", overrides: Iterable[str] = ()) -> None:
+        self.name, self.out = Path(preset).stem, Path(out)
+        self.preset = _read_preset(preset, overrides)
+
+    def run(self, *, command: str = "", progress: ProgressCallback = silent) -> PlannerBenchReport:
+        """Measure what is left and write planner-bench.json."""
+        works = {name: _TaskRun(name, task, self.preset, self.out / name, progress) for name, task in self.preset.tasks.items() if task is not None}
+        for seed in self.preset.seeds:
+            for work in works.values():
+                work.train(seed)
+                self._write(works, command)
+        return self._write(works, command)
+
+    def _write(self, works: Mapping[str, _TaskRun], command: str) -> PlannerBenchReport:
+        report = PlannerBenchReport(
+            preset=self.name,
+            command=command,
+            settings=self.preset.model_dump(mode="json"),
+            environment=environment(),
+            finetuned={name: work.finetuned() for name, work in works.items()},
+            students=[student for work in works.values() for student in work.students()],
+            planning=[found for work in works.values() for found in work.planning()],
+            unreached=[found for work in works.values() for found in work.unreached()],
+            images={name: work.images() for name, work in works.items()},
+        )
+        write_json(self.out / REPORT_FILE, report.model_dump(mode="json"))
+        return report
+
+
+class _TaskRun:
+    """One task: its dense model, the rivals at every target, the planner's plans, and the training of them all.
+
+    What is measured once lies in a JSON file named after all that it depends on.
+    """
+
+    def __init__(
+        self, name: str, task: Task, preset: PlannerPreset, folder: Path, progress: ProgressCallback
+    ) -> None:
+        self.name, self.task, self.preset, self.folder, self.progress = name, task, preset, folder, progress
+
+    def train(self, seed: int) -> None:
+        """Train the dense model, all rivals and the planner's students with one seed."""
+        recipes = {FINE_TUNED: self._recipe(seed, convert=())}
+        recipes |= {f"{way.digest}": self._way_recipe(way, seed) for way in self.ways()}
+        folder = self.folder / f"seed-{seed}"
+        left = {name: recipe for name, recipe in recipes.items() if not (folder / name / METRICS_FILE).is_file()}
+        if left:
+            run_side_by_side(left, folder, overwrite=True, progress=self.progress)
+
+    def ways(self) -> list[Way]:
+        """Everything that is fast enough at a target, the planner's plan last."""
+        return [way for runtime in self.preset.runtimes for way in [*self._rivals(runtime)[0], *self._planned(runtime)]]
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        return open_model(self._start).eval()
+
+    @cached_property
+    def _start(self) -> str:
+        """The dense model's name, or the folder of the one that was trained for this task."""
+        if self.task.teacher is None:
+            return self.task.model.name
+        if not (self.folder / "dense" / METRICS_FILE).is_file():
+            start = self._from_nothing({})
+            recipe = self._recipe(0, model=ModelSection(name=start), distill=self.task.teacher)
+            run_side_by_side({"dense": recipe}, self.folder, overwrite=True, progress=self.progress)
+        return str(self.folder / "dense")
+
+    def _recipe(self, seed: int, **sections: Any) -> Recipe:
+        given: dict[str, Any] = {
+            "data": self.task.data,
+            "distill": self.task.distill.model_copy(update={"seed": seed}),
+            "device": self.preset.device,
+            "seed": seed,
+            "report": False,
+        }
+        if "model" not in sections:
+            given["model"] = ModelSection(name=self._start)
+        return Recipe(**{**given, **sections})
+
+    def _way_recipe(self, way: Way, seed: int) -> Recipe:
+        if way.sibling is not None:
+            budget = self.task.distill.model_copy(update={"seed": seed, "token_weight": 0.0, "step_output_weight": 0.0})
+            start = ModelSection(name=self._from_nothing(way.sibling, self.task.teacher))
+            return self._recipe(seed, model=start, teacher=self._start, distill=budget)
+        path = self.folder / "plans" / f"{way.digest}.json"
+        if not path.is_file():
+            write_json(path, way.plan)
+        return self._recipe(seed, plan=str(path), warm_start=way.warm_start)
+
+    def _from_nothing(self, changes: Mapping[str, Any], training: DistillConfig | None = None) -> str:
+        """The folder of a model of this kind with random weights, or with those that a training gave it."""
+        section = self.task.model
+        name = "-".join(["start", *(f"{key}-{value}" for key, value in changes.items())])
+        place, trained = self.folder / name, self.folder / f"{name}-trained"
+        if not checkpoint.is_saved_model(place):
+            model = open_model(
+                section.name,
+                pretrained=False,
+                img_size=section.img_size,
+                num_classes=section.num_classes,
+                **{**section.options, **changes},
+            )
+            checkpoint.save(init_from_scratch_(model), place)
+        if training is None or not changes:
+            return str(place)
+        if not (trained / METRICS_FILE).is_file():
+            recipe = self._recipe(0, model=ModelSection(name=str(place)), distill=training)
+            run_side_by_side({trained.name: recipe}, self.folder, overwrite=True, progress=self.progress)
+        return str(trained)
+
+    @cached_property
+    def _analysis(self) -> AnalysisReport:
+        section = AnalyzeSection(images=512, replacement_images=64)
+        images = analysis_images(self._recipe(0), self.task.data, section, self.dense)
+        return analyze_once(
+            self.dense,
+            images,
+            images=section.images,
+            replacement_images=section.replacement_images,
+            progress=self.progress,
+        )
+
+    def _plan(self, entries: Sequence[Mapping[str, Any]]) -> ModelPlan | None:
+        """The plan of some methods, ``None`` where they refuse this model."""
+        dense = plan_of(self.dense)
+        try:
+            return plan_all(entries, dense, advise(entries, dense, self._analysis))[0]
+        except VitslimError:
+            return None
+
+    def _once(self, name: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What some work found, read from its file where it was done before with the same inputs."""
+        path = self.folder / f"{name}-{_digest(inputs)}.json"
+        if not path.is_file():
+            write_json(path, work())
+        return read_json(path)
+
+    def _rivals(self, runtime: RuntimeConfig) -> tuple[list[Way], list[dict[str, Any]]]:
+        """The rivals that reach a target in a runtime, the mildest of each, and those that do not."""
+        words = [self._start, self.task.siblings, self.preset.rivals, self.preset.speedups, runtime]
+        found = self._once(f"rivals-{_name(runtime)}", words, lambda: self._measured_rivals(runtime))
+        return [Way.model_validate(one) for one in found["reached"]], found["unreached"]
+
+    def _measured_rivals(self, runtime: RuntimeConfig) -> dict[str, Any]:
+        times = StepTimes(plan_of(self.dense), probes_once(self.dense, runtime, times_folder(), progress=self.progress))
+        reached: list[dict[str, Any]] = []
+        unreached: list[dict[str, Any]] = []
+        for done, (name, rival) in enumerate(self.preset.rivals.items()):
+            steps = [(entries, plan) for entries in rival.entries() if (plan := self._plan(entries)) is not None]
+            shares = _Shares(self.dense, [plan for _, plan in steps], times, runtime)
+            for speedup in self.preset.speedups:
+                index = shares.mildest(1.0 / speedup)
+                target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
+                if index is None:
+                    best = min(shares.known.values(), default=None)
+                    unreached.append({**target, "best": None if best is None else 1.0 / best})
+                    continue
+                entries, plan = steps[index]
+                way = Way(
+                    **target,
+                    entries=[dict(entry) for entry in entries],
+                    plan=plan_json(plan),
+                    warm_start=rival.warm_start,
+                    share=shares.known[index],
+                )
+                reached.append(way.model_dump(mode="json"))
+            self.progress(Progress(f"{self.name}: times of rivals", done + 1, len(self.preset.rivals), "rivals"))
+        siblings, too_large = self._measured_siblings(runtime)
+        return {"reached": [*reached, *siblings], "unreached": [*unreached, *too_large]}
+
+    def _measured_siblings(self, runtime: RuntimeConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        models = {str(index): open_model(self._from_nothing(one)).eval() for index, one in enumerate(self.task.siblings)}
+        shares = measure_models({"dense": self.dense, **models}, runtime)[0] if models else {}
+        reached: list[dict[str, Any]] = []
+        unreached: list[dict[str, Any]] = []
+        for speedup in self.preset.speedups:
+            target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": SIBLING}
+            fast = [index for index, share in shares.items() if share <= _TOLERANCE / speedup]
+            if not fast:
+                unreached.append({**target, "best": None if not shares else 1.0 / min(shares.values())})
+                continue
+            first = min(fast, key=int)
+            way = Way(**target, entries=[], plan=None, sibling=self.task.siblings[int(first)], share=shares[first])
+            reached.append(way.model_dump(mode="json"))
+        return reached, unreached
+
+    def _planned(self, runtime: RuntimeConfig) -> list[Way]:
+        return []
+
+    def students(self) -> list[Student]:
+        """All ways with what is known of their training."""
+        return [self._student(way) for way in self.ways()]
+
+    def _student(self, way: Way) -> Student:
+        folders = {seed: self.folder / f"seed-{seed}" / way.digest for seed in self.preset.seeds}
+        done = {seed: read_json(place / METRICS_FILE) for seed, place in folders.items() if (place / METRICS_FILE).is_file()}
+        costs = read_json(folders[min(done)] / COST_FILE) if done else {}
+        return Student(
+            **way.model_dump(include={"task", "runtime", "speedup", "way", "entries", "share"}),
+            digest=way.digest,
+            top1={str(seed): found["student"]["top1"] for seed, found in done.items()},
+            loss={str(seed): found["student"]["loss"] for seed, found in done.items()},
+            macs=costs.get("macs"),
+            params=costs.get("params"),
+        )
+
+    def finetuned(self) -> dict[str, float]:
+        """Top-1 of the dense model after the students' budget, by seed."""
+        places = {seed: self.folder / f"seed-{seed}" / FINE_TUNED / METRICS_FILE for seed in self.preset.seeds}
+        return {str(seed): read_json(place)["student"]["top1"] for seed, place in places.items() if place.is_file()}
+
+    def images(self) -> int:
+        """How many are held out; 0 before the first training."""
+        places = sorted(self.folder.glob(f"seed-*/{FINE_TUNED}/{METRICS_FILE}"))
+        return int(read_json(places[0])["student"]["images"]) if places else 0
+
+    def planning(self) -> list[dict[str, Any]]:
+        return []
+
+    def unreached(self) -> list[dict[str, Any]]:
+        return [one for runtime in self.preset.runtimes for one in self._rivals(runtime)[1]]
+
+
+class _Shares:
+    """Times of one rival at all its strengths, measured about the mildest that is expected to be fast enough."""
+
+    def __init__(
+        self, dense: nn.Module, plans: Sequence[ModelPlan], times: StepTimes, runtime: RuntimeConfig
+    ) -> None:
+        self.dense, self.plans, self.runtime = dense, plans, runtime
+        self.expected = [times.predict(plan) for plan in plans]
+        self.known: dict[int, float] = {}
+
+    def mildest(self, limit: float) -> int | None:
+        """The index of the mildest that is measured to be within the limit."""
+        if not self.plans:
+            return None
+        fits = [index for index, share in enumerate(self.expected) if share is None or share <= limit]
+        about = fits[0] if fits else len(self.plans) - 1
+        near = [about + offset for offset in _NEIGHBOURS if 0 <= about + offset < len(self.plans)]
+        new = {str(index): self.plans[index] for index in near if index not in self.known}
+        if new:
+            shares = measure_plans(self.dense, new, self.runtime)[0]
+            self.known |= {int(index): share for index, share in shares.items()}
+        within = [index for index in sorted(self.known) if self.known[index] <= limit * _TOLERANCE]
+        return within[0] if within else None
+
+
+def _name(runtime: RuntimeConfig) -> str:
+    return f"{runtime.backend}-b{runtime.batch}-{runtime.precision}"
+
+
+def _digest(inputs: Any) -> str:
+    words = json.dumps(inputs, sort_keys=True, default=lambda one: one.model_dump(mode="json"))
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def _read_preset(name: str, overrides: Iterable[str]) -> PlannerPreset:
+    if name not in PRESETS and not Path(name).is_file():
+        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
+    shipped = resources.files("vitslim") / "assets" / f"planner_{name}.yaml"
+    document = read_settings_file(str(shipped) if name in PRESETS else name, "settings such as tasks and rivals")
+    return validated(PlannerPreset, with_overrides(document, overrides), f"preset {name}: ")
