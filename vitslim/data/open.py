@@ -38,6 +38,7 @@ def open_data(
     training: bool = False,
     augment: AugmentConfig | None = None,
     limit: int | None = None,
+    reserved: int = 0,
     seed: int = 0,
     workers: int | None = None,
     labels: Labels = "auto",
@@ -52,6 +53,7 @@ def open_data(
         training: shuffle, drop an incomplete last batch, augment.
         augment: how to change training images; not given means the mild default.
         limit: take only this many images, spread evenly over the classes.
+        reserved: leave out those that a ``limit`` of so many takes, which other uses are kept for.
         workers: processes that decode images; the built-in images need none.
         labels: whether they are taken where there are some, needed, or left out.
         num_classes: outputs of the model; labelled data must have as many classes.
@@ -75,6 +77,7 @@ def open_data(
         training=training,
         augment=augment or AugmentConfig(),
         limit=limit,
+        reserved=reserved,
         seed=seed,
         workers=config.workers if workers is None else workers,
     )
@@ -111,6 +114,7 @@ class _Request:
     training: bool
     augment: AugmentConfig
     limit: int | None
+    reserved: int
     seed: int
     workers: int
 
@@ -119,6 +123,8 @@ class _Request:
         if config.source == "fractals" or config.source.startswith("fractals:"):
             return self.fractals(parse_fractals(config.source), split)
         if kind == "wds":
+            if self.reserved:
+                raise ConfigError("shards are read in order, so that no images of theirs can be reserved")
             return self.shards(config, rest, split)
         if config.source == DIGITS:
             return self.samples(find_digits(split))
@@ -164,7 +170,13 @@ class _Request:
         return source, self._contents(origin, count, config.num_classes, None)
 
     def _subset(self, labels: Tensor | None, images: int) -> Tensor:
-        return torch.arange(images) if self.limit is None else spread(labels, images, self.limit, self.seed)
+        free = torch.arange(images)
+        if self.reserved:
+            free = free[~torch.isin(free, spread(labels, images, self.reserved, self.seed))]
+            labels = None if labels is None else labels[free]
+            if not len(free):
+                raise DataError(f"all of the {images} images are reserved; give more images or reserve fewer")
+        return free if self.limit is None else free[spread(labels, len(free), self.limit, self.seed)]
 
     def _order(self, images: int) -> Order:
         return Order(images, self.batch_size, self.training, self.augment.repeats, self.seed)

@@ -69,6 +69,7 @@ def open_images(
         limit=data.train_limit if split == "train" else data.val_limit,
         seed=recipe.seed,
         augment=data.augment if training else None,
+        reserved=data.reserved if training else 0,
         **_labels(data, model, is_measured=recipe.evaluate and split == "val", is_trained=is_trained),
     )
 
@@ -91,6 +92,11 @@ def _labels(data: DataSection, model: nn.Module, *, is_measured: bool, is_traine
     if data.labels == "ignore" or not (is_measured or is_trained):
         return {"labels": "ignore"}
     return {**labels_for(model), "labels": "require"} if is_trained else labels_for(model)
+
+
+def labels_of(data: DataSection, model: nn.Module) -> dict[str, Any]:
+    """Which labels training images are opened with that only measure: those that there are, or none."""
+    return {"labels": "ignore"} if data.labels == "ignore" else labels_for(model)
 
 
 def data_inputs(recipe: Recipe) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from torch import nn
 
 from vitslim import checkpoint
@@ -23,10 +23,11 @@ from vitslim.opening import open_model
 from vitslim.pipeline.choices import advise, plan_all
 from vitslim.pipeline.cost import COST_FILE
 from vitslim.pipeline.inputs import analysis_images
-from vitslim.pipeline.planning import PlannerConfig, plan, times_folder
+from vitslim.pipeline.planning import TOLERANCE, plan
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
-from vitslim.planner import Budget, RuntimeConfig, StepTimes, measure_models, measure_plans, probes_once
+from vitslim.planner import Budget, PlannerConfig, RuntimeConfig, StepTimes, measure_models, measure_plans, probes_once
+from vitslim.planner.times import times_folder
 from vitslim.plans import ModelPlan, plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe, read_settings_file, with_overrides
@@ -38,8 +39,6 @@ from vitslim.validation import validated
 PRESETS = ("cpu", "gpu")
 REPORT_FILE = "planner-bench.json"
 FINE_TUNED, PLANNER, SIBLING = "dense-finetuned", "planner", "smaller-sibling"
-_TOLERANCE = 1.02
-"""Of the limit that a measured time may take, as in the planner."""
 _NEIGHBOURS = (-1, 0, 1, 2)
 """Strengths to measure beside the mildest that is expected to be fast enough."""
 
@@ -77,7 +76,7 @@ class PlannerPreset(Config):
     runtimes: tuple[RuntimeConfig, ...] = Field(min_length=1)
     speedups: tuple[float, ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    rounds: PositiveInt = 100  # samples of the final times
+    close: float = Field(default=1.0, ge=0)  # points below the best of the first seed that rule out the other seeds
     planner: PlannerConfig = PlannerConfig()
     tasks: dict[str, Task | None]  # null: left out
     rivals: dict[str, Rival]
@@ -168,7 +167,11 @@ class PlannerBench:
 
     def run(self, *, command: str = "", progress: ProgressCallback = silent) -> PlannerBenchReport:
         """Measure what is left and write planner-bench.json."""
-        works = {name: _TaskRun(name, task, self.preset, self.out / name, progress) for name, task in self.preset.tasks.items() if task is not None}
+        works = {
+            name: _TaskRun(name, task, self.preset, self.out / name, progress)
+            for name, task in self.preset.tasks.items()
+            if task is not None
+        }
         for seed in self.preset.seeds:
             for work in works.values():
                 work.train(seed)
@@ -197,19 +200,32 @@ class _TaskRun:
     What is measured once lies in a JSON file named after all that it depends on.
     """
 
-    def __init__(
-        self, name: str, task: Task, preset: PlannerPreset, folder: Path, progress: ProgressCallback
-    ) -> None:
+    def __init__(self, name: str, task: Task, preset: PlannerPreset, folder: Path, progress: ProgressCallback) -> None:
         self.name, self.task, self.preset, self.folder, self.progress = name, task, preset, folder, progress
 
     def train(self, seed: int) -> None:
-        """Train the dense model, all rivals and the planner's students with one seed."""
+        """Train the dense model, the rivals and the planner's students with one seed.
+
+        With the first seed all of them, with the others those that may be the best at a target.
+        """
         recipes = {FINE_TUNED: self._recipe(seed, convert=())}
-        recipes |= {f"{way.digest}": self._way_recipe(way, seed) for way in self.ways()}
+        recipes |= {way.digest: self._way_recipe(way, seed) for way in self.ways() if self._may_be_best(way, seed)}
         folder = self.folder / f"seed-{seed}"
         left = {name: recipe for name, recipe in recipes.items() if not (folder / name / METRICS_FILE).is_file()}
         if left:
             run_side_by_side(left, folder, overwrite=True, progress=self.progress)
+
+    def _may_be_best(self, way: Way, seed: int) -> bool:
+        """Whether the first seed left a way close to the best at its target."""
+        first = self.preset.seeds[0]
+        if seed == first or way.way == PLANNER:
+            return True
+        target = (way.runtime, way.speedup)
+        top1 = {one.way: self._top1(one, first) for one in self.ways() if (one.runtime, one.speedup) == target}
+        return top1[way.way] >= max(top1.values()) - self.preset.close / 100
+
+    def _top1(self, way: Way, seed: int) -> float:
+        return float(read_json(self.folder / f"seed-{seed}" / way.digest / METRICS_FILE)["student"]["top1"])
 
     def ways(self) -> list[Way]:
         """Everything that is fast enough at a target, the planner's plan last."""
@@ -302,52 +318,58 @@ class _TaskRun:
 
     def _rivals(self, runtime: RuntimeConfig) -> tuple[list[Way], list[dict[str, Any]]]:
         """The rivals that reach a target in a runtime, the mildest of each, and those that do not."""
-        words = [self._start, self.task.siblings, self.preset.rivals, self.preset.speedups, runtime]
-        found = self._once(f"rivals-{_name(runtime)}", words, lambda: self._measured_rivals(runtime))
-        return [Way.model_validate(one) for one in found["reached"]], found["unreached"]
+        words = [self._start, self.preset.speedups, runtime]
+        found: list[dict[str, Any]] = []
+        for name, rival in self.preset.rivals.items():
+            work = partial(self._measured_rival, name, rival, runtime)
+            found.append(self._once(f"rivals/{name}-{_name(runtime)}", [*words, rival], work))
+        work = partial(self._measured_siblings, runtime)
+        found.append(self._once(f"rivals/{SIBLING}-{_name(runtime)}", [*words, self.task.siblings], work))
+        reached = [Way.model_validate(one) for part in found for one in part["reached"]]
+        return reached, [one for part in found for one in part["unreached"]]
 
-    def _measured_rivals(self, runtime: RuntimeConfig) -> dict[str, Any]:
+    def _measured_rival(self, name: str, rival: Rival, runtime: RuntimeConfig) -> dict[str, Any]:
         times = StepTimes(plan_of(self.dense), probes_once(self.dense, runtime, times_folder(), progress=self.progress))
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
-        for done, (name, rival) in enumerate(self.preset.rivals.items()):
-            steps = [(entries, plan) for entries in rival.entries() if (plan := self._plan(entries)) is not None]
-            shares = _Shares(self.dense, [plan for _, plan in steps], times, runtime)
-            for speedup in self.preset.speedups:
-                index = shares.mildest(1.0 / speedup)
-                target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
-                if index is None:
-                    best = min(shares.known.values(), default=None)
-                    unreached.append({**target, "best": None if best is None else 1.0 / best})
-                    continue
-                entries, plan = steps[index]
-                way = Way(
-                    **target,
-                    entries=[dict(entry) for entry in entries],
-                    plan=plan_json(plan),
-                    warm_start=rival.warm_start,
-                    share=shares.known[index],
-                )
-                reached.append(way.model_dump(mode="json"))
-            self.progress(Progress(f"{self.name}: times of rivals", done + 1, len(self.preset.rivals), "rivals"))
-        siblings, too_large = self._measured_siblings(runtime)
-        return {"reached": [*reached, *siblings], "unreached": [*unreached, *too_large]}
+        steps = [(entries, plan) for entries in rival.entries() if (plan := self._plan(entries)) is not None]
+        shares = _Shares(self.dense, [plan for _, plan in steps], times, runtime)
+        for speedup in self.preset.speedups:
+            index = shares.mildest(1.0 / speedup)
+            target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
+            if index is None:
+                best = min(shares.known.values(), default=None)
+                unreached.append({**target, "best": None if best is None else 1.0 / best})
+                continue
+            entries, plan = steps[index]
+            way = Way(
+                **target,
+                entries=[dict(entry) for entry in entries],
+                plan=plan_json(plan),
+                warm_start=rival.warm_start,
+                share=shares.known[index],
+            )
+            reached.append(way.model_dump(mode="json"))
+        self.progress(Progress(f"{self.name}: times of {name}", 1, 1, "done"))
+        return {"reached": reached, "unreached": unreached}
 
-    def _measured_siblings(self, runtime: RuntimeConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        models = {str(index): open_model(self._from_nothing(one)).eval() for index, one in enumerate(self.task.siblings)}
+    def _measured_siblings(self, runtime: RuntimeConfig) -> dict[str, Any]:
+        models = {
+            str(index): open_model(self._from_nothing(one)).eval() for index, one in enumerate(self.task.siblings)
+        }
         shares = measure_models({"dense": self.dense, **models}, runtime)[0] if models else {}
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         for speedup in self.preset.speedups:
             target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": SIBLING}
-            fast = [index for index, share in shares.items() if share <= _TOLERANCE / speedup]
+            fast = [index for index, share in shares.items() if share <= TOLERANCE / speedup]
             if not fast:
                 unreached.append({**target, "best": None if not shares else 1.0 / min(shares.values())})
                 continue
             first = min(fast, key=int)
             way = Way(**target, entries=[], plan=None, sibling=self.task.siblings[int(first)], share=shares[first])
             reached.append(way.model_dump(mode="json"))
-        return reached, unreached
+        return {"reached": reached, "unreached": unreached}
 
     def _planned(self, runtime: RuntimeConfig) -> list[Way]:
         return []
@@ -358,7 +380,9 @@ class _TaskRun:
 
     def _student(self, way: Way) -> Student:
         folders = {seed: self.folder / f"seed-{seed}" / way.digest for seed in self.preset.seeds}
-        done = {seed: read_json(place / METRICS_FILE) for seed, place in folders.items() if (place / METRICS_FILE).is_file()}
+        done = {
+            seed: read_json(place / METRICS_FILE) for seed, place in folders.items() if (place / METRICS_FILE).is_file()
+        }
         costs = read_json(folders[min(done)] / COST_FILE) if done else {}
         return Student(
             **way.model_dump(include={"task", "runtime", "speedup", "way", "entries", "share"}),
@@ -389,9 +413,7 @@ class _TaskRun:
 class _Shares:
     """Times of one rival at all its strengths, measured about the mildest that is expected to be fast enough."""
 
-    def __init__(
-        self, dense: nn.Module, plans: Sequence[ModelPlan], times: StepTimes, runtime: RuntimeConfig
-    ) -> None:
+    def __init__(self, dense: nn.Module, plans: Sequence[ModelPlan], times: StepTimes, runtime: RuntimeConfig) -> None:
         self.dense, self.plans, self.runtime = dense, plans, runtime
         self.expected = [times.predict(plan) for plan in plans]
         self.known: dict[int, float] = {}
@@ -407,7 +429,7 @@ class _Shares:
         if new:
             shares = measure_plans(self.dense, new, self.runtime)[0]
             self.known |= {int(index): share for index, share in shares.items()}
-        within = [index for index in sorted(self.known) if self.known[index] <= limit * _TOLERANCE]
+        within = [index for index in sorted(self.known) if self.known[index] <= limit * TOLERANCE]
         return within[0] if within else None
 
 

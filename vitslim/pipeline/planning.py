@@ -1,106 +1,127 @@
-"""From a budget to a plan: price, search, short trainings; every part is resumed where it was interrupted."""
+"""From budgets to plans in a folder: price, damage, search, short trainings; what is interrupted goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from math import ceil, log2
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
-from pydantic import Field
 from torch import nn
 
 from vitslim.analysis import AnalysisReport, analyze_once
 from vitslim.bench import environment
 from vitslim.checkpoint import load
-from vitslim.errors import ConfigError
-from vitslim.files import write_json
+from vitslim.data import Loader
+from vitslim.errors import CheckpointError, ConfigError
+from vitslim.files import read_json, write_json
 from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.images import data_config, labels_for, open_loader
-from vitslim.pipeline.inputs import analysis_images, open_source
+from vitslim.pipeline.images import data_config, open_loader
+from vitslim.pipeline.inputs import analysis_images, file_state, labels_of, open_source
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.planner import (
+    LADDER,
+    Answer,
     Budget,
     Candidate,
-    Composition,
+    Changes,
+    Compositions,
     DamageMeter,
+    Outlook,
+    PlannerConfig,
     PlanReport,
+    Price,
     Rung,
     RuntimeConfig,
     StepTimes,
     Trial,
-    best_of_each_kind,
-    compositions,
+    best_steps,
+    figures_of,
+    improve,
+    measure_changes,
     measure_plans,
+    measured,
+    of_all_kinds,
     probes_once,
-    rank,
+    promising,
 )
-from vitslim.plans import cost, plan_json
+from vitslim.planner.reasons import reasons
+from vitslim.planner.times import times_folder
+from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe
 from vitslim.report.planner_page import write_planner_page
-from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
-from vitslim.trunk import plan_of
+from vitslim.trunk import is_converted, plan_of
 
 PLANNER_FILE, PLAN_FILE = "planner.json", "plan.json"
-_MARGIN = 0.97
+_MARGIN = 0.98
 """Of the limit that predictions aim at, for they err by some per cent."""
-_TOLERANCE = 1.02
+TOLERANCE = 1.02
 """Of the limit that a measured time may take: what rounds on a shared machine differ by."""
-
-
-class PlannerConfig(Config):
-    """How much is tried."""
-
-    fitted: int = Field(default=128, ge=8)  # images that closed-form starts are solved on
-    held_out: int = Field(default=512, ge=8)  # further images that damage is measured on
-    measured: int = Field(default=40, ge=1)  # plans whose damage is measured as they are
-    trials: int = Field(default=8, ge=1)  # plans that are trained for a short while
-    recovery: float = Field(default=0.15, ge=0, le=10)  # steps of all short trainings, as a share of the final ones
-    shortest: int = Field(default=10, ge=1)  # steps of a short training at least
+_SLACK = 0.95
+"""Of the limit: a plan that takes less as measured could do more, and is solved for again."""
+_TOGETHER = 6
+"""Plans that are timed in the same rounds, beside the dense model."""
+_OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
+"""Limits that the report has a word on."""
+_LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+"""Limits that are tried to say how far anything goes."""
+_FEWEST = 32
+"""Images to train on."""
+_SHARE = 1 / 3
+"""Of the training images at most that damage is measured on."""
 
 
 def plan(
     recipe: Recipe,
     out: str | Path,
     *,
-    budget: Budget,
+    budgets: Sequence[Budget],
     runtime: RuntimeConfig,
     config: PlannerConfig | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
 ) -> PlanReport:
-    """Find the plan of a model that recovers best within a budget; see ``vitslim.planner``.
+    """Find the plan of a model that recovers best within each budget; see ``vitslim.planner``.
 
     Args:
         recipe: model, images, and the distillation that the student is going to have; its methods are not used.
-        out: takes plan.json, planner.json and the short trainings.
+        out: takes plan.json (of the first budget), one such file more for each budget where there are several,
+            planner.json, report.html and the short trainings.
 
     Raises:
-        ConfigError: no images, a converted model, or a budget that nothing reaches.
+        ConfigError: no budget, no or too few images, a converted model, or a budget that nothing reaches.
         CheckFailedError: the runtime does not run the model.
     """
     config = config or PlannerConfig()
-    if recipe.data is None:
-        raise ConfigError("planning needs images of the task, without labels if need be; add --data")
+    _check(recipe, budgets)
     folder = RunFolder(out)
-    settings = {"recipe": recipe, "budget": budget, "runtime": runtime, "planner": config}
-    text = yaml.safe_dump({name: one.model_dump(mode="json") for name, one in settings.items()}, sort_keys=False)
+    settings = {"recipe": recipe, "runtime": runtime, "planner": config}
+    document = {name: one.model_dump(mode="json") for name, one in settings.items()}
+    document["budgets"] = [one.model_dump(mode="json", exclude_none=True) for one in budgets]
+    text = yaml.safe_dump(document, sort_keys=False)
     folder.check(text, overwrite=overwrite)
     dense = on_device(open_source(recipe), recipe.device)
+    if is_converted(dense):
+        raise ConfigError(f"{recipe.model.name} is converted already; plan for the dense model that it came from")
     folder.begin(text, overwrite=overwrite)
     with folder:
-        if folder.enter("plan", text, PLANNER_FILE, PLAN_FILE):
-            planning = _Planning(recipe, folder, dense.eval(), budget, runtime, config, progress)
-            found = planning.run()
+        if folder.enter("plan", [text, file_state(recipe.model)], PLANNER_FILE, PLAN_FILE):
+            found = _Planning(recipe, folder.path, dense.eval(), runtime, config, progress).run(budgets)
             write_json(folder.path / PLANNER_FILE, found.model_dump(mode="json"))
+            for answer in found.answers if len(found.answers) > 1 else ():
+                name = answer.budget.describe().removeprefix("--").replace(" ", "-")
+                write_json(folder.path / f"plan-{name}.json", found.trials[answer.chosen].plan)
             write_json(folder.path / PLAN_FILE, found.plan)
             folder.finish("plan")
         report = PlanReport.model_validate(folder.read(PLANNER_FILE))
@@ -108,144 +129,300 @@ def plan(
     return report
 
 
+def _check(recipe: Recipe, budgets: Sequence[Budget]) -> None:
+    if not budgets:
+        raise ConfigError("planning needs a budget, such as speedup=1.5")
+    if recipe.data is None:
+        raise ConfigError("planning needs images of the task, without labels if need be; add --data")
+    described = [one.describe() for one in budgets]
+    if twice := sorted({one for one in described if described.count(one) > 1}):
+        raise ConfigError(f"{', '.join(twice)} is given twice")
+    if any(one.max_drop is not None for one in budgets) and len(budgets) > 1:
+        raise ConfigError("--max-drop tries several speedups by itself; give it alone")
+
+
 class _Planning:
     def __init__(
         self,
         recipe: Recipe,
-        folder: RunFolder,
+        folder: Path,
         dense: nn.Module,
-        budget: Budget,
         runtime: RuntimeConfig,
         config: PlannerConfig,
         progress: ProgressCallback,
     ) -> None:
-        self.recipe, self.folder, self.model, self.budget = recipe, folder, dense, budget
+        self.recipe, self.folder, self.model = recipe, folder, dense
         self.runtime, self.config, self.progress = runtime, config, progress
         self.dense = plan_of(dense)
+        self.trials: list[Trial] = []
+        self.steps, self.seconds = 0, dict[str, float]()
+        self._shares = _Known(folder / "times.json")
+        self._prices: dict[str, tuple[Price, Changes]] = {}
 
-    def run(self) -> PlanReport:
-        analysis = self._analysis()
-        limit, dense_ms, price = self._limit()
-        found = compositions(self.dense, limit * (_MARGIN if self._is_timed else 1.0), price, analysis)
-        if not found:
-            raise ConfigError(
-                f"no composition of up to three methods is expected to take {limit:.0%} of the dense model's "
-                f"{self.budget.measure} or less; ask for less, or start from a smaller model"
-            )
-        meter = self._meter()
-        candidates = rank(found, self.dense, meter, analysis, measured=self.config.measured, progress=self.progress)
-        trials = self._trials(candidates, limit)
-        trained, steps = self._recover(trials, meter)
-        errors = [abs(one.predicted / one.measured - 1.0) for one in trained if one.measured is not None]
-        chosen = max(range(len(trained)), key=lambda index: (len(trained[index].rungs), -_score(trained[index])))
+    def run(self, budgets: Sequence[Budget]) -> PlanReport:
+        with self._timed("analysis"):
+            analysis = self._analysis
+        ladder = [Budget(speedup=one) for one in LADDER] if budgets[0].max_drop is not None else []
+        front = [self._answer(one, analysis) for one in ladder or budgets]
+        answers = [self._fastest(budgets[0], front)] if ladder else front
+        errors = [abs(one.predicted / one.measured - 1.0) for one in self.trials if one.measured is not None]
+        first = budgets[0] if not ladder else ladder[0]
         data = self.recipe.data
+        is_timed = any(one.measure == "time" for one in budgets)
         return PlanReport(
             model=self.recipe.model.name,
             data="" if data is None else data.source,
-            budget=self.budget,
-            runtime=self.runtime if self._is_timed else None,
-            limit=limit,
-            compositions=len(found),
-            dense_ms=dense_ms,
+            runtime=self.runtime if is_timed else None,
+            config=self.config,
+            dense_ms=self._times[1] if is_timed else None,
+            images=self._meter.images,
+            dense=self._meter.dense,
             prediction_error=median(errors) if errors else None,
-            trials=trained,
-            chosen=chosen,
-            recovery_steps=steps,
+            trials=self.trials,
+            answers=answers,
+            front=front if ladder else [],
+            outlook=self._outlook(first),
+            recovery_steps=self.steps,
+            seconds=self.seconds,
             environment=environment(),
         )
 
-    @property
-    def _is_timed(self) -> bool:
-        return self.budget.measure == "time"
+    def _answer(self, budget: Budget, analysis: AnalysisReport) -> Answer:
+        is_timed = budget.measure == "time"
+        price, changes = self._priced(budget)
+        limit = budget.limit(self.dense, self._times[1] if is_timed else None, self.runtime.precision)
+        aim = limit * _MARGIN if is_timed else limit
+        space = Compositions(self.dense, price, analysis)
+        with self._timed("damage"):
+            candidates, found = self._candidates(space, changes, aim)
+        if not candidates:
+            raise ConfigError(self._out_of_reach(budget, limit, space))
+        with self._timed("times of trials"):
+            trials = self._trials(candidates, space, changes, limit, is_timed)
+        with self._timed("short trainings"):
+            trained = self._recover([self._trial(one, share, analysis, price, changes) for one, share in trials])
+        first = len(self.trials)
+        self.trials += trained
+        indices = range(first, len(self.trials))
+        chosen = max(indices, key=lambda index: (len(self.trials[index].rungs), -_score(self.trials[index])))
+        return Answer(budget=budget, limit=limit, found=found, trials=list(indices), chosen=chosen)
 
+    def _fastest(self, budget: Budget, front: Sequence[Answer]) -> Answer:
+        """The fastest answer that loses no more than the budget allows, by the last short training of its plan."""
+        dense, most = self._meter.dense, budget.max_drop
+        assert most is not None
+        lost: dict[int, float] = {}
+        for index, answer in enumerate(front):
+            last = self.trials[answer.chosen].last
+            top1 = None if dense.top1 is None or last.top1 is None else dense.top1 - last.top1
+            lost[index] = 100 * (1.0 - last.agreement if top1 is None else top1)
+        kept = [index for index, points in lost.items() if points <= most]
+        if not kept:
+            mildest = min(lost, key=lambda index: lost[index])
+            raise ConfigError(
+                f"no plan loses {most:g} points or fewer after its short training; the least is "
+                f"{lost[mildest]:.1f} points at {1 / front[mildest].limit:.2f}x; ask for less, or train longer "
+                "(--recovery, --epochs)"
+            )
+        return front[kept[-1]].model_copy(update={"budget": budget})
+
+    def _out_of_reach(self, budget: Budget, limit: float, space: Compositions) -> str:
+        """How far anything goes, and what would go further."""
+        reached = min([one.price for level in _LEVELS for one in space.meeting(level)], default=1.0)
+        return (
+            f"{budget.describe()}: no plan is expected to take {limit:.0%} of the dense model's {budget.measure} or "
+            f"less; the least that was found is {reached:.0%} ({1 / reached:.2f}x); ask for less, or start from a "
+            "smaller model"
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Any:
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    @cached_property
     def _analysis(self) -> AnalysisReport:
         assert self.recipe.data is not None
         section = self.recipe.analyze or AnalyzeSection.model_validate({})
-        images = analysis_images(self.recipe, self.recipe.data, section, self.model)
         return analyze_once(
             self.model,
-            images,
+            analysis_images(self.recipe, self.recipe.data, section, self.model),
             images=section.images,
             replacement_images=section.replacement_images,
             progress=self.progress,
         )
 
-    def _limit(self) -> tuple[float, float | None, Any]:
-        """The limit, the dense latency, and what prices a plan."""
-        whole = cost(self.dense)
-        if self.budget.measure == "macs":
-            return self.budget.limit(self.dense, None), None, lambda plan: cost(plan).macs / whole.macs
-        if self.budget.measure == "parameters":
-            return self.budget.limit(self.dense, None), None, lambda plan: cost(plan).parameters / whole.parameters
-        probes = probes_once(self.model, self.runtime, times_folder(), progress=self.progress)
-        times = StepTimes(self.dense, probes)
-        return self.budget.limit(self.dense, probes.dense_ms), probes.dense_ms, times.predict
+    @cached_property
+    def _times(self) -> tuple[StepTimes, float]:
+        """What predicts times, and the dense latency in ms."""
+        with self._timed("times of steps"):
+            probes = probes_once(self.model, self.runtime, times_folder(), progress=self.progress)
+        return StepTimes(self.dense, probes), probes.dense_ms
 
+    def _price(self, budget: Budget) -> Price:
+        """What a plan takes, as a share of the dense model's."""
+        whole = cost(self.dense)
+        if budget.measure == "time":
+            return self._times[0].predict
+        if budget.measure == "macs":
+            return lambda plan: cost(plan).macs / whole.macs
+        return lambda plan: cost(plan).parameters / whole.parameters
+
+    def _priced(self, budget: Budget) -> tuple[Price, Changes]:
+        """What a plan takes, and what single changes that take less do alone."""
+        if budget.measure not in self._prices:
+            price = _remembered(self._price(budget))
+            self._prices[budget.measure] = price, measure_changes(self.dense, price, self._meter, self.progress)
+        return self._prices[budget.measure]
+
+    @cached_property
     def _meter(self) -> DamageMeter:
         data = self.recipe.data
         assert data is not None
-        wanted = self.config.fitted + self.config.held_out
-        labels: dict[str, Any] = {"labels": "ignore"} if data.labels == "ignore" else labels_for(self.model)
-        loader = open_loader(
-            data_config(data), self.model, split="train", batch_size=data.batch_size, limit=wanted,
-            seed=self.recipe.seed, **labels,
-        )  # fmt: skip
-        if loader.num_images < 16:
-            raise ConfigError(f"{loader.origin} has {loader.num_images} images; planning needs 16 at least")
+        loader = self._open(labels_of(data, self.model), limit=self._images)
         batches = [batch.to(next(self.model.parameters()).device) for batch in loader]
-        cut = max(1, round(len(batches) * self.config.fitted / wanted))
-        fitted, held_out = batches[:cut], batches[cut:] or batches[:1]
-        known = [batch.labels for batch in held_out if batch.labels is not None]
-        return DamageMeter(
-            self.model,
-            [batch.images for batch in fitted],
-            [batch.images for batch in held_out],
-            known if len(known) == len(held_out) else None,
-        )
+        cut = round(self._images * self.config.fitted / (self.config.fitted + self.config.held_out))
+        fitted, held_out = _parted([batch.images for batch in batches], cut)
+        known = [batch.labels for batch in batches if batch.labels is not None]
+        labels = _parted(known, cut)[1] if len(known) == len(batches) else None
+        # Other weights, images or code give other damages.
+        name = _digest([self.recipe.model_dump(mode="json"), file_state(self.recipe.model), self._images, cut])
+        return DamageMeter(self.model, fitted, held_out, labels, self.folder / f"damages-{name}.json")
 
-    def _trials(self, candidates: Sequence[Candidate], limit: float) -> list[Trial]:
+    @cached_property
+    def _images(self) -> int:
+        """That damage is measured on and starts are fitted to, and that no trial is trained on."""
+        found = self._open({"labels": "ignore"})
+        if found.num_images < _FEWEST:
+            raise ConfigError(f"{found.origin} has {found.num_images} images; planning needs {_FEWEST} at least")
+        return min(self.config.fitted + self.config.held_out, int(_SHARE * found.num_images))
+
+    def _open(self, labels: Mapping[str, Any], **options: Any) -> Loader:
+        """Training images, as they are."""
+        data = self.recipe.data
+        assert data is not None
+        return open_loader(
+            data_config(data), self.model, split="train", batch_size=data.batch_size, seed=self.recipe.seed,
+            **labels, **options,
+        )  # fmt: skip
+
+    def _candidates(self, space: Compositions, changes: Changes, aim: float) -> tuple[list[Candidate], int]:
+        """The best plans of every kind with their damage, and how many met the limit on paper."""
+        found = space.meeting(aim)
+        best = promising(found, space, self._meter, self.config.measured, self.progress)
+        sharp = [space.sharpened(one, aim) for one in best]
+        methods = measured(sharp, self._meter, "compositions", self.progress)
+        solved = self._steps(space, changes, aim)
+        steps = measured(solved, self._meter, "choices for each step", self.progress)
+        first = of_all_kinds([*methods, *steps], self.config.improved)
+        better = [improve(one, changes, space.price, aim, self._meter, progress=self.progress) for one in first]
+        improved = [one for one, before in zip(better, first, strict=True) if one.kl < before.kl]
+        return [*methods, *steps, *improved], len(found) + len(steps)
+
+    def _steps(self, space: Compositions, changes: Changes, aim: float) -> list[Candidate]:
+        """The best choices for each step, for the dense plan and for each way to have fewer tokens."""
+        found: list[Candidate] = []
+        for base in [Candidate(self.dense, (), 1.0, "steps"), *space.with_fewer_tokens()]:
+            solved = best_steps(base.plan, changes, space.price, [aim])[0]
+            share = None if solved is None else space.price(solved[0])
+            if solved is not None and share is not None:
+                alone = self._meter(base.plan).kl if base.entries else 0.0
+                found.append(replace(base, plan=solved[0], price=share, kind="steps", expected=solved[1] + alone))
+        return sorted(found, key=lambda one: one.expected)[: self.config.measured]
+
+    def _trials(
+        self, candidates: Sequence[Candidate], space: Compositions, changes: Changes, limit: float, is_timed: bool
+    ) -> list[tuple[Candidate, float | None]]:
         """The plans to train: of different kinds, and within the budget as measured."""
-        chosen = best_of_each_kind(candidates, 2 * self.config.trials)
-        measured: dict[str, float] = {}
-        if self._is_timed:
-            for first in range(0, len(chosen), 6):
-                group = {
-                    str(index): chosen[index].composition.plan for index in range(first, min(first + 6, len(chosen)))
-                }
-                measured |= measure_plans(self.model, group, self.runtime)[0]
-        trials = [_trial(one, measured.get(str(index))) for index, one in enumerate(chosen)]
-        within = [one for one in trials if not self._is_timed or (one.measured or math.inf) <= limit * _TOLERANCE]
+        chosen = of_all_kinds(candidates, 2 * self.config.trials if is_timed else self.config.trials)
+        if not is_timed:
+            return [(one, None) for one in chosen]
+        shares = self._measured_shares(chosen)
+        # Predictions err in the same way for plans that are alike: those that missed are solved for once more.
+        again: list[Candidate] = []
+        for one, share in zip(chosen, shares, strict=True):
+            if share is not None and not _SLACK * limit <= share <= TOLERANCE * limit:
+                again.append(self._solved_again(one, space, changes, limit * one.price / share))
+        pairs = [*zip(chosen, shares, strict=True), *zip(again, self._measured_shares(again), strict=True)]
+        within = {one.plan.model_dump_json(): (one, s) for one, s in pairs if s is not None and s <= limit * TOLERANCE}
         if not within:
-            best = min((one.measured for one in trials if one.measured is not None), default=None)
+            best = min((share for _, share in pairs if share is not None), default=None)
             reached = "none could be measured" if best is None else f"the fastest reached {1 / best:.2f}x"
             raise ConfigError(
                 f"no plan takes {limit:.0%} of the dense model's time or less as measured: {reached}; measure on a "
                 "quiet machine, or ask for less"
             )
-        return sorted(within, key=lambda one: one.damage.kl)[: self.config.trials]
+        kept = {
+            one.plan.model_dump_json() for one in of_all_kinds([one for one, _ in within.values()], self.config.trials)
+        }
+        return sorted((pair for key, pair in within.items() if key in kept), key=lambda pair: pair[0].kl)
 
-    def _recover(self, trials: list[Trial], meter: DamageMeter) -> tuple[list[Trial], int]:
+    def _solved_again(self, one: Candidate, space: Compositions, changes: Changes, aim: float) -> Candidate:
+        """A candidate of the same kind that is aimed at another price."""
+        if one.kind in ("method", "methods"):
+            new = space.sharpened(one, aim)
+        else:
+            base = space.apply(one.entries)
+            solved = None if base is None else best_steps(base.plan, changes, space.price, [aim])[0]
+            share = None if solved is None else space.price(solved[0])
+            new = one if solved is None or share is None else replace(one, plan=solved[0], price=share, kind="steps")
+        return replace(new, damage=self._meter(new.plan))
+
+    def _measured_shares(self, candidates: Sequence[Candidate]) -> list[float | None]:
+        """Times of plans as shares of the dense model's; ``None`` for those that the runtime does not run."""
+        keys = [_digest(plan_json(one.plan)) for one in candidates]
+        new = {key: one.plan for key, one in zip(keys, candidates, strict=True) if key not in self._shares}
+        names = list(new)
+        for first in range(0, len(names), _TOGETHER):
+            group = {name: new[name] for name in names[first : first + _TOGETHER]}
+            found = measure_plans(self.model, group, self.runtime)[0]
+            self._shares.update({name: found.get(name) for name in group})
+        return [self._shares[key] for key in keys]
+
+    def _trial(
+        self, one: Candidate, share: float | None, analysis: AnalysisReport, price: Price, changes: Changes
+    ) -> Trial:
+        costs = cost(one.plan)
+        assert one.damage is not None
+        return Trial(
+            name=one.name,
+            kind=one.kind,
+            entries=[dict(entry) for entry in one.entries],
+            plan=plan_json(one.plan),
+            macs=costs.macs,
+            parameters=costs.parameters,
+            predicted=one.price,
+            measured=share,
+            expected_kl=one.expected,
+            damage=one.damage,
+            figures=figures_of(one.plan, analysis),
+            blocks=reasons(one.plan, self.dense, changes, price),
+        )
+
+    def _recover(self, trials: list[Trial]) -> list[Trial]:
         """Successive halving: all are trained for a short while, the better half for twice as long, and so on."""
         found = list(trials)
         running = list(range(len(trials)))
-        rounds = max(1, math.ceil(math.log2(max(2, len(trials)))))
-        total = self._final_steps() * self.config.recovery
-        spent = 0
+        rounds = max(1, ceil(log2(max(2, len(trials)))))
+        total, steps = self._final_steps * self.config.recovery, 0
         for _ in range(rounds):
             if len(running) < 2 or not self.config.recovery:
                 break
-            steps = max(self.config.shortest, round(total / rounds / len(running)))
-            place = self.folder.path / "trials" / f"{steps}-steps"
-            recipes = {f"trial-{index}": self._short(found[index], steps, place) for index in running}
+            steps = max(self.config.shortest, round(total / rounds / len(running)), 2 * steps)
+            place = self.folder / "trials" / f"{steps}-steps"
+            names = {index: _digest(found[index].plan) for index in running}
+            recipes = {names[index]: self._short(found[index], steps, place) for index in running}
             run_side_by_side(recipes, place, overwrite=True, progress=self.progress)
             for index in running:
-                student = on_device(load(place / f"trial-{index}"), self.recipe.device).eval()
-                rung = Rung(steps=steps, damage=meter.of(student))
+                student = on_device(load(place / names[index]), self.recipe.device).eval()
+                rung = Rung(steps=steps, damage=self._meter.of(student))
                 found[index] = found[index].model_copy(update={"rungs": [*found[index].rungs, rung]})
-            spent += steps * len(running)
-            running = sorted(running, key=lambda index: _score(found[index]))[: math.ceil(len(running) / 2)]
-        return found, spent
+            self.steps += steps * len(running)
+            running = sorted(running, key=lambda index: _score(found[index]))[: ceil(len(running) / 2)]
+        return found
 
+    @cached_property
     def _final_steps(self) -> int:
         distill, data = self.recipe.distill, self.recipe.data
         assert data is not None
@@ -260,14 +437,16 @@ class _Planning:
         return max(1, round((distill.epochs or 1.0) * len(loader)))
 
     def _short(self, trial: Trial, steps: int, place: Path) -> Recipe:
-        path = place / f"{_digest(trial)}.plan.json"
+        path = place / f"{_digest(trial.plan)}.plan.json"
         write_json(path, trial.plan)
-        distill = self.recipe.distill or DistillConfig()
+        distill, data = self.recipe.distill or DistillConfig(), self.recipe.data
+        assert data is not None
         return self.recipe.model_copy(
             update={
                 "plan": str(path),
                 "convert": (),
                 "analyze": None,
+                "data": data.model_copy(update={"reserved": self._images}),
                 "warm_start": WarmStartConfig(steps=0, tensorboard=False),
                 "distill": distill.model_copy(update={"steps": steps, "epochs": None, "tensorboard": False}),
                 "evaluate": False,
@@ -278,41 +457,58 @@ class _Planning:
             }
         )
 
-
-def times_folder() -> Path:
-    """Where measured times are kept: ``times`` in $VITSLIM_CACHE, else in ~/.cache/vitslim."""
-    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim") / "times"
-
-
-def _trial(candidate: Candidate, measured: float | None) -> Trial:
-    composition = candidate.composition
-    costs = cost(composition.plan)
-    return Trial(
-        name=describe(composition),
-        entries=[dict(entry) for entry in composition.entries],
-        plan=plan_json(composition.plan),
-        macs=costs.macs,
-        parameters=costs.parameters,
-        predicted=composition.price,
-        measured=measured,
-        expected_kl=candidate.expected,
-        damage=candidate.damage,
-    )
+    def _outlook(self, budget: Budget) -> list[Outlook]:
+        price, changes = self._priced(budget)
+        solved = best_steps(self.dense, changes, price, _OUTLOOK)
+        found = [Outlook(limit=limit, expected_kl=one[1]) for limit, one in zip(_OUTLOOK, solved, strict=True) if one]
+        return sorted(found, key=lambda one: one.limit)
 
 
-def describe(composition: Composition) -> str:
-    """Methods with their options: ``depth keep=9 + mlp keep=0.5 widths=even``."""
-    return " + ".join(
-        " ".join([str(entry["method"]), *(f"{k}={v}" for k, v in entry.items() if k != "method" and v is not None)])
-        for entry in composition.entries
-    )
+class _Known(dict[str, float | None]):
+    """Measured times that a file keeps."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            super().__init__(read_json(path))
+        except (CheckpointError, ValueError):
+            super().__init__()
+
+    def update(self, *args: Any, **more: Any) -> None:
+        super().update(*args, **more)
+        write_json(self._path, dict(self))
+
+
+def _remembered(price: Callable[[ModelPlan], float | None]) -> Price:
+    """The same, each plan computed once."""
+    known: dict[str, float | None] = {}
+
+    def remembered(plan: ModelPlan) -> float | None:
+        key = plan.model_dump_json()
+        if key not in known:
+            known[key] = price(plan)
+        return known[key]
+
+    return remembered
+
+
+def _parted(batches: Sequence[Any], cut: int) -> tuple[list[Any], list[Any]]:
+    """Batches of the first ``cut`` samples and of the others, both with one at least."""
+    total = sum(len(batch) for batch in batches)
+    cut = min(max(1, cut), total - 1)
+    first, rest, seen = list[Any](), list[Any](), 0
+    for batch in batches:
+        inside = min(max(0, cut - seen), len(batch))
+        first += [batch[:inside]] if inside else []
+        rest += [batch[inside:]] if inside < len(batch) else []
+        seen += len(batch)
+    return first, rest
 
 
 def _score(trial: Trial) -> float:
     """What trials are compared by: the loss to the labels where there are any, else the divergence."""
-    damage = trial.rungs[-1].damage if trial.rungs else trial.damage
-    return damage.kl if damage.loss is None else damage.loss
+    return trial.last.kl if trial.last.loss is None else trial.last.loss
 
 
-def _digest(trial: Trial) -> str:
-    return hashlib.sha256(json.dumps(trial.plan, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,30 +1,52 @@
 """From a budget to a plan: prices measured in the runtime, damage measured on images, recovery by short trainings."""
 
-from vitslim.planner.budget import Budget
+from vitslim.planner.budget import LADDER, Budget
+from vitslim.planner.config import PlannerConfig
 from vitslim.planner.damage import Damage, DamageMeter
-from vitslim.planner.predictors import rank_correlations
-from vitslim.planner.result import PlanReport, Rung, Trial
-from vitslim.planner.search import Candidate, Composition, best_of_each_kind, compositions, rank
-from vitslim.planner.times import ProbeTimes, RuntimeConfig, StepTimes, measure_models, measure_plans, prediction_errors, probes_once
+from vitslim.planner.predictors import correlations, figures_of, rank_correlations
+from vitslim.planner.result import Answer, Outlook, PlanReport, Rung, StepReason, Trial
+from vitslim.planner.search import Candidate, Compositions, Price, measured, of_all_kinds, promising
+from vitslim.planner.steps import Changes, best_steps, improve, measure_changes
+from vitslim.planner.times import (
+    ProbeTimes,
+    RuntimeConfig,
+    StepTimes,
+    measure_models,
+    measure_plans,
+    prediction_errors,
+    probes_once,
+)
 
 __all__ = [
+    "LADDER",
+    "Answer",
     "Budget",
     "Candidate",
-    "Composition",
+    "Changes",
+    "Compositions",
     "Damage",
     "DamageMeter",
+    "Outlook",
     "PlanReport",
+    "PlannerConfig",
+    "Price",
     "ProbeTimes",
     "Rung",
     "RuntimeConfig",
+    "StepReason",
     "StepTimes",
     "Trial",
-    "best_of_each_kind",
-    "compositions",
+    "best_steps",
+    "correlations",
+    "figures_of",
+    "improve",
+    "measure_changes",
     "measure_models",
     "measure_plans",
+    "measured",
+    "of_all_kinds",
     "prediction_errors",
     "probes_once",
-    "rank",
+    "promising",
     "rank_correlations",
 ]

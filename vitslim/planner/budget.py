@@ -74,7 +74,9 @@ class Budget(Config):
         whole = cost(dense)
         mib = whole.parameters * _BYTES[precision] / 2**20
         if self.max_drop is not None:
-            raise ConfigError("a loss of accuracy is no cost; plan for several speedups and take the fastest that keeps it")
+            raise ConfigError(
+                "a loss of accuracy is no cost; plan for several speedups and take the fastest that keeps it"
+            )
         if self.speedup is not None:
             return 1.0 / self.speedup
         known: list[tuple[float | None, str, float | None]] = [

@@ -1,4 +1,4 @@
-"""What foretells how well a plan recovers: rank correlations over all trials that were trained for the same steps."""
+"""What foretells how well a plan recovers: figures of an analysis for a plan, and rank correlations over all trials."""
 
 from __future__ import annotations
 
@@ -6,16 +6,45 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from vitslim.analysis import AnalysisReport
 from vitslim.planner.result import Trial
+from vitslim.plans import Dense, ModelPlan
 
 PREDICTORS: Mapping[str, Callable[[Trial], float]] = {
     "KL at the start": lambda trial: trial.damage.kl,
-    "sum of the methods' own KL": lambda trial: trial.expected_kl,
+    "sum of the KL of its parts alone": lambda trial: trial.expected_kl,
     "disagreement at the start": lambda trial: 1.0 - trial.damage.agreement,
     "fewer parameters": lambda trial: -float(trial.parameters),
     "fewer MACs": lambda trial: -float(trial.macs),
 }
-"""Each rises with the damage that it foretells."""
+"""Each rises with the damage that it foretells; the figures of an analysis come on top."""
+
+
+def figures_of(plan: ModelPlan, analysis: AnalysisReport) -> dict[str, float]:
+    """What an analysis of the dense model says of a plan, by name; each rises with the damage that it foretells.
+
+    Every figure is a sum over the blocks that the plan changes in the respect that it is about.
+    """
+    kept = {step.block: step for step in plan.steps}
+    influence = cka = r2 = neurons = heads = 0.0
+    for block, shape in enumerate(plan.model.blocks):
+        step = kept.get(block)
+        if step is None:
+            influence += analysis.block_influence[block]
+        else:
+            neurons += _lost(analysis.mlp_importance[block], step.mlp.hidden(shape.hidden) / shape.hidden)
+            heads += _lost(analysis.heads_importance[block], step.attention.heads(shape.heads) / shape.heads)
+        if block and (step is None or step.attention != Dense()):
+            # How far the attention is from what the one before says, which would stand for it.
+            cka += 1.0 - (analysis.cka.z[block][block - 1] or 0.0)
+            r2 += 1.0 - (analysis.linear_r2[block] or 0.0)
+    return {
+        "block influence of dropped blocks": influence,
+        "1 - CKA of changed attentions": cka,
+        "1 - R² of changed attentions": r2,
+        "activation variance of dropped neurons": neurons,
+        "importance of dropped heads": heads,
+    }
 
 
 def rank_correlations(trials: Sequence[Trial]) -> dict[str, float]:
@@ -24,15 +53,26 @@ def rank_correlations(trials: Sequence[Trial]) -> dict[str, float]:
     Empty for fewer than three trained trials; a predictor that is the same for all is left out.
     """
     trained = [one for one in trials if one.rungs]
-    if len(trained) < 3:
+    names = dict.fromkeys(name for one in trained for name in one.figures)
+    columns = {name: [predictor(one) for one in trained] for name, predictor in PREDICTORS.items()}
+    columns |= {name: [one.figures.get(name, 0.0) for one in trained] for name in names}
+    return correlations(columns, [one.rungs[0].damage.kl for one in trained])
+
+
+def correlations(columns: Mapping[str, Sequence[float]], outcome: Sequence[float]) -> dict[str, float]:
+    """Spearman's ρ of each column with the outcome; empty for fewer than three, columns without variation left out."""
+    after = _ranks(outcome)
+    if len(outcome) < 3 or not after.std():
         return {}
-    after = _ranks([one.rungs[0].damage.kl for one in trained])
-    found: dict[str, float] = {}
-    for name, predictor in PREDICTORS.items():
-        before = _ranks([predictor(one) for one in trained])
-        if before.std() > 0 and after.std() > 0:
-            found[name] = float(np.corrcoef(before, after)[0, 1])
-    return found
+    ranks = {name: _ranks(values) for name, values in columns.items()}
+    return {name: float(np.corrcoef(rank, after)[0, 1]) for name, rank in ranks.items() if rank.std()}
+
+
+def _lost(parts: Sequence[float], left: float) -> float:
+    """The share of the importance of equal parts, the highest first, that goes where the share ``left`` stays."""
+    edges = np.linspace(0.0, 1.0, len(parts) + 1)
+    stays = float(np.interp(left, edges, np.concatenate([[0.0], np.cumsum(parts)])))
+    return 1.0 - stays / max(sum(parts), 1e-30)
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:

@@ -121,7 +121,8 @@ class PlanReport(Result):
 
     Attributes:
         dense_ms: latency of the dense model in the runtime; ``None`` where no budget is a time.
-        dense: the dense model on the held-out images: its loss and accuracy where there are labels.
+        images: that damage was measured on; no trial was trained on them.
+        dense: the dense model on them: its loss and accuracy where there are labels.
         prediction_error: median relative error of the predicted times of the trials.
         trials: of all answers, for each the least damaged first.
         answers: one for each budget, in the order given; of ``max_drop`` the one that keeps it.
@@ -136,6 +137,7 @@ class PlanReport(Result):
     runtime: RuntimeConfig | None
     config: PlannerConfig
     dense_ms: float | None
+    images: int
     dense: Damage
     prediction_error: float | None
     trials: list[Trial]

@@ -1,20 +1,21 @@
 """Which plans meet a limit, and which of them do the least damage before training.
 
-Every composition of methods is tried, each method at its strengths, up to the first that meets the limit. The damage of
-a composition is first taken as the sum of what its methods do alone, which ranks the plans of each kind; the best of
-every kind are then measured as they are.
+Two ways lead to candidates. Compositions: up to three methods one after the other, each at its strengths, the last one
+just strong enough. Choices for each step: what every change of a single block does alone is measured, and an exact
+search takes the cheapest sum of them that meets the limit, for the dense model and for every rule on tokens and every
+image size that a method offers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitslim.errors import VitslimError
 from vitslim.methods import METHODS, Evidence, planned, read_method
 from vitslim.planner.damage import Damage, DamageMeter
-from vitslim.plans import ModelPlan
+from vitslim.plans import ModelPlan, StepPlan
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.trunk import Conversion
 
@@ -23,136 +24,218 @@ Price = Callable[[ModelPlan], float | None]
 
 MOST_METHODS = 3
 """In one composition."""
+_HALVINGS = 5
+"""Of the interval between two strengths, until the last method is just strong enough."""
 
 
 @dataclass(frozen=True)
-class Composition:
-    """Methods one after the other, and the plan they lead to.
+class Candidate:
+    """A plan that meets the limit on paper.
 
     Args:
-        entries: each a method's name and options, as recipes have them.
-        price: of the plan, in the measure of the budget.
+        entries: the methods that lead to it, as recipes have them; for choices of each step those of its tokens.
+        price: in the measure of the budget, as a share of the dense model's.
+        kind: ``method``, ``methods``, ``steps`` or ``improved``.
+        expected: divergences that its methods or steps cause alone, summed, nats.
+        damage: of the plan as it is; ``None`` before it is measured.
     """
 
     plan: ModelPlan
     entries: tuple[Mapping[str, Any], ...]
     price: float
+    kind: str
+    expected: float = 0.0
+    damage: Damage | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The kind of plan that it is."""
         return tuple(str(entry["method"]) for entry in self.entries)
 
+    @property
+    def kl(self) -> float:
+        """Of the measured damage, nats."""
+        return float("inf") if self.damage is None else self.damage.kl
 
-@dataclass
-class Candidate:
-    """A composition with what is known of its damage."""
-
-    composition: Composition
-    damage: Damage
-    expected: float = field(default=0.0)
-    """The sum of the divergences that its methods cause alone."""
-
-
-def compositions(dense: ModelPlan, limit: float, price: Price, evidence: Evidence | None) -> list[Composition]:
-    """Every composition that is the mildest of its last method to meet a limit.
-
-    Methods that choose tokens come last, for others ask to stand before them.
-    """
-    order = sorted(METHODS.names(), key=lambda name: _selects_tokens(name, dense, evidence))
-    start = Composition(dense, (), price(dense) or 0.0)
-    return list(_extended(start, order, limit, price, evidence, ()))
+    @property
+    def name(self) -> str:
+        """For tables: ``depth keep=9 + mlp keep=0.5 widths=even``."""
+        methods = " + ".join(describe_entry(entry) for entry in self.entries)
+        if self.kind in ("method", "methods"):
+            return methods
+        if self.kind == "improved":
+            return f"{methods or 'each step'}, improved"
+        return f"{methods} + each step" if methods else "each step"
 
 
-def _extended(
-    before: Composition,
-    names: Sequence[str],
-    limit: float,
-    price: Price,
-    evidence: Evidence | None,
-    history: tuple[Conversion, ...],
-) -> Iterator[Composition]:
-    for index, name in enumerate(names):
-        for options in METHODS.get(name).strengths(before.plan):
-            after = _applied(before, name, options, price, evidence, history)
-            if after is None or after.price >= before.price:
-                continue
-            if after.price <= limit:
-                yield after
+def describe_entry(entry: Mapping[str, Any]) -> str:
+    """A method with its options."""
+    options = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in entry.items() if v is not None)
+    return " ".join(one.removeprefix("method=") for one in options)
+
+
+@dataclass(frozen=True)
+class Compositions:
+    """Methods one after the other on a dense plan."""
+
+    dense: ModelPlan
+    price: Price
+    evidence: Evidence | None
+
+    def meeting(self, limit: float) -> list[Candidate]:
+        """Every composition that is the mildest of its last method to meet a limit.
+
+        Methods that choose tokens come last, for others ask to stand before them.
+        """
+        order = sorted(METHODS.names(), key=self._selects_tokens)
+        start = Candidate(self.dense, (), self.price(self.dense) or 0.0, "method")
+        return list(self._extended(start, order, limit))
+
+    def apply(self, entries: Sequence[Mapping[str, Any]]) -> Candidate | None:
+        """The plan that methods lead to; ``None`` where one refuses, or its price is not known."""
+        found = Candidate(self.dense, (), 0.0, "method")
+        for entry in entries:
+            after = self._after(found, str(entry["method"]), _options(entry))
+            if after is None:
+                return None
+            found = after
+        return found
+
+    def with_fewer_tokens(self) -> list[Candidate]:
+        """Every rule on tokens and every image size that a method offers, at each strength."""
+        found: list[Candidate] = []
+        for name, method in METHODS.items():
+            for options in method.strengths(self.dense):
+                one = self.apply([{"method": name, **options}])
+                if one is None:
+                    continue
+                plain = all(step == StepPlan(block=step.block, tokens=step.tokens) for step in one.plan.steps)
+                if plain and one.plan.depth == self.dense.depth:
+                    found.append(one)
+        return found
+
+    def sharpened(self, found: Candidate, limit: float) -> Candidate:
+        """The same methods, the last one so strong that the limit is just met; the same where that is not possible."""
+        *before, last = found.entries
+        first = self.apply(before)
+        strengths = [] if first is None else list(METHODS.get(str(last["method"])).strengths(first.plan))
+        options = _options(last)
+        same = [one for one in strengths if one.keys() == options.keys() and _apart(one, options) is not None]
+        if first is None or not same:
+            return found
+        name = _apart(same[0], options)
+        assert name is not None
+        # Between the strongest that does not meet the limit and the mildest that does.
+        tried = sorted({float(one[name]) for one in (*same, options)}, reverse=True)
+        best, milder, stronger = found if found.price <= limit else None, 1.0, tried[-1]
+        for value in tried:
+            one = self._after(first, str(last["method"]), {**options, name: value})
+            if one is not None and one.price <= limit:
+                best, stronger = one, value
                 break
-            if len(after.entries) < MOST_METHODS:
-                done = (*history, Conversion(name, dict(options)))
-                yield from _extended(after, names[index + 1 :], limit, price, evidence, done)
+            milder = value
+        for _ in range(_HALVINGS if best is not None else 0):
+            middle = (milder + stronger) / 2
+            one = self._after(first, str(last["method"]), {**options, name: round(middle, 4)})
+            if one is not None and one.price <= limit:
+                best, stronger = one, middle
+            else:
+                milder = middle
+        return found if best is None else replace(best, expected=found.expected)
+
+    def _extended(self, before: Candidate, names: Sequence[str], limit: float) -> Iterator[Candidate]:
+        for index, name in enumerate(names):
+            for options in METHODS.get(name).strengths(before.plan):
+                after = self._after(before, name, options)
+                if after is None or after.price >= before.price:
+                    continue
+                if after.price <= limit:
+                    yield after
+                    break
+                if len(after.entries) < MOST_METHODS:
+                    yield from self._extended(after, names[index + 1 :], limit)
+
+    def _after(self, before: Candidate, name: str, options: Mapping[str, Any]) -> Candidate | None:
+        history = tuple(Conversion(str(entry["method"]), _options(entry)) for entry in before.entries)
+        try:
+            plan = planned(*read_method(name, options), before.plan, self.evidence, history)
+        except VitslimError:
+            return None
+        cost = self.price(plan)
+        entries = (*before.entries, {"method": name, **options})
+        return None if cost is None else Candidate(plan, entries, cost, "method" if len(entries) == 1 else "methods")
+
+    def _selects_tokens(self, name: str) -> bool:
+        for options in METHODS.get(name).strengths(self.dense):
+            after = self.apply([{"method": name, **options}])
+            if after is not None:
+                return any(step.tokens.selects for step in after.plan.steps)
+        return False
 
 
-def _applied(
-    before: Composition,
-    name: str,
-    options: Mapping[str, Any],
-    price: Price,
-    evidence: Evidence | None,
-    history: tuple[Conversion, ...],
-) -> Composition | None:
-    try:
-        plan = planned(*read_method(name, options), before.plan, evidence, history)
-    except VitslimError:
-        return None
-    cost = price(plan)
-    return None if cost is None else Composition(plan, (*before.entries, {"method": name, **options}), cost)
-
-
-def rank(
-    found: Sequence[Composition],
-    dense: ModelPlan,
-    meter: DamageMeter,
-    evidence: Evidence | None,
-    *,
-    measured: int = 40,
-    progress: ProgressCallback = silent,
+def measured(
+    candidates: Sequence[Candidate], meter: DamageMeter, what: str, progress: ProgressCallback = silent
 ) -> list[Candidate]:
-    """Measure the damage of the most promising compositions of every kind.
+    """The candidates with their damage, the least damaged first; ``what`` they are in the progress."""
+    found: list[Candidate] = []
+    for one in candidates:
+        found.append(replace(one, damage=meter(one.plan)))
+        progress(Progress(f"damage of {what}", len(found), len(candidates), "plans", {"kl": found[-1].kl}))
+    return sorted(found, key=lambda one: one.kl)
+
+
+def promising(
+    found: Sequence[Candidate], space: Compositions, meter: DamageMeter, count: int, progress: ProgressCallback = silent
+) -> list[Candidate]:
+    """The best of every kind of composition, and the next best, by the sum of what their methods do alone.
 
     Args:
-        measured: how many, about; every kind has at least its best one.
-
-    Returns:
-        The measured ones, least divergence first.
+        count: how many, about; every kind has at least its best one.
     """
+    entries = {_key(entry): entry for one in found for entry in one.entries}
+    singles = {key: space.apply([entry]) for key, entry in entries.items()}
     alone: dict[str, float] = {}
-    singles = {_key(entry): entry for one in found for entry in one.entries}
-    for done, (key, entry) in enumerate(singles.items()):
-        single = _applied(
-            Composition(dense, (), 1.0), str(entry["method"]), _options(entry), lambda _: 0.0, evidence, ()
-        )
+    for key, single in singles.items():
         alone[key] = float("inf") if single is None else meter(single.plan).kl
-        progress(Progress("damage of single methods", done + 1, len(singles), "plans"))
-    expected = {index: sum(alone[_key(entry)] for entry in one.entries) for index, one in enumerate(found)}
-    order = sorted(expected, key=lambda index: expected[index])
-    best_of_kind = {found[index].methods: index for index in reversed(order)}
-    chosen = dict.fromkeys([*best_of_kind.values(), *order])
-    candidates: list[Candidate] = []
-    wanted = max(measured, len(best_of_kind))
-    for index in list(chosen)[:wanted]:
-        candidates.append(Candidate(found[index], meter(found[index].plan), expected[index]))
-        progress(Progress("damage of plans", len(candidates), min(wanted, len(chosen)), "plans"))
-    return sorted(candidates, key=lambda one: one.damage.kl)
-
-
-def best_of_each_kind(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The least damaging of every kind of plan, ``count`` at most, filled up with the next best of any kind."""
+        progress(Progress("damage of single methods", len(alone), len(singles), "plans"))
+    expected = sorted(
+        (replace(one, expected=sum(alone[_key(entry)] for entry in one.entries)) for one in found),
+        key=lambda one: one.expected,
+    )
     first: dict[tuple[str, ...], Candidate] = {}
-    for one in candidates:
-        first.setdefault(one.composition.methods, one)
-    rest = [one for one in candidates if one not in first.values()]
-    return [*first.values(), *rest][:count]
+    for one in expected:
+        first.setdefault(one.methods, one)
+    rest = [one for one in expected if one is not first[one.methods]]
+    return [*first.values(), *rest][: max(count, len(first))]
 
 
-def _selects_tokens(name: str, dense: ModelPlan, evidence: Evidence | None) -> bool:
-    for options in METHODS.get(name).strengths(dense):
-        after = _applied(Composition(dense, (), 1.0), name, options, lambda _: 0.0, evidence, ())
-        if after is not None:
-            return any(step.tokens.selects for step in after.plan.steps)
-    return False
+def of_all_kinds(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The least damaged of single methods, of compositions, of choices for each step and of improved plans in turn.
+
+    Of each, combinations of methods that are not there yet come first. No plan comes twice.
+    """
+    queues: dict[str, list[Candidate]] = {}
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    again: dict[str, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: one.kl):
+        key = (one.kind, one.methods)
+        (again if key in seen else queues).setdefault(one.kind, []).append(one)
+        seen.add(key)
+    for kind, rest in again.items():
+        queues[kind].extend(rest)
+    found: dict[str, Candidate] = {}
+    while len(found) < count and any(queues.values()):
+        for queue in queues.values():
+            if queue and len(found) < count:
+                one = queue.pop(0)
+                found.setdefault(one.plan.model_dump_json(), one)
+    return list(found.values())
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The one option with a fraction as its value, by which alone two strengths may differ."""
+    numbers = [name for name, value in other.items() if isinstance(value, float)]
+    others = {name for name in other if name not in numbers}
+    return numbers[0] if len(numbers) == 1 and all(one[name] == other[name] for name in others) else None
 
 
 def _key(entry: Mapping[str, Any]) -> str:

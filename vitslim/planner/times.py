@@ -8,6 +8,7 @@ same interleaved rounds, so that the load of the machine cancels.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,11 @@ def measure_models(
         )
     dense = latency.pop(DENSE)
     return {name: time / dense for name, time in latency.items()}, reasons, dense
+
+
+def times_folder() -> Path:
+    """Where measured times are kept: ``times`` in $VITSLIM_CACHE, else in ~/.cache/vitslim."""
+    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim") / "times"
 
 
 def probes_once(

@@ -29,7 +29,12 @@ RIDGE = 1e-3
 
 @torch.no_grad()
 def fit_in_closed_form_(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Float[Tensor, "b c h w"]]
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Float[Tensor, "b c h w"]],
+    *,
+    known: Sequence[Sequence[Tensor]] | None = None,
+    start: int = 0,
 ) -> dict[int, tuple[float, float]]:
     """Set every layer whose best weights are known to them.
 
@@ -39,15 +44,26 @@ def fit_in_closed_form_(
     Args:
         student: a converted model in evaluation mode, changed in place.
         teacher: the dense model that it was made from, on the same device.
+        known: for each batch what enters each block of the teacher, and what leaves the last, where that is kept.
+        start: the steps before it are the teacher's own blocks, and are not run where ``known`` is given.
 
     Returns:
         For each step with such layers their summed relative squared error before and after (1 is as bad as a
         constant), on the images that they were fitted to.
     """
     trunk = trunk_of(student)
-    running = [_Running.start(student, trunk, teacher, images) for images in batches] if _has_fits(trunk) else []
+    fitted = [index for index, step in enumerate(trunk.all_steps()) if _is_fitted(step)]
+    if not fitted:
+        return {}
+    given = enumerate(batches)
+    first = 0 if known is None else start
+    running = [
+        _Running.start(student, trunk, teacher, images, None if known is None else known[number], first)
+        for number, images in given
+    ]
     found: dict[int, tuple[float, float]] = {}
-    for index, step in enumerate(trunk.all_steps() if running else []):
+    # Nothing is read behind the last of them.
+    for index, step in list(enumerate(trunk.all_steps()))[first : fitted[-1] + 1]:
         errors = [pair for axis in (step.attention, step.mlp) for pair in _fit_axis_(trunk, step, index, axis, running)]
         if errors:
             found[index] = (sum(before for before, _ in errors), sum(after for _, after in errors))
@@ -66,17 +82,30 @@ class _Running:
     dense_tokens: Tensor
     dense_blocks: list[nn.Module]
     dense_contexts: list[Context]
+    known: Sequence[Tensor] | None
 
     @classmethod
-    def start(cls, student: nn.Module, trunk: Trunk, teacher: nn.Module, images: Tensor) -> _Running:
+    def start(
+        cls,
+        student: nn.Module,
+        trunk: Trunk,
+        teacher: nn.Module,
+        images: Tensor,
+        known: Sequence[Tensor] | None,
+        first: int,
+    ) -> _Running:
         dense, own = entry(teacher, images), entry(student, images)
         blocks: list[nn.Module] = list(teacher.blocks)  # pyright: ignore[reportArgumentType]
-        return cls(own.tokens, trunk.start(own.tokens), own.contexts, dense.tokens, blocks, dense.contexts)
+        tokens, reached = (own.tokens, dense.tokens) if known is None or not first else (known[first], known[first])
+        return cls(tokens, trunk.start(tokens), own.contexts, reached, blocks, dense.contexts, known)
 
     def advance(self, trunk: Trunk, step: Step, index: int) -> None:
         """Past a step; the teacher to the block of the next one."""
         self.tokens, self.stream = trunk.take(step, self.tokens, self.stream, self.contexts[index])
         after = [later.plan.block for later in trunk.all_steps()[index + 1 : index + 2]]
+        if self.known is not None:
+            self.dense_tokens = self.known[after[0] if after else step.plan.block]
+            return
         for block in range(step.plan.block, after[0] if after else step.plan.block):
             self.dense_tokens = self.dense_blocks[block](self.dense_tokens, **self.dense_contexts[block])
 
@@ -97,12 +126,12 @@ class _Running:
             self.dense_tokens,
             self.dense_blocks,
             self.dense_contexts,
+            self.known,
         )
 
 
-def _has_fits(trunk: Trunk) -> bool:
-    modules = [axis for step in trunk.all_steps() for axis in (step.attention, step.mlp)]
-    return any(type(axis).regressions is not AxisModule.regressions for axis in modules)
+def _is_fitted(step: Step) -> bool:
+    return any(type(axis).regressions is not AxisModule.regressions for axis in (step.attention, step.mlp))
 
 
 def _fit_axis_(
@@ -110,17 +139,15 @@ def _fit_axis_(
 ) -> list[tuple[float, float]]:
     if type(axis).regressions is AxisModule.regressions:
         return []
-    measured: Tensor | None = None
-    batch: FitBatch | None = None
-    for one in running if type(axis).measure is not AxisModule.measure else ():
-        batch = one.seen_by(trunk, step, index, axis)
-        sums = axis.measure(batch)
-        measured = sums if measured is None or sums is None else measured + sums
-    if measured is not None and batch is not None:
-        axis.choose_(measured, batch)
+    # What it reads does not depend on what is chosen in it.
+    batches = [one.seen_by(trunk, step, index, axis) for one in running]
+    if type(axis).measure is not AxisModule.measure:
+        measured = [sums for sums in map(axis.measure, batches) if sums is not None]
+        if measured:
+            axis.choose_(torch.stack(measured).sum(0), batches[-1])
     equations: list[NormalEquations] = []
-    for one in running:
-        regressions = axis.regressions(one.seen_by(trunk, step, index, axis))
+    for batch in batches:
+        regressions = axis.regressions(batch)
         equations = equations or [NormalEquations.of(regression) for regression in regressions]
         for sums, regression in zip(equations, regressions, strict=True):
             sums.add_(regression)
@@ -154,12 +181,13 @@ class NormalEquations:
 
     def add_(self, regression: Regression) -> None:
         """Add the samples of a batch."""
-        inputs, targets = regression.inputs.double(), regression.targets.double()
+        # The products of one batch in float32, half the time: their error is far below the ridge.
+        inputs, targets = regression.inputs.float(), regression.targets.float()
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
         self.gram += inputs.T @ inputs
         self.cross += inputs.T @ targets
-        self.squares += targets.square().sum(0)
-        self.sums += targets.sum(0)
+        self.squares += targets.double().square().sum(0)
+        self.sums += targets.double().sum(0)
 
     def solve_(self) -> tuple[float, float]:
         """Set the layer; its relative squared error before and after."""

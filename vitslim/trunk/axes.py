@@ -83,7 +83,8 @@ class FitBatch:
         block: the dense block of the step.
         dense_tokens: what enters it in the teacher, in natural order.
         dense_blocks: the teacher's.
-        contexts: keyword arguments that timm gives each of them.
+        contexts: keyword arguments that timm gave each of them.
+        known: what enters each of them in the teacher, and what leaves the last, where that is kept.
     """
 
     bound: BoundBlock
@@ -93,6 +94,7 @@ class FitBatch:
     dense_tokens: Float[Tensor, "b m d"]
     dense_blocks: Sequence[nn.Module]
     contexts: Sequence[Context]
+    known: Sequence[Tensor] | None = None
 
     @property
     def dense_bound(self) -> BoundBlock:
@@ -130,6 +132,8 @@ class FitBatch:
 
     def dense_outputs(self, through: int, *, attention_only: bool = False) -> Float[Tensor, "b n d"]:
         """The tokens behind the teacher's block ``through``, or behind the attention branch of the step's own."""
+        if self.known is not None and not attention_only and not self._is_apart:
+            return self.known[through + 1]
         tokens = self.tokens if self._is_apart else self.dense_tokens
         for block in range(self.block, through + 1):
             bound = self._dense(block)
