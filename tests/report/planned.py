@@ -88,7 +88,7 @@ def one_trial() -> PlanReport:
     trial = trial.model_copy(update={"measured": None, "predicted": share, "rungs": [], "blocks": [], "figures": {}})
     answer = Answer(budget=Budget(macs=0.8 * cost(whole).macs / 1e9), limit=0.8, found=1, trials=[0], chosen=0)
     return _report([trial], [answer], labels=False).model_copy(
-        update={"runtime": None, "dense_ms": None, "prediction_error": None, "recovery_steps": 0}
+        update={"runtime": None, "dense_ms": None, "prediction_error": None, "recovery_steps": 0, "seconds": {}}
     )
 
 

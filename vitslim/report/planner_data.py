@@ -19,6 +19,8 @@ KINDS = {
     "improved": "improved block by block",
 }
 """How a trial was found, in words."""
+GAINS: dict[Measure, str] = {"time": "faster", "macs": "fewer multiply-accumulates", "parameters": "fewer parameters"}
+"""What a plan is by as many times as its gain says."""
 _RUNTIMES = {
     "ort": "ONNX Runtime",
     "torch": "PyTorch",
@@ -77,14 +79,14 @@ def budget_words(budget: Budget) -> str:
     """A budget as people say it."""
     ((name, value),) = budget.model_dump(exclude_none=True).items()
     words = {
-        "speedup": "{:g}× as fast",
-        "latency_ms": "at most {:g} ms",
-        "macs": "at most {:g} GMAC",
-        "params": "at most {:g} M parameters",
-        "file_mib": "at most {:g} MiB of weights",
-        "max_drop": "at most {:g} points lost",
+        "speedup": f"{value:.4g}× as fast",
+        "latency_ms": f"at most {value:.4g} ms",
+        "macs": f"at most {value:.4g} GMAC",
+        "params": f"at most {value:.4g} M parameters",
+        "file_mib": f"at most {value:.4g} MiB of weights",
+        "max_drop": f"at most {value:.4g} point{'' if value == 1 else 's'} lost",
     }
-    return words[name].format(value)
+    return words[name]
 
 
 def runtime_words(report: PlanReport) -> str:
@@ -101,8 +103,7 @@ def across(report: PlanReport, measure: Measure) -> str:
     if measure == "time":
         where = "" if report.runtime is None else f" in {_RUNTIMES.get(report.runtime.backend, report.runtime.backend)}"
         return f"measured speed{where}, dense model 1×"
-    words = "multiply-accumulates" if measure == "macs" else "parameters"
-    return f"times fewer {words} than the dense model"
+    return f"times {GAINS[measure]} than the dense model"
 
 
 def downloads(report: PlanReport) -> list[Download]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from vitslim.planner.budget import Measure
-from vitslim.planner.result import Answer, Outlook, Trial
+from vitslim.planner.result import Answer, PlanReport, Trial
 from vitslim.report.charts import Point, PointKind, draw_front, scatter
-from vitslim.report.drawing import ACCENT, BAD, FIRST, SOFT, Picture, draw
+from vitslim.report.drawing import ACCENT, BAD, FIRST, Picture, draw
 from vitslim.report.numbers import times
 from vitslim.report.plan_figure import Lane, plan_picture
 from vitslim.report.plan_rows import plan_rows
-from vitslim.report.planner_data import Trials, across, budget_words, short_name
+from vitslim.report.planner_data import GAINS, Trials, across, budget_words, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,21 +80,26 @@ def blocks_picture(title: str, trial: Trial) -> Picture | None:
     return plan_picture(rows, lanes, title=title)
 
 
-def outlook_picture(outlook: Sequence[Outlook], name: str) -> Picture | None:
-    """The divergence that is expected at other budgets; ``name`` is that of the axis of gains."""
-    if len(outlook) < 2:
+def outlook_picture(report: PlanReport) -> Picture | None:
+    """The divergence that is expected at other budgets, and where the asked ones are."""
+    if len(report.outlook) < 2:
         return None
-    found = sorted((1.0 / one.limit, one.expected_kl) for one in outlook)
-    gains, divergences = [gain for gain, _ in found], [kl for _, kl in found]
+    measure = report.answers[0].budget.measure
+    found = sorted((1.0 / one.limit, one.expected_kl) for one in report.outlook)
+    asked = [1.0 / one.limit for one in report.answers if one.budget.measure == measure]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.plot(gains, divergences, "o-", color=FIRST, linewidth=1.5, markersize=4)
+        axes.plot(*zip(*found, strict=True), "o-", color=FIRST, linewidth=1.5, markersize=4, clip_on=False)
+        for number, gain in enumerate(asked):
+            label = None if number else "budgets asked for" if len(asked) > 1 else "budget asked for"
+            axes.axvline(gain, color=BAD, linewidth=0.9, linestyle=":", zorder=0, label=label)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(name)
-        axes.set_ylabel("expected KL before training, nats")
+        axes.set_xlabel(f"times {GAINS[measure]} than the dense model")
+        axes.set_ylabel("expected KL, nats")
         axes.grid()
-        axes.tick_params(colors=SOFT)
+        figure.legend(loc="outside upper left")
 
     words = "; ".join(f"{times(gain)}: {kl:.3g} nats" for gain, kl in found)
-    return draw("What another budget would buy", paint, height=2.6, description=f"Expected KL before training: {words}")
+    title = "Expected KL before training at other budgets"
+    return draw(title, paint, height=2.8, description=f"{title}: {words}")

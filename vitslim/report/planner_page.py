@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitslim.files import write_text
 from vitslim.planner.predictors import rank_correlations
@@ -11,7 +12,7 @@ from vitslim.planner.result import Answer, PlanReport, Trial
 from vitslim.report.content import Card, Cell, Downloads, Element, Note, Page, Section, facts, pictures
 from vitslim.report.numbers import fixed, flatten, percent, points, times, whole
 from vitslim.report.page import render
-from vitslim.report.planner_data import Trials, across, budget_words, downloads, runtime_words
+from vitslim.report.planner_data import GAINS, Trials, budget_words, downloads, runtime_words
 from vitslim.report.planner_figures import blocks_picture, budgets_picture, outlook_picture, trials_picture
 from vitslim.report.planner_tables import (
     blocks_table,
@@ -58,10 +59,14 @@ def render_planner_page(report: PlanReport) -> str:
 
 def _lead(report: PlanReport) -> str:
     trained = sum(bool(one.rungs) for one in report.trials)
-    tried = f"{len(report.trials)} plan{'s' if len(report.trials) > 1 else ''} tried on `{report.data}`"
+    tried = f"{_plans(len(report.trials))} tried on `{report.data}`"
     steps = f"{trained} of them trained for a short while ({whole(report.recovery_steps)} steps in all)"
     where = f"; times are of {runtime_words(report)}" if report.runtime else ""
     return f"{tried}, {steps if trained else 'none trained: accuracies are those before training'}{where}."
+
+
+def _plans(count: int) -> str:
+    return f"{whole(count)} plan{'' if count == 1 else 's'}"
 
 
 def _cards(trials: Trials) -> list[Card]:
@@ -76,10 +81,11 @@ def _cards(trials: Trials) -> list[Card]:
 def _card(trials: Trials, answer: Answer) -> Card:
     trial, dense = trials.report.trials[answer.chosen], trials.report.dense.top1
     gain = times(trials.gain(answer.chosen, answer.budget.measure))
-    unit = {"time": "speed", "macs": "fewer MACs", "parameters": "fewer parameters"}[answer.budget.measure]
     lost = "" if dense is None or trial.last.top1 is None else f", {points(trial.last.top1 - dense)}"
     quality = f"{trials.score_name} {percent(trials.score(trial.last), 1)}{lost}"
-    return Card(f"budget: {budget_words(answer.budget)}", gain, [unit, Cell("", below=quality)], "good")
+    return Card(
+        f"budget: {budget_words(answer.budget)}", gain, [GAINS[answer.budget.measure], Cell("", below=quality)], "good"
+    )
 
 
 def _budgets(trials: Trials, answers: Sequence[Answer]) -> list[Element]:
@@ -94,11 +100,12 @@ def _budgets(trials: Trials, answers: Sequence[Answer]) -> list[Element]:
 def _answer(trials: Trials, answer: Answer) -> list[Element]:
     report, measure = trials.report, answer.budget.measure
     trial = report.trials[answer.chosen]
-    counted = f"{whole(answer.found)} plans met it on paper, {len(answer.trials)} of them were tried in earnest"
+    counted = f"{_plans(answer.found)} met it on paper; {_plans(len(answer.trials))} tried in earnest"
+    verb = "recovered best" if any(report.trials[index].rungs for index in answer.trials) else "is damaged least"
     is_first_of_all = len(report.answers) + len(report.front) < 2
     blocks = [blocks_table(trial.blocks, measure)] if trial.blocks else []
     return [
-        Note(f"{counted}. Plan {answer.chosen + 1} recovered best: {trial.name}."),
+        Note(f"{counted}. Plan {answer.chosen + 1} {verb}: {trial.name}."),
         *pictures(trials_picture(trials, answer), blocks_picture(f"The chosen plan, {answer.chosen + 1}", trial)),
         *([Note(_KL, "note")] if is_first_of_all else []),
         trials_table(trials, answer),
@@ -111,10 +118,10 @@ def _outlook(report: PlanReport) -> list[Element]:
         return []
     measure = report.answers[0].budget.measure
     said = (
-        "The KL that the best choice for each block would cause, summed over the blocks, at other budgets. This is before "
-        "training, which takes much of it away: read where the curve turns steep, not its height."
+        "The KL that the best choice for each block would cause at other budgets, summed over the blocks. It is the KL "
+        "before training, which takes much of it away: what matters is where the curve turns steep, not its height."
     )
-    drawn = pictures(outlook_picture(report.outlook, across(report, measure)), columns="one")
+    drawn = pictures(outlook_picture(report), columns="one")
     return [Note(said), *drawn, outlook_table(report.outlook, measure)]
 
 
@@ -131,14 +138,18 @@ def _measurement(report: PlanReport) -> list[Element]:
     stages = {name: _duration(seconds) for name, seconds in report.seconds.items()}
     if len(stages) > 1:
         stages["all"] = _duration(sum(report.seconds.values()))
-    runtime = {} if report.runtime is None else flatten(report.runtime.model_dump(mode="json"))
+    runtime = {} if report.runtime is None else _settings(report.runtime.model_dump(mode="json"))
     return [
         *timing,
         *facts("How long each stage took.", stages),
         *facts("Runtime.", runtime),
-        *facts("Machine.", flatten(report.environment)),
-        *facts("Settings of the planner", flatten(report.config.model_dump(mode="json")), "folded"),
+        *facts("Machine.", _settings(report.environment)),
+        *facts("Settings of the planner", _settings(report.config.model_dump(mode="json")), "folded"),
     ]
+
+
+def _settings(document: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): value for name, value in flatten(document).items()}
 
 
 def _duration(seconds: float) -> str:

@@ -42,9 +42,10 @@ def trials_table(trials: Trials, answer: Answer) -> Table:
     images = report.config.held_out
     least = 100 * half_width(trials.score(report.trials[answer.chosen].last), images)
     note = (
-        "Trials that recovered worse were left behind early, after fewer steps. "
-        f"On {whole(images)} held-out images, an accuracy is uncertain by ±{fixed(least, 1)} points."
+        f"On {whole(images)} held-out images, the {trials.score_name} is uncertain by ±{fixed(least, 1)} points (95 %)."
     )
+    if len({len(report.trials[index].rungs) for index in answer.trials}) > 1:
+        note = f"Trials that recovered worse were left behind early, after fewer steps. {note}"
     return Table("All trials, the least damaged before training first.", header, rows, note=note)
 
 
@@ -97,15 +98,12 @@ def blocks_table(blocks: Sequence[StepReason], measure: Measure) -> Table:
             name, divergence = one.cheapest_other
             other = Cell(fixed(divergence, 3), below=name)
         rows.append([str(one.block), one.choice, percent(one.cost, 1), fixed(one.alone, 3), other])
-    header = [
-        "Block",
-        "What became of it",
-        f"Cost, share of the dense model's {_OF[measure]}",
-        "KL of this alone, nats",
-    ]
-    note = "Both KL are before training, with this one block changed and all others dense."
-    title = "The chosen plan, block by block, with the least damaging other change that was measured."
-    return Table(title, [*header, "KL of the least damaging other, nats"], rows, words=2, note=note)
+    header = ["Block", "What became of it", "Cost, of dense", "KL alone, nats", "Next best, KL, nats"]
+    note = (
+        f"Cost: share of the whole dense model's {_OF[measure]}. KL alone: before training, with this block changed "
+        "and all others dense. Next best: the least damaging other change of the block that was measured."
+    )
+    return Table("The chosen plan, block by block.", header, rows, words=2, note=note)
 
 
 def predictors_table(found: Mapping[str, float], trained: int) -> Table:
