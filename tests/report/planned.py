@@ -121,7 +121,7 @@ def _composed(whole: ModelPlan, entries: Sequence[Mapping[str, Any]]) -> ModelPl
 def _by_steps(whole: ModelPlan, keep: int) -> tuple[ModelPlan, ModelPlan]:
     """A choice for each step, and the same with one MLP more taken out."""
     steps = [
-        step.but(mlp=NarrowMlp(neurons=64 + 16 * index)) if index % 2 else step
+        step.but(mlp=NarrowMlp(neurons=64 + 128 * index // len(whole.steps))) if index % 2 else step
         for index, step in enumerate(whole.steps)
     ]
     kept = whole.model_copy(update={"steps": tuple(steps[: keep // 2] + steps[DEPTH - keep // 2 - 1 :])})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitslim.report.drawing import FIRST, FOURTH, INK, PAPER, RULE, SECOND, SMALL, SOFT, THIRD, Picture, draw
 from vitslim.report.numbers import ABSENT
@@ -48,7 +48,7 @@ def plan_picture(plan: PlanRows, lanes: Sequence[Lane] = (), *, title: str = "Th
             if isinstance(column, int):
                 _empty(axes, place)
             else:
-                _step(axes, place, column, is_named=len(columns) <= _NAMED_COLUMNS)
+                _step(axes, place, column, len(columns))
         _finish(axes, columns)
         for lane, own in zip(lanes, below, strict=True):
             _lane(own, lane, columns)
@@ -80,14 +80,14 @@ def _empty(axes: Axes, place: int) -> None:
         _write(axes, place, bottom, _DROPPED, SOFT)
 
 
-def _step(axes: Axes, place: int, row: PlanRow, *, is_named: bool) -> None:
+def _step(axes: Axes, place: int, row: PlanRow, columns: int) -> None:
     for part, bottom in ((row.attention, _ATTENTION), (row.mlp, _MLP)):
-        _box(axes, place, part, bottom, is_named=is_named)
+        _box(axes, place, part, bottom, columns)
     axes.bar(place, _TOKEN_HEIGHT, 0.8, _TOKENS, fill=False, edgecolor=RULE, linewidth=0.7)
     axes.bar(place, _TOKEN_HEIGHT * min(1.0, max(0.0, row.tokens.share)), 0.8, _TOKENS, color=_token_colour(row.tokens))
 
 
-def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -> None:
+def _box(axes: Axes, place: int, part: Part, bottom: float, columns: int) -> None:
     """The dense block's outline, filled as far as its width is kept."""
     axes.bar(place, _HEIGHT, 0.8, bottom, fill=False, edgecolor=RULE, linewidth=0.7)
     if part.kind == "none":
@@ -95,13 +95,14 @@ def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -
         return
     share = min(1.0, max(0.05, part.share))
     axes.bar(place, _HEIGHT * share, 0.8, bottom, color=_COLOUR.get(part.kind, INK))
-    if not is_named or part.kind == "dense":
+    if columns > _NAMED_COLUMNS or part.kind == "dense":
         return
     if part.share < 1:  # above the bar, or within where there is no room
-        is_above = share < 0.75
+        is_above = share < (0.6 if _turned(columns) else 0.75)
         height = bottom + share + (0.04 if is_above else -0.04)
         colour, side = (INK, "bottom") if is_above else (PAPER, "top")
-        axes.text(place, height, f"{100 * part.share:.0f} %", ha="center", va=side, color=colour, fontsize=SMALL)
+        style: dict[str, Any] = {"color": colour, "fontsize": SMALL, "rotation": _turned(columns)}
+        axes.text(place, height, f"{100 * part.share:.0f} %", ha="center", va=side, **style)
     else:
         _write(axes, place, bottom, part.kind, PAPER)
 
@@ -122,6 +123,11 @@ def _finish(axes: Axes, columns: Sequence[Column]) -> None:
     axes.spines[:].set_visible(False)
 
 
+def _turned(columns: int) -> int:
+    """Degrees by which numbers are turned, so that they stand beside each other."""
+    return 90 if columns > _WRITTEN_COLUMNS else 0
+
+
 def _lane(axes: Axes, lane: Lane, columns: Sequence[Column]) -> None:
     """A bar per block, at the first of its steps."""
     first = {
@@ -132,10 +138,9 @@ def _lane(axes: Axes, lane: Lane, columns: Sequence[Column]) -> None:
     axes.bar([first[block] for block in known], list(known.values()), 0.8, color=FIRST)
     for block, value in known.items():
         words = f"{value:.{lane.decimals}f}".replace("-", "−")
-        turned = 90 if len(columns) > _WRITTEN_COLUMNS else 0
         axes.annotate(
             words, (first[block], max(0.0, value)), (0, 2), textcoords="offset points", ha="center", va="bottom",
-            fontsize=SMALL - 1, rotation=turned,
+            fontsize=SMALL - 1, rotation=_turned(len(columns)),
         )  # fmt: skip
     axes.set_ylim(min([0.0, *known.values()]), 1.45 * max([0.0, *known.values()]) or 1.0)
     axes.set_yticks([])

@@ -19,8 +19,12 @@ KINDS = {
     "improved": "improved block by block",
 }
 """How a trial was found, in words."""
-GAINS: dict[Measure, str] = {"time": "faster", "macs": "fewer multiply-accumulates", "parameters": "fewer parameters"}
-"""What a plan is by as many times as its gain says."""
+GAINS: dict[Measure, str] = {
+    "time": "as fast as the dense model",
+    "macs": "fewer multiply-accumulates than the dense model",
+    "parameters": "fewer parameters than the dense model",
+}
+"""What a plan is as many times as its gain says."""
 _RUNTIMES = {
     "ort": "ONNX Runtime",
     "torch": "PyTorch",
@@ -103,7 +107,7 @@ def across(report: PlanReport, measure: Measure) -> str:
     if measure == "time":
         where = "" if report.runtime is None else f" in {_RUNTIMES.get(report.runtime.backend, report.runtime.backend)}"
         return f"measured speed{where}, dense model 1×"
-    return f"times {GAINS[measure]} than the dense model"
+    return f"times {GAINS[measure]}"
 
 
 def downloads(report: PlanReport) -> list[Download]:

@@ -95,7 +95,7 @@ def outlook_picture(report: PlanReport) -> Picture | None:
             label = None if number else "budgets asked for" if len(asked) > 1 else "budget asked for"
             axes.axvline(gain, color=BAD, linewidth=0.9, linestyle=":", zorder=0, label=label)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(f"times {GAINS[measure]} than the dense model")
+        axes.set_xlabel(f"times {GAINS[measure]}")
         axes.set_ylabel("expected KL, nats")
         axes.grid()
         figure.legend(loc="outside upper left")

@@ -23,6 +23,7 @@ from vitslim.report.planner_tables import (
     trials_table,
 )
 
+_HALF_PAGE = 6.5  # inches of a picture whose letters are legible in half of a page
 _KL = (
     "KL is how far the class probabilities of a plan are from those of the dense model (Kullback–Leibler divergence, "
     "in nats): 0 is the same, less is better. It is the mean over images that nothing was fitted to or trained on."
@@ -103,10 +104,12 @@ def _answer(trials: Trials, answer: Answer) -> list[Element]:
     counted = f"{_plans(answer.found)} met it on paper; {_plans(len(answer.trials))} tried in earnest"
     verb = "recovered best" if any(report.trials[index].rungs for index in answer.trials) else "is damaged least"
     is_first_of_all = len(report.answers) + len(report.front) < 2
+    strip = blocks_picture(f"The chosen plan, {answer.chosen + 1}", trial)
+    is_long = strip is not None and strip.width > _HALF_PAGE
     blocks = [blocks_table(trial.blocks, measure)] if trial.blocks else []
     return [
         Note(f"{counted}. Plan {answer.chosen + 1} {verb}: {trial.name}."),
-        *pictures(trials_picture(trials, answer), blocks_picture(f"The chosen plan, {answer.chosen + 1}", trial)),
+        *pictures(trials_picture(trials, answer), strip, columns="one" if is_long else "two"),
         *([Note(_KL, "note")] if is_first_of_all else []),
         trials_table(trials, answer),
         *blocks,
