@@ -59,7 +59,7 @@ def _picture(
         if limit is not None:
             axes.axvline(limit, color=BAD, linewidth=0.9, linestyle=":", zorder=0, label=f"budget {times(limit)}")
 
-    up = f"{trials.score_name}, % of held-out images"
+    up = f"{trials.score_name}, % of images"
     return scatter(title, [dense, *points], across(trials.report, measure), up, note=note, decorate=decorate)
 
 

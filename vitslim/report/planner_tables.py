@@ -42,7 +42,8 @@ def trials_table(trials: Trials, answer: Answer) -> Table:
     images = report.config.held_out
     least = 100 * half_width(trials.score(report.trials[answer.chosen].last), images)
     note = (
-        f"On {whole(images)} held-out images, the {trials.score_name} is uncertain by ±{fixed(least, 1)} points (95 %)."
+        f"On at most {whole(images)} held-out images, {trials.score_name} is uncertain by ±{fixed(least, 1)} points or "
+        "more (95 %)."
     )
     if len({len(report.trials[index].rungs) for index in answer.trials}) > 1:
         note = f"Trials that recovered worse were left behind early, after fewer steps. {note}"
