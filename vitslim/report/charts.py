@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitslim.analysis.result import Table as Matrix
 from vitslim.bench.result import BenchRow
@@ -25,10 +25,18 @@ _TONE_COLOUR = {"good": look.GOOD, "bad": look.BAD, "even": look.SOFT}
 _LOG_FROM = 20  # a loss that falls further than this is unreadable on a linear axis
 _NAME_INCHES = 0.16  # from one name beside a scatter to the next
 _NAMES_AT = 1.04  # where they begin, in widths of the axes
+PointKind = Kind | Literal["methods", "steps", "improved"]
+"""What sort of model a point is: of a benchmark, or how a planner found it."""
 # Distinct with any colour vision; the shape says the same.
-_COLOUR: dict[Kind, str] = {"dense": look.INK, "method": look.FIRST, "pair": look.SECOND, "baseline": look.FOURTH}
-_SHAPE: dict[Kind, str] = {"dense": "D", "method": "o", "pair": "^", "baseline": "s"}
-_WORDS: dict[Kind, str] = {"dense": "dense", "method": "method", "pair": "pair of methods", "baseline": "baseline"}
+_STYLES: dict[PointKind, tuple[str, str, str]] = {
+    "dense": (look.INK, "D", "dense"),
+    "method": (look.FIRST, "o", "method"),
+    "pair": (look.SECOND, "^", "pair of methods"),
+    "baseline": (look.FOURTH, "s", "baseline"),
+    "methods": (look.SECOND, "^", "several methods"),
+    "steps": (look.THIRD, "s", "a choice per block"),
+    "improved": (look.FOURTH, "v", "improved"),
+}
 
 
 def heat_map(title: str, matrix: Matrix, marked: Sequence[int], note: str) -> Picture:
@@ -210,12 +218,12 @@ def size_bars(title: str, sizes: Mapping[str, tuple[float, str]], note: str = ""
 
 @dataclass(frozen=True)
 class Point:
-    """One model in a scatter; ``half_width`` is half of an interval upwards and downwards."""
+    """One model in a scatter, named unless ``name`` is empty; ``half_width`` is half of an interval up and down."""
 
     name: str
     x: float
     y: float
-    kind: Kind = "method"
+    kind: PointKind = "method"
     half_width: float = 0.0
 
 
@@ -230,7 +238,8 @@ def scatter(
 ) -> Picture:
     """Points with their names in a column at the right, each tied to its point, none over another."""
     shown = [point for point in points if drawable(point.x) and drawable(point.y)]
-    height = max(3.3, 0.8 + _NAME_INCHES * len(shown))
+    named = [point for point in shown if point.name]
+    height = max(3.3, 0.8 + _NAME_INCHES * len(named))
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -243,10 +252,10 @@ def scatter(
         axes.grid()
         if decorate is not None:
             decorate(axes)
-        _name_points(axes, shown, _NAME_INCHES / (height - 0.6))
+        _name_points(axes, named, _NAME_INCHES / (height - 0.6))
         figure.legend(loc="outside upper left", ncols=4, handletextpad=0.1, columnspacing=1.2)
 
-    places = "; ".join(f"{point.name} {point.x:.4g}, {point.y:.4g}" for point in shown)
+    places = "; ".join(f"{point.name or point.kind} {point.x:.4g}, {point.y:.4g}" for point in shown)
     words = f"{title}: {y_name} over {x_name}: {places}"
     return draw(title, paint, height=height, description=words, note=note)
 
@@ -255,12 +264,9 @@ def trade_off(title: str, points: Sequence[Point], note: str = "") -> Picture | 
     """Accuracy (percent) over speed, with the front of the models that no other beats in both."""
     if not points:
         return None
-    front = pareto_front(points)
 
     def decorate(axes: Axes) -> None:
-        places = [point.x for point in front], [point.y for point in front]
-        # In steps, since nothing was measured between two points.
-        axes.step(*places, where="pre", color=look.SOFT, linestyle="--", linewidth=1, zorder=1)
+        draw_front(axes, points)
         axes.axvline(1, color=look.SOFT, linewidth=0.9, zorder=0)
 
     speed, accuracy = "speed, dense baseline 1", "held-out top-1, %"
@@ -276,14 +282,21 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
+def draw_front(axes: Axes, points: Sequence[Point], words: str | None = None) -> None:
+    """The front in steps, since nothing was measured between two points: how accurate a model of that speed can be."""
+    front = pareto_front(points)
+    places = [point.x for point in front], [point.y for point in front]
+    axes.step(*places, where="post", color=look.SOFT, linestyle="--", linewidth=1, zorder=1, label=words)
+
+
 def mark_kinds(axes: Axes, points: Sequence[Point]) -> None:
     """The points in the colours and shapes of their kinds, which a legend names."""
-    for kind, shape in _SHAPE.items():
+    for kind, (colour, shape, words) in _STYLES.items():
         own = [point for point in points if point.kind == kind]
         if own:
-            style: dict[str, Any] = {"color": _COLOUR[kind], "markeredgecolor": look.PAPER, "markeredgewidth": 0.7}
+            style: dict[str, Any] = {"color": colour, "markeredgecolor": look.PAPER, "markeredgewidth": 0.7}
             places = [point.x for point in own], [point.y for point in own]
-            axes.plot(*places, shape, markersize=6.5, zorder=3, label=_WORDS[kind], **style)
+            axes.plot(*places, shape, markersize=6.5, zorder=3, label=words, **style)
 
 
 def _name_points(axes: Axes, points: Sequence[Point], gap: float) -> None:

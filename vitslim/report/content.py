@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -101,7 +102,35 @@ class Heading:
     text: str
 
 
-Element = Table | Note | Pictures | Listing | Heading
+@dataclass(frozen=True)
+class Download:
+    """A file that a page carries within itself.
+
+    Args:
+        media: its type, such as ``text/csv``.
+        what: it holds, in a few words.
+    """
+
+    name: str
+    media: str
+    text: str
+    what: str
+
+    @property
+    def address(self) -> str:
+        """A link to the file itself."""
+        return f"data:{self.media};charset=utf-8;base64,{b64encode(self.text.encode()).decode()}"
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Files to be saved."""
+
+    kind: ClassVar[str] = "downloads"
+    files: Sequence[Download]
+
+
+Element = Table | Note | Pictures | Listing | Heading | Downloads
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vitslim.report.drawing import FIRST, FOURTH, INK, PAPER, RULE, SECOND, SMALL, SOFT, THIRD, Picture, draw
+from vitslim.report.numbers import ABSENT
 from vitslim.report.plan_rows import Part, PlanRow, PlanRows
 
 if TYPE_CHECKING:
@@ -18,30 +20,47 @@ _ATTENTION, _MLP, _TOKENS = 1.55, 0.45, 0.05  # where the lanes begin, from belo
 _HEIGHT, _TOKEN_HEIGHT = 1.0, 0.28
 _NAMED_COLUMNS = 26  # more are too narrow for words
 _DROPPED = "dropped"
+_STRIP_INCHES, _LANE_INCHES = 2.7, 0.95
+_WRITTEN_COLUMNS = 14  # more are too narrow for numbers beside each other
 
 Column = PlanRow | int  # a step, or the number of a block that no step names
 
 
-def plan_picture(plan: PlanRows) -> Picture:
+@dataclass(frozen=True)
+class Lane:
+    """A figure of each block, as bars below the strip; those of ``None`` are not known."""
+
+    name: str
+    values: Mapping[int, float | None]
+    decimals: int
+
+
+def plan_picture(plan: PlanRows, lanes: Sequence[Lane] = (), *, title: str = "The plan") -> Picture:
     """One column per step, and one with nothing in it per block that no step names."""
     rows, depth = plan.rows, plan.depth
     columns = _columns(rows, depth)
     dropped = sum(isinstance(column, int) for column in columns)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
+        heights = [_STRIP_INCHES, *[_LANE_INCHES] * len(lanes)]
+        axes, *below = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for place, column in enumerate(columns):
             if isinstance(column, int):
                 _empty(axes, place)
             else:
-                _step(axes, place, column, is_named=len(columns) <= _NAMED_COLUMNS)
+                _step(axes, place, column, len(columns))
         _finish(axes, columns)
+        for lane, own in zip(lanes, below, strict=True):
+            _lane(own, lane, columns)
+        _number([axes, *below][-1], columns)
 
     changed = sum(row.is_changed for row in rows)
     words = f"{len(rows)} steps over {depth} blocks: {changed} changed, {dropped} blocks dropped"
+    words += "".join(f"; {lane.name}: {_values_of(lane)}" for lane in lanes)
     note = "Each column is a block: its attention, its MLP, and below them the share of the patches that take part."
     width = min(7.4, max(5.2, 0.42 * len(columns) + 1.0))
-    return draw("The plan", paint, height=2.7, width=width, description=words, note=note)
+    height = _STRIP_INCHES + _LANE_INCHES * len(lanes)
+    return draw(title, paint, height=height, width=width, description=words, note=note)
 
 
 def _columns(rows: Sequence[PlanRow], depth: int) -> list[Column]:
@@ -61,14 +80,14 @@ def _empty(axes: Axes, place: int) -> None:
         _write(axes, place, bottom, _DROPPED, SOFT)
 
 
-def _step(axes: Axes, place: int, row: PlanRow, *, is_named: bool) -> None:
+def _step(axes: Axes, place: int, row: PlanRow, columns: int) -> None:
     for part, bottom in ((row.attention, _ATTENTION), (row.mlp, _MLP)):
-        _box(axes, place, part, bottom, is_named=is_named)
+        _box(axes, place, part, bottom, columns)
     axes.bar(place, _TOKEN_HEIGHT, 0.8, _TOKENS, fill=False, edgecolor=RULE, linewidth=0.7)
     axes.bar(place, _TOKEN_HEIGHT * min(1.0, max(0.0, row.tokens.share)), 0.8, _TOKENS, color=_token_colour(row.tokens))
 
 
-def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -> None:
+def _box(axes: Axes, place: int, part: Part, bottom: float, columns: int) -> None:
     """The dense block's outline, filled as far as its width is kept."""
     axes.bar(place, _HEIGHT, 0.8, bottom, fill=False, edgecolor=RULE, linewidth=0.7)
     if part.kind == "none":
@@ -76,13 +95,14 @@ def _box(axes: Axes, place: int, part: Part, bottom: float, *, is_named: bool) -
         return
     share = min(1.0, max(0.05, part.share))
     axes.bar(place, _HEIGHT * share, 0.8, bottom, color=_COLOUR.get(part.kind, INK))
-    if not is_named or part.kind == "dense":
+    if columns > _NAMED_COLUMNS or part.kind == "dense":
         return
     if part.share < 1:  # above the bar, or within where there is no room
-        is_above = share < 0.75
+        is_above = share < (0.6 if _turned(columns) else 0.75)
         height = bottom + share + (0.04 if is_above else -0.04)
         colour, side = (INK, "bottom") if is_above else (PAPER, "top")
-        axes.text(place, height, f"{100 * part.share:.0f} %", ha="center", va=side, color=colour, fontsize=SMALL)
+        style: dict[str, Any] = {"color": colour, "fontsize": SMALL, "rotation": _turned(columns)}
+        axes.text(place, height, f"{100 * part.share:.0f} %", ha="center", va=side, **style)
     else:
         _write(axes, place, bottom, part.kind, PAPER)
 
@@ -96,18 +116,51 @@ def _write(axes: Axes, place: int, bottom: float, words: str, colour: str) -> No
 
 
 def _finish(axes: Axes, columns: Sequence[Column]) -> None:
-    every = -(-len(columns) // _NAMED_COLUMNS)
-    names = [_name(column) for column in columns]
-    places = range(0, len(columns), every)
-    axes.set_xticks(list(places), [names[place] for place in places])
     middles = [_TOKENS + _TOKEN_HEIGHT / 2, _MLP + _HEIGHT / 2, _ATTENTION + _HEIGHT / 2]
     axes.set_yticks(middles, ["tokens", "MLP", "attention"])
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(0, _ATTENTION + _HEIGHT + 0.05)
+    axes.spines[:].set_visible(False)
+
+
+def _turned(columns: int) -> int:
+    """Degrees by which numbers are turned, so that they stand beside each other."""
+    return 90 if columns > _WRITTEN_COLUMNS else 0
+
+
+def _lane(axes: Axes, lane: Lane, columns: Sequence[Column]) -> None:
+    """A bar per block, at the first of its steps."""
+    first = {
+        (column if isinstance(column, int) else column.block): place
+        for place, column in reversed([*enumerate(columns)])
+    }
+    known = {block: value for block, value in lane.values.items() if value is not None and block in first}
+    axes.bar([first[block] for block in known], list(known.values()), 0.8, color=FIRST)
+    for block, value in known.items():
+        words = f"{value:.{lane.decimals}f}".replace("-", "−")
+        axes.annotate(
+            words, (first[block], max(0.0, value)), (0, 2), textcoords="offset points", ha="center", va="bottom",
+            fontsize=SMALL - 1, rotation=_turned(len(columns)),
+        )  # fmt: skip
+    axes.set_ylim(min([0.0, *known.values()]), 1.45 * max([0.0, *known.values()]) or 1.0)
+    axes.set_yticks([])
+    axes.set_ylabel(lane.name, rotation=0, ha="right", va="center")
+    axes.spines["left"].set_visible(False)
+
+
+def _values_of(lane: Lane) -> str:
+    values = (ABSENT if value is None else f"{value:.{lane.decimals}f}" for value in lane.values.values())
+    return ", ".join(values)
+
+
+def _number(axes: Axes, columns: Sequence[Column]) -> None:
+    every = -(-len(columns) // _NAMED_COLUMNS)
+    names = [_name(column) for column in columns]
+    places = range(0, len(columns), every)
+    axes.set_xticks(list(places), [names[place] for place in places])
     axes.set_xlabel(
         "block" + (" (= earlier step whose weights it applies)" if any("=" in name for name in names) else "")
     )
-    axes.spines[:].set_visible(False)
 
 
 def _name(column: Column) -> str:

@@ -1,20 +1,33 @@
-"""The page of a planner's decision: every trial, what it cost and how it recovered, and the plan that was chosen."""
+"""The page of a planner's decision: every trial, the chosen plans, and why they were chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitslim.files import write_text
-from vitslim.planner import PlanReport, Trial, rank_correlations
-from vitslim.report.charts import Point, scatter
-from vitslim.report.content import Card, Cell, Element, Note, Page, Section, Table, facts, pictures
-from vitslim.report.numbers import ABSENT, amount, fixed, flatten, percent, times
+from vitslim.planner.predictors import rank_correlations
+from vitslim.planner.result import Answer, PlanReport, Trial
+from vitslim.report.content import Card, Cell, Downloads, Element, Note, Page, Section, facts, pictures
+from vitslim.report.numbers import fixed, flatten, percent, points, times, whole
 from vitslim.report.page import render
-from vitslim.report.plan_figure import plan_picture
-from vitslim.report.plan_rows import plan_rows
+from vitslim.report.planner_data import GAINS, Trials, budget_words, downloads, runtime_words
+from vitslim.report.planner_figures import blocks_picture, budgets_picture, outlook_picture, trials_picture
+from vitslim.report.planner_tables import (
+    blocks_table,
+    budgets_table,
+    outlook_table,
+    prediction_words,
+    predictors_table,
+    trials_table,
+)
 
-_SURE = 0.7
-"""A rank correlation from which on a figure is called a good predictor."""
+_HALF_PAGE = 6.5  # inches of a picture whose letters are legible in half of a page
+_KL = (
+    "KL is how far the class probabilities of a plan are from those of the dense model (Kullback–Leibler divergence, "
+    "in nats): 0 is the same, less is better. It is the mean over images that nothing was fitted to or trained on."
+)
 
 
 def write_planner_page(report: PlanReport, path: str | Path) -> Path:
@@ -25,100 +38,125 @@ def write_planner_page(report: PlanReport, path: str | Path) -> Path:
 
 def render_planner_page(report: PlanReport) -> str:
     """The whole page as text."""
-    chosen = report.trials[report.chosen]
-    sections = [
-        Section("trials", "Trials", "Every plan that was trained for a short while", _trials(report)),
-        Section("plan", "Plan", "The chosen plan, step by step", _plan(chosen)),
-        Section("predictors", "Predictors", "What foretold recovery", _predictors(report)),
-        Section("machine", "Machine", "Where it was measured", facts("Machine.", flatten(report.environment))),
-    ]
-    cards = [
-        Card("budget", _budget(report), [f"{report.limit:.0%} of the dense model's {report.budget.measure}"]),
-        Card("chosen", _speed(chosen), [chosen.name], "good"),
-        Card("tried", str(len(report.trials)), [f"of {report.compositions} that fit on paper"]),
-    ]
-    lead = f"{report.model} on {report.data}: {report.recovery_steps} steps of short trainings in all."
-    return render(Page("plan", f"A plan for {report.model}", lead, sections, cards))
-
-
-def _budget(report: PlanReport) -> str:
-    ((name, value),) = report.budget.model_dump(exclude_none=True).items()
-    units = {"speedup": "x", "latency_ms": " ms", "macs": " GMAC", "params": " M"}
-    return f"{value:g}{units[name]}"
-
-
-def _speed(trial: Trial) -> str:
-    return times(1.0 / (trial.measured or trial.predicted))
-
-
-def _trials(report: PlanReport) -> list[Element]:
-    points = [
-        Point(
-            one.name,
-            1.0 / (one.measured or one.predicted),
-            _after(one),
-            "pair" if index == report.chosen else "method",
+    trials = Trials(report)
+    every = [*report.answers, *(one for one in report.front if one not in report.answers)]
+    answers = [
+        Section(
+            f"budget-{place}", budget_words(one.budget), f"Budget: {budget_words(one.budget)}", _answer(trials, one)
         )
-        for index, one in enumerate(report.trials)
+        for place, one in enumerate(report.answers, start=1)
     ]
-    measured = report.budget.measure == "time"
-    across = f"speed in {report.runtime.backend}" if measured and report.runtime else f"fewer {report.budget.measure}"
-    title = "divergence from the dense model after the last short training"
-    picture = scatter(title, points, f"{across}, dense 1", "KL, nats; lower is better")
-    header = [
-        "Plan",
-        "Speed" if measured else "Saving",
-        "Foreseen",
-        "MACs",
-        "Parameters",
-        "KL at start",
-        "KL after",
-        "Loss after",
-        "Steps",
+    parts = [
+        Section("budgets", "All budgets", "What each budget buys", _budgets(trials, every)),
+        *answers,
+        Section("outlook", "Outlook", "What more or less budget would buy", _outlook(report)),
+        Section("predictors", "Predictors", "What foretold recovery", _predictors(report.trials)),
+        Section("measurement", "Measurement", "How it was measured, and how long it took", _measurement(report)),
+        Section("downloads", "Downloads", "The plans and all data", [Downloads(downloads(report))]),
     ]
-    rows = [_row(one, chosen=index == report.chosen) for index, one in enumerate(report.trials)]
-    note = "KL is the divergence of the classes from the dense model's, in nats, on images that no start was fitted to."
-    return [
-        *pictures(picture, columns="one"),
-        Table("All trials, the least damaged at the start first.", header, rows, note=note),
-    ]
+    heading = f"A plan for {report.model}" if len(answers) == 1 else f"Plans for {report.model}"
+    return render(Page("plan", heading, _lead(report), [one for one in parts if one.elements], _cards(trials)))
 
 
-def _row(trial: Trial, *, chosen: bool) -> list[str | Cell]:
-    last = trial.rungs[-1] if trial.rungs else None
-    return [
-        Cell(trial.name, "good" if chosen else None, "chosen" if chosen else ""),
-        _speed(trial),
-        times(1.0 / trial.predicted),
-        amount(trial.macs, "MAC"),
-        amount(trial.parameters),
-        fixed(trial.damage.kl, 3),
-        ABSENT if last is None else fixed(last.damage.kl, 3),
-        ABSENT if last is None or last.damage.loss is None else fixed(last.damage.loss, 3),
-        "0" if last is None else str(last.steps),
-    ]
+def _lead(report: PlanReport) -> str:
+    trained = sum(bool(one.rungs) for one in report.trials)
+    tried = f"{_plans(len(report.trials))} tried on `{report.data}`"
+    steps = f"{trained} of them trained for a short while ({whole(report.recovery_steps)} steps in all)"
+    where = f"; times are of {runtime_words(report)}" if report.runtime else ""
+    return f"{tried}, {steps if trained else 'none trained: accuracies are those before training'}{where}."
 
 
-def _after(trial: Trial) -> float:
-    return (trial.rungs[-1].damage if trial.rungs else trial.damage).kl
+def _plans(count: int) -> str:
+    return f"{whole(count)} plan{'' if count == 1 else 's'}"
 
 
-def _plan(trial: Trial) -> list[Element]:
-    rows = plan_rows(trial.plan)
-    return [] if rows is None else [Note(trial.name), *pictures(plan_picture(rows), columns="one")]
+def _cards(trials: Trials) -> list[Card]:
+    report = trials.report
+    cards = [_card(trials, one) for one in report.answers]
+    if report.dense_ms is not None:
+        accuracy = [f"top-1 {percent(report.dense.top1, 1)}"] if trials.has_labels else ["the baseline"]
+        cards.append(Card("dense model, one call", f"{fixed(report.dense_ms)} ms", accuracy))
+    return cards
 
 
-def _predictors(report: PlanReport) -> list[Element]:
-    found = rank_correlations(report.trials)
-    if not found:
-        return [Note("Too few plans were trained to tell.", "absent")]
-    rows = [
-        [name, Cell(fixed(value), "good" if value >= _SURE else None)]
-        for name, value in sorted(found.items(), key=lambda item: -item[1])
-    ]
-    error = report.prediction_error
-    timing = [] if error is None else [Note(f"Predicted times were off by {percent(error, 1)} in the median.")]
-    note = (
-        "Spearman's rank correlation with the KL after the first short training, over all trials: 1 is the same order."
+def _card(trials: Trials, answer: Answer) -> Card:
+    trial, dense = trials.report.trials[answer.chosen], trials.report.dense.top1
+    gain = times(trials.gain(answer.chosen, answer.budget.measure))
+    lost = "" if dense is None or trial.last.top1 is None else f", {points(trial.last.top1 - dense)}"
+    quality = f"{trials.score_name} {percent(trials.score(trial.last), 1)}{lost}"
+    return Card(
+        f"budget: {budget_words(answer.budget)}", gain, [GAINS[answer.budget.measure], Cell("", below=quality)], "good"
     )
-    return [Table("Rank correlations.", ("Figure before training", "ρ"), rows, note=note), *timing]
+
+
+def _budgets(trials: Trials, answers: Sequence[Answer]) -> list[Element]:
+    """All budgets beside each other, where there are several."""
+    if len(answers) < 2:
+        return []
+    same = [one for one in answers if one.budget.measure == answers[0].budget.measure]
+    drawn = pictures(budgets_picture(trials, same), columns="one")
+    return [*drawn, budgets_table(trials, answers), Note(_KL, "note")]
+
+
+def _answer(trials: Trials, answer: Answer) -> list[Element]:
+    report, measure = trials.report, answer.budget.measure
+    trial = report.trials[answer.chosen]
+    counted = f"{_plans(answer.found)} met it on paper; {_plans(len(answer.trials))} tried in earnest"
+    verb = "recovered best" if any(report.trials[index].rungs for index in answer.trials) else "is damaged least"
+    is_first_of_all = len(report.answers) + len(report.front) < 2
+    strip = blocks_picture(f"The chosen plan, {answer.chosen + 1}", trial)
+    is_long = strip is not None and strip.width > _HALF_PAGE
+    blocks = [blocks_table(trial.blocks, measure)] if trial.blocks else []
+    return [
+        Note(f"{counted}. Plan {answer.chosen + 1} {verb}: {trial.name}."),
+        *pictures(trials_picture(trials, answer), strip, columns="one" if is_long else "two"),
+        *([Note(_KL, "note")] if is_first_of_all else []),
+        trials_table(trials, answer),
+        *blocks,
+    ]
+
+
+def _outlook(report: PlanReport) -> list[Element]:
+    if not report.outlook:
+        return []
+    measure = report.answers[0].budget.measure
+    said = (
+        "The KL that the best choice for each block would cause at other budgets, summed over the blocks. It is the KL "
+        "before training, which takes much of it away: what matters is where the curve turns steep, not its height."
+    )
+    drawn = pictures(outlook_picture(report), columns="one")
+    return [Note(said), *drawn, outlook_table(report.outlook, measure)]
+
+
+def _predictors(trials: Sequence[Trial]) -> list[Element]:
+    found = rank_correlations(trials)
+    if not found:
+        return [Note("Fewer than three plans were trained, which is too few to tell.", "absent")]
+    return [predictors_table(found, sum(bool(one.rungs) for one in trials))]
+
+
+def _measurement(report: PlanReport) -> list[Element]:
+    error = report.prediction_error
+    timing = [] if error is None else [Note(prediction_words(report.trials, error))]
+    stages = {name: _duration(seconds) for name, seconds in report.seconds.items()}
+    if len(stages) > 1:
+        stages["all"] = _duration(sum(report.seconds.values()))
+    runtime = {} if report.runtime is None else _settings(report.runtime.model_dump(mode="json"))
+    return [
+        *timing,
+        *facts("How long each stage took.", stages),
+        *facts("Runtime.", runtime),
+        *facts("Machine.", _settings(report.environment)),
+        *facts("Settings of the planner", _settings(report.config.model_dump(mode="json")), "folded"),
+    ]
+
+
+def _settings(document: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): value for name, value in flatten(document).items()}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
