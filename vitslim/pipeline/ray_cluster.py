@@ -26,7 +26,7 @@ CLUSTER_FILE = "cluster.json"
 ATTEMPTS = 4  # of a task whose worker was lost: Ray's default of three retries
 
 _POLL_SECONDS = 0.2
-_ADDRESS = re.compile(r"local|auto|(ray://)?[^\s/]+:\d+")
+_ADDRESS = re.compile(r"local|auto|ray://[^\s/]+:\d+")
 
 
 def run_on_cluster(
@@ -42,20 +42,20 @@ def run_on_cluster(
     raised: what has not begun is then taken back, and what is under way is waited for, as in ``run_side_by_side``.
 
     Args:
-        address: ``auto`` (the cluster that this machine belongs to), ``ray://host:port`` or ``host:port`` of another,
-            or ``local``, which starts one of this machine's cores and GPUs and ends it. Where this process is
-            connected to a cluster already, that one is used.
+        address: ``auto`` (the cluster that this machine belongs to), ``ray://host:port`` of another, or ``local``,
+            which starts one of this machine's cores and GPUs and ends it. Where this process is connected to a cluster
+            already, that one is used.
 
     Raises:
         ConfigError: the address is none, or a folder holds something else and ``overwrite`` was not given.
         MissingDependencyError: Ray is not installed, the cluster cannot be reached or has no GPU for those that want
-            one.
+            one, or its machines lack vitslim.
         CheckFailedError: a task lost its worker every time.
         VitslimError: as ``run`` does.
     """
     ray = _import_ray()
     if not _ADDRESS.fullmatch(address):
-        raise ConfigError(f"ray={address!r} is no address; wanted local, auto, ray://host:port or host:port")
+        raise ConfigError(f"ray={address!r} is no address; wanted local, auto or ray://host:port")
     packed: dict[str, PackedRecipe] = {}
     for name, recipe in recipes.items():
         packed[name] = _for_any_gpu(pack(recipe))
@@ -72,7 +72,12 @@ def run_on_cluster(
         def keep(name: str, files: Mapping[str, bytes]) -> None:
             _write(root / name, files, recipes[name], packed[name])
 
-        _run_all(ray, packed, keep, progress)
+        try:
+            _run_all(ray, packed, keep, progress)
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"Ray cluster at {address!r}: {error} on one of its machines; install there the vitslim that runs here"
+            ) from error
 
 
 def _run_all(
@@ -178,7 +183,7 @@ def _explained(ray: Any, name: str, error: Exception) -> Exception:
     """What a task's error means to the one who asked for its recipe."""
     if isinstance(error, ray.exceptions.RayTaskError):
         cause: Any = getattr(error, "cause", None)
-        return cause if isinstance(cause, VitslimError) else error
+        return cause if isinstance(cause, VitslimError | ModuleNotFoundError) else error
     what = " ".join(str(error).split())
     return CheckFailedError(
         f"{name} lost its worker {ATTEMPTS} times ({type(error).__name__}: {what}); memory that ran out is the usual "
@@ -189,7 +194,6 @@ def _explained(ray: Any, name: str, error: Exception) -> Exception:
 def _import_ray() -> Any:
     try:
         import ray
-        import ray.exceptions
     except ImportError:
         raise MissingDependencyError("runs on a Ray cluster need Ray: pip install 'vitslim[ray]'") from None
     return ray

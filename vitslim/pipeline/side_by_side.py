@@ -61,8 +61,10 @@ def run_side_by_side(
             free: Any = context.Queue()
             for gpu in gpus:
                 free.put(gpu)
-            given = {"mp_context": context, "initializer": _begin, "initargs": (reports, threads, free)}
-            pools[device] = stack.enter_context(ProcessPoolExecutor(len(gpus), **given))
+            pool = ProcessPoolExecutor(
+                len(gpus), mp_context=context, initializer=_begin, initargs=(reports, threads, free)
+            )
+            pools[device] = stack.enter_context(pool)
         runs = [
             pools[recipe.device].submit(_run, name, recipe, root / name, overwrite) for name, recipe in recipes.items()
         ]
