@@ -52,6 +52,15 @@ def analyses_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def step_times_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """No step times that the user has measured are read, and the user gets none that were measured among tests."""
+    folder = tmp_path_factory.mktemp("times")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitslim.pipeline.planning.times_folder", lambda: folder)
+        yield folder
+
+
 # torch parses its table of some five hundred operators anew for every ONNX file, half a second each time; once will do.
 onnxscript_apis.get_torchlib_ops = torchlib_ops
 

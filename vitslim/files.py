@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _SCRATCH = re.compile(r"\..+\.vitslim-[a-z0-9_]{8}\.part")
 
 
+def cache_root() -> Path:
+    """The folder of everything that is kept between runs: $VITSLIM_CACHE, else ~/.cache/vitslim."""
+    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim")
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Generator[Path]:
     """Yield a scratch path of the same name; on success it replaces ``path``, on any failure it is removed.

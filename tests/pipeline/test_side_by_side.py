@@ -10,9 +10,9 @@ from tests.pipeline.tiny import MODEL, RECIPE
 from vitslim import checkpoint
 from vitslim.errors import DataError
 from vitslim.pipeline import run
-from vitslim.pipeline.side_by_side import run_side_by_side
+from vitslim.pipeline.side_by_side import _lanes, run_side_by_side
 from vitslim.progress import Progress
-from vitslim.recipe import Recipe, read_recipe
+from vitslim.recipe import Recipe, load_recipe, read_recipe
 
 
 def small(**changes: Any) -> Recipe:
@@ -37,3 +37,21 @@ def test_the_error_of_one_is_raised_and_the_others_stay(tmp_path: Path) -> None:
         run_side_by_side(recipes, tmp_path / "out", overwrite=False, progress=lambda one: None)
     assert checkpoint.is_saved_model(tmp_path / "out" / "sound")
     assert not (tmp_path / "out" / "broken").exists()
+
+
+def test_a_gpu_has_one_process_and_a_core_too() -> None:
+    def lanes(devices: list[str], gpus: int) -> dict[str, list[int | None]]:
+        return _lanes({str(number): small(device=device) for number, device in enumerate(devices)}, cores=2, gpus=gpus)
+
+    assert lanes(["cpu"] * 3, gpus=4) == {"cpu": [None, None]}
+    assert lanes(["cuda"] * 3, gpus=2) == {"cuda": [0, 1]}
+    assert lanes(["cuda", "cuda", "cuda:1", "cuda:1"], gpus=8) == {"cuda": [0, 1], "cuda:1": [None]}
+    # Without any, the run is what refuses.
+    assert lanes(["cuda"], gpus=0) == {"cuda": [None]}
+
+
+@pytest.mark.gpu
+def test_runs_on_gpus_keep_the_device_of_their_recipes(tmp_path: Path) -> None:
+    recipes = {name: small(device="cuda", seed=seed) for seed, name in enumerate(("first", "second", "third"))}
+    run_side_by_side(recipes, tmp_path, overwrite=False, progress=lambda one: None)
+    assert [load_recipe(tmp_path / name / "recipe.yaml").device for name in recipes] == ["cuda"] * 3

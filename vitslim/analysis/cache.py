@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from vitslim.analysis.passes import analyze
 from vitslim.analysis.result import AnalysisReport
 from vitslim.data import Loader
 from vitslim.errors import CheckpointError
-from vitslim.files import read_json, write_json
+from vitslim.files import cache_root, read_json, write_json
 from vitslim.models import BaseModel, describe
 from vitslim.models.digest import tensors_sha256
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -60,8 +59,7 @@ def analyze_once(
 
 def cache_folder() -> Path:
     """Where the analyses lie."""
-    root = os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim"
-    return Path(root) / "analyses"
+    return cache_root() / "analyses"
 
 
 def _read(path: Path) -> AnalysisReport | None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from vitslim.data.fractal import GENERATOR_VERSION, FractalConfig, Split, labels_of, render, split_shape
 from vitslim.errors import CheckpointError, DataError
-from vitslim.files import atomic_path
+from vitslim.files import atomic_path, cache_root
 
 MAX_BYTES = 16 * 2**30  # of a drawn split, some hours of drawing; the built-in task has 0.4 GiB
 
@@ -90,7 +90,7 @@ def open_fractals(
         ConfigError: the split is unknown.
         DataError: the cache folder cannot be written, or a class of this seed has no usable parameter set.
     """
-    folder = Path(cache_dir or os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim")
+    folder = Path(cache_dir or cache_root())
     path = folder / _cache_name(config, split)
     images = _load_cache(path, split_shape(config, split))
     if images is None:

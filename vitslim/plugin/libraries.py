@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from vitslim.errors import ConfigError
+from vitslim.files import cache_root
 from vitslim.shapes import Result
 
 SOURCES = Path(__file__).parent / "sources"
@@ -39,7 +40,7 @@ class PluginBuild(Result):
 
 def default_folder() -> Path:
     """Where builds go and are looked for: ``$VITSLIM_CACHE/plugin``, else ``~/.cache/vitslim/plugin``."""
-    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim") / "plugin"
+    return cache_root() / "plugin"
 
 
 def kernels_library() -> Path | None:
