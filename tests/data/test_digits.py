@@ -8,8 +8,9 @@ import torch
 
 from tests.data.conftest import Wanted
 from vitslim.data import Loader, open_data
-from vitslim.data.digits import NAME, find_digits
-from vitslim.errors import MissingDependencyError
+from vitslim.data.augment import AugmentConfig
+from vitslim.data.digits import NAME, open_digits
+from vitslim.errors import ConfigError, MissingDependencyError
 
 load_digits: Any = pytest.importorskip("sklearn.datasets").load_digits
 
@@ -19,24 +20,27 @@ def opened(split: Any, size: int = 8) -> Loader:
 
 
 def test_the_two_splits_are_all_digits_once() -> None:
-    train, val = find_digits("train"), find_digits("val")
-    assert (len(train.reader), len(val.reader)) == (898, 899)
-    # Levels of 0..16 become 0..255, which keeps different images different: alternating, they are scikit-learn's list.
-    every = [image for pair in zip(val.reader, train.reader, strict=False) for image in pair]
-    every.append(val.reader[898])
+    (train, train_labels), (val, val_labels) = open_digits("train"), open_digits("val")
+    assert train.shape == (898, 3, 48, 48)
+    assert val.shape == (899, 3, 48, 48)
     digits = load_digits()
-    assert [label for _, label in every] == digits.target.tolist()
-    expected = torch.from_numpy(digits.images / 16 * 255).byte()
-    assert all(bytes(expected[index].numpy()) == image.tobytes() for index, (image, _) in enumerate(every))
+    assert train_labels.tolist() == digits.target[1::2].tolist()
+    assert val_labels.tolist() == digits.target[::2].tolist()
+    # Enlarged six times, a pixel lies in the middle of its square: the mean of that square is near its level.
+    for pixels, images in ((train, digits.images[1::2]), (val, digits.images[::2])):
+        squares = pixels[:, 0].float().unflatten(1, (8, 6)).unflatten(3, (8, 6)).mean((2, 4)) / 255 * 16
+        assert (squares - torch.from_numpy(images)).abs().mean() < 1
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_the_labels_known_beforehand_are_those_of_the_images(split: Any) -> None:
-    images = find_digits(split)
-    assert images.labels is not None
-    assert images.labels.tolist() == [images.reader[index][1] for index in range(len(images.reader))]
-    assert images.class_names == tuple("0123456789")
-    assert images.num_classes == 10
+def test_cropping_is_refused_for_what_is_moved() -> None:
+    with pytest.raises(ConfigError, match=r"moved, not cropped: give data\.augment\.shift"):
+        open_data(
+            NAME,
+            split="train",
+            preprocessing=Wanted(image_size=(48, 48)),
+            training=True,
+            augment=AugmentConfig(crop_scale=(0.8, 1.0)),
+        )
 
 
 def test_a_model_gets_them_at_its_size_in_colour() -> None:

@@ -4,17 +4,20 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
+from torch import Tensor
 
-from vitslim.data.catalog import Images
 from vitslim.data.fractal import Split
 from vitslim.errors import MissingDependencyError
 
 NAME = "sklearn-digits"
+CLASSES = tuple("0123456789")
+SIDE = 48  # pixels, to which they are enlarged
 
 
-def find_digits(split: Split) -> Images:
-    """Open one split; a model gets them enlarged to its own size.
+def open_digits(split: Split) -> tuple[UInt8[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
+    """Pixels and classes of one split.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -25,23 +28,7 @@ def find_digits(split: Split) -> Images:
 
     digits: Any = load_digits()
     chosen = slice(1 if split == "train" else 0, None, 2)
-    labels = torch.from_numpy(digits.target[chosen])
-    names = tuple(str(name) for name in digits.target_names)
-    return Images(f"{NAME} ({split})", _Digits(digits.images[chosen], labels.tolist()), labels, names, len(names))
-
-
-class _Digits:
-    """The images one by one."""
-
-    def __init__(self, images: Any, labels: list[int]) -> None:
-        self._images, self._labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        # Levels go from 0 to 16.
-        return Image.fromarray((self._images[index] / 16 * 255).astype("uint8")), self._labels[index]
-
-    def filename(self, index: int) -> str:
-        return f"digit {index}"
+    # Levels go from 0 to 16.
+    small = torch.from_numpy(digits.images[chosen]).float()[:, None] * (255 / 16)
+    pixels = F.interpolate(small, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 255).round().byte()
+    return pixels.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target[chosen])

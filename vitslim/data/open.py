@@ -13,8 +13,8 @@ from torch import Tensor
 from vitslim.data.augment import AugmentConfig, make_transform
 from vitslim.data.batch import Contents, Loader, Preprocessing, Source
 from vitslim.data.catalog import Images, find_folder, find_hfds
+from vitslim.data.digits import CLASSES, open_digits
 from vitslim.data.digits import NAME as DIGITS
-from vitslim.data.digits import find_digits
 from vitslim.data.fractal import FractalConfig, Split
 from vitslim.data.fractal_set import FractalDataset, open_fractals
 from vitslim.data.order import Order, spread
@@ -127,7 +127,7 @@ class _Request:
                 raise ConfigError("shards are read in order, so that no images of theirs can be reserved")
             return self.shards(config, rest, split)
         if config.source == DIGITS:
-            return self.samples(find_digits(split))
+            return self.digits(split)
         images = find_hfds(config, rest, split) if kind == "hfds" else find_folder(config, split, labels != "ignore")
         return self.samples(images)
 
@@ -139,11 +139,20 @@ class _Request:
             return self.samples(Images(origin, _FractalReader(dataset), dataset.tensors()[1], classes, len(classes)))
         if self.preprocessing.channels != 3:
             raise ConfigError(f"the built-in images have 3 channels, the model wants {self.preprocessing.channels}")
-        pixels, labels = dataset.tensors()
+        return self._tensors(origin, *dataset.tensors(), tuple(dataset.classes))
+
+    def digits(self, split: Split) -> tuple[Source, Contents]:
+        if self.training and self.augment.needs_files:
+            raise ConfigError(
+                f"{DIGITS} are moved, not cropped: give data.augment.shift, and no crop_scale or the like"
+            )
+        return self._tensors(f"{DIGITS} ({split})", *open_digits(split), CLASSES)
+
+    def _tensors(self, origin: str, pixels: Tensor, labels: Tensor, names: tuple[str, ...]) -> tuple[Source, Contents]:
         subset = self._subset(labels, len(labels))
         augment = self.augment if self.training else None
         source = TensorSource(pixels, labels, subset, self._order(len(subset)), self.preprocessing, augment)
-        return source, self._contents(origin, len(subset), config.classes, tuple(dataset.classes))
+        return source, self._contents(origin, len(subset), len(names), names)
 
     def samples(self, images: Images) -> tuple[Source, Contents]:
         subset = self._subset(images.labels, len(images.reader))

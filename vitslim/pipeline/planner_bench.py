@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import Field, NonNegativeInt
@@ -22,12 +24,23 @@ from vitslim.models import init_from_scratch_
 from vitslim.opening import open_model
 from vitslim.pipeline.choices import advise, plan_all
 from vitslim.pipeline.cost import COST_FILE
-from vitslim.pipeline.inputs import analysis_images
-from vitslim.pipeline.planning import TOLERANCE, plan
+from vitslim.pipeline.inputs import analysis_images, file_state
+from vitslim.pipeline.planning import TOLERANCE, times_folder
+from vitslim.pipeline.planning import plan as find_plans
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
-from vitslim.planner import Budget, PlannerConfig, RuntimeConfig, StepTimes, measure_models, measure_plans, probes_once
-from vitslim.planner.times import times_folder
+from vitslim.planner import (
+    Budget,
+    Compositions,
+    PlannerConfig,
+    RuntimeConfig,
+    SharesOfPlans,
+    StepTimes,
+    measure_models,
+    prediction_errors,
+    probes_once,
+    rank_correlations,
+)
 from vitslim.plans import ModelPlan, plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, DataSection, ModelSection, Recipe, read_settings_file, with_overrides
@@ -39,8 +52,8 @@ from vitslim.validation import validated
 PRESETS = ("cpu", "gpu")
 REPORT_FILE = "planner-bench.json"
 FINE_TUNED, PLANNER, SIBLING = "dense-finetuned", "planner", "smaller-sibling"
-_NEIGHBOURS = (-1, 0, 1, 2)
-"""Strengths to measure beside the mildest that is expected to be fast enough."""
+_LIMITS = (0.85, 0.7, 0.55, 0.4)
+"""Of the plans whose predicted times are checked."""
 
 
 class Rival(Config):
@@ -78,6 +91,8 @@ class PlannerPreset(Config):
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     close: float = Field(default=1.0, ge=0)  # points below the best of the first seed that rule out the other seeds
     planner: PlannerConfig = PlannerConfig()
+    checked: tuple[RuntimeConfig, ...] = ()  # in which predicted times are compared with measured ones
+    checked_plans: int = Field(default=30, ge=0)
     tasks: dict[str, Task | None]  # null: left out
     rivals: dict[str, Rival]
     define: Any = None  # lists that others repeat
@@ -137,6 +152,7 @@ class PlannerBenchReport(Result):
         finetuned: top-1 of the dense model with the students' budget, by task and seed.
         planning: what each plan took to find, by task, runtime and speedup.
         unreached: rivals that are not fast enough at any strength, by task, runtime and speedup.
+        times: relative errors of predicted times of random plans, by task and runtime.
     """
 
     preset: str
@@ -147,6 +163,7 @@ class PlannerBenchReport(Result):
     students: list[Student]
     planning: list[dict[str, Any]]
     unreached: list[dict[str, Any]]
+    times: list[dict[str, Any]]
     images: dict[str, int]
 
 
@@ -175,10 +192,11 @@ class PlannerBench:
         for seed in self.preset.seeds:
             for work in works.values():
                 work.train(seed)
-                self._write(works, command)
-        return self._write(works, command)
+                self._write(works, command, [])
+        times = [found for work in works.values() for found in work.check_times()]
+        return self._write(works, command, times)
 
-    def _write(self, works: Mapping[str, _TaskRun], command: str) -> PlannerBenchReport:
+    def _write(self, works: Mapping[str, _TaskRun], command: str, times: list[dict[str, Any]]) -> PlannerBenchReport:
         report = PlannerBenchReport(
             preset=self.name,
             command=command,
@@ -188,6 +206,7 @@ class PlannerBench:
             students=[student for work in works.values() for student in work.students()],
             planning=[found for work in works.values() for found in work.planning()],
             unreached=[found for work in works.values() for found in work.unreached()],
+            times=times,
             images={name: work.images() for name, work in works.items()},
         )
         write_json(self.out / REPORT_FILE, report.model_dump(mode="json"))
@@ -208,6 +227,7 @@ class _TaskRun:
 
         With the first seed all of them, with the others those that may be the best at a target.
         """
+        self._train_siblings()
         recipes = {FINE_TUNED: self._recipe(seed, convert=())}
         recipes |= {way.digest: self._way_recipe(way, seed) for way in self.ways() if self._may_be_best(way, seed)}
         folder = self.folder / f"seed-{seed}"
@@ -230,6 +250,11 @@ class _TaskRun:
     def ways(self) -> list[Way]:
         """Everything that is fast enough at a target, the planner's plan last."""
         return [way for runtime in self.preset.runtimes for way in [*self._rivals(runtime)[0], *self._planned(runtime)]]
+
+    @cached_property
+    def _weights(self) -> Any:
+        """The dense model's name, and the state of its file where it was trained here."""
+        return [self._start, file_state(ModelSection(name=self._start))]
 
     @cached_property
     def dense(self) -> nn.Module:
@@ -282,12 +307,24 @@ class _TaskRun:
                 **{**section.options, **changes},
             )
             checkpoint.save(init_from_scratch_(model), place)
-        if training is None or not changes:
-            return str(place)
-        if not (trained / METRICS_FILE).is_file():
-            recipe = self._recipe(0, model=ModelSection(name=str(place)), distill=training)
-            run_side_by_side({trained.name: recipe}, self.folder, overwrite=True, progress=self.progress)
-        return str(trained)
+        return str(place if training is None or not changes else trained)
+
+    def _train_siblings(self) -> None:
+        """Give the smaller models that are fast enough the training that the dense one had."""
+        wanted: dict[str, Recipe] = {}
+        for sibling in [way.sibling for way in self.ways() if way.sibling] if self.task.teacher else ():
+            place = Path(self._from_nothing(sibling, self.task.teacher))
+            if not (place / METRICS_FILE).is_file():
+                start = ModelSection(name=self._from_nothing(sibling))
+                wanted[place.name] = self._recipe(0, model=start, distill=self.task.teacher)
+        if wanted:
+            run_side_by_side(wanted, self.folder, overwrite=True, progress=self.progress)
+
+    def _shares(self, runtime: RuntimeConfig) -> SharesOfPlans:
+        return SharesOfPlans(self.dense, runtime, times_folder())
+
+    def _times(self, runtime: RuntimeConfig) -> StepTimes:
+        return StepTimes(plan_of(self.dense), probes_once(self.dense, runtime, times_folder(), progress=self.progress))
 
     @cached_property
     def _analysis(self) -> AnalysisReport:
@@ -318,7 +355,7 @@ class _TaskRun:
 
     def _rivals(self, runtime: RuntimeConfig) -> tuple[list[Way], list[dict[str, Any]]]:
         """The rivals that reach a target in a runtime, the mildest of each, and those that do not."""
-        words = [self._start, self.preset.speedups, runtime]
+        words = [self._weights, self.preset.speedups, runtime]
         found: list[dict[str, Any]] = []
         for name, rival in self.preset.rivals.items():
             work = partial(self._measured_rival, name, rival, runtime)
@@ -329,17 +366,17 @@ class _TaskRun:
         return reached, [one for part in found for one in part["unreached"]]
 
     def _measured_rival(self, name: str, rival: Rival, runtime: RuntimeConfig) -> dict[str, Any]:
-        times = StepTimes(plan_of(self.dense), probes_once(self.dense, runtime, times_folder(), progress=self.progress))
+        times = self._times(runtime)
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         steps = [(entries, plan) for entries in rival.entries() if (plan := self._plan(entries)) is not None]
-        shares = _Shares(self.dense, [plan for _, plan in steps], times, runtime)
+        shares = _Strengths([plan for _, plan in steps], times, self._shares(runtime))
         for speedup in self.preset.speedups:
             index = shares.mildest(1.0 / speedup)
             target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
             if index is None:
-                best = min(shares.known.values(), default=None)
-                unreached.append({**target, "best": None if best is None else 1.0 / best})
+                best = min(shares.known.values(), default=float("inf"))
+                unreached.append({**target, "best": 1.0 / best})
                 continue
             entries, plan = steps[index]
             way = Way(
@@ -372,7 +409,51 @@ class _TaskRun:
         return {"reached": reached, "unreached": unreached}
 
     def _planned(self, runtime: RuntimeConfig) -> list[Way]:
-        return []
+        """The planner's answers in a runtime, one for each target that it reaches."""
+        words = [self._weights, self.preset.speedups, self.preset.planner, self.task.distill, runtime]
+        found = self._once(f"planned-{_name(runtime)}", words, partial(self._find_plans, runtime))
+        return [Way.model_validate(one) for one in found["reached"]]
+
+    def _find_plans(self, runtime: RuntimeConfig) -> dict[str, Any]:
+        report = find_plans(
+            self._recipe(0, evaluate=False),
+            self.folder / f"planner-{_name(runtime)}",
+            budgets=[Budget(speedup=speedup) for speedup in self.preset.speedups],
+            runtime=runtime,
+            config=self.preset.planner,
+            overwrite=True,
+            progress=self.progress,
+        )
+        reached: list[dict[str, Any]] = []
+        for answer in report.answers:
+            trial = report.trials[answer.chosen]
+            way = Way(
+                task=self.name,
+                runtime=_name(runtime),
+                speedup=1.0 / answer.limit,
+                way=PLANNER,
+                entries=[{"name": trial.name}],
+                plan=trial.plan,
+                share=trial.share,
+                warm_start=WarmStartConfig(steps=0, tensorboard=False),
+            )
+            reached.append(way.model_dump(mode="json"))
+        found = report.model_dump(mode="json", include={"prediction_error", "recovery_steps", "seconds", "images"})
+        correlations = rank_correlations(report.trials)
+        target = {"task": self.name, "runtime": _name(runtime), "trials": len(report.trials)}
+        return {"reached": reached, "planning": {**target, **found, "correlations": correlations}}
+
+    def _checked_times(self, runtime: RuntimeConfig) -> dict[str, Any]:
+        """Predicted against measured times of random compositions."""
+        times = self._times(runtime)
+        space = Compositions(plan_of(self.dense), times.predict, self._analysis)
+        pool = {one.plan.model_dump_json(): one.plan for limit in _LIMITS for one in space.meeting(limit)}
+        plans = random.Random(0).sample(list(pool.values()), min(self.preset.checked_plans, len(pool)))
+        shares = self._shares(runtime)(plans, what="random plans", progress=self.progress)
+        known = [(plan, share) for plan, share in zip(plans, shares, strict=True) if share is not None]
+        errors = prediction_errors(times, [plan for plan, _ in known], [share for _, share in known])
+        target = {"task": self.name, "runtime": _name(runtime)}
+        return {**target, "errors": errors, "median": median(map(abs, errors)) if errors else None}
 
     def students(self) -> list[Student]:
         """All ways with what is known of their training."""
@@ -404,33 +485,47 @@ class _TaskRun:
         return int(read_json(places[0])["student"]["images"]) if places else 0
 
     def planning(self) -> list[dict[str, Any]]:
-        return []
+        """How each search went."""
+        names = [f"planned-{_name(runtime)}-*.json" for runtime in self.preset.runtimes]
+        return [read_json(path)["planning"] for name in names for path in sorted(self.folder.glob(name))]
+
+    def check_times(self) -> list[dict[str, Any]]:
+        """How far predicted times of random plans are off, in every runtime that is to be checked."""
+        if not self.preset.checked_plans:
+            return []
+        words = [self._weights, self.preset.checked_plans]
+        return [
+            self._once(f"times-{_name(one)}", [*words, one], partial(self._checked_times, one))
+            for one in self.preset.checked
+        ]
 
     def unreached(self) -> list[dict[str, Any]]:
         return [one for runtime in self.preset.runtimes for one in self._rivals(runtime)[1]]
 
 
-class _Shares:
-    """Times of one rival at all its strengths, measured about the mildest that is expected to be fast enough."""
+class _Strengths:
+    """Times of one rival at its strengths, measured from the one on that is expected to be just fast enough."""
 
-    def __init__(self, dense: nn.Module, plans: Sequence[ModelPlan], times: StepTimes, runtime: RuntimeConfig) -> None:
-        self.dense, self.plans, self.runtime = dense, plans, runtime
+    def __init__(self, plans: Sequence[ModelPlan], times: StepTimes, measure: SharesOfPlans) -> None:
+        self.plans, self._measure = plans, measure
         self.expected = [times.predict(plan) for plan in plans]
         self.known: dict[int, float] = {}
 
     def mildest(self, limit: float) -> int | None:
-        """The index of the mildest that is measured to be within the limit."""
-        if not self.plans:
-            return None
+        """The index of the mildest that is measured to be within the limit, the milder one beside it being not."""
         fits = [index for index, share in enumerate(self.expected) if share is None or share <= limit]
-        about = fits[0] if fits else len(self.plans) - 1
-        near = [about + offset for offset in _NEIGHBOURS if 0 <= about + offset < len(self.plans)]
-        new = {str(index): self.plans[index] for index in near if index not in self.known}
-        if new:
-            shares = measure_plans(self.dense, new, self.runtime)[0]
-            self.known |= {int(index): share for index, share in shares.items()}
-        within = [index for index in sorted(self.known) if self.known[index] <= limit * TOLERANCE]
-        return within[0] if within else None
+        index = fits[0] if fits else len(self.plans) - 1
+        while 0 <= index < len(self.plans) and not self._is_within(index, limit):
+            index += 1
+        while 0 < index < len(self.plans) and self._is_within(index - 1, limit):
+            index -= 1
+        return index if 0 <= index < len(self.plans) else None
+
+    def _is_within(self, index: int, limit: float) -> bool:
+        if index not in self.known:
+            share = self._measure([self.plans[index]])[0]
+            self.known[index] = float("inf") if share is None else share
+        return self.known[index] <= limit * TOLERANCE
 
 
 def _name(runtime: RuntimeConfig) -> str:

@@ -21,8 +21,8 @@ from vitslim.analysis import AnalysisReport, analyze_once
 from vitslim.bench import environment
 from vitslim.checkpoint import load
 from vitslim.data import Loader
-from vitslim.errors import CheckpointError, ConfigError
-from vitslim.files import read_json, write_json
+from vitslim.errors import ConfigError
+from vitslim.files import write_json
 from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.images import data_config, open_loader
@@ -42,13 +42,13 @@ from vitslim.planner import (
     Price,
     Rung,
     RuntimeConfig,
+    SharesOfPlans,
     StepTimes,
     Trial,
     best_steps,
     figures_of,
     improve,
     measure_changes,
-    measure_plans,
     measured,
     of_all_kinds,
     probes_once,
@@ -70,8 +70,6 @@ TOLERANCE = 1.02
 """Of the limit that a measured time may take: what rounds on a shared machine differ by."""
 _SLACK = 0.95
 """Of the limit: a plan that takes less as measured could do more, and is solved for again."""
-_TOGETHER = 6
-"""Plans that are timed in the same rounds, beside the dense model."""
 _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
 _LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -156,7 +154,6 @@ class _Planning:
         self.dense = plan_of(dense)
         self.trials: list[Trial] = []
         self.steps, self.seconds = 0, dict[str, float]()
-        self._shares = _Known(folder / "times.json")
         self._prices: dict[str, tuple[Price, Changes]] = {}
 
     def run(self, budgets: Sequence[Budget]) -> PlanReport:
@@ -370,15 +367,11 @@ class _Planning:
         return replace(new, damage=self._meter(new.plan))
 
     def _measured_shares(self, candidates: Sequence[Candidate]) -> list[float | None]:
-        """Times of plans as shares of the dense model's; ``None`` for those that the runtime does not run."""
-        keys = [_digest(plan_json(one.plan)) for one in candidates]
-        new = {key: one.plan for key, one in zip(keys, candidates, strict=True) if key not in self._shares}
-        names = list(new)
-        for first in range(0, len(names), _TOGETHER):
-            group = {name: new[name] for name in names[first : first + _TOGETHER]}
-            found = measure_plans(self.model, group, self.runtime)[0]
-            self._shares.update({name: found.get(name) for name in group})
-        return [self._shares[key] for key in keys]
+        return self._shares([one.plan for one in candidates], what="trials", progress=self.progress)
+
+    @cached_property
+    def _shares(self) -> SharesOfPlans:
+        return SharesOfPlans(self.model, self.runtime, times_folder())
 
     def _trial(
         self, one: Candidate, share: float | None, analysis: AnalysisReport, price: Price, changes: Changes
@@ -413,7 +406,7 @@ class _Planning:
             place = self.folder / "trials" / f"{steps}-steps"
             names = {index: _digest(found[index].plan) for index in running}
             recipes = {names[index]: self._short(found[index], steps, place) for index in running}
-            run_side_by_side(recipes, place, overwrite=True, progress=self.progress)
+            run_side_by_side(recipes, place, overwrite=True, progress=self.progress, ray=self.config.ray)
             for index in running:
                 student = on_device(load(place / names[index]), self.recipe.device).eval()
                 rung = Rung(steps=steps, damage=self._meter.of(student))
@@ -462,21 +455,6 @@ class _Planning:
         solved = best_steps(self.dense, changes, price, _OUTLOOK)
         found = [Outlook(limit=limit, expected_kl=one[1]) for limit, one in zip(_OUTLOOK, solved, strict=True) if one]
         return sorted(found, key=lambda one: one.limit)
-
-
-class _Known(dict[str, float | None]):
-    """Measured times that a file keeps."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            super().__init__(read_json(path))
-        except (CheckpointError, ValueError):
-            super().__init__()
-
-    def update(self, *args: Any, **more: Any) -> None:
-        super().update(*args, **more)
-        write_json(self._path, dict(self))
 
 
 def _remembered(price: Callable[[ModelPlan], float | None]) -> Price:

@@ -10,6 +10,7 @@ from vitslim.planner.steps import Changes, best_steps, improve, measure_changes
 from vitslim.planner.times import (
     ProbeTimes,
     RuntimeConfig,
+    SharesOfPlans,
     StepTimes,
     measure_models,
     measure_plans,
@@ -33,6 +34,7 @@ __all__ = [
     "ProbeTimes",
     "Rung",
     "RuntimeConfig",
+    "SharesOfPlans",
     "StepReason",
     "StepTimes",
     "Trial",

@@ -8,7 +8,6 @@ same interleaved rounds, so that the load of the machine cancels.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from vitslim.bench import benchmark, environment
 from vitslim.bench.session import Backend
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
-from vitslim.files import read_json, write_json
+from vitslim.files import cache_root, read_json, write_json
 from vitslim.methods import METHODS, planned
 from vitslim.methods.heads import NarrowAttention
 from vitslim.methods.mlp import NarrowMlp
@@ -163,7 +162,70 @@ def measure_models(
 
 def times_folder() -> Path:
     """Where measured times are kept: ``times`` in $VITSLIM_CACHE, else in ~/.cache/vitslim."""
-    return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim") / "times"
+    return cache_root() / "times"
+
+
+class SharesOfPlans:
+    """Measured times of plans as shares of the dense model's, each measured once.
+
+    Plans that differ in nothing but which of several equal blocks they take are the same to a runtime. A JSON file
+    for the model's geometry, the runtime, the machine and the versions keeps what is known.
+
+    Args:
+        folder: of the cache.
+    """
+
+    def __init__(self, model: nn.Module, config: RuntimeConfig, folder: Path) -> None:
+        self._model, self._config = model, config
+        words = [plan_json(plan_of(model)), config.model_dump(mode="json"), _stable_environment()]
+        self._path = folder / f"plans-{_digest(words)}.json"
+        self._known: dict[str, float | None] = _read(self._path)
+
+    def __call__(
+        self, plans: Sequence[ModelPlan], *, what: str = "plans", progress: ProgressCallback = silent
+    ) -> list[float | None]:
+        """Their times; ``None`` for those that the runtime does not run.
+
+        Raises:
+            CheckFailedError: the runtime does not run the dense model.
+        """
+        keys = [_digest(_as_run(plan)) for plan in plans]
+        new = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in self._known}
+        names = list(new)
+        for first in range(0, len(names), _TOGETHER):
+            group = {name: new[name] for name in names[first : first + _TOGETHER]}
+            found = measure_plans(self._model, group, self._config)[0]
+            self._known |= {name: found.get(name) for name in group}
+            write_json(self._path, self._known)
+            progress(Progress(f"times of {what}", first + len(group), len(names), "plans"))
+        return [self._known[key] for key in keys]
+
+
+def _as_run(plan: ModelPlan) -> Any:
+    """What of a plan a runtime sees: each block by its shape, and by the step that used it first."""
+    document = plan_json(plan)
+    first: dict[int, int] = {}
+    for index, step in enumerate(document["steps"]):
+        first.setdefault(step["block"], index)
+        shape = document["model"]["blocks"][step["block"]]
+        step["block"] = [first[step["block"]], shape]
+    del document["model"]["blocks"]
+    return document
+
+
+def _read(path: Path) -> dict[str, float | None]:
+    try:
+        return read_json(path)
+    except CheckpointError:
+        return {}
+
+
+def _digest(words: Any) -> str:
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+
+
+def _stable_environment() -> dict[str, Any]:
+    return {name: value for name, value in environment().items() if name not in _CHANGING}
 
 
 def probes_once(
@@ -175,11 +237,7 @@ def probes_once(
         folder: of the cache.
     """
     plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
-    machine = environment()
-    stable = {name: value for name, value in machine.items() if name not in _CHANGING}
-    words = [plans, config.model_dump(mode="json"), stable]
-    key = hashlib.sha256(repr(words).encode()).hexdigest()[:32]
-    path = folder / f"{key}.json"
+    path = folder / f"{_digest([plans, config.model_dump(mode='json'), _stable_environment()])}.json"
     try:
         known = ProbeTimes.model_validate(read_json(path))
     except (CheckpointError, ValueError):
