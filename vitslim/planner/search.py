@@ -109,7 +109,7 @@ class Compositions:
                 if one is None:
                     continue
                 plain = all(step == StepPlan(block=step.block, tokens=step.tokens) for step in one.plan.steps)
-                if plain and one.plan.depth == self.dense.depth:
+                if plain and one.plan.depth == self.dense.depth and one.plan != self.dense:
                     found.append(one)
         return found
 
