@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import yaml
-from pydantic import Field
 from torch import nn
 
 from vitslim.analysis import AnalysisReport, analyze_once
@@ -41,11 +40,12 @@ from vitslim.planner import (
     probes_once,
     rank,
 )
+from vitslim.planner.config import PlannerConfig
+from vitslim.planner.result import Answer
 from vitslim.plans import cost, plan_json
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe
-from vitslim.report.planner_page import write_planner_page
-from vitslim.shapes import Config
+from vitslim.shapes import Result
 from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.trunk import plan_of
 
@@ -56,22 +56,18 @@ _TOLERANCE = 1.02
 """Of the limit that a measured time may take: what rounds on a shared machine differ by."""
 
 
-class PlannerConfig(Config):
-    """How much is tried."""
+class PlanOutline(Result):
+    """What planning is going to measure, in words, and about how many seconds that takes."""
 
-    fitted: int = Field(default=128, ge=8)  # images that closed-form starts are solved on
-    held_out: int = Field(default=512, ge=8)  # further images that damage is measured on
-    measured: int = Field(default=40, ge=1)  # plans whose damage is measured as they are
-    trials: int = Field(default=8, ge=1)  # plans that are trained for a short while
-    recovery: float = Field(default=0.15, ge=0, le=10)  # steps of all short trainings, as a share of the final ones
-    shortest: int = Field(default=10, ge=1)  # steps of a short training at least
+    lines: list[str]
+    seconds: float
 
 
 def plan(
     recipe: Recipe,
     out: str | Path,
     *,
-    budget: Budget,
+    budgets: Sequence[Budget],
     runtime: RuntimeConfig,
     config: PlannerConfig | None = None,
     overwrite: bool = False,
@@ -91,21 +87,33 @@ def plan(
     if recipe.data is None:
         raise ConfigError("planning needs images of the task, without labels if need be; add --data")
     folder = RunFolder(out)
-    settings = {"recipe": recipe, "budget": budget, "runtime": runtime, "planner": config}
+    settings = {"recipe": recipe, "runtime": runtime, "planner": config, **{b.describe(): b for b in budgets}}
     text = yaml.safe_dump({name: one.model_dump(mode="json") for name, one in settings.items()}, sort_keys=False)
     folder.check(text, overwrite=overwrite)
     dense = on_device(open_source(recipe), recipe.device)
     folder.begin(text, overwrite=overwrite)
     with folder:
         if folder.enter("plan", text, PLANNER_FILE, PLAN_FILE):
-            planning = _Planning(recipe, folder, dense.eval(), budget, runtime, config, progress)
-            found = planning.run()
+            found = _Planning(recipe, folder, dense.eval(), budgets[0], runtime, config, progress).run()
+            for budget in budgets[1:]:
+                other = _Planning(recipe, folder, dense.eval(), budget, runtime, config, progress).run()
+                first, (answer,) = len(found.trials), other.answers
+                moved = {"trials": [first + one for one in answer.trials], "chosen": first + answer.chosen}
+                answers = [*found.answers, answer.model_copy(update=moved)]
+                found = found.model_copy(update={"trials": [*found.trials, *other.trials], "answers": answers})
             write_json(folder.path / PLANNER_FILE, found.model_dump(mode="json"))
             write_json(folder.path / PLAN_FILE, found.plan)
             folder.finish("plan")
-        report = PlanReport.model_validate(folder.read(PLANNER_FILE))
-        write_planner_page(report, folder.path / "report.html")
-    return report
+        return PlanReport.model_validate(folder.read(PLANNER_FILE))
+
+
+def outline_plan(
+    recipe: Recipe, *, budgets: Sequence[Budget], runtime: RuntimeConfig, config: PlannerConfig | None = None
+) -> PlanOutline:
+    """What ``plan`` is going to measure, and about how long it takes."""
+    config = config or PlannerConfig()
+    named = ", ".join(budget.describe() for budget in budgets)
+    return PlanOutline(lines=[f"{config.trials} plans for {named} in {runtime.backend}"], seconds=60.0 * len(budgets))
 
 
 class _Planning:
@@ -142,14 +150,15 @@ class _Planning:
         return PlanReport(
             model=self.recipe.model.name,
             data="" if data is None else data.source,
-            budget=self.budget,
             runtime=self.runtime if self._is_timed else None,
-            limit=limit,
-            compositions=len(found),
+            config=self.config,
             dense_ms=dense_ms,
+            dense=meter.of(self.model),
             prediction_error=median(errors) if errors else None,
             trials=trained,
-            chosen=chosen,
+            answers=[
+                Answer(budget=self.budget, limit=limit, found=len(found), trials=[*range(len(trained))], chosen=chosen)
+            ],
             recovery_steps=steps,
             environment=environment(),
         )
@@ -289,6 +298,7 @@ def _trial(candidate: Candidate, measured: float | None) -> Trial:
     costs = cost(composition.plan)
     return Trial(
         name=describe(composition),
+        kind="method" if len(composition.entries) == 1 else "methods",
         entries=[dict(entry) for entry in composition.entries],
         plan=plan_json(composition.plan),
         macs=costs.macs,
