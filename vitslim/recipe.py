@@ -241,8 +241,9 @@ def _planner_contradictions(recipe: Recipe) -> list[str]:
     budgets = ", ".join(budget.describe() for budget in recipe.planner.budgets)
     given = [name for name in ("plan", "convert") if getattr(recipe, name)]
     if given:
+        verb = "names" if len(given) == 1 else "name"
         errors.append(
-            f"planner finds the plan for a budget ({budgets}), but {' and '.join(given)} name one; leave out either"
+            f"planner finds the plan for a budget ({budgets}), but {' and '.join(given)} {verb} one; leave out either"
         )
     if recipe.distill is not None and recipe.distill.early_tokens:
         errors.append(

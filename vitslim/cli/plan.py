@@ -44,7 +44,7 @@ BatchOption = Annotated[int, typer.Option("--batch", help="images per call that 
 ThreadsOption = Annotated[int, typer.Option("--threads", help="of the CPU in the target", min=1)]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="of the target: fp32, fp16 or bf16")]
 
-_EXAMPLES = {"speedup": 1.5, "latency_ms": 40, "macs": 2.9, "params": 15, "file_mib": 40, "max_drop": 1}
+_EXAMPLES = {"speedup": 1.5, "latency_ms": 40.0, "macs": 2.9, "params": 15.0, "file_mib": 40.0, "max_drop": 1.0}
 Budgets = list[dict[str, float]]
 
 
@@ -110,7 +110,7 @@ def plan(
     """
     budgets = given_budgets(speedup, latency_ms, macs, params, file_mib, max_drop)
     if not budgets:
-        raise ConfigError(f"name a budget: {', '.join(described(budget) for budget in _one_of_each())}")
+        raise ConfigError(f"name a budget: {', '.join(described({name: one}) for name, one in _EXAMPLES.items())}")
     from vitslim.pipeline.budgets import find_plan, outline_plan
     from vitslim.recipe import read_recipe
 
@@ -201,10 +201,6 @@ def _row(trial: Trial, budgets: Sequence[str]) -> list[str]:
         str(sum(rung.steps for rung in trial.rungs)),
         ", ".join(budgets),
     ]
-
-
-def _one_of_each() -> Budgets:
-    return [{name: value} for name, value in _EXAMPLES.items()]
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
