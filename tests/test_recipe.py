@@ -230,6 +230,10 @@ def test_a_single_budget_needs_no_list() -> None:
             "--macs 1 given more than once; each budget gets one plan",
         ),
         (
+            {"data": {}, "planner": {"budgets": [{"macs": 1}, {"max_drop": 2}]}},
+            "--max-drop 2 tries several speedups by itself; give it alone",
+        ),
+        (
             {"data": {}, "planner": {"budgets": {"macs": 1}, "runtime": {"backend": "openvino"}}},
             "planner.runtime.backend='openvino': unknown backend 'openvino'; known: ",
         ),

@@ -86,9 +86,11 @@ class PlannerSection(Config):
 
     @field_validator("budgets")
     @classmethod
-    def _differ(cls, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+    def _go_together(cls, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
         if twice := [one.describe() for one in dict.fromkeys(budgets) if budgets.count(one) > 1]:
             raise ValueError(f"{', '.join(twice)} given more than once; each budget gets one plan")
+        if len(budgets) > 1 and (drop := next((one for one in budgets if one.max_drop is not None), None)):
+            raise ValueError(f"{drop.describe()} tries several speedups by itself; give it alone")
         return budgets
 
 

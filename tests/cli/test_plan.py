@@ -47,7 +47,7 @@ def test_the_plan_of_a_budget_is_found_and_written(tmp_path: Path, vitslim: Comm
 
 
 def test_every_budget_and_option_reaches_the_planner(tmp_path: Path, vitslim: Command, planner: Planner) -> None:
-    budgets = ("--speedup", 1.5, "--macs", 0.001, "--speedup", 2, "--latency-ms", 3, "--max-drop", 1)
+    budgets = ("--speedup", 1.5, "--macs", 0.001, "--speedup", 2, "--latency-ms", 3)
     target = ("--target", "torch", "--batch", 8, "--threads", 2, "--precision", "bf16")
     trials = ("--trials", 3, "--recovery", 0.5, "--ray", "auto", "--seed", 4)
     words = (*budgets, "--params", 0.05, "--file-mib", 0.2, *target, *trials, "--epochs", 2)
@@ -56,7 +56,7 @@ def test_every_budget_and_option_reaches_the_planner(tmp_path: Path, vitslim: Co
     (call,) = planner.calls
     assert call["budgets"] == (
         *(Budget(speedup=1.5), Budget(speedup=2), Budget(latency_ms=3), Budget(macs=0.001)),
-        *(Budget(params=0.05), Budget(file_mib=0.2), Budget(max_drop=1)),
+        *(Budget(params=0.05), Budget(file_mib=0.2)),
     )
     assert call["runtime"] == RuntimeConfig(backend="torch", batch=8, threads=2, precision="bf16")
     assert (call["config"].trials, call["config"].recovery, call["config"].ray) == (3, 0.5, "auto")
@@ -78,6 +78,7 @@ BAD_BUDGETS: dict[str, tuple[tuple[Any, ...], str]] = {
     "slower": (("--speedup", 0.5), "speedup=0.5: Input should be greater than 1"),
     "nothing lost": (("--max-drop", 0), "max_drop=0.0: Input should be greater than 0"),
     "twice": (("--speedup", 2, "--macs", 1, "--speedup", 2.0), "--speedup 2 given more than once"),
+    "a drop and more": (("--max-drop", 1, "--speedup", 2), "--max-drop 1 tries several speedups by itself; give it"),
     "no such target": (("--speedup", 2, "--target", "openvino"), "unknown backend 'openvino'; known: "),
     "misspelt target": (("--speedup", 2, "--target", "tensort"), "did you mean 'tensorrt'?"),
     "target on a GPU": (("--speedup", 2, "--target", "rtx"), "target rtx runs on a GPU; plan for it there (--device"),

@@ -209,7 +209,6 @@ def test_every_argument_of_a_search_arrives(tmp_path: Path, planner: Planner) ->
         macs=0.001,
         params=0.05,
         file_mib=(0.2,),
-        max_drop=1.5,
         target="compiled",
         batch=8,
         threads=2,
@@ -221,13 +220,15 @@ def test_every_argument_of_a_search_arrives(tmp_path: Path, planner: Planner) ->
     (call,) = planner.calls
     assert call["budgets"] == (
         *(Budget(speedup=1.5), Budget(speedup=2), Budget(latency_ms=3), Budget(macs=0.001)),
-        *(Budget(params=0.05), Budget(file_mib=0.2), Budget(max_drop=1.5)),
+        *(Budget(params=0.05), Budget(file_mib=0.2)),
     )
     assert call["runtime"] == RuntimeConfig(backend="compiled", batch=8, threads=2, precision="bf16")
     assert call["config"] == PlannerConfig(trials=3)
     assert call["recipe"].distill.steps == 7
     assert call["recipe"].data.batch_size == 8
     assert (tmp_path / "out" / "plan.json").is_file()
+    vitslim.plan("builtin", IMAGES, max_drop=1.5)
+    assert planner.calls[1]["budgets"] == (Budget(max_drop=1.5),)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,7 @@ def test_every_argument_of_a_search_arrives(tmp_path: Path, planner: Planner) ->
         ({}, "name a budget; there are speedup, latency_ms, macs, params, file_mib, max_drop"),
         ({"speedup": 0.9}, "speedup=0.9: Input should be greater than 1"),
         ({"speedup": [2, 2]}, "--speedup 2 given more than once"),
+        ({"speedup": 2, "max_drop": 1}, "--max-drop 1 tries several speedups by itself"),
         ({"macs": 1, "target": "openvino"}, "unknown backend 'openvino'; known: "),
         ({"macs": 1, "target": "rtx"}, "target rtx runs on a GPU"),
     ],

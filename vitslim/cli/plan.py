@@ -106,7 +106,7 @@ def plan(
     plans of different kinds are trained for a short while. `vitslim convert MODEL
     --plan OUT/plan.json --data ...` then makes the student.
 
-    Every budget can be repeated, and several kinds given: each gets its plan.
+    Every budget but --max-drop can be repeated, and several kinds given: each gets its plan.
     """
     budgets = given_budgets(speedup, latency_ms, macs, params, file_mib, max_drop)
     if not budgets:
