@@ -121,7 +121,7 @@ def named_budgets(limits: dict[str, Limits]) -> list[dict[str, float]]:
         ConfigError: there is none.
     """
     several = {name: [limit] if isinstance(limit, float | int) else limit or () for name, limit in limits.items()}
-    found = [{name: limit} for name, given in several.items() for limit in given]
+    found: list[dict[str, float]] = [{name: limit} for name, given in several.items() for limit in given]
     if not found:
         raise ConfigError(f"name a budget; there are {', '.join(limits)}")
     return found
