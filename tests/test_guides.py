@@ -6,12 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import vitslim as package
 from tests.cli.conftest import Command, vitslim  # noqa: F401  the fixture
 from tests.pages import FEW, ROOT, blocks, check_commands, commands, run_python
+from tests.pipeline.planned import stand_in
 from tests.test_examples import opened
 from vitslim.files import read_json
+from vitslim.names import BUILTIN
+from vitslim.pipeline.checks import check
+from vitslim.recipe import read_recipe
 
 measure = opened("measure")
 
@@ -42,7 +47,7 @@ def shortened(words: list[str]) -> list[str]:
     return [*(LITTLE.get(word, word) for word in words), *QUICK.get(words[0], [])]
 
 
-@pytest.mark.parametrize("name", ["analyze", "benchmark", "compose", "deploy_cpu", "fine_tune"])
+@pytest.mark.parametrize("name", ["analyze", "benchmark", "compose", "deploy_cpu", "fine_tune", "plan"])
 def test_a_guide_runs_from_its_first_command_to_its_last(
     name: str,
     vitslim: Command,  # noqa: F811
@@ -50,6 +55,7 @@ def test_a_guide_runs_from_its_first_command_to_its_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    stand_in(monkeypatch)
     found = blocks((measure.GUIDES / f"{name}.md").read_text())
     assert {"bash"} <= {language for language, _ in found}
     for language, content in found:
@@ -58,6 +64,8 @@ def test_a_guide_runs_from_its_first_command_to_its_last(
         for words in commands(content):
             done = vitslim(*shortened(words))
             assert done.code == 0, (words, done.err)
+        if language == "yaml":
+            assert check(read_recipe(yaml.safe_load(content))).outline.model == BUILTIN
 
 
 @pytest.mark.parametrize("page", ["README.md", "examples/guides/deploy_gpu.md"])

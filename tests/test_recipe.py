@@ -180,6 +180,12 @@ def test_a_single_method_needs_no_list() -> None:
     assert read_recipe({"convert": {"method": "skipat"}}).convert == ({"method": "skipat"},)
 
 
+def test_a_single_budget_needs_no_list() -> None:
+    recipe = read_recipe({"data": {}}, ["planner.budgets={speedup: 2}"])
+    assert recipe.planner == read_recipe({"data": {}, "planner": {"budgets": [{"speedup": 2}]}}).planner
+    assert read_recipe(yaml.safe_load(write_yaml(recipe))) == recipe
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +214,36 @@ def test_a_single_method_needs_no_list() -> None:
         (
             {"data": {"labels": "ignore"}, "distill": {"ce_weight": 1}},
             "distill.ce_weight=1 trains on labels, but data.labels",
+        ),
+        ({"planner": {"budgets": {"speedup": 1.5}}}, "planner needs images, but data is missing"),
+        ({"data": {}, "planner": {"budgets": []}}, "planner.budgets=[]: "),
+        (
+            {"data": {}, "planner": {"budgets": {"speedup": 0.5}}},
+            "planner.budgets.0.speedup=0.5: Input should be great",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": [{"speedup": 2, "macs": 1}]}},
+            "wanted one budget (--speedup 1.5, --latency-ms 5, --macs 2.9, --params 15, --file-mib 40, --max-drop 1)",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": [{"macs": 1}, {"speedup": 2}, {"macs": 1}]}},
+            "--macs 1 given more than once; each budget gets one plan",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": [{"macs": 1}, {"max_drop": 2}]}},
+            "--max-drop 2 tries several speedups by itself; give it alone",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": {"macs": 1}, "runtime": {"backend": "openvino"}}},
+            "planner.runtime.backend='openvino': unknown backend 'openvino'; known: ",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": {"speedup": 2}}, "plan": "p.json", "convert": {"method": "depth"}},
+            "planner finds the plan for a budget (--speedup 2), but plan and convert name one; leave out either",
+        ),
+        (
+            {"data": {}, "planner": {"budgets": {"speedup": 2}}, "distill": {"early_tokens": 0.5}},
+            "distill.early_tokens=0.5 needs a plan that chooses tokens",
         ),
         ({"seed": -1}, "seed=-1: "),
         ({"data": {}, "distill": {"steps": True}}, "distill.steps=True: true and false are no numbers"),

@@ -15,6 +15,8 @@ from vitslim.data.augment import AugmentConfig
 from vitslim.errors import ConfigError
 from vitslim.methods import read_method
 from vitslim.plain_yaml import LARGEST_NUMBER, read_yaml, read_yaml_file
+from vitslim.planner import Budget, RuntimeConfig
+from vitslim.planner.config import PlannerConfig
 from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.validation import describe_errors, shown
@@ -71,6 +73,28 @@ class ExportSection(Config):
     images: int = Field(32, ge=1)  # images of the comparison
 
 
+class PlannerSection(Config):
+    """The search for the plan, in place of ``plan`` and ``convert``."""
+
+    budgets: tuple[Budget, ...] = Field(min_length=1)  # the student gets the plan of the first
+    runtime: RuntimeConfig = RuntimeConfig()  # in what it has to be fast
+    config: PlannerConfig = PlannerConfig()  # how much is tried
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _one_budget_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
+    @field_validator("budgets")
+    @classmethod
+    def _go_together(cls, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        if twice := [one.describe() for one in dict.fromkeys(budgets) if budgets.count(one) > 1]:
+            raise ValueError(f"{', '.join(twice)} given more than once; each budget gets one plan")
+        if len(budgets) > 1 and (drop := next((one for one in budgets if one.max_drop is not None), None)):
+            raise ValueError(f"{drop.describe()} tries several speedups by itself; give it alone")
+        return budgets
+
+
 class Recipe(Config):
     """One run; a section that is ``null`` is left out."""
 
@@ -78,6 +102,7 @@ class Recipe(Config):
     teacher: str | None = None  # dense model to learn from, a name or a folder; none: `model` itself
     convert: tuple[dict[str, Any], ...] = ()  # each {method: name, option: value, ...}
     plan: str | None = None  # a plan.json to build first, or in place of methods
+    planner: PlannerSection | None = None  # finds the plan within a budget, in place of both
     data: DataSection | None = None
     analyze: AnalyzeSection | None = None
     warm_start: WarmStartConfig | None = None
@@ -199,7 +224,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             read_method(str(entry["method"]), options)
         except ConfigError as error:
             errors.append(f"{where}{error}")
-    needing = [name for name in ("analyze", "warm_start", "distill") if getattr(recipe, name) is not None]
+    needing = [name for name in ("planner", "analyze", "warm_start", "distill") if getattr(recipe, name) is not None]
     if needing and recipe.data is None:
         verb = "needs" if len(needing) == 1 else "need"
         errors.append(f"{', '.join(needing)} {verb} images, but data is missing")
@@ -209,4 +234,23 @@ def _contradictions(recipe: Recipe) -> list[str]:
         )
     if recipe.finetune_dense and recipe.distill is None:
         errors.append("finetune_dense trains the dense model too, but distill gives no budget")
+    return errors + _planner_contradictions(recipe)
+
+
+def _planner_contradictions(recipe: Recipe) -> list[str]:
+    if recipe.planner is None:
+        return []
+    errors: list[str] = []
+    budgets = ", ".join(budget.describe() for budget in recipe.planner.budgets)
+    given = [name for name in ("plan", "convert") if getattr(recipe, name)]
+    if given:
+        verb = "names" if len(given) == 1 else "name"
+        errors.append(
+            f"planner finds the plan for a budget ({budgets}), but {' and '.join(given)} {verb} one; leave out either"
+        )
+    if recipe.distill is not None and recipe.distill.early_tokens:
+        errors.append(
+            f"distill.early_tokens={recipe.distill.early_tokens:g} needs a plan that chooses tokens, which planner may "
+            "not find; leave it at 0, or train with the plan that is found"
+        )
     return errors

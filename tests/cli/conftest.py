@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.pipeline.planned import Planner, stand_in
 from tests.pipeline.tiny import MODEL, RECIPE
 from vitslim.cli.main import main
 from vitslim.pipeline import export, run
@@ -100,3 +101,9 @@ def recipe_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, "finetune_dense": False}))
     return path
+
+
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
+    """In place of the one that measures."""
+    return stand_in(monkeypatch)

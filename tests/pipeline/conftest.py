@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.planned import Planner, stand_in
 from tests.pipeline.tiny import RECIPE
 from vitslim.pipeline import run
 from vitslim.recipe import read_recipe
@@ -20,3 +21,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A copy of it to change."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
+    """In place of the one that measures."""
+    return stand_in(monkeypatch)

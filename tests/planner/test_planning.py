@@ -1,4 +1,4 @@
-"""`vitslim plan` and the function behind it, on the tiny model and a budget of multiply-accumulates."""
+"""The planner on the tiny model and a budget of multiply-accumulates."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import TINY, Command, vitslim  # noqa: F401
 from tests.pipeline.tiny import IMAGES, MODEL, QUIET
 from vitslim.errors import ConfigError
-from vitslim.names import BUILTIN
 from vitslim.pipeline import planning, run
-from vitslim.pipeline.planning import PlannerConfig, plan
+from vitslim.pipeline.planning import plan
 from vitslim.planner import Budget, RuntimeConfig
+from vitslim.planner.config import PlannerConfig
 from vitslim.plans import check, cost, dense_plan, read_plan_file
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.recipe import Recipe, read_recipe
@@ -46,11 +45,11 @@ def recipe(**changes: Any) -> Recipe:
 
 def test_a_plan_within_the_budget_is_found_trained_and_written(tmp_path: Path) -> None:
     budget = Budget(macs=0.7 * dense_macs() / 1e9)
-    report = plan(recipe(), tmp_path / "out", budget=budget, runtime=RuntimeConfig(), config=QUICK)
+    report = plan(recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK)
     found = read_plan_file(tmp_path / "out" / "plan.json")
     assert not check(found)
     assert cost(found).macs <= 0.7 * dense_macs()
-    chosen = report.trials[report.chosen]
+    chosen = report.chosen
     assert chosen.rungs
     assert report.recovery_steps == sum(rung.steps for trial in report.trials for rung in trial.rungs)
     assert len({tuple(entry["method"] for entry in trial.entries) for trial in report.trials}) == len(report.trials)
@@ -59,7 +58,7 @@ def test_a_plan_within_the_budget_is_found_trained_and_written(tmp_path: Path) -
 
     stages: list[Progress] = []
     again = plan(
-        recipe(), tmp_path / "out", budget=budget, runtime=RuntimeConfig(), config=QUICK, progress=stages.append
+        recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK, progress=stages.append
     )
     assert again.plan == report.plan
     assert not [one for one in stages if "distill" in one.stage and one.unit == "begun"]
@@ -68,37 +67,12 @@ def test_a_plan_within_the_budget_is_found_trained_and_written(tmp_path: Path) -
 def test_a_budget_that_nothing_reaches_is_refused(tmp_path: Path) -> None:
     budget = Budget(params=0.001)
     with pytest.raises(ConfigError, match=r"no composition of up to three methods .* of the dense model's parameters"):
-        plan(recipe(), tmp_path / "out", budget=budget, runtime=RuntimeConfig(), config=QUICK)
+        plan(recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK)
 
 
 def test_planning_needs_images(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs images"):
-        plan(read_recipe({"model": MODEL}), tmp_path / "out", budget=Budget(macs=1.0), runtime=RuntimeConfig())
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_takes_one_budget(tmp_path: Path, vitslim: Command) -> None:  # noqa: F811
-    words = ("plan", BUILTIN, "--data", IMAGES, "--out", tmp_path / "out", *TINY)
-    assert "wanted one budget" in vitslim(*words).error
-    assert "given: speedup, macs" in vitslim(*words, "--speedup", "2", "--macs", "1").error
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_budget_converts_in_one_command(tmp_path: Path, vitslim: Command) -> None:  # noqa: F811
-    words = ("--data", IMAGES, "--batch-size", 16, "--macs", 0.7 * dense_macs() / 1e9, *TINY)
-    settings = ("distill.steps=2", "distill.tensorboard=false", "warm_start.steps=0", "evaluate=false", "report=false")
-    analyzed = ("analyze.images=16", "analyze.replacement_images=8")
-    asked = [word for one in (*settings, *analyzed) for word in ("--set", one)]
-    outcome = vitslim("convert", BUILTIN, "--out", tmp_path / "out", *words, *asked, "--json")
-    assert outcome.code == 0, outcome.err
-    assert read_plan_file(tmp_path / "out-plan" / "plan.json") == read_plan_file(tmp_path / "out" / "plan.json")
-    assert cost(read_plan_file(tmp_path / "out" / "plan.json")).macs <= 0.7 * dense_macs()
-
-
-def test_a_budget_stands_in_place_of_methods(tmp_path: Path, vitslim: Command) -> None:  # noqa: F811
-    words = ("convert", BUILTIN, "--speedup", "1.5", "--out", tmp_path / "out", *TINY)
-    for more in ((), ("--data", IMAGES, "--method", "depth")):
-        assert "--speedup 1.5: a budget needs --data" in vitslim(*words, *more).error
+        plan(read_recipe({"model": MODEL}), tmp_path / "out", budgets=[Budget(macs=1.0)], runtime=RuntimeConfig())
     assert not (tmp_path / "out").exists()
 
 

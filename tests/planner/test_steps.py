@@ -35,9 +35,7 @@ def test_every_change_that_saves_something_is_measured_alone(
 
 
 @pytest.mark.parametrize("limit", [0.85, 0.6, 0.4])
-def test_the_best_sum_is_that_of_all_combinations(
-    model: nn.Module, changes: Changes, price: Any, limit: float
-) -> None:
+def test_the_best_sum_is_that_of_all_combinations(model: nn.Module, changes: Changes, price: Any, limit: float) -> None:
     dense = plan_of(model)
     # Few enough changes to try them all.
     few = replace(

@@ -31,6 +31,13 @@ def targets(incomplete: str) -> list[str]:
     return words(*(one.name for one in list_targets()))(incomplete)
 
 
+def backends(incomplete: str) -> list[str]:
+    """Whatever runs models, by the names of ``targets``'s backends."""
+    from vitslim.targets import list_targets
+
+    return words(*dict.fromkeys(name for one in list_targets() for name in one.backends))(incomplete)
+
+
 def models(incomplete: str) -> list[str]:
     """Aliases; behind some letters of which none is one, all that timm has."""
     short = words(BUILTIN, *ALIASES)(incomplete)

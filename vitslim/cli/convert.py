@@ -12,15 +12,20 @@ from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.inspect import print_plan
 from vitslim.cli.plan import (
     BatchOption,
+    Budgets,
+    DropOption,
+    FileOption,
     LatencyOption,
     MacsOption,
     ParamsOption,
+    PrecisionOption,
     SpeedupOption,
     TargetOption,
     ThreadsOption,
-    given_budget,
-    plan_first,
-    shown_budget,
+    described,
+    given_budgets,
+    runtime_section,
+    show_trials,
 )
 from vitslim.cli.screen import Screen, print_json, print_metrics, print_table, say, say_skipped
 from vitslim.cli.train import distill_budget
@@ -29,10 +34,6 @@ from vitslim.errors import ConfigError
 if TYPE_CHECKING:
     from vitslim.pipeline import RunResult
     from vitslim.recipe import Recipe
-
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")
-]
 
 _AUGMENT = "data.augment"  # where --set finds the augmentation in a recipe
 
@@ -67,9 +68,12 @@ def convert(
     latency_ms: LatencyOption = None,
     macs: MacsOption = None,
     params: ParamsOption = None,
-    target: TargetOption = "ort",
+    file_mib: FileOption = None,
+    max_drop: DropOption = None,
+    target: TargetOption = None,
     batch: BatchOption = 1,
     threads: ThreadsOption = 1,
+    precision: PrecisionOption = "fp32",
     analyze: Annotated[
         bool, typer.Option("--analyze", help="analyze the dense model, also where no method reads the analysis")
     ] = False,
@@ -83,13 +87,14 @@ def convert(
     device: options.DeviceOption = "cpu",
     seed: options.SeedOption = 0,
     overwrite: options.OverwriteOption = False,
-    dry_run: DryRunOption = False,
+    dry_run: options.DryRunOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Convert a pretrained ViT; with --data also warm start, distill, evaluate.
 
     With a budget (--speedup 1.5) in place of methods the plan is found first, as
-    `vitslim plan` does, in a folder beside --out.
+    `vitslim plan` does, in OUT/planner; the student is exported for the target and
+    timed there beside the dense model. Of several budgets it gets the first one's plan.
 
     With --data, a method whose blocks an analysis can choose (skipat, sret) has
     the dense model analyzed and takes what is recommended. Name the blocks
@@ -99,24 +104,25 @@ def convert(
     where mirror images are other classes, as with digits or text:
     --set data.augment.hflip=0 (default 0.5).
     """
-    budget = given_budget(speedup, latency_ms, macs, params)
-    if not method and plan is None and not budget:
+    budgets = given_budgets(speedup, latency_ms, macs, params, file_mib, max_drop)
+    if not method and plan is None and not budgets:
         raise ConfigError(
             "name a method (--method depth; `vitslim list methods` shows all), a plan (--plan FILE) or a budget "
             "(--speedup 1.5)"
         )
-    if budget and (method or plan is not None or data is None):
-        raise ConfigError(f"{shown_budget(budget)}: a budget needs --data, and stands in place of --method and --plan")
+    if budgets and (method or plan is not None or data is None):
+        given = " ".join(map(described, budgets))
+        raise ConfigError(f"{given}: a budget needs --data, and stands in place of --method and --plan")
     document: dict[str, Any] = {
         "plan": None if plan is None else str(plan),
-        "model": {
-            "name": model,
-            "pretrained": not no_pretrained,
-            "weights": None if weights is None else str(weights),
-            "img_size": options.image_size(img_size),
-            "num_classes": num_classes,
-            "options": options.model_arguments(model_arg),
-        },
+        "model": options.model_section(
+            model,
+            weights=weights,
+            no_pretrained=no_pretrained,
+            img_size=img_size,
+            num_classes=num_classes,
+            model_arg=model_arg,
+        ),
         "convert": options.method_entries(method or [], option or []),
         "device": device,
         "seed": seed,
@@ -132,6 +138,8 @@ def convert(
         }
     elif epochs is not None or finetune_dense or teacher is not None or analyze:
         raise ConfigError("--epochs, --finetune-dense, --teacher and --analyze need images; add --data")
+    if budgets:
+        document |= _planned(budgets, runtime_section(target, batch, threads, precision, device))
     from vitslim.pipeline.choices import reads_analysis
     from vitslim.recipe import AnalyzeSection, read_recipe
 
@@ -139,10 +147,20 @@ def convert(
     is_said = any(word.startswith("analyze") for word in setting or [])
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
         recipe = recipe.model_copy(update={"analyze": AnalyzeSection.model_validate({})})
-    if budget and not dry_run:
-        runtime = {"backend": target, "batch": batch, "threads": threads, "device": device}
-        recipe = plan_first(recipe, out, budget, runtime, overwrite=overwrite, quiet=json)
     _run_recipe(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
+
+
+def _planned(budgets: Budgets, runtime: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a recipe that a budget brings: the search, and the proof in the runtime that it was for."""
+    from vitslim.pipeline.runtimes import runs_onnx_files
+
+    precisions = [runtime["precision"]]
+    timed = {name: runtime[name] for name in ("threads", "device")}
+    return {
+        "planner": {"budgets": budgets, "runtime": runtime},
+        "export": {"precisions": precisions} if runs_onnx_files(runtime["backend"]) else None,
+        "bench": {"backends": [runtime["backend"]], "precisions": precisions, "batches": [runtime["batch"]], **timed},
+    }
 
 
 def run(
@@ -150,7 +168,7 @@ def run(
     out: options.OutOption,
     setting: options.SetOption = None,
     overwrite: options.OverwriteOption = False,
-    dry_run: DryRunOption = False,
+    dry_run: options.DryRunOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Run a recipe; finished stages whose inputs have not changed are skipped.
@@ -199,11 +217,15 @@ def _run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, js
 
     options.show_resolved(recipe.model.name)
     if dry_run:
+        from vitslim.pipeline.budgets import outline_plan, with_planning
         from vitslim.pipeline.checks import check
         from vitslim.plans import plan_json
 
         forecast = check(recipe)
-        say_outline(forecast.outline, _AUGMENT)
+        outline = forecast.outline
+        if recipe.planner is not None:
+            outline = with_planning(outline, outline_plan(recipe))
+        say_outline(outline, _AUGMENT)
         say_choices(forecast.choices)
         if json:
             choices = [one.model_dump(mode="json") for one in forecast.choices]
@@ -235,6 +257,11 @@ def _show_result(recipe: Recipe, result: RunResult, *, json: bool) -> None:
         found = {"metrics": dict(result.metrics), "plan": document, "choices": choices, "passed": result.passed}
         print_json({"out": str(result.folder), **found, "training": training})
         return
+    if recipe.planner is not None:
+        from vitslim.pipeline.running import PLANNER_FILE, PLANNER_FOLDER
+        from vitslim.planner import PlanReport
+
+        show_trials(PlanReport.model_validate(read_json(result.folder / PLANNER_FOLDER / PLANNER_FILE)))
     if plan is not None:
         print_plan(plan)
     print_metrics(result.metrics)

@@ -41,10 +41,19 @@ def say_outline(outline: Outline, section: str) -> None:
     say(f"input     {_preparation(outline.images.preprocessing)}")
     if outline.budget:
         say(f"augment   {_augmentation(outline.images.augment, section)}")
+    if outline.planning:
+        say(f"planner   the plan is found first: {'; '.join(outline.planning)} ({duration(outline.planning_seconds)})")
     if outline.methods:
         say(f"methods   {', '.join(outline.methods)}")
     if outline.budget:
         say(f"budget    {'; '.join(map(_length, outline.budget))}")
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def say_choices(choices: Iterable[Choice]) -> None:

@@ -69,6 +69,9 @@ DataSetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="how the images are read and prepared, as data.mean=0.5 data.crop_pct=1"
     ),
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="check everything, say what would be done, write nothing")
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="images per batch", min=1)]
 
 _OWN_OPTIONS = {
@@ -105,6 +108,26 @@ def open_named(
         stated=stated,
         **model_arguments(model_arg),
     )
+
+
+def model_section(
+    name: str,
+    *,
+    weights: Path | None = None,
+    no_pretrained: bool = False,
+    img_size: str | None = None,
+    num_classes: int | None = None,
+    model_arg: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The ``model`` section of a recipe, as the options say."""
+    return {
+        "name": name,
+        "pretrained": not no_pretrained,
+        "weights": None if weights is None else str(weights),
+        "img_size": image_size(img_size),
+        "num_classes": num_classes,
+        "options": model_arguments(model_arg),
+    }
 
 
 def show_resolved(name: str) -> None:

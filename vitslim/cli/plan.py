@@ -1,39 +1,51 @@
-"""The command that finds a plan for a budget: plan."""
+"""The command that finds a plan for a budget: plan; with the options and the table that convert shares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitslim.cli import options
+from vitslim.cli import complete, options
+from vitslim.cli.header import duration
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.cli.train import distill_budget
+from vitslim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitslim.planner import PlanReport, RuntimeConfig, Trial
-    from vitslim.recipe import Recipe
+    from vitslim.planner import PlanReport, Trial
 
 SpeedupOption = Annotated[
-    float | None,
-    typer.Option("--speedup", help="budget: so many times as fast as the dense model", show_default=False),
+    list[float] | None, typer.Option("--speedup", help="budget: so many times as fast as the dense model")
 ]
 LatencyOption = Annotated[
-    float | None, typer.Option("--latency-ms", help="budget: milliseconds of one call", show_default=False)
+    list[float] | None, typer.Option("--latency-ms", help="budget: milliseconds of one call in the target")
 ]
 MacsOption = Annotated[
-    float | None,
-    typer.Option("--macs", help="budget: billions of multiply-accumulates of an image", show_default=False),
+    list[float] | None, typer.Option("--macs", help="budget: billions of multiply-accumulates of an image")
 ]
-ParamsOption = Annotated[
-    float | None, typer.Option("--params", help="budget: millions of parameters", show_default=False)
+ParamsOption = Annotated[list[float] | None, typer.Option("--params", help="budget: millions of parameters")]
+FileOption = Annotated[list[float] | None, typer.Option("--file-mib", help="budget: MiB of weights in the precision")]
+DropOption = Annotated[
+    list[float] | None,
+    typer.Option("--max-drop", help="budget: points of accuracy that the fastest plan may lose"),
 ]
-TargetOption = Annotated[str, typer.Option("--target", help="backend that it has to be fast in: ort, torch, compiled")]
-
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="backend to be fast in: ort, torch, compiled, tensorrt and others; default: the fastest that is installed",
+        show_default=False,
+        autocompletion=complete.backends,
+    ),
+]
 BatchOption = Annotated[int, typer.Option("--batch", help="images per call that it has to be fast at", min=1)]
-ThreadsOption = Annotated[int, typer.Option("--threads", help="of the CPU", min=1)]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="of the CPU in the target", min=1)]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="of the target: fp32, fp16 or bf16")]
+
+_EXAMPLES = {"speedup": 1.5, "latency_ms": 40.0, "macs": 2.9, "params": 15.0, "file_mib": 40.0, "max_drop": 1.0}
+Budgets = list[dict[str, float]]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,18 +61,32 @@ def plan(
     latency_ms: LatencyOption = None,
     macs: MacsOption = None,
     params: ParamsOption = None,
-    target: TargetOption = "ort",
+    file_mib: FileOption = None,
+    max_drop: DropOption = None,
+    target: TargetOption = None,
     batch: BatchOption = 1,
     threads: ThreadsOption = 1,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16")] = "fp32",
+    precision: PrecisionOption = "fp32",
     epochs: Annotated[
         float | None,
         typer.Option("--epochs", help="passes of the distillation to follow; default 3", show_default=False),
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", help="plans that are trained for a short while", min=1)] = 8,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="plans that are trained for a short while", min=1, show_default=False)
+    ] = None,
     recovery: Annotated[
-        float, typer.Option("--recovery", help="steps of all short trainings, as a share of the distillation's", min=0)
-    ] = 0.15,
+        float | None,
+        typer.Option(
+            "--recovery",
+            help="steps of all short trainings, as a share of the distillation's",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Ray cluster for the short trainings", show_default=False),
+    ] = None,
     batch_size: options.BatchSizeOption = 64,
     weights: options.WeightsOption = None,
     no_pretrained: options.NoPretrainedOption = False,
@@ -71,45 +97,55 @@ def plan(
     device: options.DeviceOption = "cpu",
     seed: options.SeedOption = 0,
     overwrite: options.OverwriteOption = False,
+    dry_run: options.DryRunOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Find the plan of a model that recovers best within a budget.
 
-    Steps are timed in the runtime, damage is measured on the images, and the best
+    Steps are timed in the target, damage is measured on the images, and the best
     plans of different kinds are trained for a short while. `vitslim convert MODEL
     --plan OUT/plan.json --data ...` then makes the student.
-    """
-    from vitslim.pipeline.planning import PlannerConfig
-    from vitslim.pipeline.planning import plan as find_plan
-    from vitslim.planner import Budget
-    from vitslim.recipe import read_recipe
-    from vitslim.validation import validated
 
-    budget = validated(Budget, given_budget(speedup, latency_ms, macs, params))
-    runtime = _runtime(
-        {"backend": target, "batch": batch, "threads": threads, "precision": precision, "device": device}
-    )
+    Every budget but --max-drop can be repeated, and several kinds given: each gets its plan.
+    """
+    budgets = given_budgets(speedup, latency_ms, macs, params, file_mib, max_drop)
+    if not budgets:
+        raise ConfigError(f"name a budget: {', '.join(described({name: one}) for name, one in _EXAMPLES.items())}")
+    from vitslim.pipeline.budgets import find_plan, outline_plan
+    from vitslim.recipe import read_recipe
+
     document: dict[str, Any] = {
-        "model": {
-            "name": model,
-            "pretrained": not no_pretrained,
-            "weights": None if weights is None else str(weights),
-            "img_size": options.image_size(img_size),
-            "num_classes": num_classes,
-            "options": options.model_arguments(model_arg),
-        },
+        "model": options.model_section(
+            model,
+            weights=weights,
+            no_pretrained=no_pretrained,
+            img_size=img_size,
+            num_classes=num_classes,
+            model_arg=model_arg,
+        ),
         "data": {"source": data, "batch_size": batch_size},
+        "planner": {
+            "budgets": budgets,
+            "runtime": runtime_section(target, batch, threads, precision, device),
+            "config": _given({"trials": trials, "recovery": recovery, "ray": ray}),
+        },
         "distill": distill_budget(epochs, setting or []),
         "device": device,
         "seed": seed,
     }
     recipe = read_recipe(document, setting or [])
-    config = validated(PlannerConfig, {"trials": trials, "recovery": recovery})
     options.show_resolved(model)
+    if dry_run:
+        ahead = outline_plan(recipe)
+        if json:
+            print_json(ahead.model_dump(mode="json"))
+            return
+        for line in ahead.lines:
+            say(line)
+        say(f"{duration(ahead.seconds)}; nothing is written")
+        return
     with Screen() as screen:
-        report = find_plan(
-            recipe, out, budget=budget, runtime=runtime, config=config, overwrite=overwrite, progress=screen
-        )
+        report = find_plan(recipe, out, overwrite=overwrite, progress=screen)
     if json:
         print_json({**report.model_dump(mode="json"), "out": str(out)})
         return
@@ -117,71 +153,55 @@ def plan(
     say(f"wrote {out}; the student: vitslim convert {model} --plan {out}/plan.json --data {data} --out DIR")
 
 
-def given_budget(
-    speedup: float | None, latency_ms: float | None, macs: float | None, params: float | None
-) -> dict[str, float]:
-    """The budgets that were named."""
-    given = {"speedup": speedup, "latency_ms": latency_ms, "macs": macs, "params": params}
-    return {name: value for name, value in given.items() if value is not None}
+def given_budgets(
+    speedup: Sequence[float] | None,
+    latency_ms: Sequence[float] | None,
+    macs: Sequence[float] | None,
+    params: Sequence[float] | None,
+    file_mib: Sequence[float] | None,
+    max_drop: Sequence[float] | None,
+) -> Budgets:
+    """The budgets that were named, as recipes have them."""
+    every = zip(_EXAMPLES, (speedup, latency_ms, macs, params, file_mib, max_drop), strict=True)
+    return [{name: value} for name, values in every for value in values or ()]
 
 
-def shown_budget(budget: Mapping[str, float]) -> str:
-    """As it was typed."""
+def described(budget: Mapping[str, float]) -> str:
+    """As it is typed: ``--speedup 1.5``."""
     return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in budget.items())
 
 
-def plan_first(
-    recipe: Recipe,
-    out: Path,
-    budget: Mapping[str, float],
-    runtime: Mapping[str, Any],
-    *,
-    overwrite: bool,
-    quiet: bool,
-) -> Recipe:
-    """The recipe with the plan that is found for a budget, in a folder beside ``out``."""
-    from vitslim.pipeline.planning import plan as find_plan
-    from vitslim.planner import Budget
-    from vitslim.validation import validated
+def runtime_section(target: str | None, batch: int, threads: int, precision: str, device: str) -> dict[str, Any]:
+    """The ``runtime`` of a recipe's planner, as the options say."""
+    from vitslim.pipeline.runtimes import fastest_backend
 
-    folder = out.with_name(f"{out.name}-plan")
-    with Screen() as screen:
-        report = find_plan(
-            recipe,
-            folder,
-            budget=validated(Budget, budget),
-            runtime=_runtime(runtime),
-            overwrite=overwrite,
-            progress=screen,
-        )
-    if not quiet:
-        show_trials(report)
-    return recipe.model_copy(update={"plan": str(folder / "plan.json")})
-
-
-def _runtime(given: Mapping[str, Any]) -> RuntimeConfig:
-    from vitslim.planner import RuntimeConfig
-    from vitslim.validation import validated
-
-    return validated(RuntimeConfig, {**given, "device": str(given["device"]).split(":")[0]})
+    backend = fastest_backend(device) if target is None else target
+    # Which GPU it is does not matter to what is timed on it.
+    kind = device.partition(":")[0]
+    return {"backend": backend, "batch": batch, "threads": threads, "precision": precision, "device": kind}
 
 
 def show_trials(report: PlanReport) -> None:
-    """All trials as a table, the chosen one marked."""
-    columns = ("", "plan", "time of dense", "MACs", "parameters", "KL at start", "KL after", "steps")
-    rows = [_row(one, "*" if index == report.chosen else "") for index, one in enumerate(report.trials)]
-    print_table("", columns, rows)
+    """All trials as a table, each chosen one with its budget."""
+    columns = ("plan", "time of dense", "MACs", "parameters", "KL at start", "KL after", "steps", "chosen for")
+    chosen: dict[int, list[str]] = {}
+    for answer in report.answers:
+        chosen.setdefault(answer.chosen, []).append(answer.budget.describe())
+    print_table("", columns, [_row(one, chosen.get(index, ())) for index, one in enumerate(report.trials)])
 
 
-def _row(trial: Trial, mark: str) -> list[str]:
-    last = trial.rungs[-1] if trial.rungs else None
+def _row(trial: Trial, budgets: Sequence[str]) -> list[str]:
     return [
-        mark,
         trial.name,
         "-" if trial.measured is None else f"{trial.measured:.0%}",
         f"{trial.macs / 1e9:.3f} G",
         f"{trial.parameters / 1e6:.2f} M",
         f"{trial.damage.kl:.3f}",
-        "-" if last is None else f"{last.damage.kl:.3f}",
-        "0" if last is None else str(last.steps),
+        f"{trial.last.kl:.3f}" if trial.rungs else "-",
+        str(sum(rung.steps for rung in trial.rungs)),
+        ", ".join(budgets),
     ]
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}

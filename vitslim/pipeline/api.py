@@ -17,7 +17,7 @@ from vitslim.methods import convert as convert_module
 from vitslim.opening import ModelLike, dense_baseline, is_named, open_model
 from vitslim.pipeline.devices import device_named, on_device
 from vitslim.pipeline.images import DataLike, labels_for, open_loader
-from vitslim.plans import ModelPlan, read_plan_file
+from vitslim.plans import ModelPlan, read_plan, read_plan_file
 from vitslim.progress import ProgressCallback, silent
 from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.trunk import is_converted
@@ -34,7 +34,7 @@ def convert(
     model: ModelLike,
     method: str | InstanceOf[MethodConfig] | None = None,
     *,
-    plan: InstanceOf[ModelPlan] | AnyPath | None = None,
+    plan: InstanceOf[ModelPlan] | Mapping[str, Any] | AnyPath | None = None,
     analysis: Evidence | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -43,7 +43,8 @@ def convert(
     Args:
         model: dense or already converted; whatever ``open_model`` takes.
         method: the method's name with ``options``, or its config.
-        plan: what to make of the model, in place of a method: a plan, or the path of a plan.json.
+        plan: what to make of the model, in place of a method: a plan, plain data as ``PlanReport.plan`` has it, or the
+            path of a plan.json.
         analysis: decides the options that are left to it (``None``), and is needed by those that say ``"auto"``.
         options: fields of the method's config.
 
@@ -59,6 +60,8 @@ def convert(
         method, options = read_method(method, options)[1], {}
     if isinstance(plan, str | Path):
         plan = read_plan_file(plan)
+    elif isinstance(plan, Mapping):
+        plan = read_plan(plan)
     return convert_module(open_model(model), method, plan=plan, analysis=analysis, **options)
 
 

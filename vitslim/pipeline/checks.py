@@ -13,8 +13,9 @@ from vitslim.pipeline.choices import Choice, first_plan, forecast
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.inputs import open_images, open_source, open_teacher
 from vitslim.pipeline.outline import Budget, ImageOutline, Outline, budget_of, outline_images
+from vitslim.pipeline.runtimes import check_runtime
 from vitslim.plans import ModelPlan
-from vitslim.recipe import Recipe
+from vitslim.recipe import PlannerSection, Recipe
 from vitslim.targets.onnx.export import check_export
 from vitslim.train import check_distillation, training_errors
 from vitslim.train.early_tokens import early_token_errors
@@ -49,6 +50,8 @@ def check(recipe: Recipe) -> Forecast:
         MissingDependencyError: the device, or something that the export needs, is absent.
     """
     device_named(recipe.device)
+    if recipe.planner is not None:
+        check_runtime(recipe.planner.runtime)
     source = open_source(recipe, shape_only=True)
     student, plan, choices = _forecast_student(recipe, copy.deepcopy(source).to("meta"))
     teacher = open_teacher(recipe, source, shape_only=True)
@@ -76,11 +79,21 @@ def check(recipe: Recipe) -> Forecast:
 
 
 def _forecast_student(recipe: Recipe, source: nn.Module) -> tuple[nn.Module, ModelPlan | None, list[Choice]]:
-    """The student without weights, its plan, and what its methods choose."""
+    """The student without weights, its plan, and what its methods choose; the dense model where that is not known."""
+    if recipe.planner is not None:
+        _check_budgets(recipe.planner, recipe.model.name, source)
     if not recipe.convert and recipe.plan is None:
         return source, plan_of(source) if is_converted(source) else None, []
     plan, choices = forecast(recipe, *first_plan(recipe, source))
     return build(plan, source), plan, choices
+
+
+def _check_budgets(planner: PlannerSection, name: str, source: nn.Module) -> None:
+    if is_converted(source):
+        raise ConfigError(f"{name} is converted already; a plan for a budget begins with the dense model")
+    for budget in planner.budgets:
+        if budget.measure != "time" and budget.max_drop is None:
+            budget.limit(plan_of(source), None, planner.runtime.precision)
 
 
 def can_warm_start(student: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import Field
 from torch import nn
 
 from vitslim.data import AugmentConfig, Loader
@@ -41,13 +42,21 @@ class Budget(Result):
 
 
 class Outline(Result):
-    """What a run is about to do; ``teacher`` is None where the model itself or nobody teaches."""
+    """What a run is about to do.
+
+    Attributes:
+        teacher: None where the model itself or nobody teaches.
+        planning: what is measured first, in words, where the plan has to be found.
+        planning_seconds: about how long that takes.
+    """
 
     model: str
     methods: list[str]
     teacher: str | None
     images: ImageOutline | None
     budget: list[Budget]
+    planning: list[str] = Field(default_factory=list[str])
+    planning_seconds: float = 0.0
 
 
 Announce = Callable[[Outline | list[Choice]], None]

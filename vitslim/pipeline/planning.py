@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -60,6 +61,7 @@ from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe
 from vitslim.report.planner_page import write_planner_page
+from vitslim.shapes import Result
 from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.trunk import is_converted, plan_of
 
@@ -74,6 +76,8 @@ _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
 _LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
 """Limits that are tried to say how far anything goes."""
+_CHANGES_PER_BLOCK, _PROBES, _SECONDS_PER_MODEL = 10, 20, 5.0
+"""About what there is to measure, for the forecast."""
 _FEWEST = 32
 """Images to train on."""
 _SHARE = 1 / 3
@@ -125,6 +129,97 @@ def plan(
         report = PlanReport.model_validate(folder.read(PLANNER_FILE))
         write_planner_page(report, folder.path / "report.html")
     return report
+
+
+class PlanOutline(Result):
+    """What planning is going to measure, in words, and about how many seconds that takes."""
+
+    lines: list[str]
+    seconds: float
+
+
+def outline_plan(
+    recipe: Recipe, *, budgets: Sequence[Budget], runtime: RuntimeConfig, config: PlannerConfig | None = None
+) -> PlanOutline:
+    """What ``plan`` is going to measure, and about how long it takes; no weights are fetched and nothing is written.
+
+    Raises:
+        ConfigError: what ``plan`` refuses before it measures.
+    """
+    config = config or PlannerConfig()
+    _check(recipe, budgets)
+    assert recipe.data is not None
+    model = open_source(recipe, shape_only=True)
+    dense = plan_of(model)
+    for budget in budgets:
+        if budget.measure != "time":
+            budget.limit(dense, None, runtime.precision)
+    available = open_loader(data_config(recipe.data), model, split="train", labels="ignore")
+    images = _planning_images(available, config)
+    fitted, rounds = images * config.fitted // (config.fitted + config.held_out), len(budgets)
+    if budgets[0].max_drop is not None:
+        rounds = len(LADDER)
+    timed = any(one.measure == "time" for one in budgets)
+    changes = dense.depth * _CHANGES_PER_BLOCK
+    plans = rounds * (config.measured + 12 * config.improved + 10) + 30
+    rungs = _rungs(config.trials, _final_steps(recipe, model) * config.recovery, config.shortest)
+    steps = rounds * sum(count * each for count, each in rungs) if config.recovery else 0
+    # A start runs its images some four times, a single change half of the model on average.
+    forwards = (changes / 2 + plans) * (images - fitted + 4 * fitted) + 4 * steps * recipe.data.batch_size
+    models = (_PROBES + 2 * rounds * config.trials) * timed
+    lines = [
+        f"damage: about {changes + plans} plans on {images - fitted} images, their starts fitted to {fitted} others",
+        f"trials: {config.trials} plans for each budget, {steps} optimiser steps in all",
+    ]
+    if timed:
+        where = f"{runtime.backend}, {runtime.precision}, batch {runtime.batch}, {runtime.threads} CPU thread(s)"
+        lines.insert(0, f"times: about {models} models in {where}; those that were measured before are taken over")
+    seconds = forwards * cost(dense).macs / _macs_per_second() + models * _SECONDS_PER_MODEL
+    return PlanOutline(lines=lines, seconds=seconds)
+
+
+def _macs_per_second() -> float:
+    """Of a product of matrices on this CPU, less what a model loses between them."""
+    a = torch.randn(512, 512)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(8):
+        a @ a
+    return 8 * 512**3 / (time.perf_counter() - began) / 2
+
+
+def _planning_images(loader: Loader, config: PlannerConfig) -> int:
+    """How many images starts are fitted to and damage is measured on."""
+    if loader.num_images < _FEWEST:
+        raise ConfigError(f"{loader.origin} has {loader.num_images} images; planning needs {_FEWEST} at least")
+    return min(config.fitted + config.held_out, int(_SHARE * loader.num_images))
+
+
+def _final_steps(recipe: Recipe, model: nn.Module) -> int:
+    """Of the distillation that the student is going to have."""
+    distill, data = recipe.distill, recipe.data
+    assert data is not None
+    if distill is None:
+        return 0
+    if distill.steps is not None:
+        return distill.steps
+    loader = open_loader(
+        data_config(data), model, split="train", training=True, batch_size=data.batch_size,
+        limit=data.train_limit, labels="ignore",
+    )  # fmt: skip
+    return max(1, round((distill.epochs or 1.0) * len(loader)))
+
+
+def _rungs(trials: int, total: float, shortest: int) -> list[tuple[int, int]]:
+    """Successive halving: how many are trained, and for how many steps, twice as many each time."""
+    rounds = max(1, ceil(log2(max(2, trials))))
+    found: list[tuple[int, int]] = []
+    steps = 0
+    for _ in range(rounds if trials > 1 else 0):
+        steps = max(shortest, round(total / rounds / trials), 2 * steps)
+        found.append((trials, steps))
+        trials = ceil(trials / 2)
+    return found
 
 
 def _check(recipe: Recipe, budgets: Sequence[Budget]) -> None:
@@ -290,10 +385,7 @@ class _Planning:
     @cached_property
     def _images(self) -> int:
         """That damage is measured on and starts are fitted to, and that no trial is trained on."""
-        found = self._open({"labels": "ignore"})
-        if found.num_images < _FEWEST:
-            raise ConfigError(f"{found.origin} has {found.num_images} images; planning needs {_FEWEST} at least")
-        return min(self.config.fitted + self.config.held_out, int(_SHARE * found.num_images))
+        return _planning_images(self._open({"labels": "ignore"}), self.config)
 
     def _open(self, labels: Mapping[str, Any], **options: Any) -> Loader:
         """Training images, as they are."""
@@ -397,12 +489,8 @@ class _Planning:
         """Successive halving: all are trained for a short while, the better half for twice as long, and so on."""
         found = list(trials)
         running = list(range(len(trials)))
-        rounds = max(1, ceil(log2(max(2, len(trials)))))
-        total, steps = self._final_steps * self.config.recovery, 0
-        for _ in range(rounds):
-            if len(running) < 2 or not self.config.recovery:
-                break
-            steps = max(self.config.shortest, round(total / rounds / len(running)), 2 * steps)
+        total = _final_steps(self.recipe, self.model) * self.config.recovery
+        for _, steps in _rungs(len(trials), total, self.config.shortest) if self.config.recovery else ():
             place = self.folder / "trials" / f"{steps}-steps"
             names = {index: _digest(found[index].plan) for index in running}
             recipes = {names[index]: self._short(found[index], steps, place) for index in running}
@@ -414,20 +502,6 @@ class _Planning:
             self.steps += steps * len(running)
             running = sorted(running, key=lambda index: _score(found[index]))[: ceil(len(running) / 2)]
         return found
-
-    @cached_property
-    def _final_steps(self) -> int:
-        distill, data = self.recipe.distill, self.recipe.data
-        assert data is not None
-        if distill is None:
-            return 0
-        if distill.steps is not None:
-            return distill.steps
-        loader = open_loader(
-            data_config(data), self.model, split="train", training=True, batch_size=data.batch_size,
-            limit=data.train_limit, labels="ignore",
-        )  # fmt: skip
-        return max(1, round((distill.epochs or 1.0) * len(loader)))
 
     def _short(self, trial: Trial, steps: int, place: Path) -> Recipe:
         path = place / f"{_digest(trial.plan)}.plan.json"

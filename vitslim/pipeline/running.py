@@ -1,9 +1,9 @@
-"""The run of a recipe: open, analyze, convert, warm start, distill, evaluate, export, verify, bench, report."""
+"""The run of a recipe: open, plan, analyze, convert, warm start, distill, evaluate, export, verify, bench, report."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vitslim import checkpoint
-from vitslim.errors import CheckFailedError
+from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.files import read_json, write_json
 from vitslim.opening import dense_baseline
 from vitslim.pipeline.checks import can_warm_start, check
@@ -50,9 +50,16 @@ PARITY_FILE = "export/parity.json"
 BENCH_FILE = "bench.json"
 WARM_START_FOLDER = "train/warm_start"
 DENSE_FOLDER = "train/dense"
+PLANNER_FOLDER = "planner"
+PLANNER_FILE = "planner.json"
+AFTER_TRAINING = ("finetune_dense", "export", "bench", "report")
+"""Sections of a recipe on which no plan depends."""
 
 # What was measured on, or made from, a student; it says nothing of the next one.
 EVIDENCE = (METRICS_FILE, "export", BENCH_FILE, "report.html")
+
+FindPlan = Callable[[Recipe, Path, ProgressCallback], object]
+"""Leaves plan.json and planner.json in a folder, for a recipe with a ``planner``."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +128,14 @@ def run(
     overwrite: bool = False,
     progress: ProgressCallback = silent,
     announce: Announce = keep_quiet,
+    find_plan: FindPlan | None = None,
 ) -> RunResult:
     """Run a recipe over an output folder; finished stages whose inputs have not changed are skipped.
 
     Args:
         announce: called with an ``Outline`` before the first stage, and with the ``Choice`` of every method that has
             one before anything is trained.
+        find_plan: the first stage of a recipe with a ``planner``; ``vitslim.pipeline.run`` brings it.
 
     Raises:
         ConfigError: an error in the recipe, or several processes, said before anything is written.
@@ -134,6 +143,8 @@ def run(
         CheckFailedError: a loss that was not finite.
     """
     refuse_several_processes("the run of a recipe")
+    if recipe.planner is not None and find_plan is None:
+        raise ConfigError("this recipe has its plan found first; run it with vitslim.pipeline.run or `vitslim run`")
     folder = RunFolder(out)
     folder.check(write_yaml(recipe), overwrite=overwrite)
     forecast = check(recipe)
@@ -143,6 +154,8 @@ def run(
     announce(forecast.outline)
     with folder:
         running = _Run(recipe, folder, progress, source, teacher, announce)
+        if find_plan is not None:
+            running.recipe = _with_plan(running, find_plan)
         student, choices = _make_student(running)
         metrics = _evaluate(running, student)
         passed = _deploy(running, student)
@@ -152,6 +165,17 @@ def run(
 
             write_report(folder.path)
     return RunResult(folder.path, student, teacher, metrics, passed, choices)
+
+
+def _with_plan(running: _Run, find_plan: FindPlan) -> Recipe:
+    """The recipe with the plan that its planner finds, in a folder within that of the run."""
+    recipe, place = running.recipe, running.folder.path / PLANNER_FOLDER
+    settings = recipe.model_dump(exclude={"data", *AFTER_TRAINING})
+    inputs = [settings, file_state(recipe.model), data_inputs(recipe), image_input(running.source)]
+    if running.enter("plan", inputs, *(f"{PLANNER_FOLDER}/{name}" for name in (PLANNER_FILE, PLAN_FILE))):
+        find_plan(recipe, place, running.progress)
+        running.finish("plan")
+    return recipe.model_copy(update={"plan": str(place / PLAN_FILE)})
 
 
 def _make_student(running: _Run) -> tuple[nn.Module, list[Choice]]:
@@ -172,6 +196,7 @@ def _make_student(running: _Run) -> tuple[nn.Module, list[Choice]]:
     outputs = (PLAN_FILE, checkpoint.WEIGHTS_FILE, *([CHOICES_FILE] if choices else []))
     if running.enter("convert", [*inputs, *decided], *outputs):
         folder.discard(*EVIDENCE, CHOICES_FILE, *([] if recipe.analyze else [ANALYSIS_FILE, "plots"]))
+        folder.discard(*([] if recipe.planner else [PLANNER_FOLDER]))
         write_json(folder.path / PLAN_FILE, plan_json(plan_of(student)) if is_converted(student) else {})
         write_cost(folder.path, student)
         if choices:

@@ -40,6 +40,7 @@ class Backend:
         on_stream: its work goes on torch's current stream, so that CUDA events time it.
         in_torch: torch runs the model itself: no file, and memory of torch's allocator.
         per_batch: what is timed is built anew for every batch size.
+        needs: modules without which it does not run, beyond those of its target.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Backend:
     on_stream: bool = False
     in_torch: bool = False
     per_batch: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vitslim.targets.onnx.result import OnnxExport
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
 
+_RUNTIME = ("onnxruntime",)
 _PROVIDERS: dict[str, Provider] = {"ort": "cpu", "ort-cuda": "cuda", "ort-tensorrt": "tensorrt"}
 
 
@@ -34,10 +35,10 @@ class OnnxTarget(Target):
     precisions = ALL_PRECISIONS
     leaves_sizes_free = True
     backends = (
-        Backend("ort", preference=1),
-        Backend("ort-cuda", preference=2, needs_gpu=True),
+        Backend("ort", preference=1, needs=_RUNTIME),
+        Backend("ort-cuda", preference=2, needs_gpu=True, needs=_RUNTIME),
         # Its engines, built at the first images, are worth their minutes only to who asks for them.
-        Backend("ort-tensorrt", needs_gpu=True),
+        Backend("ort-tensorrt", needs_gpu=True, needs=_RUNTIME),
     )
 
     def option_names(self) -> list[str]:
