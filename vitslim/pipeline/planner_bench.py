@@ -373,7 +373,7 @@ class _TaskRun:
         shares = _Strengths([plan for _, plan in steps], times, self._shares(runtime))
         for speedup in self.preset.speedups:
             index = shares.mildest(1.0 / speedup)
-            target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
+            target: dict[str, Any] = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": name}
             if index is None:
                 best = min(shares.known.values(), default=float("inf"))
                 unreached.append({**target, "best": 1.0 / best})
@@ -398,7 +398,7 @@ class _TaskRun:
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         for speedup in self.preset.speedups:
-            target = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": SIBLING}
+            target: dict[str, Any] = {"task": self.name, "runtime": _name(runtime), "speedup": speedup, "way": SIBLING}
             fast = [index for index, share in shares.items() if share <= TOLERANCE / speedup]
             if not fast:
                 unreached.append({**target, "best": None if not shares else 1.0 / min(shares.values())})

@@ -109,7 +109,7 @@ def plan(
     _check(recipe, budgets)
     folder = RunFolder(out)
     settings = {"recipe": recipe, "runtime": runtime, "planner": config}
-    document = {name: one.model_dump(mode="json") for name, one in settings.items()}
+    document: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in settings.items()}
     document["budgets"] = [one.model_dump(mode="json", exclude_none=True) for one in budgets]
     text = yaml.safe_dump(document, sort_keys=False)
     folder.check(text, overwrite=overwrite)
@@ -181,10 +181,10 @@ def outline_plan(
 def _macs_per_second() -> float:
     """Of a product of matrices on this CPU, less what a model loses between them."""
     a = torch.randn(512, 512)
-    a @ a
+    torch.mm(a, a)
     began = time.perf_counter()
     for _ in range(8):
-        a @ a
+        torch.mm(a, a)
     return 8 * 512**3 / (time.perf_counter() - began) / 2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitslim.planner.result import StepReason
 from vitslim.planner.search import Price
-from vitslim.planner.steps import DROPPED, Changes
+from vitslim.planner.steps import Changes
 from vitslim.plans import ModelPlan, StepPlan
 
 
@@ -20,7 +20,7 @@ def reasons(plan: ModelPlan, dense: ModelPlan, changes: Changes, price: Price) -
 
 
 def _reason(block: int, steps: list[StepPlan], plan: ModelPlan, changes: Changes, price: Price) -> StepReason:
-    step = steps[0] if steps else DROPPED
+    step = steps[0] if steps else None
     others = {
         describe_step(other): alone
         for other in changes.steps(StepPlan(block=block))
@@ -38,7 +38,7 @@ def _reason(block: int, steps: list[StepPlan], plan: ModelPlan, changes: Changes
 
 def describe_step(step: StepPlan | None) -> str:
     """What became of a block, in words."""
-    if step is DROPPED:
+    if step is None:
         return "dropped"
     plain = StepPlan(block=step.block)
     parts = [choice.describe() for choice, usual in zip(step.choices, plain.choices, strict=True) if choice != usual]

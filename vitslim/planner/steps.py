@@ -31,9 +31,6 @@ _STRENGTHS = 3
 _GRID = 1000
 """Parts into which the saving is divided that a limit asks for; every choice is rounded down to one."""
 
-DROPPED = None
-"""What becomes of a dropped block, where others have a step."""
-
 
 @dataclass(frozen=True)
 class Changes:
@@ -50,20 +47,20 @@ class Changes:
 
     def alone(self, block: int, step: StepPlan | None) -> float | None:
         """The sum of what a step's changes do; ``None`` where one of them was not measured."""
-        if step is DROPPED:
+        if step is None:
             return self.dropped.get(block)
         parts = [self.attention.get((block, step.attention)), self.mlp.get((block, step.mlp))]
         return None if None in parts else sum(part for part in parts if part is not None)
 
     def steps(self, step: StepPlan) -> Iterator[StepPlan | None]:
-        """What may stand in the place of a step, its own rule on tokens being kept."""
+        """What may stand in the place of a step, its own rule on tokens being kept; ``None``: the block is dropped."""
         block = step.block
         attentions = [choice for at, choice in self.attention if at == block]
         mlps = [choice for at, choice in self.mlp if at == block]
         for attention, mlp in product(attentions, mlps):
             yield step.but(attention=attention, mlp=mlp)
         if block in self.dropped and not step.tokens.selects:
-            yield DROPPED
+            yield None
 
 
 def measure_changes(dense: ModelPlan, price: Price, meter: DamageMeter, progress: ProgressCallback = silent) -> Changes:
@@ -77,7 +74,7 @@ def measure_changes(dense: ModelPlan, price: Price, meter: DamageMeter, progress
     done, total = 0, dense.depth * (len(attentions) + len(mlps) + 1)
     for index, step in enumerate(dense.steps):
         attention[index, Dense()] = mlp[index, DenseMlp()] = 0.0
-        changed: list[tuple[AttentionChoice | MlpChoice | None, ModelPlan]] = [(None, _placed(dense, index, DROPPED))]
+        changed: list[tuple[AttentionChoice | MlpChoice | None, ModelPlan]] = [(None, _placed(dense, index, None))]
         changed += [(one, _placed(dense, index, step.but(attention=one))) for one in attentions]
         changed += [(one, _placed(dense, index, step.but(mlp=one))) for one in mlps]
         for choice, plan in changed:
@@ -167,8 +164,8 @@ def improve(
 
 def _choices(dense: ModelPlan) -> tuple[list[AttentionChoice], list[MlpChoice]]:
     """What methods do alike to all steps that they change, on one axis alone."""
-    attentions: dict[AttentionChoice, None] = {NoAttention(): None}
-    mlps: dict[MlpChoice, None] = {NoMlp(): None}
+    attentions: list[AttentionChoice] = [NoAttention()]
+    mlps: list[MlpChoice] = [NoMlp()]
     for _, method in METHODS.items():
         strengths = list(method.strengths(dense))
         for options in strengths[:: max(1, -(-len(strengths) // _STRENGTHS))]:
@@ -182,16 +179,17 @@ def _choices(dense: ModelPlan) -> tuple[list[AttentionChoice], list[MlpChoice]]:
             )
             if plan.depth != dense.depth or plan.image_size != dense.image_size or not changed or not is_plain:
                 continue
-            if len({step.attention for step in changed}) == 1 and changed[0].attention != Dense():
-                attentions[changed[0].attention] = None
-            if len({step.mlp for step in changed}) == 1 and changed[0].mlp != DenseMlp():
-                mlps[changed[0].mlp] = None
-    return list(attentions), list(mlps)
+            attention, mlp = changed[0].attention, changed[0].mlp
+            if attention not in (Dense(), *attentions) and all(step.attention == attention for step in changed):
+                attentions.append(attention)
+            if mlp not in (DenseMlp(), *mlps) and all(step.mlp == mlp for step in changed):
+                mlps.append(mlp)
+    return attentions, mlps
 
 
 def _placed(plan: ModelPlan, index: int, step: StepPlan | None) -> ModelPlan:
     """The plan with another step at a place, or without it."""
-    steps = (*plan.steps[:index], *(() if step is DROPPED else (step,)), *plan.steps[index + 1 :])
+    steps = (*plan.steps[:index], *((step,) if step else ()), *plan.steps[index + 1 :])
     return plan.model_copy(update={"steps": steps})
 
 
@@ -233,7 +231,7 @@ def _traced(
     for index in range(len(options) - 1, -1, -1):
         option, before = taken[index]
         step = options[index][int(option[level])][2]
-        if step is not DROPPED:
+        if step is not None:
             steps.append(step)
         level = int(before[level])
     return base.model_copy(update={"steps": tuple(reversed(steps))})
@@ -245,17 +243,12 @@ def _moves(plan: ModelPlan, changes: Changes, price: Price, limit: float) -> Ite
     whole = price(plan)
     if whole is None or len(now) != plan.depth or any(step.weights != OwnWeights() for step in plan.steps):
         return
-    now |= dict.fromkeys(plan.dropped, DROPPED)
+    now |= dict.fromkeys(plan.dropped)
     single: list[tuple[float, float, int, StepPlan | None]] = []
     for block, step in now.items():
         harm = changes.alone(block, step)
         for other in changes.steps(step or StepPlan(block=block)) if harm is not None else ():
-            if (
-                step is not DROPPED
-                and other is not DROPPED
-                and step.attention != other.attention
-                and step.mlp != other.mlp
-            ):
+            if step is not None and other is not None and step.attention != other.attention and step.mlp != other.mlp:
                 continue  # one respect at a time
             alone, cost = changes.alone(block, other), None if other == step else _price(plan, {block: other}, price)
             if alone is not None and harm is not None and cost is not None:
@@ -274,7 +267,7 @@ def _moves(plan: ModelPlan, changes: Changes, price: Price, limit: float) -> Ite
 def _exchanged(plan: ModelPlan, moves: Mapping[int, StepPlan | None]) -> ModelPlan:
     """The plan, no block of which comes twice, with other steps for some blocks."""
     steps: dict[int, StepPlan | None] = {**{step.block: step for step in plan.steps}, **moves}
-    kept = [step for _, step in sorted(steps.items()) if step is not DROPPED]
+    kept = [step for _, step in sorted(steps.items()) if step is not None]
     return plan.model_copy(update={"steps": tuple(kept)})
 
 
