@@ -1,4 +1,4 @@
-"""The commands that measure speed: bench MODEL..., bench suite, bench accuracy."""
+"""The commands that measure: bench MODEL..., bench suite, bench accuracy, bench planner."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def register(app: typer.Typer) -> None:
     group.command(_MODELS)(bench)
     group.command("suite")(suite)
     group.command("accuracy")(accuracy)
+    group.command("planner")(planner)
     app.add_typer(group)
 
 
@@ -155,6 +156,32 @@ def accuracy(
 ) -> None:
     """Train a teacher on the built-in images, convert it with everything at one budget; accuracy beside speed."""
     _run("accuracy", out, preset, quick, minutes, again, settings, show, json)
+
+
+def planner(
+    out: OutFolder = None,
+    preset: PresetOption = "cpu",
+    minutes: MinutesOption = None,
+    settings: SettingsOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """The planner's students beside every simpler way that is as fast, with one budget; it goes on where it was."""
+    from vitslim.pipeline.planner_bench import PlannerBench
+    from vitslim.report.planner_bench import bench_lines
+
+    bench = PlannerBench(out or Path("out", f"planner-{Path(preset).stem}"), preset=preset, overrides=settings or ())
+    # As anyone would type it: without the folders of this machine.
+    command = f"vitslim bench planner --preset {Path(preset).name}"
+    command += "".join(f" --set {shlex.quote(one)}" for one in settings or ())
+    with Screen() as screen:
+        found = bench.run(minutes=minutes, command=command, progress=screen)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    typer.echo("\n".join(bench_lines(found)))
+    say(f"wrote {bench.path}")
+    if found.left:
+        say(f"{len(found.left)} parts are left; run the same command again", style="yellow")
 
 
 def _run(

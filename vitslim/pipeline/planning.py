@@ -249,7 +249,8 @@ class _Planning:
         self.dense = plan_of(dense)
         self.trials: list[Trial] = []
         self.steps, self.seconds = 0, dict[str, float]()
-        self._prices: dict[str, tuple[Price, Changes]] = {}
+        self._prices: dict[str, Price] = {}
+        self._measured: dict[str, Changes] = {}
 
     def run(self, budgets: Sequence[Budget]) -> PlanReport:
         with self._timed("analysis"):
@@ -281,14 +282,16 @@ class _Planning:
 
     def _answer(self, budget: Budget, analysis: AnalysisReport) -> Answer:
         is_timed = budget.measure == "time"
-        price, changes = self._priced(budget)
         limit = budget.limit(self.dense, self._times[1] if is_timed else None, self.runtime.precision)
         aim = limit * _MARGIN if is_timed else limit
+        price = self._price(budget)
         space = Compositions(self.dense, price, analysis)
-        with self._timed("damage"):
-            candidates, found = self._candidates(space, changes, aim)
-        if not candidates:
+        compositions = space.meeting(aim)
+        if not compositions:
             raise ConfigError(self._out_of_reach(budget, limit, space))
+        with self._timed("damage"):
+            changes = self._changes(budget)
+            candidates, found = self._candidates(space, compositions, changes, aim)
         with self._timed("times of trials"):
             trials = self._trials(candidates, space, changes, limit, is_timed)
         with self._timed("short trainings"):
@@ -322,7 +325,7 @@ class _Planning:
         """How far anything goes, and what would go further."""
         reached = min([one.price for level in _LEVELS for one in space.meeting(level)], default=1.0)
         return (
-            f"{budget.describe()}: no plan is expected to take {limit:.0%} of the dense model's {budget.measure} or "
+            f"{budget.describe()}: no composition of methods is expected to take {limit:.0%} of the dense model's {budget.measure} or "
             f"less; the least that was found is {reached:.0%} ({1 / reached:.2f}x); ask for less, or start from a "
             "smaller model"
         )
@@ -354,6 +357,11 @@ class _Planning:
 
     def _price(self, budget: Budget) -> Price:
         """What a plan takes, as a share of the dense model's."""
+        if budget.measure not in self._prices:
+            self._prices[budget.measure] = _remembered(self._unremembered(budget))
+        return self._prices[budget.measure]
+
+    def _unremembered(self, budget: Budget) -> Price:
         whole = cost(self.dense)
         if budget.measure == "time":
             return self._times[0].predict
@@ -361,12 +369,12 @@ class _Planning:
             return lambda plan: cost(plan).macs / whole.macs
         return lambda plan: cost(plan).parameters / whole.parameters
 
-    def _priced(self, budget: Budget) -> tuple[Price, Changes]:
-        """What a plan takes, and what single changes that take less do alone."""
-        if budget.measure not in self._prices:
-            price = _remembered(self._price(budget))
-            self._prices[budget.measure] = price, measure_changes(self.dense, price, self._meter, self.progress)
-        return self._prices[budget.measure]
+    def _changes(self, budget: Budget) -> Changes:
+        """What single changes do alone that take less."""
+        if budget.measure not in self._measured:
+            found = measure_changes(self.dense, self._price(budget), self._meter, self.progress)
+            self._measured[budget.measure] = found
+        return self._measured[budget.measure]
 
     @cached_property
     def _meter(self) -> DamageMeter:
@@ -396,9 +404,10 @@ class _Planning:
             **labels, **options,
         )  # fmt: skip
 
-    def _candidates(self, space: Compositions, changes: Changes, aim: float) -> tuple[list[Candidate], int]:
+    def _candidates(
+        self, space: Compositions, found: Sequence[Candidate], changes: Changes, aim: float
+    ) -> tuple[list[Candidate], int]:
         """The best plans of every kind with their damage, and how many met the limit on paper."""
-        found = space.meeting(aim)
         best = promising(found, space, self._meter, self.config.measured, self.progress)
         sharp = [space.sharpened(one, aim) for one in best]
         methods = measured(sharp, self._meter, "compositions", self.progress)
@@ -525,8 +534,7 @@ class _Planning:
         )
 
     def _outlook(self, budget: Budget) -> list[Outlook]:
-        price, changes = self._priced(budget)
-        solved = best_steps(self.dense, changes, price, _OUTLOOK)
+        solved = best_steps(self.dense, self._changes(budget), self._price(budget), _OUTLOOK)
         found = [Outlook(limit=limit, expected_kl=one[1]) for limit, one in zip(_OUTLOOK, solved, strict=True) if one]
         return sorted(found, key=lambda one: one.limit)
 

@@ -1,0 +1,145 @@
+"""The benchmark of the planner as tables and a picture: what each way keeps of the accuracy at each speedup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from vitslim.bench.tables import as_markdown, as_text
+from vitslim.planner.comparison import PLANNER, PlannerBenchReport, Student
+from vitslim.report.charts import Point, draw_front, scatter
+from vitslim.report.drawing import Picture
+from vitslim.report.numbers import ABSENT
+
+
+def bench_tables(report: PlannerBenchReport) -> dict[str, list[list[str]]]:
+    """For every task and runtime what each way reaches, the first line of each table its header.
+
+    A cell has the mean top-1 over the seeds in per cent, half the range that they span, and the measured speedup; the
+    best one of a column is between asterisks.
+    """
+    return {
+        f"{task}, {runtime}": _table(report, task, runtime)
+        for task, runtime in dict.fromkeys((one.task, one.runtime) for one in report.students)
+    }
+
+
+def bench_lines(report: PlannerBenchReport) -> list[str]:
+    """The tables and what has to be said of them, for a terminal."""
+    tables = [f"{title}\n{as_text(cells)}\n" for title, cells in bench_tables(report).items()]
+    return [*tables, *bench_notes(report)]
+
+
+def bench_markdown(report: PlannerBenchReport) -> str:
+    """The same for a page."""
+    tables = [f"{_in_words(title)}:\n\n{as_markdown(cells)}" for title, cells in bench_tables(report).items()]
+    return "\n\n".join([*tables, *bench_notes(report)])
+
+
+def bench_notes(report: PlannerBenchReport) -> list[str]:
+    """Budgets, dense accuracy, what the searches took, how good predicted times were, what is left."""
+    notes: list[str] = []
+    for task, images in report.images.items():
+        steps = report.settings["tasks"][task]["distill"]["steps"]
+        dense = report.finetuned.get(task, {})
+        top1 = f"; the dense model with the same budget has {_accuracy(dense)} %" if dense else ""
+        notes.append(f"{task}: {steps} steps of distillation for every row, {images} held-out images{top1}.")
+    for one in report.planning:
+        seconds, error = sum(one["seconds"].values()), one["prediction_error"]
+        notes.append(
+            f"The search for all speedups on {one['task']} in {one['runtime']} took {seconds / 60:.0f} minutes and "
+            f"{one['recovery_steps']} steps of short trainings on top"
+            + ("." if error is None else f"; times of its trials were predicted to {100 * error:.1f} % (median).")
+        )
+    for one in report.times:
+        notes.append(
+            f"Predicted times of {len(one['errors'])} random plans on {one['task']} in {one['runtime']}: off by "
+            f"{100 * one['median']:.1f} % in the median, by {100 * max(map(abs, one['errors'])):.1f} % at most."
+        )
+    machine = report.environment
+    notes.append(
+        f"± is half the range over the seeds; figures without it have one seed, with which they were further below "
+        f"the best than {report.settings['close']:g} points. {machine['cpu']}, one thread, onnxruntime "
+        f"{machine['onnxruntime']}, torch {machine['torch']}."
+    )
+    return [*notes, f"Not trained or measured yet: {len(report.left)} parts."] if report.left else notes
+
+
+def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Picture:
+    """Accuracy over measured speed: the planner's students and, without names, all others; the front of the others."""
+    students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
+    points = [_point(one) for one in students]
+    others = [point for point in points if point.kind != "improved"]
+    dense = report.finetuned.get(task, {})
+    fixed = [Point("dense", 1.0, 100 * fmean(dense.values()), "dense")] if dense else []
+
+    return scatter(
+        f"{task}, {runtime}",
+        [*fixed, *points],
+        f"speed in {runtime}, dense 1",
+        "held-out top-1, %",
+        decorate=lambda axes: draw_front(axes, others),
+    )
+
+
+def _point(one: Student) -> Point:
+    is_planned = one.way == PLANNER
+    values = [100 * value for value in one.top1.values()]
+    name = f"{one.way} {one.speedup:g}x"
+    return Point(
+        name, 1.0 / (one.share or 1.0), fmean(values), "improved" if is_planned else "method", _half_range(values)
+    )
+
+
+def _table(report: PlannerBenchReport, task: str, runtime: str) -> list[list[str]]:
+    found: dict[str, dict[float, Student]] = {}
+    for one in report.students:
+        if (one.task, one.runtime) == (task, runtime):
+            found.setdefault(one.way, {})[round(one.speedup, 6)] = one
+    missed: dict[str, float] = {}
+    for other in report.unreached:
+        if (other["task"], other["runtime"]) == (task, runtime):
+            missed[other["way"]] = max(missed.get(other["way"], 0.0), other["best"] or 0.0)
+            found.setdefault(other["way"], {})
+    columns = sorted({speedup for row in found.values() for speedup in row})
+    best = {speedup: _best(found, speedup) for speedup in columns}
+    rows = [["way", *(f"{speedup:g}x" for speedup in columns)]]
+    for way in sorted(found, key=lambda way: (way != PLANNER, _order(found[way]))):
+        cells = [_cell(found[way].get(speedup), best[speedup], missed.get(way)) for speedup in columns]
+        rows.append([way, *cells])
+    return rows
+
+
+def _cell(one: Student | None, best: float, missed: float | None) -> str:
+    if one is None:
+        return ABSENT if not missed else f"at most {missed:.2f}x"
+    if not one.top1:
+        return "not trained yet"
+    text = f"{_accuracy(one.top1)} ({1 / (one.share or 1.0):.2f}x)"
+    return f"*{text}*" if fmean(one.top1.values()) >= best - 1e-9 else text
+
+
+def _best(found: Mapping[str, Mapping[float, Student]], speedup: float) -> float:
+    means = [fmean(row[speedup].top1.values()) for row in found.values() if speedup in row and row[speedup].top1]
+    return max(means, default=0.0)
+
+
+def _order(row: Mapping[float, Student]) -> list[float]:
+    """The more speedups a way reaches the further up, then by accuracy at the lowest."""
+    return [-len(row), *(-fmean(row[speedup].top1.values()) for speedup in sorted(row) if row[speedup].top1)]
+
+
+def _accuracy(top1: Mapping[str, float]) -> str:
+    values = [100 * value for value in top1.values()]
+    return f"{fmean(values):.2f}" + (f" ± {_half_range(values):.2f}" if len(values) > 1 else "")
+
+
+def _half_range(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / 2
+
+
+def _in_words(title: str) -> str:
+    task, _, runtime = title.partition(", ")
+    backend, batch, precision = runtime.split("-")
+    names = {"ort": "ONNX Runtime"}
+    return f"**{task}** in {names.get(backend, backend)}, batch {batch.removeprefix('b')}, {precision}"
