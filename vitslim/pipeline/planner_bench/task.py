@@ -1,4 +1,4 @@
-"""One task of the benchmark: its dense model, the rivals and the planner's plans at every target, and their training."""
+"""One task: its dense model, the rivals and the planner's plans at every target, and their training."""
 
 from __future__ import annotations
 
@@ -247,12 +247,7 @@ class TaskRun:
         shares = Strengths([plan for _, plan in steps], times, self._shares(runtime))
         for speedup in self.preset.speedups:
             index = shares.mildest(1.0 / speedup)
-            target: dict[str, Any] = {
-                "task": self.name,
-                "runtime": runtime_name(runtime),
-                "speedup": speedup,
-                "way": name,
-            }
+            target = self._target(runtime, speedup, name)
             if index is None:
                 best = min(shares.known.values(), default=float("inf"))
                 unreached.append({**target, "best": 1.0 / best})
@@ -269,6 +264,9 @@ class TaskRun:
         self.progress(Progress(f"{self.name}: times of {name}", 1, 1, "done"))
         return {"reached": reached, "unreached": unreached}
 
+    def _target(self, runtime: RuntimeConfig, speedup: float, way: str) -> dict[str, Any]:
+        return {"task": self.name, "runtime": runtime_name(runtime), "speedup": speedup, "way": way}
+
     def _measured_siblings(self, runtime: RuntimeConfig) -> dict[str, Any]:
         models = {
             str(index): open_model(self._from_nothing(one)).eval() for index, one in enumerate(self.task.siblings)
@@ -277,12 +275,7 @@ class TaskRun:
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         for speedup in self.preset.speedups:
-            target: dict[str, Any] = {
-                "task": self.name,
-                "runtime": runtime_name(runtime),
-                "speedup": speedup,
-                "way": SIBLING,
-            }
+            target = self._target(runtime, speedup, SIBLING)
             fast = [index for index, share in shares.items() if share <= TOLERANCE / speedup]
             if not fast:
                 unreached.append({**target, "best": None if not shares else 1.0 / min(shares.values())})
