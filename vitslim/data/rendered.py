@@ -26,6 +26,7 @@ class RenderedSource:
     order: Order
     preprocessing: Preprocessing
     device: torch.device
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.order)
@@ -36,6 +37,7 @@ class RenderedSource:
     def read(self, epoch: int, start: int) -> Iterator[ReadBatch]:
         for indices in self.order.batches(epoch)[start:]:
             # Labels stay on the CPU, where they are looked at without waiting for the device.
+            indices = indices + self.first
             pixels = render(self.config, self.split, indices, self.device)
             yield ReadBatch(normalize(pixels, self.preprocessing), labels_of(self.config, indices))
 
@@ -48,6 +50,8 @@ def open_rendered(
     batch_size: int,
     device: torch.device | str,
     training: bool = False,
+    limit: int | None = None,
+    reserved: int = 0,
     seed: int = 0,
 ) -> Loader:
     """Open a split of the built-in images without drawing it first.
@@ -57,16 +61,21 @@ def open_rendered(
         preprocessing: how the model wants its images; another size than the config's is resized to.
         device: where images are drawn and left.
         training: shuffle, drop an incomplete last batch.
+        limit: take only this many images, of all classes alike.
+        reserved: leave out those that a ``limit`` of so many takes.
 
     Raises:
-        ConfigError: the model does not want three channels.
+        ConfigError: the model does not want three channels, or all images are reserved.
     """
     if preprocessing.channels != 3:
         raise ConfigError(f"the built-in images have 3 channels, the model wants {preprocessing.channels}")
-    count = config.count(split)
-    source = RenderedSource(
-        config, split, Order(count, batch_size, training, seed=seed), preprocessing, torch.device(device)
-    )
+    # Classes follow each other from image to image, so that any stretch has all of them.
+    count = config.count(split) - reserved
+    if count < 1:
+        raise ConfigError(f"all of the {config.count(split)} images are reserved; ask for more, or reserve fewer")
+    count = count if limit is None else min(count, limit)
+    order = Order(count, batch_size, training, seed=seed)
+    source = RenderedSource(config, split, order, preprocessing, torch.device(device), reserved)
     width = len(str(config.classes - 1))
     names = tuple(f"fractal_{label:0{width}d}" for label in range(config.classes))
     contents = Contents(

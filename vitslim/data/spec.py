@@ -53,6 +53,10 @@ class DataConfig(Config):
         return (self.train_split if split == "train" else self.val_split) is not None
 
 
+DRAWN = "drawn-"
+"""Before ``fractals``: images that are drawn while a model trains, on its device, and stored nowhere."""
+
+
 def parse_fractals(source: str) -> FractalConfig:
     """Read ``fractals:classes=20,train_per_class=50``.
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import InstanceOf
 from torch import Tensor, nn
 
-from vitslim.data import DataConfig, Loader, open_data
+from vitslim.data import DataConfig, Loader, open_data, open_rendered
+from vitslim.data.spec import DRAWN, parse_fractals
 from vitslim.errors import DataError, VitslimError, VitslimWarning
 from vitslim.models import preprocessing, set_preprocessing_
 from vitslim.models.image_input import describe_assumed
@@ -62,8 +63,21 @@ def open_loader(
         if plan.image_size != plan.model.image_size:
             known = known.model_copy(update={"image_size": plan.model.image_size})
     # The built-in images are nobody's task.
-    if known.assumed and not source.startswith("fractals"):
+    if known.assumed and not source.removeprefix(DRAWN).startswith("fractals"):
         warnings.warn(describe_assumed(known), VitslimWarning, stacklevel=2)
+    if source.startswith(DRAWN):
+        device = next(model.parameters()).device
+        return open_rendered(
+            parse_fractals(source.removeprefix(DRAWN)),
+            split=split,  # pyright: ignore[reportArgumentType]
+            preprocessing=known,
+            batch_size=batch_size,
+            device="cpu" if device.type == "meta" else device,
+            training=training,
+            limit=limit,
+            reserved=int(options.get("reserved", 0)),
+            seed=seed,
+        )
     return open_data(
         data,
         split=split,  # pyright: ignore[reportArgumentType]

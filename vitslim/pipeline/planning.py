@@ -326,8 +326,8 @@ class _Planning:
         reached = min([one.price for level in _LEVELS for one in space.meeting(level)], default=1.0)
         return (
             f"{budget.describe()}: no composition of methods is expected to take {limit:.0%} of the dense model's "
-            f"{budget.measure} or less; the least that was found is {reached:.0%} ({1 / reached:.2f}x); ask for less, or start from a "
-            "smaller model"
+            f"{budget.measure} or less; the least that was found is {reached:.0%} ({1 / reached:.2f}x); ask for less, "
+            "or start from a smaller model"
         )
 
     @contextmanager

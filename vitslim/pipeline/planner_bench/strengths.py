@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vitslim.pipeline.planning import TOLERANCE
-from vitslim.planner import SharesOfPlans, StepTimes
+from vitslim.planner import Price
 from vitslim.plans import ModelPlan
+
+Measure = Callable[[Sequence[ModelPlan]], Sequence[float | None]]
+"""Times of plans as shares of the dense model's; ``None`` for those that do not run."""
 
 
 class Strengths:
     """Times of one rival at its strengths, measured from the one on that is expected to be just fast enough."""
 
-    def __init__(self, plans: Sequence[ModelPlan], times: StepTimes, measure: SharesOfPlans) -> None:
+    def __init__(self, plans: Sequence[ModelPlan], predict: Price, measure: Measure) -> None:
         self.plans, self._measure = plans, measure
-        self.expected = [times.predict(plan) for plan in plans]
+        self.expected = [predict(plan) for plan in plans]
         self.known: dict[int, float] = {}
 
     def mildest(self, limit: float) -> int | None:

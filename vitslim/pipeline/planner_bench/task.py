@@ -20,7 +20,7 @@ from vitslim.models import init_from_scratch_
 from vitslim.opening import open_model
 from vitslim.pipeline.choices import advise, plan_all
 from vitslim.pipeline.cost import COST_FILE
-from vitslim.pipeline.inputs import analysis_images, file_state
+from vitslim.pipeline.inputs import analysis_images, file_state, open_source
 from vitslim.pipeline.planner_bench.preset import PlannerPreset, Rival, Task
 from vitslim.pipeline.planner_bench.strengths import Strengths
 from vitslim.pipeline.planning import TOLERANCE, times_folder
@@ -137,10 +137,13 @@ class TaskRun:
 
     @cached_property
     def _start(self) -> str:
-        """The dense model's name, or the folder of the one that was trained for this task."""
-        if self.task.teacher is None:
+        """The dense model's name, or the folder that it was saved in, trained for this task if need be."""
+        if self.task.teacher is None and self.task.model == ModelSection(name=self.task.model.name):
             return self.task.model.name
-        if not (self.folder / "dense" / METRICS_FILE).is_file():
+        if self.task.teacher is None:
+            if not checkpoint.is_saved_model(self.folder / "dense"):
+                checkpoint.save(open_source(self._recipe(0, model=self.task.model)), self.folder / "dense")
+        elif not (self.folder / "dense" / METRICS_FILE).is_file():
             start = self._from_nothing({})
             recipe = self._recipe(0, model=ModelSection(name=start), distill=self.task.teacher)
             run_side_by_side({"dense": recipe}, self.folder, overwrite=True, progress=self.progress)
@@ -240,11 +243,10 @@ class TaskRun:
         return reached, [one for part in found for one in part["unreached"]]
 
     def _measured_rival(self, name: str, rival: Rival, runtime: RuntimeConfig) -> dict[str, Any]:
-        times = self._times(runtime)
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         steps = [(entries, plan) for entries in rival.entries() if (plan := self._plan(entries)) is not None]
-        shares = Strengths([plan for _, plan in steps], times, self._shares(runtime))
+        shares = Strengths([plan for _, plan in steps], self._times(runtime).predict, self._shares(runtime))
         for speedup in self.preset.speedups:
             index = shares.mildest(1.0 / speedup)
             target = self._target(runtime, speedup, name)
