@@ -3,7 +3,7 @@
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
     python examples/measure.py baselines  # train all students of the demo with three seeds -> examples/results/
     python examples/measure.py digits   # run examples/guides/own_model.md in out/digits -> examples/results/digits.json
-    python examples/measure.py collect FOLDER  # copy what `vitslim bench suite|accuracy` wrote -> examples/results/
+    python examples/measure.py collect FOLDER  # what `vitslim bench suite|accuracy|planner` wrote -> examples/results/
     python examples/measure.py readme   # write the tables of all pages anew, from examples/results/ and the methods
     python examples/measure.py check    # fail where a page or a table is not what its JSON or the methods give
 
@@ -28,9 +28,12 @@ from vitslim.files import read_json, write_json, write_text
 from vitslim.methods import planned, read_method
 from vitslim.names import METHOD_NAMES
 from vitslim.pipeline.demo import rows_by_seed, train_with_seed
+from vitslim.planner.comparison import REPORT_FILE as PLANNER_FILE
+from vitslim.planner.comparison import PlannerBenchReport
 from vitslim.plans import ModelPlan, dense_plan
 from vitslim.plans.shape import vit_shape
 from vitslim.progress import Progress
+from vitslim.report.planner_bench import bench_markdown, bench_pictures
 from vitslim.report.suite import caption, main_tables, render_tables
 from vitslim.trunk import Conversion
 
@@ -40,8 +43,16 @@ README = ROOT / "README.md"
 GUIDES = ROOT / "examples" / "guides"
 OWN_MODEL = GUIDES / "own_model.md"
 PAGES = {
-    README: ("demo",),
-    GUIDES / "benchmark.md": ("baselines", "suite_cpu", "suite_gpu", "accuracy_gpu"),
+    README: ("planner_best",),
+    GUIDES / "benchmark.md": (
+        "planner_cpu",
+        "planner_gpu",
+        "demo",
+        "baselines",
+        "suite_cpu",
+        "suite_gpu",
+        "accuracy_gpu",
+    ),
     GUIDES / "compose.md": ("support",),
     OWN_MODEL: ("digits",),
 }
@@ -108,6 +119,9 @@ def run(line: str, folder: Path) -> str:
 def collect(folder: str) -> None:
     """Figures of a run: its JSON, all its tables; what it has not measured the tables say."""
     source = Path(folder)
+    if (source / PLANNER_FILE).is_file():
+        collect_planner(read_json(source / PLANNER_FILE))
+        return
     document = read_json(source / SUITE_FILE)
     if document["quick"]:
         sys.exit(f"{folder} holds a quick run, whose figures mean little")
@@ -115,6 +129,14 @@ def collect(folder: str) -> None:
     write_json(RESULTS / f"{stem}.json", document)
     for path, text in tables().items():
         write_text(path, text)
+
+
+def collect_planner(document: dict) -> None:
+    """The JSON of the planner's benchmark, and a picture for every task and runtime."""
+    stem, report = f"planner_{document['preset']}", PlannerBenchReport(**document)
+    write_json(RESULTS / f"{stem}.json", document)
+    for name, picture in bench_pictures(report).items():
+        write_text(RESULTS / f"{stem}_{name}.svg", picture.svg)
 
 
 def readme() -> None:
@@ -149,8 +171,8 @@ def rendered(text: str, names: tuple[str, ...]) -> str:
 def table(name: str) -> str:
     if name == "support":
         return support_table()
-    path = RESULTS / f"{name}.json"
     render, command = TABLES[name]
+    path = RESULTS / f"{'planner_cpu' if name == 'planner_best' else name}.json"
     return render(read_json(path)) if path.is_file() else f"Not measured yet; the command is `{command}`."
 
 
@@ -165,6 +187,20 @@ def suite_table(document: dict) -> str:
     left = [f"Not measured yet: {len(report.left)} of {report.total} cases."] if report.left else []
     more = f"All figures: `examples/results/{report.benchmark}_{report.preset}.md`."
     return "\n\n".join([*(one.markdown() for one in main_tables(report)), caption(report), *left, more])
+
+
+def planner_table(document: dict) -> str:
+    report = PlannerBenchReport(**document)
+    pictures = [
+        f"![{one.title}](../results/planner_{report.preset}_{name}.svg)" for name, one in bench_pictures(report).items()
+    ]
+    return "\n\n".join([bench_markdown(report), *pictures, f"Command: `{report.command}`."])
+
+
+def planner_best(document: dict) -> str:
+    """The planner and what comes nearest, on the first task alone."""
+    report = PlannerBenchReport(**document)
+    return "\n\n".join([bench_markdown(report, nearest=3), f"Command: `{report.command}`."])
 
 
 def demo_table(document: dict) -> str:
@@ -269,6 +305,9 @@ def digits_table(document: dict) -> str:
 
 
 TABLES = {
+    "planner_best": (planner_best, "vitslim bench planner"),
+    "planner_cpu": (planner_table, "vitslim bench planner"),
+    "planner_gpu": (planner_table, "vitslim bench planner --preset gpu --minutes 9"),
     "demo": (demo_table, "make demo"),
     "baselines": (baselines_table, "python examples/measure.py baselines"),
     "suite_cpu": (suite_table, "make bench"),

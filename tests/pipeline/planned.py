@@ -72,6 +72,7 @@ def report(recipe: Recipe, *, budgets: Any, runtime: Any, config: Any) -> PlanRe
         runtime=runtime,
         config=config,
         dense_ms=1.0,
+        images=8,
         dense=damage,
         prediction_error=None,
         trials=[trial],

@@ -99,6 +99,7 @@ def _report(trials: list[Trial], answers: list[Answer], *, labels: bool, outlook
         runtime=RuntimeConfig(),
         config=PlannerConfig(),
         dense_ms=4.812,
+        images=512,
         dense=Damage(kl=0.0, agreement=1.0, loss=0.31 if labels else None, top1=0.9256 if labels else None),
         prediction_error=0.021,
         trials=trials,

@@ -12,14 +12,14 @@ from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT
 
 
-def bench_tables(report: PlannerBenchReport) -> dict[str, list[list[str]]]:
+def bench_tables(report: PlannerBenchReport, *, nearest: int | None = None) -> dict[str, list[list[str]]]:
     """For every task and runtime what each way reaches, the first line of each table its header.
 
     A cell has the mean top-1 over the seeds in per cent, half the range that they span, and the measured speedup; the
     best one of a column is between asterisks.
     """
     return {
-        f"{task}, {runtime}": _table(report, task, runtime)
+        f"{task}, {runtime}": _table(report, task, runtime, nearest)
         for task, runtime in dict.fromkeys((one.task, one.runtime) for one in report.students)
     }
 
@@ -30,9 +30,10 @@ def bench_lines(report: PlannerBenchReport) -> list[str]:
     return [*tables, *bench_notes(report)]
 
 
-def bench_markdown(report: PlannerBenchReport) -> str:
-    """The same for a page."""
-    tables = [f"{_in_words(title)}:\n\n{as_markdown(cells)}" for title, cells in bench_tables(report).items()]
+def bench_markdown(report: PlannerBenchReport, *, nearest: int | None = None) -> str:
+    """The same for a page; ``nearest``: so many of the most accurate at each speedup, beside the planner."""
+    found = bench_tables(report, nearest=nearest)
+    tables = [f"{_in_words(title)}:\n\n{as_markdown(cells)}" for title, cells in found.items()]
     return "\n\n".join([*tables, *bench_notes(report)])
 
 
@@ -65,6 +66,12 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
     return [*notes, f"Not trained or measured yet: {len(report.left)} parts."] if report.left else notes
 
 
+def bench_pictures(report: PlannerBenchReport) -> dict[str, Picture]:
+    """A picture for every task and runtime, by a name for its file."""
+    settings = dict.fromkeys((one.task, one.runtime) for one in report.students if one.top1)
+    return {f"{task}_{runtime}": bench_picture(report, task, runtime) for task, runtime in settings}
+
+
 def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Picture:
     """Accuracy over measured speed: the planner's students and, without names, all others; the front of the others."""
     students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
@@ -91,7 +98,7 @@ def _point(one: Student) -> Point:
     )
 
 
-def _table(report: PlannerBenchReport, task: str, runtime: str) -> list[list[str]]:
+def _table(report: PlannerBenchReport, task: str, runtime: str, nearest: int | None) -> list[list[str]]:
     found: dict[str, dict[float, Student]] = {}
     for one in report.students:
         if (one.task, one.runtime) == (task, runtime):
@@ -101,6 +108,7 @@ def _table(report: PlannerBenchReport, task: str, runtime: str) -> list[list[str
         if (other["task"], other["runtime"]) == (task, runtime):
             missed[other["way"]] = max(missed.get(other["way"], 0.0), other["best"] or 0.0)
             found.setdefault(other["way"], {})
+    found = found if nearest is None else _nearest(found, nearest)
     columns = sorted({speedup for row in found.values() for speedup in row})
     best = {speedup: _best(found, speedup) for speedup in columns}
     rows = [["way", *(f"{speedup:g}x" for speedup in columns)]]
@@ -108,6 +116,17 @@ def _table(report: PlannerBenchReport, task: str, runtime: str) -> list[list[str
         cells = [_cell(found[way].get(speedup), best[speedup], missed.get(way)) for speedup in columns]
         rows.append([way, *cells])
     return rows
+
+
+def _nearest(found: Mapping[str, dict[float, Student]], count: int) -> dict[str, dict[float, Student]]:
+    """The planner and the most accurate others of each speedup."""
+    kept = {PLANNER}
+    for speedup in {speedup for row in found.values() for speedup in row}:
+        top1 = {
+            way: fmean(row[speedup].top1.values()) for way, row in found.items() if speedup in row and row[speedup].top1
+        }
+        kept.update(sorted(top1, key=lambda way: -top1[way])[:count])
+    return {way: row for way, row in found.items() if way in kept}
 
 
 def _cell(one: Student | None, best: float, missed: float | None) -> str:
@@ -124,9 +143,10 @@ def _best(found: Mapping[str, Mapping[float, Student]], speedup: float) -> float
     return max(means, default=0.0)
 
 
-def _order(row: Mapping[float, Student]) -> list[float]:
-    """The more speedups a way reaches the further up, then by accuracy at the lowest."""
-    return [-len(row), *(-fmean(row[speedup].top1.values()) for speedup in sorted(row) if row[speedup].top1)]
+def _order(row: Mapping[float, Student]) -> tuple[int, float]:
+    """The more speedups a way reaches the further up, then by its mean accuracy."""
+    means = [fmean(one.top1.values()) for one in row.values() if one.top1]
+    return -len(row), -fmean(means) if means else 0.0
 
 
 def _accuracy(top1: Mapping[str, float]) -> str:

@@ -39,12 +39,9 @@ def trials_table(trials: Trials, answer: Answer) -> Table:
     header = ["Plan", "Speed" if is_timed else "Saving", *(["Latency, ms", "Predicted, ms"] if is_timed else [])]
     header += [*_quality_names(trials), "KL at start, nats", "Steps trained", "MACs", "Parameters"]
     rows = [_dense_row(trials, is_timed=is_timed), *(_trial_row(trials, index, answer) for index in answer.trials)]
-    images = report.config.held_out
+    images = report.images
     least = 100 * half_width(trials.score(report.trials[answer.chosen].last), images)
-    note = (
-        f"On at most {whole(images)} held-out images, {trials.score_name} is uncertain by ±{fixed(least, 1)} points or "
-        "more (95 %)."
-    )
+    note = f"On {whole(images)} held-out images, {trials.score_name} is uncertain by ±{fixed(least, 1)} points (95 %)."
     if len({len(report.trials[index].rungs) for index in answer.trials}) > 1:
         note = f"Trials that recovered worse were left behind early, after fewer steps. {note}"
     return Table("All trials, the least damaged before training first.", header, rows, note=note)
