@@ -202,3 +202,10 @@ def test_the_front_promises_nothing_that_no_point_reaches() -> None:
     corners = STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_data())
     for x, y in corners.T:
         assert any(one.x >= x and one.y >= y for one in points)
+
+
+def test_images_that_the_dense_model_knows_by_heart_are_called_so() -> None:
+    report = two_budgets()
+    known = report.model_copy(update={"dense": report.dense.model_copy(update={"top1": 0.998})})
+    assert "learned them by heart" in render_planner_page(known)
+    assert "learned them by heart" not in render_planner_page(report)

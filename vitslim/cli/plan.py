@@ -188,6 +188,8 @@ def show_trials(report: PlanReport) -> None:
     for answer in report.answers:
         chosen.setdefault(answer.chosen, []).append(answer.budget.describe())
     print_table("", columns, [_row(one, chosen.get(index, ())) for index, one in enumerate(report.trials)])
+    for caution in report.cautions:
+        say(caution, style="yellow")
 
 
 def _row(trial: Trial, budgets: Sequence[str]) -> list[str]:

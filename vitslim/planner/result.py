@@ -12,6 +12,9 @@ from vitslim.planner.damage import Damage
 from vitslim.planner.times import RuntimeConfig
 from vitslim.shapes import Result
 
+_KNOWN_BY_HEART = 0.995
+"""Accuracy from which on images say little about damage."""
+
 
 class Rung(Result):
     """A short training of one trial.
@@ -147,6 +150,17 @@ class PlanReport(Result):
     recovery_steps: int
     seconds: dict[str, float] = Field(default_factory=dict[str, float])
     environment: dict[str, Any]
+
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader has to mind."""
+        if self.dense.top1 is None or self.dense.top1 < _KNOWN_BY_HEART:
+            return []
+        return [
+            f"The dense model is right on {self.dense.top1:.1%} of the images that damage was measured on, as if it "
+            "had learned them by heart: damage that shows on new images may not show on them. Images that it was not "
+            "trained on tell plans apart better."
+        ]
 
     @property
     def chosen(self) -> Trial:

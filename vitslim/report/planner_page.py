@@ -55,7 +55,8 @@ def render_planner_page(report: PlanReport) -> str:
         Section("downloads", "Downloads", "The plans and all data", [Downloads(downloads(report))]),
     ]
     heading = f"A plan for {report.model}" if len(answers) == 1 else f"Plans for {report.model}"
-    return render(Page("plan", heading, _lead(report), [one for one in parts if one.elements], _cards(trials)))
+    sections = [one for one in parts if one.elements]
+    return render(Page("plan", heading, _lead(report), sections, _cards(trials), report.cautions))
 
 
 def _lead(report: PlanReport) -> str:
