@@ -57,7 +57,7 @@ def step_times_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generato
     """No step times that the user has measured are read, and the user gets none that were measured among tests."""
     folder = tmp_path_factory.mktemp("times")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitslim.pipeline.planning.times_folder", lambda: folder)
+        patch.setattr("vitslim.planner.times.cache_root", lambda: folder)
         yield folder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.pipeline.tiny import IMAGES, MODEL, QUIET
 from vitslim.errors import ConfigError
-from vitslim.pipeline import planning, run
-from vitslim.pipeline.planning import outline_plan, plan
+from vitslim.pipeline import run
+from vitslim.pipeline.planning import outline_plan, plan, recovery, running
 from vitslim.planner import Budget, DamageMeter, RuntimeConfig, search
 from vitslim.planner.config import PlannerConfig
 from vitslim.plans import ModelPlan, check, cost, dense_plan, read_plan_file
@@ -30,10 +30,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, one in recipes.items():
             run(one, root / name, overwrite=overwrite, progress=progress)
 
-    monkeypatch.setattr(planning, "run_side_by_side", one_by_one)
+    monkeypatch.setattr(recovery, "run_side_by_side", one_by_one)
     # Compositions have tests of their own.
     monkeypatch.setattr(search, "MOST_METHODS", 1)
-    monkeypatch.setattr(planning, "PlannerConfig", lambda: QUICK)
+    monkeypatch.setattr(running, "PlannerConfig", lambda: QUICK)
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -72,13 +72,13 @@ def test_a_plan_within_the_budget_is_found_trained_and_written(tmp_path: Path) -
 
 def test_what_damage_is_measured_on_is_trained_on_by_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reserved: list[int] = []
-    trained = planning.run_side_by_side
+    trained = recovery.run_side_by_side
 
     def noted(recipes: Mapping[str, Recipe], *args: Any, **options: Any) -> None:
         reserved.extend(one.data.reserved for one in recipes.values() if one.data is not None)
         trained(recipes, *args, **options)
 
-    monkeypatch.setattr(planning, "run_side_by_side", noted)
+    monkeypatch.setattr(recovery, "run_side_by_side", noted)
     budget = Budget(macs=0.7 * dense_macs() / 1e9)
     report = plan(recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK)
     # A third of the 32 images at most, half of them for the starts.
@@ -91,18 +91,18 @@ def test_an_interrupted_search_measures_nothing_again(tmp_path: Path, monkeypatc
     measured: list[object] = []
     measure = DamageMeter._measure
     monkeypatch.setattr(DamageMeter, "_measure", lambda self, plan: measured.append(plan) or measure(self, plan))
-    trained = planning.run_side_by_side
+    trained = recovery.run_side_by_side
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     budget = Budget(macs=0.7 * dense_macs() / 1e9)
-    monkeypatch.setattr(planning, "run_side_by_side", stop)
+    monkeypatch.setattr(recovery, "run_side_by_side", stop)
     with pytest.raises(KeyboardInterrupt):
         plan(recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK)
     assert measured
     measured.clear()
-    monkeypatch.setattr(planning, "run_side_by_side", trained)
+    monkeypatch.setattr(recovery, "run_side_by_side", trained)
     plan(recipe(), tmp_path / "out", budgets=[budget], runtime=RuntimeConfig(), config=QUICK)
     assert not measured
 
@@ -161,10 +161,10 @@ def test_the_fastest_plan_that_loses_little_is_taken(tmp_path: Path, monkeypatch
     # Times as if they were multiply-accumulates: no runtime is needed to choose among speedups.
     dense = dense_macs()
     times = SimpleNamespace(predict=lambda plan: cost(plan).macs / dense)
-    monkeypatch.setattr(planning._Planning, "_times", property(lambda _: (times, 1.0)))
+    monkeypatch.setattr(running._Planning, "_times", property(lambda _: (times, 1.0)))
     shares = property(lambda _: lambda plans, **__: [times.predict(plan) for plan in plans])
-    monkeypatch.setattr(planning._Planning, "_shares", shares)
-    monkeypatch.setattr(planning, "LADDER", (1.2, 1.5))
+    monkeypatch.setattr(running._Planning, "_shares", shares)
+    monkeypatch.setattr(running, "LADDER", (1.2, 1.5))
     quick = QUICK.model_copy(update={"recovery": 0.0, "improved": 0})
     asked: dict[str, Any] = {"runtime": RuntimeConfig(), "config": quick}
     report = plan(recipe(), tmp_path / "loose", budgets=[Budget(max_drop=100)], **asked)

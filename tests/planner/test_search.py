@@ -87,7 +87,7 @@ def test_trials_are_of_all_kinds_and_none_comes_twice(space: Compositions) -> No
         candidate(plans[0], "improved", 0.05),
     ]
     chosen = of_all_kinds(found, 3)
-    # The single method that is left damages least of its kind, but its plan stands among the improved already.
+    # The least damaging single method stands among the improved already: the next one takes its place.
     assert {one.kind for one in chosen} == {"improved", "steps", "method"}
     everything = of_all_kinds(found, 9)
     assert len(everything) == 4

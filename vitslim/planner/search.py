@@ -225,9 +225,10 @@ def of_all_kinds(candidates: Sequence[Candidate], count: int) -> list[Candidate]
     found: dict[str, Candidate] = {}
     while len(found) < count and any(queues.values()):
         for queue in queues.values():
+            while queue and queue[0].plan.model_dump_json() in found:
+                queue.pop(0)
             if queue and len(found) < count:
-                one = queue.pop(0)
-                found.setdefault(one.plan.model_dump_json(), one)
+                found[queue[0].plan.model_dump_json()] = queue.pop(0)
     return list(found.values())
 
 

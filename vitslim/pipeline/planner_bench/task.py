@@ -23,7 +23,7 @@ from vitslim.pipeline.cost import COST_FILE
 from vitslim.pipeline.inputs import analysis_images, file_state, open_source
 from vitslim.pipeline.planner_bench.preset import PlannerPreset, Rival, Task
 from vitslim.pipeline.planner_bench.strengths import Strengths
-from vitslim.pipeline.planning import TOLERANCE, times_folder
+from vitslim.pipeline.planning import TOLERANCE
 from vitslim.pipeline.planning import plan as find_plans
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
@@ -39,6 +39,7 @@ from vitslim.planner import (
     rank_correlations,
 )
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, Student, Way, digest_of
+from vitslim.planner.times import times_folder
 from vitslim.plans import ModelPlan, plan_json
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.recipe import AnalyzeSection, ModelSection, Recipe

@@ -1,34 +1,29 @@
-"""From budgets to plans in a folder: price, damage, search, short trainings; what is interrupted goes on."""
+"""From budgets to plans in a folder; what is interrupted goes on where it was."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from math import ceil, log2
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
 from vitslim.analysis import AnalysisReport, analyze_once
 from vitslim.bench import environment
-from vitslim.checkpoint import load
-from vitslim.data import Loader
 from vitslim.errors import ConfigError
 from vitslim.files import write_json
 from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.folder import RunFolder
-from vitslim.pipeline.images import data_config, open_loader
-from vitslim.pipeline.inputs import analysis_images, file_state, labels_of, open_source
-from vitslim.pipeline.side_by_side import run_side_by_side
+from vitslim.pipeline.inputs import analysis_images, file_state, open_source
+from vitslim.pipeline.planning.images import open_meter
+from vitslim.pipeline.planning.outline import check_budgets
+from vitslim.pipeline.planning.recovery import Recovery, score
 from vitslim.planner import (
     LADDER,
     Answer,
@@ -41,7 +36,6 @@ from vitslim.planner import (
     PlannerConfig,
     PlanReport,
     Price,
-    Rung,
     RuntimeConfig,
     SharesOfPlans,
     StepTimes,
@@ -61,8 +55,6 @@ from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.progress import ProgressCallback, silent
 from vitslim.recipe import AnalyzeSection, Recipe
 from vitslim.report.planner_page import write_planner_page
-from vitslim.shapes import Result
-from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.trunk import is_converted, plan_of
 
 PLANNER_FILE, PLAN_FILE = "planner.json", "plan.json"
@@ -76,12 +68,6 @@ _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
 _LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
 """Limits that are tried to say how far anything goes."""
-_CHANGES_PER_BLOCK, _PROBES, _SECONDS_PER_MODEL = 10, 20, 5.0
-"""About what there is to measure, for the forecast."""
-_FEWEST = 32
-"""Images to train on."""
-_SHARE = 1 / 3
-"""Of the training images at most that damage is measured on."""
 
 
 def plan(
@@ -106,7 +92,7 @@ def plan(
         CheckFailedError: the runtime does not run the model.
     """
     config = config or PlannerConfig()
-    _check(recipe, budgets)
+    check_budgets(recipe, budgets)
     folder = RunFolder(out)
     settings = {"recipe": recipe, "runtime": runtime, "planner": config}
     document: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in settings.items()}
@@ -131,109 +117,6 @@ def plan(
     return report
 
 
-class PlanOutline(Result):
-    """What planning is going to measure, in words, and about how many seconds that takes."""
-
-    lines: list[str]
-    seconds: float
-
-
-def outline_plan(
-    recipe: Recipe, *, budgets: Sequence[Budget], runtime: RuntimeConfig, config: PlannerConfig | None = None
-) -> PlanOutline:
-    """What ``plan`` is going to measure, and about how long it takes; no weights are fetched and nothing is written.
-
-    Raises:
-        ConfigError: what ``plan`` refuses before it measures.
-    """
-    config = config or PlannerConfig()
-    _check(recipe, budgets)
-    assert recipe.data is not None
-    model = open_source(recipe, shape_only=True)
-    dense = plan_of(model)
-    for budget in budgets:
-        if budget.measure != "time":
-            budget.limit(dense, None, runtime.precision)
-    available = open_loader(data_config(recipe.data), model, split="train", labels="ignore")
-    images = _planning_images(available, config)
-    fitted, rounds = images * config.fitted // (config.fitted + config.held_out), len(budgets)
-    if budgets[0].max_drop is not None:
-        rounds = len(LADDER)
-    timed = any(one.measure == "time" for one in budgets)
-    changes = dense.depth * _CHANGES_PER_BLOCK
-    plans = rounds * (config.measured + 12 * config.improved + 10) + 30
-    rungs = _rungs(config.trials, _final_steps(recipe, model) * config.recovery, config.shortest)
-    steps = rounds * sum(count * each for count, each in rungs) if config.recovery else 0
-    # A start runs its images some four times, a single change half of the model on average.
-    forwards = (changes / 2 + plans) * (images - fitted + 4 * fitted) + 4 * steps * recipe.data.batch_size
-    models = (_PROBES + 2 * rounds * config.trials) * timed
-    lines = [
-        f"damage: about {changes + plans} plans on {images - fitted} images, their starts fitted to {fitted} others",
-        f"trials: {config.trials} plans for each budget, {steps} optimiser steps in all",
-    ]
-    if timed:
-        where = f"{runtime.backend}, {runtime.precision}, batch {runtime.batch}, {runtime.threads} CPU thread(s)"
-        lines.insert(0, f"times: about {models} models in {where}; those that were measured before are taken over")
-    seconds = forwards * cost(dense).macs / _macs_per_second() + models * _SECONDS_PER_MODEL
-    return PlanOutline(lines=lines, seconds=seconds)
-
-
-def _macs_per_second() -> float:
-    """Of a product of matrices on this CPU, less what a model loses between them."""
-    a = torch.randn(512, 512)
-    torch.mm(a, a)
-    began = time.perf_counter()
-    for _ in range(8):
-        torch.mm(a, a)
-    return 8 * 512**3 / (time.perf_counter() - began) / 2
-
-
-def _planning_images(loader: Loader, config: PlannerConfig) -> int:
-    """How many images starts are fitted to and damage is measured on."""
-    if loader.num_images < _FEWEST:
-        raise ConfigError(f"{loader.origin} has {loader.num_images} images; planning needs {_FEWEST} at least")
-    return min(config.fitted + config.held_out, int(_SHARE * loader.num_images))
-
-
-def _final_steps(recipe: Recipe, model: nn.Module) -> int:
-    """Of the distillation that the student is going to have."""
-    distill, data = recipe.distill, recipe.data
-    assert data is not None
-    if distill is None:
-        return 0
-    if distill.steps is not None:
-        return distill.steps
-    loader = open_loader(
-        data_config(data), model, split="train", training=True, batch_size=data.batch_size,
-        limit=data.train_limit, labels="ignore",
-    )  # fmt: skip
-    return max(1, round((distill.epochs or 1.0) * len(loader)))
-
-
-def _rungs(trials: int, total: float, shortest: int) -> list[tuple[int, int]]:
-    """Successive halving: how many are trained, and for how many steps, twice as many each time."""
-    rounds = max(1, ceil(log2(max(2, trials))))
-    found: list[tuple[int, int]] = []
-    steps = 0
-    for _ in range(rounds if trials > 1 else 0):
-        steps = max(shortest, round(total / rounds / trials), 2 * steps)
-        found.append((trials, steps))
-        trials = ceil(trials / 2)
-    return found
-
-
-def _check(recipe: Recipe, budgets: Sequence[Budget]) -> None:
-    if not budgets:
-        raise ConfigError("planning needs a budget, such as speedup=1.5")
-    if recipe.data is None:
-        raise ConfigError("planning needs images of the task, without labels if need be; add --data")
-    described = [one.describe() for one in budgets]
-    if twice := sorted({one for one in described if described.count(one) > 1}):
-        raise ConfigError(f"{', '.join(twice)} is given twice")
-    if any(one.max_drop is not None for one in budgets) and len(budgets) > 1:
-        raise ConfigError("--max-drop tries several speedups by itself; give it alone")
-
-
 class _Planning:
     def __init__(
         self,
@@ -248,7 +131,7 @@ class _Planning:
         self.runtime, self.config, self.progress = runtime, config, progress
         self.dense = plan_of(dense)
         self.trials: list[Trial] = []
-        self.steps, self.seconds = 0, dict[str, float]()
+        self.seconds: dict[str, float] = {}
         self._prices: dict[str, Price] = {}
         self._measured: dict[str, Changes] = {}
 
@@ -275,7 +158,7 @@ class _Planning:
             answers=answers,
             front=front if ladder else [],
             outlook=self._outlook(first),
-            recovery_steps=self.steps,
+            recovery_steps=self._recovery.steps,
             seconds=self.seconds,
             environment=environment(),
         )
@@ -295,11 +178,11 @@ class _Planning:
         with self._timed("times of trials"):
             trials = self._trials(candidates, space, changes, limit, is_timed)
         with self._timed("short trainings"):
-            trained = self._recover([self._trial(one, share, analysis, price, changes) for one, share in trials])
+            trained = self._recovery.train([self._trial(one, share, analysis, price, changes) for one, share in trials])
         first = len(self.trials)
         self.trials += trained
         indices = range(first, len(self.trials))
-        chosen = max(indices, key=lambda index: (len(self.trials[index].rungs), -_score(self.trials[index])))
+        chosen = max(indices, key=lambda index: (len(self.trials[index].rungs), -score(self.trials[index])))
         return Answer(budget=budget, limit=limit, found=found, trials=list(indices), chosen=chosen)
 
     def _fastest(self, budget: Budget, front: Sequence[Answer]) -> Answer:
@@ -378,31 +261,7 @@ class _Planning:
 
     @cached_property
     def _meter(self) -> DamageMeter:
-        data = self.recipe.data
-        assert data is not None
-        loader = self._open(labels_of(data, self.model), limit=self._images)
-        batches = [batch.to(next(self.model.parameters()).device) for batch in loader]
-        cut = round(self._images * self.config.fitted / (self.config.fitted + self.config.held_out))
-        fitted, held_out = _parted([batch.images for batch in batches], cut)
-        known = [batch.labels for batch in batches if batch.labels is not None]
-        labels = _parted(known, cut)[1] if len(known) == len(batches) else None
-        # Other weights, images or code give other damages.
-        name = _digest([self.recipe.model_dump(mode="json"), file_state(self.recipe.model), self._images, cut])
-        return DamageMeter(self.model, fitted, held_out, labels, self.folder / f"damages-{name}.json")
-
-    @cached_property
-    def _images(self) -> int:
-        """That damage is measured on and starts are fitted to, and that no trial is trained on."""
-        return _planning_images(self._open({"labels": "ignore"}), self.config)
-
-    def _open(self, labels: Mapping[str, Any], **options: Any) -> Loader:
-        """Training images, as they are."""
-        data = self.recipe.data
-        assert data is not None
-        return open_loader(
-            data_config(data), self.model, split="train", batch_size=data.batch_size, seed=self.recipe.seed,
-            **labels, **options,
-        )  # fmt: skip
+        return open_meter(self.recipe, self.model, self.config, self.folder)
 
     def _candidates(
         self, space: Compositions, found: Sequence[Candidate], changes: Changes, aim: float
@@ -494,44 +353,9 @@ class _Planning:
             blocks=reasons(one.plan, self.dense, changes, price),
         )
 
-    def _recover(self, trials: list[Trial]) -> list[Trial]:
-        """Successive halving: all are trained for a short while, the better half for twice as long, and so on."""
-        found = list(trials)
-        running = list(range(len(trials)))
-        total = _final_steps(self.recipe, self.model) * self.config.recovery
-        for _, steps in _rungs(len(trials), total, self.config.shortest) if self.config.recovery else ():
-            place = self.folder / "trials" / f"{steps}-steps"
-            names = {index: _digest(found[index].plan) for index in running}
-            recipes = {names[index]: self._short(found[index], steps, place) for index in running}
-            run_side_by_side(recipes, place, overwrite=True, progress=self.progress, ray=self.config.ray)
-            for index in running:
-                student = on_device(load(place / names[index]), self.recipe.device).eval()
-                rung = Rung(steps=steps, damage=self._meter.of(student))
-                found[index] = found[index].model_copy(update={"rungs": [*found[index].rungs, rung]})
-            self.steps += steps * len(running)
-            running = sorted(running, key=lambda index: _score(found[index]))[: ceil(len(running) / 2)]
-        return found
-
-    def _short(self, trial: Trial, steps: int, place: Path) -> Recipe:
-        path = place / f"{_digest(trial.plan)}.plan.json"
-        write_json(path, trial.plan)
-        distill, data = self.recipe.distill or DistillConfig(), self.recipe.data
-        assert data is not None
-        return self.recipe.model_copy(
-            update={
-                "plan": str(path),
-                "convert": (),
-                "analyze": None,
-                "data": data.model_copy(update={"reserved": self._images}),
-                "warm_start": WarmStartConfig(steps=0, tensorboard=False),
-                "distill": distill.model_copy(update={"steps": steps, "epochs": None, "tensorboard": False}),
-                "evaluate": False,
-                "export": None,
-                "bench": None,
-                "report": False,
-                "finetune_dense": False,
-            }
-        )
+    @cached_property
+    def _recovery(self) -> Recovery:
+        return Recovery(self.recipe, self.model, self.config, self._meter, self.folder, self.progress)
 
     def _outlook(self, budget: Budget) -> list[Outlook]:
         solved = best_steps(self.dense, self._changes(budget), self._price(budget), _OUTLOOK)
@@ -550,25 +374,3 @@ def _remembered(price: Callable[[ModelPlan], float | None]) -> Price:
         return known[key]
 
     return remembered
-
-
-def _parted(batches: Sequence[Any], cut: int) -> tuple[list[Any], list[Any]]:
-    """Batches of the first ``cut`` samples and of the others, both with one at least."""
-    total = sum(len(batch) for batch in batches)
-    cut = min(max(1, cut), total - 1)
-    first, rest, seen = list[Any](), list[Any](), 0
-    for batch in batches:
-        inside = min(max(0, cut - seen), len(batch))
-        first += [batch[:inside]] if inside else []
-        rest += [batch[inside:]] if inside < len(batch) else []
-        seen += len(batch)
-    return first, rest
-
-
-def _score(trial: Trial) -> float:
-    """What trials are compared by: the loss to the labels where there are any, else the divergence."""
-    return trial.last.kl if trial.last.loss is None else trial.last.loss
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
