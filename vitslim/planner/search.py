@@ -228,7 +228,8 @@ def of_all_kinds(candidates: Sequence[Candidate], count: int) -> list[Candidate]
             while queue and queue[0].plan.model_dump_json() in found:
                 queue.pop(0)
             if queue and len(found) < count:
-                found[queue[0].plan.model_dump_json()] = queue.pop(0)
+                one = queue.pop(0)
+                found[one.plan.model_dump_json()] = one
     return list(found.values())
 
 
