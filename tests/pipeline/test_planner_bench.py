@@ -15,9 +15,9 @@ from vitslim.pipeline.planner_bench import PlannerBench, read_preset, task
 from vitslim.pipeline.planner_bench.strengths import Strengths
 from vitslim.planner import RuntimeConfig
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, PlannerBenchReport, Student
-from vitslim.plans import cost, plan_json
+from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.recipe import Recipe, read_recipe
-from vitslim.report.planner_bench import bench_lines, bench_markdown, bench_picture, bench_tables
+from vitslim.report.planner_bench import bench_lines, bench_markdown, bench_picture, bench_tables, foretold_table
 from vitslim.trunk import plan_of
 
 PRESET = f"""
@@ -124,6 +124,24 @@ def test_all_ways_are_trained_with_every_seed_and_stand_in_one_table(bench: Plan
     assert "| planner |" in bench_markdown(report)
     assert "4 steps of short trainings" in "\n".join(bench_lines(report))
     assert bench_picture(report, "tiny", "torch-b1-fp32").svg
+
+
+def test_figures_before_training_are_held_against_what_came_of_it(
+    bench: PlannerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wider = bench.preset.rivals["mlp"].model_copy(update={"values": (0.5,)})
+    bench.preset = bench.preset.model_copy(update={"rivals": {**bench.preset.rivals, "mlp": wider}, "seeds": (0,)})
+    # The fewer multiply-accumulates, the worse.
+    monkeypatch.setattr(task.TaskRun, "_top1", lambda self, way, seed: 0.1 if way.plan is None else _kept(way.plan))
+    found = bench.run().foretold["tiny"]
+    assert found["fewer MACs"] == pytest.approx(1.0)
+    assert "KL at the start" in found
+    (cells,) = foretold_table(bench.run())
+    assert ["fewer MACs", "+1.00"] in cells
+
+
+def _kept(plan: dict[str, Any]) -> float:
+    return cost(ModelPlan.model_validate(plan)).macs / 1e9
 
 
 def test_the_next_call_does_what_is_left(bench: PlannerBench, monkeypatch: pytest.MonkeyPatch) -> None:

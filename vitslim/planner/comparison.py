@@ -70,6 +70,7 @@ class PlannerBenchReport(Result):
         planning: what each plan took to find, by task, runtime and speedup.
         unreached: rivals that are not fast enough at any strength, by task, runtime and speedup.
         times: relative errors of predicted times of random plans, by task and runtime.
+        foretold: Spearman's ρ between figures before training and the error of all students made of plans, by task.
         left: what is not trained or measured yet.
     """
 
@@ -83,6 +84,7 @@ class PlannerBenchReport(Result):
     unreached: list[dict[str, Any]]
     times: list[dict[str, Any]]
     images: dict[str, int]
+    foretold: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     left: list[str] = Field(default_factory=list[str])
 
 

@@ -68,9 +68,9 @@ class DamageMeter:
     def __init__(
         self,
         model: nn.Module,
-        fitted: Sequence[Float[Tensor, "b c h w"]],
-        held_out: Sequence[Float[Tensor, "b c h w"]],
-        labels: Sequence[Int[Tensor, " b"]] | None = None,
+        fitted: Sequence[Float[Tensor, "_ c h w"]],
+        held_out: Sequence[Float[Tensor, "_ c h w"]],
+        labels: Sequence[Int[Tensor, " _"]] | None = None,
         path: Path | None = None,
     ) -> None:
         self._model, self._labels, self._path = model.eval(), labels, path

@@ -11,6 +11,10 @@ from vitslim.report.charts import Point, draw_front, scatter
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT
 
+_FORETOLD = (
+    "What foretold the error after training (Spearman's rank correlation over all students; 1 is the same order):"
+)
+
 
 def bench_tables(report: PlannerBenchReport, *, nearest: int | None = None) -> dict[str, list[list[str]]]:
     """For every task and runtime what each way reaches, the first line of each table its header.
@@ -27,14 +31,28 @@ def bench_tables(report: PlannerBenchReport, *, nearest: int | None = None) -> d
 def bench_lines(report: PlannerBenchReport) -> list[str]:
     """The tables and what has to be said of them, for a terminal."""
     tables = [f"{title}\n{as_text(cells)}\n" for title, cells in bench_tables(report).items()]
-    return [*tables, *bench_notes(report)]
+    foretold = [f"{_FORETOLD}\n{as_text(cells)}\n" for cells in foretold_table(report)]
+    return [*tables, *bench_notes(report), *foretold]
 
 
 def bench_markdown(report: PlannerBenchReport, *, nearest: int | None = None) -> str:
     """The same for a page; ``nearest``: so many of the most accurate at each speedup, beside the planner."""
     found = bench_tables(report, nearest=nearest)
     tables = [f"{_in_words(title)}:\n\n{as_markdown(cells)}" for title, cells in found.items()]
-    return "\n\n".join([*tables, *bench_notes(report)])
+    foretold = [] if nearest else [f"{_FORETOLD}\n\n{as_markdown(cells)}" for cells in foretold_table(report)]
+    return "\n\n".join([*tables, *bench_notes(report), *foretold])
+
+
+def foretold_table(report: PlannerBenchReport) -> list[list[list[str]]]:
+    """One table of rank correlations, a column for each task; none before any is known."""
+    tasks = [task for task, found in report.foretold.items() if found]
+    names = dict.fromkeys(name for task in tasks for name in report.foretold[task])
+    rows = [[name, *(_rho(report.foretold[task].get(name)) for task in tasks)] for name in names]
+    return [[["figure before training", *tasks], *rows]] if rows else []
+
+
+def _rho(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:+.2f}"
 
 
 def bench_notes(report: PlannerBenchReport) -> list[str]:

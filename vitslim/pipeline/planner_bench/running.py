@@ -56,6 +56,7 @@ class PlannerBench:
                 self._write(tasks, command)
         for task in tasks:
             task.check_times()
+            task.measure_starts()
         return self._write(tasks, command)
 
     def _write(self, tasks: list[TaskRun], command: str) -> PlannerBenchReport:
@@ -66,6 +67,7 @@ class PlannerBench:
             "planning": [one for task in tasks for one in task.planning()],
             "unreached": [one for task in tasks for one in task.unreached()],
             "times": [one for task in tasks for one in task.checked_times()],
+            "foretold": {task.name: task.foretold() for task in tasks},
             "left": [one for task in tasks for one in task.left()],
         }
         report = PlannerBenchReport(

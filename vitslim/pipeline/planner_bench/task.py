@@ -25,14 +25,18 @@ from vitslim.pipeline.planner_bench.preset import PlannerPreset, Rival, Task
 from vitslim.pipeline.planner_bench.strengths import Strengths
 from vitslim.pipeline.planning import TOLERANCE
 from vitslim.pipeline.planning import plan as find_plans
+from vitslim.pipeline.planning.images import open_meter
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.planner import (
     Budget,
     Compositions,
+    DamageMeter,
     RuntimeConfig,
     SharesOfPlans,
     StepTimes,
+    correlations,
+    figures_of,
     measure_models,
     prediction_errors,
     probes_once,
@@ -40,7 +44,7 @@ from vitslim.planner import (
 )
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, Student, Way, digest_of
 from vitslim.planner.times import times_folder
-from vitslim.plans import ModelPlan, plan_json
+from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.recipe import AnalyzeSection, ModelSection, Recipe
 from vitslim.train import DistillConfig, WarmStartConfig
@@ -203,6 +207,10 @@ class TaskRun:
 
     def _times(self, runtime: RuntimeConfig) -> StepTimes:
         return StepTimes(plan_of(self.dense), probes_once(self.dense, runtime, times_folder(), progress=self.progress))
+
+    @cached_property
+    def _meter(self) -> DamageMeter:
+        return open_meter(self._recipe(0), self.dense, self.preset.planner, self.folder)
 
     @cached_property
     def _analysis(self) -> AnalysisReport:
@@ -375,6 +383,32 @@ class TaskRun:
             if not self._is_over:
                 words = [self._weights, self.preset.checked_plans, runtime]
                 self._once(f"times-{runtime_name(runtime)}", words, partial(self._checked_times, runtime))
+
+    def measure_starts(self) -> None:
+        """Measure what is known of every student's plan before it is trained."""
+        for way in self.ways():
+            if way.plan is not None and not self._is_over and not self._found(f"starts/{way.digest}"):
+                self._once(f"starts/{way.digest}", [self._weights, way.plan], partial(self._start_of, way.plan))
+
+    def _start_of(self, document: dict[str, Any]) -> dict[str, float]:
+        plan = ModelPlan.model_validate(document)
+        damage, costs = self._meter(plan), cost(plan)
+        return {
+            "KL at the start": damage.kl,
+            "disagreement at the start": 1.0 - damage.agreement,
+            "fewer MACs": -float(costs.macs),
+            "fewer parameters": -float(costs.parameters),
+            **figures_of(plan, self._analysis),
+        }
+
+    def foretold(self) -> dict[str, float]:
+        """Rank correlations of what is known before training with the error of all students made of plans."""
+        first = self.preset.seeds[0]
+        ways = {way.digest: way for way in self.ways() if self._is_trained(way.digest, first)}
+        starts = {name: read_json(paths[-1]) for name in ways if (paths := self._found(f"starts/{name}"))}
+        names = dict.fromkeys(name for one in starts.values() for name in one)
+        columns = {name: [one[name] for one in starts.values()] for name in names}
+        return correlations(columns, [1.0 - self._top1(ways[name], first) for name in starts])
 
     def checked_times(self) -> list[dict[str, Any]]:
         """What that found."""
