@@ -13,11 +13,11 @@ def test_every_committed_table_is_what_its_json_gives() -> None:
 
 
 def test_a_typed_figure_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = measure.README.read_text()
+    text = (measure.GUIDES / "benchmark.md").read_text()
     assert "| evo-vit |" in text
     changed = tmp_path / "README.md"
     changed.write_text(text.replace("| evo-vit |", "| evo-vit, twice as good |"))
-    monkeypatch.setattr(measure, "PAGES", {changed: ("demo",)})
+    monkeypatch.setattr(measure, "PAGES", {changed: measure.PAGES[measure.GUIDES / "benchmark.md"]})
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "tables", dict)
     with pytest.raises(SystemExit, match=r"README\.md: a table is not what it should be; run `make readme`"):
@@ -56,6 +56,43 @@ def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: 
     text = measure.table("suite_gpu") + measure.table("accuracy_gpu")
     assert "| evo-vit | 1.45x (95 %) | 0.97x (63 %) |" in text
     assert "1.45x, 1.38 ms" in text
+
+
+def test_the_benchmark_of_the_planner_is_collected_with_its_pictures(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitslim.files import write_json
+    from vitslim.planner.comparison import REPORT_FILE, PlannerBenchReport, Student
+
+    def student(way: str, share: float, **top1: float) -> Student:
+        seeds = {name.removeprefix("seed"): value for name, value in top1.items()}
+        return Student(
+            task="digits", runtime="ort-b1-fp32", speedup=2.0, way=way, entries=[], digest=way, share=share,
+            top1=seeds, loss={}, macs=1, params=1,
+        )  # fmt: skip
+
+    report = PlannerBenchReport(
+        preset="cpu",
+        command="vitslim bench planner",
+        settings={"tasks": {"digits": {"distill": {"steps": 100}}}, "close": 1.0},
+        environment={"cpu": "a CPU", "onnxruntime": "1", "torch": "2"},
+        finetuned={"digits": {"0": 0.9, "1": 0.92}},
+        students=[student("planner", 0.5, seed0=0.9, seed1=0.91), student("depth", 0.45, seed0=0.89)],
+        planning=[],
+        unreached=[{"task": "digits", "runtime": "ort-b1-fp32", "speedup": 2.0, "way": "heads", "best": 1.3}],
+        times=[],
+        images={"digits": 899},
+        foretold={"digits": {"KL at the start": 0.7}},
+    )
+    write_json(tmp_path / "run" / REPORT_FILE, report.model_dump(mode="json"))
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    measure.collect(str(tmp_path / "run"))
+    assert (tmp_path / "planner_cpu_digits_ort-b1-fp32.svg").read_text().count("<svg")
+    table = measure.table("planner_cpu")
+    assert "**digits** in ONNX Runtime, batch 1, fp32" in table
+    assert "| planner | *90.50 ± 0.50 (2.00x)* |" in table
+    assert "| depth | 89.00 (2.22x) |" in table
+    assert "| heads | at most 1.30x |" in table
+    assert "| KL at the start | +0.70 |" in table
+    assert "| heads |" not in measure.table("planner_best")
 
 
 def test_a_quick_run_is_not_collected(tmp_path) -> None:

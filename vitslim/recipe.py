@@ -76,7 +76,7 @@ class ExportSection(Config):
 class PlannerSection(Config):
     """The search for the plan, in place of ``plan`` and ``convert``."""
 
-    budgets: tuple[Budget, ...] = Field(min_length=1)  # the student gets the plan of the first
+    budgets: tuple[Budget, ...]  # the student gets the plan of the first
     runtime: RuntimeConfig = RuntimeConfig()  # in what it has to be fast
     config: PlannerConfig = PlannerConfig()  # how much is tried
 
@@ -88,6 +88,8 @@ class PlannerSection(Config):
     @field_validator("budgets")
     @classmethod
     def _go_together(cls, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        if not budgets:
+            raise ValueError("wanted one budget or more, such as {speedup: 1.5}")
         if twice := [one.describe() for one in dict.fromkeys(budgets) if budgets.count(one) > 1]:
             raise ValueError(f"{', '.join(twice)} given more than once; each budget gets one plan")
         if len(budgets) > 1 and (drop := next((one for one in budgets if one.max_drop is not None), None)):
