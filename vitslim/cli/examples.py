@@ -38,6 +38,7 @@ EXAMPLES = {
     "bench models": ("vitslim bench out --baseline deit_tiny --backend torch,ort --batch 1,8",),
     "bench suite": ("vitslim bench suite --preset cpu --minutes 30 --out out/suite",),
     "bench accuracy": ("vitslim bench accuracy --preset cpu --quick",),
+    "bench planner": ("vitslim bench planner --minutes 30", "vitslim bench planner --set seeds=[0]"),
     "quantize": ("vitslim quantize out --data imagenet/ --precision int8",),
     "plugin": ("vitslim plugin info",),
     "plugin build": ("vitslim plugin build --arch 80,90",),
