@@ -14,8 +14,12 @@ def unit_sums(inputs: Float[Tensor, "b n f"], units: int) -> Float[Tensor, "u e1
         inputs: what the output projection reads, unit after unit.
         units: neurons, or heads of e = f / units channels.
     """
-    each = inputs.flatten(0, 1).unflatten(-1, (units, -1)).transpose(0, 1).double()
-    products, sums = each.transpose(1, 2) @ each, each.sum(dim=1).unsqueeze(2)
+    rows = inputs.flatten(0, 1).double()
+    each = rows.unflatten(-1, (units, -1)).transpose(0, 1)
+    # Of neurons, each a channel of its own, the squares alone: a tenth of the time of as many tiny products.
+    is_neurons = each.shape[2] == 1
+    products = rows.square().sum(dim=0)[:, None, None] if is_neurons else each.transpose(1, 2) @ each
+    sums = each.sum(dim=1).unsqueeze(2)
     count = sums.new_full((units, 1, 1), each.shape[1])
     return torch.cat([torch.cat([products, sums], dim=2), torch.cat([sums.transpose(1, 2), count], dim=2)], dim=1)
 
