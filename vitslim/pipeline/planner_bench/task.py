@@ -65,7 +65,8 @@ class TaskRun:
     def __init__(
         self, name: str, task: Task, preset: PlannerPreset, folder: Path, progress: ProgressCallback, end: float | None
     ) -> None:
-        self.name, self.task, self.preset, self.folder = name, task, preset, folder
+        # However the folder is named: what is known is found again.
+        self.name, self.task, self.preset, self.folder = name, task, preset, folder.resolve()
         self.progress, self._end = progress, end
 
     def train(self, seed: int) -> None:
