@@ -164,7 +164,8 @@ def test_the_fastest_plan_that_loses_little_is_taken(tmp_path: Path, monkeypatch
     monkeypatch.setattr(running._Planning, "_times", property(lambda _: (times, 1.0)))
     shares = property(lambda _: lambda plans, **__: [times.predict(plan) for plan in plans])
     monkeypatch.setattr(running._Planning, "_shares", shares)
-    monkeypatch.setattr(running, "LADDER", (1.2, 1.5))
+    # What nothing reaches ends the ladder.
+    monkeypatch.setattr(running, "LADDER", (1.2, 1.5, 900.0))
     quick = QUICK.model_copy(update={"recovery": 0.0, "improved": 0})
     asked: dict[str, Any] = {"runtime": RuntimeConfig(), "config": quick}
     report = plan(recipe(), tmp_path / "loose", budgets=[Budget(max_drop=100)], **asked)

@@ -110,10 +110,9 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
 def _point(one: Student) -> Point:
     is_planned = one.way == PLANNER
     values = [100 * value for value in one.top1.values()]
-    name = f"{one.way} {one.speedup:g}x"
-    return Point(
-        name, 1.0 / (one.share or 1.0), fmean(values), "improved" if is_planned else "method", _half_range(values)
-    )
+    speed, height = 1.0 / (one.share or 1.0), fmean(values)
+    name, kind = (f"{one.way} {one.speedup:g}x", "improved") if is_planned else ("", "method")
+    return Point(name, speed, height, kind, _half_range(values))
 
 
 def _table(report: PlannerBenchReport, task: str, runtime: str, nearest: int | None) -> list[list[str]]:

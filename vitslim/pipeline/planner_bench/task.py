@@ -79,14 +79,15 @@ class TaskRun:
         ways = self.ways()
         self._train_siblings()
         recipes = {FINE_TUNED: self._recipe(seed, convert=())}
-        recipes |= {way.digest: self._way_recipe(way, seed) for way in ways if self._may_be_best(way, seed)}
+        recipes |= {way.digest: self._way_recipe(way, seed) for way in self._wanted(ways, seed)}
         self._train(recipes, self.folder / f"seed-{seed}")
 
     def left(self) -> list[str]:
         """What is not trained or measured yet."""
         missing = [f"{self.name}: {runtime_name(one)}" for one in self.preset.runtimes if not self._is_planned(one)]
+        ways = self.ways()
         for seed in self.preset.seeds:
-            names = [FINE_TUNED, *(way.digest for way in self.ways() if self._may_be_best(way, seed))]
+            names = [FINE_TUNED, *(way.digest for way in self._wanted(ways, seed))]
             absent = [name for name in dict.fromkeys(names) if not self._is_trained(name, seed)]
             missing += [f"{self.name}: {name}, seed {seed}" for name in absent]
         times = [runtime_name(one) for one in self.preset.checked if not self._found(f"times-{runtime_name(one)}")]
@@ -115,14 +116,22 @@ class TaskRun:
         """Files of what some work found."""
         return sorted(self.folder.glob(f"{name}-*.json"))
 
-    def _may_be_best(self, way: Way, seed: int) -> bool:
-        """Whether the first seed left a way close to the best at its target."""
+    def _wanted(self, ways: Sequence[Way], seed: int) -> list[Way]:
+        """All with the first seed; with the others the planner's, and what that left close to the best at its target."""
         first = self.preset.seeds[0]
-        if seed == first or way.way == PLANNER:
-            return True
-        beside = [one for one in self.ways() if (one.runtime, one.speedup) == (way.runtime, way.speedup)]
-        top1 = {one.digest: self._top1(one, first) for one in beside if self._is_trained(one.digest, first)}
-        return way.digest in top1 and top1[way.digest] >= max(top1.values()) - self.preset.close / 100
+        if seed == first:
+            return list(ways)
+        top1 = {way.digest: self._top1(way, first) for way in ways if self._is_trained(way.digest, first)}
+        best: dict[tuple[str, float], float] = {}
+        for way in ways:
+            target = (way.runtime, way.speedup)
+            best[target] = max(best.get(target, 0.0), top1.get(way.digest, 0.0))
+        least = {target: value - self.preset.close / 100 for target, value in best.items()}
+        return [
+            way
+            for way in ways
+            if way.way == PLANNER or (way.digest in top1 and top1[way.digest] >= least[way.runtime, way.speedup])
+        ]
 
     def _top1(self, way: Way, seed: int) -> float:
         return float(read_json(self.folder / f"seed-{seed}" / way.digest / METRICS_FILE)["student"]["top1"])

@@ -138,11 +138,10 @@ class _Planning:
     def run(self, budgets: Sequence[Budget]) -> PlanReport:
         with self._timed("analysis"):
             analysis = self._analysis
-        ladder = [Budget(speedup=one) for one in LADDER] if budgets[0].max_drop is not None else []
-        front = [self._answer(one, analysis) for one in ladder or budgets]
-        answers = [self._fastest(budgets[0], front)] if ladder else front
+        is_of_drop = budgets[0].max_drop is not None
+        front = self._ladder(analysis) if is_of_drop else [self._answer(one, analysis) for one in budgets]
+        answers = [self._fastest(budgets[0], front)] if is_of_drop else front
         errors = [abs(one.predicted / one.measured - 1.0) for one in self.trials if one.measured is not None]
-        first = budgets[0] if not ladder else ladder[0]
         data = self.recipe.data
         is_timed = any(one.measure == "time" for one in budgets)
         return PlanReport(
@@ -156,12 +155,24 @@ class _Planning:
             prediction_error=median(errors) if errors else None,
             trials=self.trials,
             answers=answers,
-            front=front if ladder else [],
-            outlook=self._outlook(first),
+            front=front if is_of_drop else [],
+            outlook=self._outlook(front[0].budget),
             recovery_steps=self._recovery.steps,
             seconds=self.seconds,
             environment=environment(),
         )
+
+    def _ladder(self, analysis: AnalysisReport) -> list[Answer]:
+        """Answers for one speedup after the other, up to the first that nothing reaches."""
+        found: list[Answer] = []
+        for speedup in LADDER:
+            try:
+                found.append(self._answer(Budget(speedup=speedup), analysis))
+            except ConfigError:
+                if not found:
+                    raise
+                break
+        return found
 
     def _answer(self, budget: Budget, analysis: AnalysisReport) -> Answer:
         is_timed = budget.measure == "time"
