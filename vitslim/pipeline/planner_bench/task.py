@@ -117,7 +117,7 @@ class TaskRun:
         return sorted(self.folder.glob(f"{name}-*.json"))
 
     def _wanted(self, ways: Sequence[Way], seed: int) -> list[Way]:
-        """All with the first seed; with the others the planner's, and what that left close to the best at its target."""
+        """All with the first seed; with the others the planner's, and what came close to the best at its target."""
         first = self.preset.seeds[0]
         if seed == first:
             return list(ways)
