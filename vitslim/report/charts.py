@@ -25,7 +25,7 @@ _TONE_COLOUR = {"good": look.GOOD, "bad": look.BAD, "even": look.SOFT}
 _LOG_FROM = 20  # a loss that falls further than this is unreadable on a linear axis
 _NAME_INCHES = 0.16  # from one name beside a scatter to the next
 _NAMES_AT = 1.04  # where they begin, in widths of the axes
-PointKind = Kind | Literal["methods", "steps", "improved"]
+PointKind = Kind | Literal["methods", "steps", "improved", "planner"]
 """What sort of model a point is: of a benchmark, or how a planner found it."""
 # Distinct with any colour vision; the shape says the same.
 _STYLES: dict[PointKind, tuple[str, str, str]] = {
@@ -36,6 +36,7 @@ _STYLES: dict[PointKind, tuple[str, str, str]] = {
     "methods": (look.SECOND, "^", "several methods"),
     "steps": (look.THIRD, "s", "a choice per block"),
     "improved": (look.FOURTH, "v", "improved"),
+    "planner": (look.SECOND, "^", "planner"),
 }
 
 

@@ -94,7 +94,7 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
     """Accuracy over measured speed: the planner's students and, without names, all others; the front of the others."""
     students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
     points = [_point(one) for one in students]
-    others = [point for point in points if point.kind != "improved"]
+    others = [point for point in points if point.kind != "planner"]
     dense = report.finetuned.get(task, {})
     fixed = [Point("dense", 1.0, 100 * fmean(dense.values()), "dense")] if dense else []
 
@@ -111,7 +111,7 @@ def _point(one: Student) -> Point:
     is_planned = one.way == PLANNER
     values = [100 * value for value in one.top1.values()]
     speed, height = 1.0 / (one.share or 1.0), fmean(values)
-    name, kind = (f"{one.way} {one.speedup:g}x", "improved") if is_planned else ("", "method")
+    name, kind = (f"{one.way} {one.speedup:g}x", "planner") if is_planned else ("", "baseline")
     return Point(name, speed, height, kind, _half_range(values))
 
 
