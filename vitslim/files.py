@@ -1,6 +1,7 @@
 """Writing files so that the old one survives whatever happens."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,16 @@ _SCRATCH = re.compile(r"\..+\.vitslim-[a-z0-9_]{8}\.part")
 def cache_root() -> Path:
     """The folder of everything that is kept between runs: $VITSLIM_CACHE, else ~/.cache/vitslim."""
     return Path(os.environ.get("VITSLIM_CACHE") or Path.home() / ".cache" / "vitslim")
+
+
+def digest_of(inputs: Any, length: int = 16) -> str:
+    """A short name for all that something depends on: plain data, and settings, which count by their values."""
+    words = json.dumps(inputs, sort_keys=True, default=_plain)
+    return hashlib.sha256(words.encode()).hexdigest()[:length]
+
+
+def _plain(one: Any) -> Any:
+    return one.model_dump(mode="json") if hasattr(one, "model_dump") else str(one)
 
 
 @contextmanager

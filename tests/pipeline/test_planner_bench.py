@@ -72,6 +72,9 @@ def test_a_rival_competes_at_its_mildest_strength_that_is_fast_enough() -> None:
         assert len(asked) == len(set(asked))
 
 
+find_plans = task.TaskRun._find_plans
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannerBench:
     """The tiny task; multiply-accumulates stand for times, and the planner drops a block."""
@@ -101,6 +104,25 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannerBench:
     path = tmp_path / "preset.yaml"
     path.write_text(PRESET)
     return PlannerBench(tmp_path / "out", preset=str(path))
+
+
+def test_a_speedup_that_no_plan_reaches_is_told_and_the_others_are_compared(
+    bench: PlannerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[float | None]] = []
+
+    def found(*_: Any, budgets: Any, **__: Any) -> Any:
+        asked.append([one.speedup for one in budgets])
+        if len(budgets) > 1:
+            raise ConfigError("out of reach")
+        return SimpleNamespace(answers=[], trials=[], model_dump=lambda **_: {"seconds": {}})
+
+    monkeypatch.setattr(task.TaskRun, "_find_plans", find_plans)
+    monkeypatch.setattr(task, "find_plans", found)
+    report = bench.run()
+    assert asked == [[1.25, 50.0], [1.25]]
+    assert [one["speedup"] for one in report.unreached if one["way"] == PLANNER] == [50.0]
+    assert {one.way for one in report.students} == {"depth", SIBLING}
 
 
 def test_all_ways_are_trained_with_every_seed_and_stand_in_one_table(bench: PlannerBench) -> None:

@@ -70,6 +70,24 @@ def test_a_plan_within_the_budget_is_found_trained_and_written(tmp_path: Path) -
     assert not [one for one in stages if "distill" in one.stage and one.unit == "begun"]
 
 
+def test_rates_for_each_step_are_among_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[search.Candidate] = []
+    chosen = running.of_all_kinds
+    monkeypatch.setattr(running, "of_all_kinds", lambda found, count: seen.extend(found) or chosen(found, count))
+    limit = 0.7 * dense_macs()
+    many = QUICK.model_copy(update={"recovery": 0.0, "improved": 0, "measured": 30})
+    plan(recipe(), tmp_path / "out", budgets=[Budget(macs=limit / 1e9)], runtime=RuntimeConfig(), config=many)
+    found = [one for one in seen if one.kind == "steps" and "rates" in (*one.entries, {})[0]]
+    assert {one.methods[0] for one in found} == {"merge", "prune"}
+    # All of the saving by tokens alone, or a part of it, and choices for each step bring the rest.
+    shares = {one.entries[0]["rates"] for one in found}
+    assert shares >= {0.33, 1.0}
+    for one in found:
+        assert not check(one.plan)
+        assert cost(one.plan).macs <= limit
+        assert one.kl < float("inf")
+
+
 def test_what_damage_is_measured_on_is_trained_on_by_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reserved: list[int] = []
     trained = recovery.run_side_by_side

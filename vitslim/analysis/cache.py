@@ -1,7 +1,6 @@
 """One analysis per model and images, kept on disk for all who convert that model."""
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from vitslim.analysis.passes import analyze
 from vitslim.analysis.result import AnalysisReport
 from vitslim.data import Loader
 from vitslim.errors import CheckpointError
-from vitslim.files import cache_root, read_json, write_json
+from vitslim.files import cache_root, digest_of, read_json, write_json
 from vitslim.models import BaseModel, describe
 from vitslim.models.digest import tensors_sha256
 from vitslim.progress import Progress, ProgressCallback, silent
@@ -80,7 +79,7 @@ def _key(base: BaseModel, model: nn.Module, loader: Loader, images: int | None, 
         [images, replacement_images],
         [_code_digest(), torch.__version__],
     ]
-    return hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return digest_of(words, 32)
 
 
 def _code_digest() -> str:

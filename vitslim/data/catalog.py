@@ -134,7 +134,7 @@ def _split_folder(root: Path, config: DataConfig, split: Split) -> Path:
     if not root.exists():
         raise DataError(
             f"{root} does not exist; give a folder of images, hfds/NAME, wds/FOLDER, fractals (built in), "
-            "or sklearn-digits"
+            "or sklearn-digit-pairs"
         )
     if not root.is_dir():
         raise DataError(f"{root} is a file; give the folder that holds the images")

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitslim.data.augment import AugmentConfig, make_transform
 from vitslim.data.batch import Contents, Loader, Preprocessing, Source
 from vitslim.data.catalog import Images, find_folder, find_hfds
-from vitslim.data.digits import CLASSES, open_digits
+from vitslim.data.digits import CLASSES, open_digit_pairs
 from vitslim.data.digits import NAME as DIGITS
 from vitslim.data.fractal import FractalConfig, Split
 from vitslim.data.fractal_set import FractalDataset, open_fractals
@@ -48,7 +48,7 @@ def open_data(
 
     Args:
         spec: a folder of images, ``hfds/NAME``, ``wds/FOLDER``, ``fractals`` with options
-            (``fractals:classes=20,train_per_class=50``), ``sklearn-digits``, or a config.
+            (``fractals:classes=20,train_per_class=50``), ``sklearn-digit-pairs``, or a config.
         preprocessing: how the model wants its images; what a config states of it goes before.
         training: shuffle, drop an incomplete last batch, augment.
         augment: how to change training images; not given means the mild default.
@@ -146,7 +146,7 @@ class _Request:
             raise ConfigError(
                 f"{DIGITS} are moved, not cropped: give data.augment.shift, and no crop_scale or the like"
             )
-        return self._tensors(f"{DIGITS} ({split})", *open_digits(split), CLASSES)
+        return self._tensors(f"{DIGITS} ({split})", *open_digit_pairs(split), CLASSES)
 
     def _tensors(self, origin: str, pixels: Tensor, labels: Tensor, names: tuple[str, ...]) -> tuple[Source, Contents]:
         subset = self._subset(labels, len(labels))

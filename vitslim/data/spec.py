@@ -20,7 +20,7 @@ SPLIT_NAMES = {
 class DataConfig(Config):
     """Where the images come from, and how they are prepared where the model's own word on it is not to be taken."""
 
-    source: str = "fractals"  # a folder, hfds/NAME, wds/FOLDER, fractals, fractals:classes=20,..., sklearn-digits
+    source: str = "fractals"  # a folder, hfds/NAME, wds/FOLDER, fractals, fractals:classes=20,..., sklearn-digit-pairs
     train_split: str | None = None  # name of the split to train on; None: "train" or a synonym
     val_split: str | None = None  # name of the held-out split; None: "val" or a synonym
     class_map: str | None = None  # folders: text file with one class name per line, in label order

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from vitslim.errors import CheckpointError, ConfigError
-from vitslim.files import is_scratch, read_json, write_json, write_text
+from vitslim.files import digest_of, is_scratch, read_json, write_json, write_text
 from vitslim.pipeline.staging import Staging, has_company
 from vitslim.shapes import Result
 
@@ -105,8 +103,7 @@ class RunFolder:
 
     def enter(self, stage: str, inputs: Any, *outputs: str) -> bool:
         """Whether a stage must run; its digest becomes the present one."""
-        text = json.dumps([self._digest, stage, inputs], sort_keys=True, default=str)
-        self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._digest = digest_of([self._digest, stage, inputs])
         known = self._stages()
         if known.finished.get(stage) == self._digest and all((self.path / name).exists() for name in outputs):
             self._passed[stage] = self._digest

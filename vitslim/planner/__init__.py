@@ -4,6 +4,7 @@ from vitslim.planner.budget import LADDER, Budget
 from vitslim.planner.config import PlannerConfig
 from vitslim.planner.damage import Damage, DamageMeter
 from vitslim.planner.predictors import correlations, figures_of, rank_correlations
+from vitslim.planner.rates import Rates, best_rates, measure_rates
 from vitslim.planner.result import Answer, Outlook, PlanReport, Rung, StepReason, Trial
 from vitslim.planner.search import Candidate, Compositions, Price, measured, of_all_kinds, promising
 from vitslim.planner.steps import Changes, best_steps, improve, measure_changes
@@ -32,12 +33,14 @@ __all__ = [
     "PlannerConfig",
     "Price",
     "ProbeTimes",
+    "Rates",
     "Rung",
     "RuntimeConfig",
     "SharesOfPlans",
     "StepReason",
     "StepTimes",
     "Trial",
+    "best_rates",
     "best_steps",
     "correlations",
     "figures_of",
@@ -45,6 +48,7 @@ __all__ = [
     "measure_changes",
     "measure_models",
     "measure_plans",
+    "measure_rates",
     "measured",
     "of_all_kinds",
     "prediction_errors",

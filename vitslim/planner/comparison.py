@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from pydantic import Field
 
+from vitslim.files import digest_of
 from vitslim.shapes import Result
 from vitslim.train import WarmStartConfig
 
@@ -37,7 +36,7 @@ class Way(Result):
     @property
     def digest(self) -> str:
         """Of what is trained: ways that lead to the same plan share their trainings."""
-        return digest_of([self.plan, self.warm_start, self.sibling])
+        return digest_of([self.plan, self.warm_start, self.sibling], 12)
 
 
 class Student(Result):
@@ -86,9 +85,3 @@ class PlannerBenchReport(Result):
     images: dict[str, int]
     foretold: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     left: list[str] = Field(default_factory=list[str])
-
-
-def digest_of(inputs: Any) -> str:
-    """A short name for all that something depends on."""
-    words = json.dumps(inputs, sort_keys=True, default=lambda one: one.model_dump(mode="json"))
-    return hashlib.sha256(words.encode()).hexdigest()[:12]

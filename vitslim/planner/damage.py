@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitslim.errors import CheckpointError
-from vitslim.files import read_json, write_json
+from vitslim.files import digest_of, read_json, write_json
 from vitslim.models import entry, output_behind_blocks, trace
 from vitslim.plans import ModelPlan, StepPlan
 from vitslim.shapes import Result
@@ -83,7 +82,7 @@ class DamageMeter:
 
     def __call__(self, plan: ModelPlan) -> Damage:
         """The damage of a plan, remembered."""
-        key = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:16]
+        key = digest_of(plan)
         if key not in self._measured:
             self._measured[key] = self._measure(plan)
             if self._path is not None:

@@ -7,7 +7,6 @@ same interleaved rounds, so that the load of the machine cancels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 from vitslim.bench import benchmark, environment
 from vitslim.bench.session import Backend
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
-from vitslim.files import cache_root, read_json, write_json
+from vitslim.files import cache_root, digest_of, read_json, write_json
 from vitslim.methods import METHODS, planned
 from vitslim.methods.heads import NarrowAttention
 from vitslim.methods.mlp import NarrowMlp
@@ -177,8 +176,8 @@ class SharesOfPlans:
 
     def __init__(self, model: nn.Module, config: RuntimeConfig, folder: Path) -> None:
         self._model, self._config = model, config
-        words = [plan_json(plan_of(model)), config.model_dump(mode="json"), _stable_environment()]
-        self._path = folder / f"plans-{_digest(words)}.json"
+        words = [plan_json(plan_of(model)), config, _stable_environment()]
+        self._path = folder / f"plans-{digest_of(words)}.json"
         self._known: dict[str, float | None] = _read(self._path)
 
     def __call__(
@@ -189,7 +188,7 @@ class SharesOfPlans:
         Raises:
             CheckFailedError: the runtime does not run the dense model.
         """
-        keys = [_digest(_as_run(plan)) for plan in plans]
+        keys = [digest_of(_as_run(plan)) for plan in plans]
         new = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in self._known}
         names = list(new)
         for first in range(0, len(names), _TOGETHER):
@@ -220,10 +219,6 @@ def _read(path: Path) -> dict[str, float | None]:
         return {}
 
 
-def _digest(words: Any) -> str:
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
-
-
 def _stable_environment() -> dict[str, Any]:
     return {name: value for name, value in environment().items() if name not in _CHANGING}
 
@@ -237,7 +232,7 @@ def probes_once(
         folder: of the cache.
     """
     plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
-    path = folder / f"{_digest([plans, config.model_dump(mode='json'), _stable_environment()])}.json"
+    path = folder / f"{digest_of([plans, config, _stable_environment()])}.json"
     try:
         known = ProbeTimes.model_validate(read_json(path))
     except (CheckpointError, ValueError):

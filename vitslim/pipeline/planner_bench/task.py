@@ -14,8 +14,8 @@ from torch import nn
 
 from vitslim import checkpoint
 from vitslim.analysis import AnalysisReport, analyze_once
-from vitslim.errors import VitslimError
-from vitslim.files import read_json, write_json
+from vitslim.errors import ConfigError, VitslimError
+from vitslim.files import digest_of, read_json, write_json
 from vitslim.models import init_from_scratch_
 from vitslim.opening import open_model
 from vitslim.pipeline.choices import advise, plan_all
@@ -42,7 +42,7 @@ from vitslim.planner import (
     probes_once,
     rank_correlations,
 )
-from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, Student, Way, digest_of
+from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, Student, Way
 from vitslim.planner.times import times_folder
 from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.progress import Progress, ProgressCallback
@@ -244,7 +244,7 @@ class TaskRun:
 
     def _once(self, name: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What some work found, read from its file where it was done before with the same inputs."""
-        path = self.folder / f"{name}-{digest_of(inputs)}.json"
+        path = self.folder / f"{name}-{digest_of(inputs, 12)}.json"
         if not path.is_file():
             write_json(path, work())
         return read_json(path)
@@ -313,15 +313,23 @@ class TaskRun:
         return [Way.model_validate(one) for one in found["reached"]]
 
     def _find_plans(self, runtime: RuntimeConfig) -> dict[str, Any]:
-        report = find_plans(
-            self._recipe(0, evaluate=False),
-            self.folder / f"planner-{runtime_name(runtime)}",
-            budgets=[Budget(speedup=speedup) for speedup in self.preset.speedups],
-            runtime=runtime,
-            config=self.preset.planner,
-            overwrite=True,
-            progress=self.progress,
-        )
+        asked, unreached = sorted(self.preset.speedups), list[dict[str, Any]]()
+        while True:
+            try:
+                report = find_plans(
+                    self._recipe(0, evaluate=False),
+                    self.folder / f"planner-{runtime_name(runtime)}",
+                    budgets=[Budget(speedup=speedup) for speedup in asked],
+                    runtime=runtime,
+                    config=self.preset.planner,
+                    overwrite=True,
+                    progress=self.progress,
+                )
+                break
+            except ConfigError:  # the fastest is out of reach
+                if len(asked) == 1:
+                    raise
+                unreached.append({**self._target(runtime, asked.pop(), PLANNER), "best": None})
         reached: list[dict[str, Any]] = []
         for answer in report.answers:
             trial = report.trials[answer.chosen]
@@ -339,7 +347,11 @@ class TaskRun:
         found = report.model_dump(mode="json", include={"prediction_error", "recovery_steps", "seconds", "images"})
         correlations = rank_correlations(report.trials)
         target = {"task": self.name, "runtime": runtime_name(runtime), "trials": len(report.trials)}
-        return {"reached": reached, "planning": {**target, **found, "correlations": correlations}}
+        return {
+            "reached": reached,
+            "unreached": unreached,
+            "planning": {**target, **found, "correlations": correlations},
+        }
 
     def _checked_times(self, runtime: RuntimeConfig) -> dict[str, Any]:
         """Predicted against measured times of random compositions."""
@@ -428,7 +440,9 @@ class TaskRun:
     def unreached(self) -> list[dict[str, Any]]:
         """Rivals that are not fast enough at any strength."""
         planned = [one for one in self.preset.runtimes if self._is_planned(one)]
-        return [one for runtime in planned for one in self._rivals(runtime)[1]]
+        rivals = [one for runtime in planned for one in self._rivals(runtime)[1]]
+        found = [read_json(self._found(f"planned-{runtime_name(runtime)}")[-1]) for runtime in planned]
+        return rivals + [one for plans in found for one in plans.get("unreached", [])]
 
 
 def runtime_name(runtime: RuntimeConfig) -> str:

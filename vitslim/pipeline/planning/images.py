@@ -10,10 +10,10 @@ from torch import nn
 
 from vitslim.data import Loader
 from vitslim.errors import ConfigError
+from vitslim.files import digest_of
 from vitslim.pipeline.images import data_config, open_loader
 from vitslim.pipeline.inputs import file_state, labels_of
 from vitslim.planner import DamageMeter, PlannerConfig
-from vitslim.planner.comparison import digest_of
 from vitslim.recipe import Recipe
 
 _FEWEST = 32

@@ -8,13 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from vitslim.checkpoint import load
-from vitslim.files import write_json
+from vitslim.files import digest_of, write_json
 from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.images import data_config, open_loader
 from vitslim.pipeline.planning.images import count_images
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.planner import DamageMeter, PlannerConfig, Rung, Trial
-from vitslim.planner.comparison import digest_of
 from vitslim.progress import ProgressCallback
 from vitslim.recipe import Recipe
 from vitslim.train import DistillConfig, WarmStartConfig

@@ -36,14 +36,17 @@ from vitslim.planner import (
     PlannerConfig,
     PlanReport,
     Price,
+    Rates,
     RuntimeConfig,
     SharesOfPlans,
     StepTimes,
     Trial,
+    best_rates,
     best_steps,
     figures_of,
     improve,
     measure_changes,
+    measure_rates,
     measured,
     of_all_kinds,
     probes_once,
@@ -64,6 +67,8 @@ TOLERANCE = 1.02
 """Of the limit that a measured time may take: what rounds on a shared machine differ by."""
 _SLACK = 0.95
 """Of the limit: a plan that takes less as measured could do more, and is solved for again."""
+_PARTS = (0.33, 0.67, 1.0)
+"""Of the saving that a limit asks for, what fewer tokens bring; choices for each step bring the rest."""
 _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
 _LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -134,11 +139,15 @@ class _Planning:
         self.seconds: dict[str, float] = {}
         self._prices: dict[str, Price] = {}
         self._measured: dict[str, Changes] = {}
+        self._rates: dict[str, list[Rates]] = {}
+        self._reached: dict[str, tuple[Compositions, list[Candidate], float, float]] = {}
 
     def run(self, budgets: Sequence[Budget]) -> PlanReport:
         with self._timed("analysis"):
             analysis = self._analysis
         is_of_drop = budgets[0].max_drop is not None
+        for budget in () if is_of_drop else budgets:
+            self._compositions(budget, analysis)  # what is out of reach is refused before anything long begins
         front = self._ladder(analysis) if is_of_drop else [self._answer(one, analysis) for one in budgets]
         answers = [self._fastest(budgets[0], front)] if is_of_drop else front
         errors = [abs(one.predicted / one.measured - 1.0) for one in self.trials if one.measured is not None]
@@ -175,26 +184,37 @@ class _Planning:
         return found
 
     def _answer(self, budget: Budget, analysis: AnalysisReport) -> Answer:
-        is_timed = budget.measure == "time"
-        limit = budget.limit(self.dense, self._times[1] if is_timed else None, self.runtime.precision)
-        aim = limit * _MARGIN if is_timed else limit
-        price = self._price(budget)
-        space = Compositions(self.dense, price, analysis)
-        compositions = space.meeting(aim)
-        if not compositions:
-            raise ConfigError(self._out_of_reach(budget, limit, space))
+        space, compositions, limit, aim = self._compositions(budget, analysis)
         with self._timed("damage"):
             changes = self._changes(budget)
-            candidates, found = self._candidates(space, compositions, changes, aim)
+            candidates, found = self._candidates(budget, space, compositions, changes, aim)
         with self._timed("times of trials"):
-            trials = self._trials(candidates, space, changes, limit, is_timed)
+            trials = self._trials(budget, candidates, space, changes, limit)
         with self._timed("short trainings"):
-            trained = self._recovery.train([self._trial(one, share, analysis, price, changes) for one, share in trials])
+            trained = self._recovery.train(
+                [self._trial(one, share, analysis, space.price, changes) for one, share in trials]
+            )
         first = len(self.trials)
         self.trials += trained
         indices = range(first, len(self.trials))
         chosen = max(indices, key=lambda index: (len(self.trials[index].rungs), -score(self.trials[index])))
         return Answer(budget=budget, limit=limit, found=found, trials=list(indices), chosen=chosen)
+
+    def _compositions(
+        self, budget: Budget, analysis: AnalysisReport
+    ) -> tuple[Compositions, list[Candidate], float, float]:
+        """Those that meet a budget's limit, with their space, the limit, and the share that predictions aim at."""
+        key = budget.describe()
+        if key not in self._reached:
+            is_timed = budget.measure == "time"
+            limit = budget.limit(self.dense, self._times[1] if is_timed else None, self.runtime.precision)
+            aim = limit * _MARGIN if is_timed else limit
+            space = Compositions(self.dense, self._price(budget), analysis)
+            compositions = space.meeting(aim)
+            if not compositions:
+                raise ConfigError(self._out_of_reach(budget, limit, space))
+            self._reached[key] = (space, compositions, limit, aim)
+        return self._reached[key]
 
     def _fastest(self, budget: Budget, front: Sequence[Answer]) -> Answer:
         """The fastest answer that loses no more than the budget allows, by the last short training of its plan."""
@@ -275,24 +295,38 @@ class _Planning:
         return open_meter(self.recipe, self.model, self.config, self.folder)
 
     def _candidates(
-        self, space: Compositions, found: Sequence[Candidate], changes: Changes, aim: float
+        self, budget: Budget, space: Compositions, found: Sequence[Candidate], changes: Changes, aim: float
     ) -> tuple[list[Candidate], int]:
         """The best plans of every kind with their damage, and how many met the limit on paper."""
         best = promising(found, space, self._meter, self.config.measured, self.progress)
         sharp = [space.sharpened(one, aim) for one in best]
         methods = measured(sharp, self._meter, "compositions", self.progress)
-        solved = self._steps(space, changes, aim)
+        solved = self._steps(self._bases(budget, space, aim), space, changes, aim)
         steps = measured(solved, self._meter, "choices for each step", self.progress)
         first = of_all_kinds([*methods, *steps], self.config.improved)
         better = [improve(one, changes, space.price, aim, self._meter, progress=self.progress) for one in first]
         improved = [one for one, before in zip(better, first, strict=True) if one.kl < before.kl]
         return [*methods, *steps, *improved], len(found) + len(steps)
 
-    def _steps(self, space: Compositions, changes: Changes, aim: float) -> list[Candidate]:
-        """The best choices for each step, for the dense plan and for each way to have fewer tokens."""
+    def _bases(self, budget: Budget, space: Compositions, aim: float) -> list[Candidate]:
+        """What choices for each step are added to: the dense plan, and each way to have fewer tokens."""
+        if budget.measure not in self._rates:
+            self._rates[budget.measure] = measure_rates(self.dense, space.price, self._meter, self.progress)
+        fewer = [one for one in space.with_fewer_tokens() if one.price > aim]
+        found = [Candidate(self.dense, (), 1.0, "steps"), *fewer]
+        for rates in self._rates[budget.measure]:
+            for part in _PARTS:
+                solved = best_rates(self.dense, rates, space.price, 1.0 - part * (1.0 - aim))
+                share = None if solved is None else space.price(solved[0])
+                if solved is not None and share is not None:
+                    found.append(Candidate(solved[0], ({"method": rates.method, "rates": part},), share, "steps"))
+        return found
+
+    def _steps(self, bases: Sequence[Candidate], space: Compositions, changes: Changes, aim: float) -> list[Candidate]:
+        """The best choices for each step on each base; a base that needs none is one of them."""
         found: list[Candidate] = []
-        for base in [Candidate(self.dense, (), 1.0, "steps"), *space.with_fewer_tokens()]:
-            solved = best_steps(base.plan, changes, space.price, [aim])[0]
+        for base in bases:
+            solved = (base.plan, 0.0) if base.price <= aim else best_steps(base.plan, changes, space.price, [aim])[0]
             share = None if solved is None else space.price(solved[0])
             if solved is not None and share is not None:
                 alone = self._meter(base.plan).kl if base.entries else 0.0
@@ -300,9 +334,10 @@ class _Planning:
         return sorted(found, key=lambda one: one.expected)[: self.config.measured]
 
     def _trials(
-        self, candidates: Sequence[Candidate], space: Compositions, changes: Changes, limit: float, is_timed: bool
+        self, budget: Budget, candidates: Sequence[Candidate], space: Compositions, changes: Changes, limit: float
     ) -> list[tuple[Candidate, float | None]]:
         """The plans to train: of different kinds, and within the budget as measured."""
+        is_timed = budget.measure == "time"
         chosen = of_all_kinds(candidates, 2 * self.config.trials if is_timed else self.config.trials)
         if not is_timed:
             return [(one, None) for one in chosen]
@@ -311,7 +346,7 @@ class _Planning:
         again: list[Candidate] = []
         for one, share in zip(chosen, shares, strict=True):
             if share is not None and not _SLACK * limit <= share <= TOLERANCE * limit:
-                again.append(self._solved_again(one, space, changes, limit * one.price / share))
+                again.append(self._solved_again(budget, one, space, changes, limit * one.price / share))
         pairs = [*zip(chosen, shares, strict=True), *zip(again, self._measured_shares(again), strict=True)]
         within = {one.plan.model_dump_json(): (one, s) for one, s in pairs if s is not None and s <= limit * TOLERANCE}
         if not within:
@@ -326,15 +361,15 @@ class _Planning:
         }
         return sorted((pair for key, pair in within.items() if key in kept), key=lambda pair: pair[0].kl)
 
-    def _solved_again(self, one: Candidate, space: Compositions, changes: Changes, aim: float) -> Candidate:
+    def _solved_again(
+        self, budget: Budget, one: Candidate, space: Compositions, changes: Changes, aim: float
+    ) -> Candidate:
         """A candidate of the same kind that is aimed at another price."""
         if one.kind in ("method", "methods"):
             new = space.sharpened(one, aim)
         else:
-            base = space.apply(one.entries)
-            solved = None if base is None else best_steps(base.plan, changes, space.price, [aim])[0]
-            share = None if solved is None else space.price(solved[0])
-            new = one if solved is None or share is None else replace(one, plan=solved[0], price=share, kind="steps")
+            bases = [base for base in self._bases(budget, space, aim) if base.entries == one.entries]
+            new = next(iter(self._steps(bases, space, changes, aim)), one)
         return replace(new, damage=self._meter(new.plan))
 
     def _measured_shares(self, candidates: Sequence[Candidate]) -> list[float | None]:

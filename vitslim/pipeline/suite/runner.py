@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,8 +118,3 @@ class Runner:
         alike = {one.name for one in jobs if job.alike and one.alike == job.alike}
         known = [one for name, one in self._known.items() if name in alike and one.status == "measured"]
         return max((one.seconds for one in known), default=0.0)
-
-
-def digest_of(facts: Mapping[str, Any]) -> str:
-    """A number of plain data."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -10,11 +10,11 @@ from vitslim.bench.code import code_digest
 from vitslim.bench.environment import environment
 from vitslim.bench.suite import SUITE_FILE, TEACHER, Benchmark, Case, CaseResult, SuiteReport, TrainedModel
 from vitslim.errors import ConfigError
-from vitslim.files import write_json
+from vitslim.files import digest_of, write_json
 from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.measuring import measure_case
 from vitslim.pipeline.suite.preset import TIMING, Preset, read_preset
-from vitslim.pipeline.suite.runner import Job, Runner, digest_of
+from vitslim.pipeline.suite.runner import Job, Runner
 from vitslim.pipeline.suite.training import model_digest, train_model
 from vitslim.progress import ProgressCallback, silent
 from vitslim.runtime.versions import installed_version

@@ -18,7 +18,7 @@ from vitslim.bench.code import TRAINING, code_digest
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.suite import DENSE, FINE_TUNED, SMALLER, TEACHER, AccuracyRow
 from vitslim.data import Loader, open_rendered
-from vitslim.files import read_json, write_json
+from vitslim.files import digest_of, read_json, write_json
 from vitslim.methods import convert, read_method
 from vitslim.models import init_from_scratch_, preprocessing
 from vitslim.pipeline.baselines import CONVERSIONS
@@ -26,7 +26,6 @@ from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.suite.competitors import kind_of, open_competitor
 from vitslim.pipeline.suite.preset import Preset, Training
 from vitslim.pipeline.suite.process import PausedError
-from vitslim.pipeline.suite.runner import digest_of
 from vitslim.plans import plan_json
 from vitslim.progress import Progress, ProgressCallback
 from vitslim.runtime.versions import library_versions
