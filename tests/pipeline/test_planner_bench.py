@@ -11,7 +11,7 @@ from tests.pipeline.tiny import IMAGES, MODEL
 from vitslim.errors import ConfigError
 from vitslim.pipeline import run
 from vitslim.pipeline.inputs import open_source
-from vitslim.pipeline.planner_bench import PlannerBench, read_preset, task
+from vitslim.pipeline.planner_bench import PlannerBench, read_preset, subject, task, ways
 from vitslim.pipeline.planner_bench.strengths import Strengths
 from vitslim.planner import RuntimeConfig
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, PlannerBenchReport, Student
@@ -72,7 +72,7 @@ def test_a_rival_competes_at_its_mildest_strength_that_is_fast_enough() -> None:
         assert len(asked) == len(set(asked))
 
 
-find_plans = task.TaskRun._find_plans
+find_plans = ways.Ways._find_plans
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannerBench:
         return {"reached": [way], "planning": {**target, **search}}
 
     monkeypatch.setattr(task, "run_side_by_side", one_by_one)
-    monkeypatch.setattr(task.TaskRun, "_find_plans", found)
-    monkeypatch.setattr(task.TaskRun, "_times", lambda *_: SimpleNamespace(predict=share_of))
-    monkeypatch.setattr(task.TaskRun, "_shares", lambda *_: lambda plans, **__: [share_of(plan) for plan in plans])
+    monkeypatch.setattr(ways.Ways, "_find_plans", found)
+    monkeypatch.setattr(subject.Subject, "times", lambda *_: SimpleNamespace(predict=share_of))
+    monkeypatch.setattr(subject.Subject, "shares", lambda *_: lambda plans, **__: [share_of(plan) for plan in plans])
     halves = lambda models, _: ({name: 0.5 for name in models if name != "dense"}, {}, 1.0)  # noqa: E731
-    monkeypatch.setattr(task, "measure_models", halves)
+    monkeypatch.setattr(ways, "measure_models", halves)
     path = tmp_path / "preset.yaml"
     path.write_text(PRESET)
     return PlannerBench(tmp_path / "out", preset=str(path))
@@ -117,8 +117,8 @@ def test_a_speedup_that_no_plan_reaches_is_told_and_the_others_are_compared(
             raise ConfigError("out of reach")
         return SimpleNamespace(answers=[], trials=[], model_dump=lambda **_: {"seconds": {}})
 
-    monkeypatch.setattr(task.TaskRun, "_find_plans", find_plans)
-    monkeypatch.setattr(task, "find_plans", found)
+    monkeypatch.setattr(ways.Ways, "_find_plans", find_plans)
+    monkeypatch.setattr(ways, "find_plans", found)
     report = bench.run()
     assert asked == [[1.25, 50.0], [1.25]]
     assert [one["speedup"] for one in report.unreached if one["way"] == PLANNER] == [50.0]
@@ -127,8 +127,8 @@ def test_a_speedup_that_no_plan_reaches_is_told_and_the_others_are_compared(
 
 def test_all_ways_are_trained_with_every_seed_and_stand_in_one_table(bench: PlannerBench) -> None:
     report = bench.run(command="vitslim bench planner")
-    ways = {one.way: one for one in report.students}
-    assert set(ways) == {"depth", PLANNER, SIBLING}
+    students = {one.way: one for one in report.students}
+    assert set(students) == {"depth", PLANNER, SIBLING}
     assert all(set(one.top1) == {"0", "1"} for one in report.students)
     assert set(report.finetuned["tiny"]) == {"0", "1"}
     # One dropped block of four is 1.25x and more by multiply-accumulates; the planner's plan is trained once for both.
