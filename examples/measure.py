@@ -3,6 +3,7 @@
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
     python examples/measure.py baselines  # train all students of the demo with three seeds -> examples/results/
     python examples/measure.py digits   # run examples/guides/own_model.md in out/digits -> examples/results/digits.json
+    python examples/measure.py shapes   # plan for DeiT-S and DeiT-B with random weights -> examples/results/shapes.json
     python examples/measure.py collect FOLDER  # what `vitslim bench suite|accuracy|planner` wrote -> examples/results/
     python examples/measure.py readme   # write the tables of all pages anew, from examples/results/ and the methods
     python examples/measure.py check    # fail where a page or a table is not what its JSON or the methods give
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import fmean
 from typing import get_args
 
@@ -27,12 +29,15 @@ from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json, write_text
 from vitslim.methods import planned, read_method
 from vitslim.names import METHOD_NAMES
+from vitslim.pipeline.budgets import find_plan
 from vitslim.pipeline.demo import rows_by_seed, train_with_seed
 from vitslim.planner.comparison import REPORT_FILE as PLANNER_FILE
 from vitslim.planner.comparison import PlannerBenchReport
 from vitslim.plans import ModelPlan, dense_plan
+from vitslim.plans.place import places
 from vitslim.plans.shape import vit_shape
 from vitslim.progress import Progress
+from vitslim.recipe import read_recipe
 from vitslim.report.planner_bench import bench_markdown, bench_pictures
 from vitslim.report.suite import caption, main_tables, render_tables
 from vitslim.trunk import Conversion
@@ -57,6 +62,8 @@ PAGES = {
     OWN_MODEL: ("digits",),
 }
 """The tables of each page, by their names in the markers around them."""
+SHAPES, SPEEDUPS = {"deit_small_patch16_224": 64, "deit_base_patch16_224": 16}, (1.5, 2.0, 3.0)
+"""Models, and how many images their damage is measured on."""
 STEPS, SEEDS = 240, (0, 1, 2)  # of the comparison with every rival
 
 
@@ -102,6 +109,50 @@ def digits() -> None:
         "environment": environment(),
     }
     write_json(RESULTS / "digits.json", document)
+
+
+def shapes() -> None:
+    """Plans for the shapes of DeiT models: what is fast enough in ONNX Runtime, and what the search takes.
+
+    The weights are random, so that no plan is better than another: nothing is trained, and no damage is written.
+    """
+    path = RESULTS / "shapes.json"
+    rows = read_json(path)["rows"] if path.is_file() else []
+    for name, images in SHAPES.items():
+        if any(row["model"] == name for row in rows):
+            continue
+        folder = ROOT / "out" / "shapes" / name
+        config = {"fitted": images // 2, "held_out": images // 2, "trials": 12, "recovery": 0.0}
+        recipe = read_recipe(
+            {
+                "model": {"name": name, "pretrained": False, "num_classes": 100},
+                "data": {"source": "fractals", "batch_size": 16},
+                "analyze": {"images": 64, "replacement_images": 16},
+                "planner": {
+                    "budgets": [{"speedup": speedup} for speedup in SPEEDUPS],
+                    "runtime": {"backend": "ort", "rounds": 15},
+                    "config": config,
+                },
+            }
+        )
+        found = find_plan(recipe, folder, progress=report)
+        known = len(read_json(next(folder.glob("damages-*.json"))))
+        peak = sum(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) / 2**20
+        common = {"model": name, "images": images, "plans": known, "seconds": found.seconds, "peak_gib": peak}
+        for answer in found.answers:
+            for trial in (found.trials[index] for index in answer.trials):
+                plan = ModelPlan.model_validate(trial.plan)
+                row = {
+                    "speedup": answer.budget.speedup,
+                    "plan": trial.name,
+                    "kind": trial.kind,
+                    "predicted": trial.predicted,
+                    "measured": trial.measured,
+                    "tokens": [at.tokens_in_mlp for at in places(plan)],
+                }
+                rows.append({**common, "dense_ms": found.dense_ms, "error": found.prediction_error, **row})
+        document = {"command": "python examples/measure.py shapes", "rows": rows, "environment": environment()}
+        write_json(path, document)
 
 
 def commands(guide: str) -> list[str]:
@@ -322,6 +373,7 @@ if __name__ == "__main__":
         "demo": demo,
         "baselines": baselines,
         "digits": digits,
+        "shapes": shapes,
         "collect": collect,
         "readme": readme,
         "check": check,

@@ -9,7 +9,6 @@ import gc
 import os
 from collections.abc import Generator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,21 +43,13 @@ def torchlib_ops() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def analyses_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """No analysis of an earlier run of the tests, nor one left for a later."""
-    folder = tmp_path_factory.mktemp("analyses")
+def measured_in_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """No analysis nor time of the user's own is read, and none that was measured among tests is left behind."""
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitslim.analysis.cache.cache_folder", lambda: folder)
-        yield folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def step_times_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """No step times that the user has measured are read, and the user gets none that were measured among tests."""
-    folder = tmp_path_factory.mktemp("times")
-    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitslim.analysis.cache.cache_folder", lambda: folder / "analyses")
         patch.setattr("vitslim.planner.times.cache_root", lambda: folder)
-        yield folder
+        yield
 
 
 # torch parses its table of some five hundred operators anew for every ONNX file, half a second each time; once will do.
