@@ -1,5 +1,6 @@
 """Whether a poor teacher is noticed before anything learns from it, and a good one never."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,16 @@ def test_a_run_says_once_that_its_teacher_is_poor(untrained: Path, tmp_path: Pat
     with pytest.warns(VitslimWarning) as said:
         run(read_recipe(document), tmp_path / "out")
     assert sum("a student learns its teacher's mistakes" in str(one.message) for one in said) == 1
+
+
+def test_a_run_that_imitates_nobody_does_not_ask_for_a_good_teacher(untrained: Path, tmp_path: Path) -> None:
+    from_labels = {"steps": 1, "ce_weight": 1.0, "kd_weight": 0.0, **QUIET}
+    data = {"source": ENOUGH, "batch_size": 16}
+    recipe = read_recipe({"model": {"name": str(untrained)}, "data": data, "distill": from_labels, "report": False})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run(recipe, tmp_path / "out")
+    assert not [one for one in said if "teacher" in str(one.message)]
 
 
 def test_a_training_says_that_its_teacher_is_poor(untrained: Path, tmp_path: Path) -> None:

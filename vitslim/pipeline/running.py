@@ -266,7 +266,8 @@ def _distill(running: _Run, student: nn.Module) -> nn.Module:
         return student
     inputs = [recipe.teacher, data_inputs(recipe), recipe.distill.model_dump()]
     if running.enter("distill", inputs, "train/result.json", checkpoint.WEIGHTS_FILE):
-        running.check_teacher()
+        if recipe.distill.imitates:
+            running.check_teacher()
         folder.discard(*EVIDENCE, *([] if folder.is_continued else ["train/state.safetensors"]))
         _train(running, student, folder.path / "train", "distill")
         _save(running, student, folder.path)

@@ -53,7 +53,8 @@ class Trial(Result):
         name: for tables: its methods with their options, and what was improved in it.
         kind: how it was found: ``method`` (one method), ``methods`` (several), ``steps`` (a choice for each step), or
             ``improved`` (one of these, changed step by step).
-        entries: the methods that lead to it, as recipes have them; empty for a choice for each step.
+        entries: the methods that lead to it, as recipes have them; empty for a choice for each step. ``rates`` in
+            place of a method's options is the part of the saving that its rates for each step bring.
         plan: as plan.json has it.
         macs, parameters: of the whole model, for one image.
         predicted: its price as a share of the dense model's, before it was measured.

@@ -33,7 +33,8 @@ class Candidate:
     """A plan that meets the limit on paper.
 
     Args:
-        entries: the methods that lead to it, as recipes have them; for choices of each step those of its tokens.
+        entries: the methods that lead to it, as recipes have them; for choices of each step those of its tokens, where
+            ``rates`` is the part of the saving that a rate for each step brings.
         price: in the measure of the budget, as a share of the dense model's.
         kind: ``method``, ``methods``, ``steps`` or ``improved``.
         expected: divergences that its methods or steps cause alone, summed, nats.

@@ -66,6 +66,11 @@ class DistillConfig(LoopConfig):
             "step_output": self.step_output_weight,
         }
 
+    @property
+    def imitates(self) -> bool:
+        """Whether any part of the loss reads the teacher."""
+        return any(weight for name, weight in self.weights.items() if name != "ce")
+
 
 FROM_SCRATCH = DistillConfig(ce_weight=1.0, kd_weight=0.0)
 
