@@ -249,7 +249,7 @@ def planner_table(document: dict) -> str:
 
 
 def planner_best(document: dict) -> str:
-    """The planner and what comes nearest, on the first task alone."""
+    """The planner and what comes nearest at each speedup."""
     report = PlannerBenchReport(**document)
     return "\n\n".join([bench_markdown(report, nearest=3), f"Command: `{report.command}`."])
 

@@ -1,13 +1,14 @@
 """What a plan takes in a runtime: measured for a few whole models, put together for all others.
 
 The probes are towers of equal steps: the dense model at several image sizes, without MLPs, with narrow MLPs, with fewer
-heads, and one model for every method that brings choices of its own. All times are ratios to the dense model in the
-same interleaved rounds, so that the load of the machine cancels.
+heads, both of these once more at a small image size, and one model for every method that brings choices of its own. All
+times are ratios to the dense model in the same interleaved rounds, so that the load of the machine cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ from vitslim.runtime import Precision
 from vitslim.shapes import Config, Result
 from vitslim.trunk import build, plan_of
 
-DENSE, SHORT, NO_MLP, NO_MLP_SMALL = "dense", "two steps", "no MLPs", "no MLPs, fewer tokens"
+DENSE, SHORT, SMALL = "dense", "two steps", "tokens 0.5"
+NO_MLP, NO_MLP_SMALL = "no MLPs", "no MLPs, fewer tokens"
 _SHARES = (0.75, 0.5, 0.25)
 """Of tokens, neurons and heads in the probes."""
+_SMALL = "small, "
+"""Before the name of a probe: the same on fewer tokens."""
 _TOGETHER = 6
 """Probes that are timed in the same rounds, beside the dense model; more would not fit into memory."""
 _PLAIN = ("dense", "all", "narrow", "none", "own")
@@ -82,6 +86,9 @@ def probe_plans(dense: ModelPlan) -> dict[str, ModelPlan]:
     shared = block.heads // block.groups
     for groups in sorted({max(1, round(share * block.groups)) for share in _SHARES} - {block.groups}):
         found[f"heads {groups * shared}"] = _everywhere(dense, attention=NarrowAttention(left=groups * shared))
+    for name in [name for name in found if name.startswith(("neurons ", "heads "))]:
+        step = found[name].steps[0]
+        found[_SMALL + name] = _everywhere(small, attention=step.attention, mlp=step.mlp)
     for name, method in METHODS.items():
         strengths = method.strengths(dense)
         if strengths:
@@ -247,10 +254,11 @@ _CHANGING = ("load_average", "torch_threads")
 class StepTimes:
     """Predicts the time of a plan, as a share of the dense model's.
 
-    t = b · patches + Σ_l [A(n_l) a(heads_l) + M(m_l) w(neurons_l)] + Σ_l e(choices_l) n_l / N
+    t = b · patches + Σ_l [A(n_l) - a(heads_l, n_l) + M(m_l) - w(neurons_l, m_l)] + Σ_l e(choices_l)
 
-    with n and m the tokens in attention and MLP, A and M measured, a and w their shares at fewer heads and neurons, e
-    what a choice of another kind takes beyond the dense one.
+    with n and m the tokens in attention and MLP, A and M measured, a and w what fewer heads and neurons save, e what a
+    choice of another kind takes beyond the dense one: of tokens the same however many they are, for most of it goes to
+    calls, of other kinds in proportion to them.
     """
 
     def __init__(self, dense: ModelPlan, probes: ProbeTimes) -> None:
@@ -278,20 +286,8 @@ class StepTimes:
         self._steps = sorted([*sized, (float(self._full), step)])
         bare = [per_step(name) for name in (NO_MLP, NO_MLP_SMALL) if name in shares]
         self._bare = sorted(bare)
-        mlp = step - self._attention(self._full)
-        self._neurons = [(1.0, 1.0)]
-        for name in shares:
-            if name.startswith("neurons "):
-                width = plans[name].steps[0].mlp.hidden(block.hidden) / block.hidden
-                self._neurons.append((width, 1.0 - (1.0 - shares[name]) / depth / max(mlp, 1e-9)))
-        self._heads = [(1.0, 1.0)]
-        for name in shares:
-            if name.startswith("heads "):
-                left = plans[name].steps[0].attention.heads(block.heads) / block.heads
-                saved = (1.0 - shares[name]) / depth
-                self._heads.append((left, 1.0 - saved / max(self._attention(self._full), 1e-9)))
-        self._neurons.sort()
-        self._heads.sort()
+        self._neurons = _Savings.of("neurons ", plans, shares, lambda one: one.mlp.hidden(block.hidden) / block.hidden)
+        self._heads = _Savings.of("heads ", plans, shares, lambda one: one.attention.heads(block.heads) / block.heads)
         self._extra: dict[tuple[str, ...], float] = {}
         for name in shares:
             if name.startswith("method "):
@@ -305,7 +301,7 @@ class StepTimes:
             for kind in _unknown(at.step):
                 if kind not in self._extra:
                     return None
-                total += self._extra[kind] * at.tokens_in_attention / self._full
+                total += self._extra[kind] * self._scale(kind, at)
         return total
 
     def _learn(self, plan: ModelPlan, share: float) -> None:
@@ -316,9 +312,9 @@ class StepTimes:
         for at in found:
             for kind in _unknown(at.step):
                 if kind in self._extra:
-                    left -= self._extra[kind] * at.tokens_in_attention / self._full
+                    left -= self._extra[kind] * self._scale(kind, at)
                 else:
-                    new[kind] = new.get(kind, 0.0) + at.tokens_in_attention / self._full
+                    new[kind] = new.get(kind, 0.0) + self._scale(kind, at)
         self._extra |= {kind: left / sum(new.values()) for kind in new}
 
     def _plain(self, at: Place) -> float:
@@ -326,13 +322,16 @@ class StepTimes:
         dense, step = at.dense_block, at.step
         time = 0.0
         if not isinstance(step.attention, NoAttention):
-            time += self._attention(at.tokens_in_attention) * _line(
-                step.attention.heads(dense.heads) / dense.heads, self._heads
-            )
+            tokens, width = at.tokens_in_attention, step.attention.heads(dense.heads) / dense.heads
+            time += max(0.0, self._attention(tokens) - self._heads.at(tokens, width))
         if not isinstance(step.mlp, NoMlp):
-            whole = self._tower(at.tokens_in_mlp) - self._attention(at.tokens_in_mlp)
-            time += whole * _line(step.mlp.hidden(dense.hidden) / dense.hidden, self._neurons)
+            tokens, width = at.tokens_in_mlp, step.mlp.hidden(dense.hidden) / dense.hidden
+            whole = self._tower(tokens) - self._attention(tokens)
+            time += max(0.0, whole - self._neurons.at(tokens, width))
         return time
+
+    def _scale(self, kind: tuple[str, ...], at: Place) -> float:
+        return 1.0 if kind[0] == "tokens" else at.tokens_in_attention / self._full
 
     def _outside(self, plan: ModelPlan) -> float:
         return self._base * plan.patches / self._patches
@@ -344,6 +343,48 @@ class StepTimes:
         if len(self._bare) == 1:
             return self._bare[0][1] * tokens / self._bare[0][0]
         return _line(tokens, self._bare)
+
+
+@dataclass(frozen=True)
+class _Savings:
+    """What one step saves where a part of it is narrower: linear in the width, and in the number of tokens.
+
+    Args:
+        full, small: (width, saving) with all tokens and with fewer, sorted; ``small`` is empty where nothing was
+            measured there, and what is saved is then in proportion to the tokens.
+        tokens: how many these are.
+    """
+
+    full: list[tuple[float, float]]
+    small: list[tuple[float, float]]
+    tokens: tuple[float, float]
+
+    @classmethod
+    def of(
+        cls,
+        prefix: str,
+        plans: Mapping[str, ModelPlan],
+        shares: Mapping[str, float],
+        width: Callable[[StepPlan], float],
+    ) -> _Savings:
+        """Out of the probes whose names begin so."""
+        lines: list[list[tuple[float, float]]] = []
+        tokens: list[float] = []
+        for place, dense in (("", 1.0), (_SMALL, shares.get(SMALL, 0.0))):
+            found = [(plans[name], shares[name]) for name in shares if name.startswith(place + prefix) and dense]
+            saved = [(width(plan.steps[0]), (dense - share) / plan.depth) for plan, share in found]
+            lines.append(sorted([(1.0, 0.0), *saved]) if saved else [])
+            tokens.append(next((float(plan.model.prefix + plan.patches) for plan, _ in found), 0.0))
+        return cls(lines[0] or [(1.0, 0.0)], lines[1], (tokens[0], tokens[1]))
+
+    def at(self, tokens: int, width: float) -> float:
+        """The saving, as a share of the dense model's time."""
+        if width == 1.0 or len(self.full) == 1:
+            return 0.0
+        saved, (full, small) = _line(width, self.full), self.tokens
+        if not self.small:
+            return saved * tokens / full
+        return max(0.0, _line(tokens, [(small, _line(width, self.small)), (full, saved)]))
 
 
 def _unknown(step: StepPlan) -> list[tuple[str, ...]]:
