@@ -59,6 +59,7 @@ PAGES = {
         "accuracy_gpu",
     ),
     GUIDES / "compose.md": ("support",),
+    GUIDES / "plan.md": ("shapes",),
     OWN_MODEL: ("digits",),
 }
 """The tables of each page, by their names in the markers around them."""
@@ -254,6 +255,42 @@ def planner_best(document: dict) -> str:
     return "\n\n".join([bench_markdown(report, nearest=3), f"Command: `{report.command}`."])
 
 
+def shapes_table(document: dict) -> str:
+    """Of each model and speedup one plan of every sort, and what the search took."""
+    lines = [["model", "asked", "plan", "predicted", "measured", "tokens behind each step"]]
+    notes: list[str] = []
+    for model in dict.fromkeys(row["model"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["model"] == model]
+        for speedup in SPEEDUPS:
+            sorts = {sort_of(row): row for row in reversed(rows) if row["speedup"] == speedup}
+            for row in (sorts[sort] for sort in SORTS if sort in sorts):
+                speeds = [f"{1 / row[name]:.2f}x" for name in ("predicted", "measured")]
+                counts = " ".join(map(str, row["tokens"])) if len(set(row["tokens"])) > 1 else str(row["tokens"][0])
+                lines.append([model, f"{speedup:g}x", row["plan"], *speeds, counts])
+        one = rows[0]
+        minutes = {stage: f"{stage} {seconds / 60:.0f}" for stage, seconds in one["seconds"].items() if seconds > 30}
+        notes.append(
+            f"{model}: dense {one['dense_ms']:.0f} ms; damage of {one['plans']} plans on {one['images']} images; "
+            f"minutes: {', '.join(minutes.values())}; {one['peak_gib']:.1f} GiB at most; times of all trials predicted to "
+            f"{100 * one['error']:.1f} % (median)."
+        )
+    machine = document["environment"]
+    notes.append(
+        f"ONNX Runtime, batch 1, fp32, one thread, {machine['cpu']}; random weights, so that no plan is better than "
+        f"another of its row's speed. Command: `{document['command']}`."
+    )
+    return "\n".join([as_table(lines), "", "\n\n".join(notes)])
+
+
+SORTS = ("one method", "methods", "each step", "rates", "evo_vit")
+"""Of plans, in the order of their rows."""
+
+
+def sort_of(row: dict) -> str:
+    named = [sort for sort in ("rates", "evo_vit") if sort in row["plan"]]
+    return named[0] if named else {"method": "one method", "methods": "methods"}.get(row["kind"], "each step")
+
+
 def demo_table(document: dict) -> str:
     speeds = {row["model"]: row["speedup_vs_dense"] for row in document["rows"]}
     settings = list(next(iter(speeds.values())))
@@ -365,6 +402,7 @@ TABLES = {
     "suite_gpu": (suite_table, "vitslim bench suite --preset gpu --out out/suite-gpu"),
     "accuracy_gpu": (suite_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
     "digits": (digits_table, "python examples/measure.py digits"),
+    "shapes": (shapes_table, "python examples/measure.py shapes"),
 }
 """What renders the JSON of a table, and the command that measures it."""
 
