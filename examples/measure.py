@@ -126,8 +126,8 @@ def shapes() -> None:
         config = {"fitted": images // 2, "held_out": images // 2, "trials": 12, "recovery": 0.0}
         recipe = read_recipe(
             {
-                "model": {"name": name, "pretrained": False, "num_classes": 100},
-                "data": {"source": "fractals", "batch_size": 16},
+                "model": {"name": name, "pretrained": False},
+                "data": {"source": "fractals", "batch_size": 16, "labels": "ignore"},
                 "analyze": {"images": 64, "replacement_images": 16},
                 "planner": {
                     "budgets": [{"speedup": speedup} for speedup in SPEEDUPS],
@@ -271,8 +271,8 @@ def shapes_table(document: dict) -> str:
         minutes = {stage: f"{stage} {seconds / 60:.0f}" for stage, seconds in one["seconds"].items() if seconds > 30}
         notes.append(
             f"{model}: dense {one['dense_ms']:.0f} ms; damage of {one['plans']} plans on {one['images']} images; "
-            f"minutes: {', '.join(minutes.values())}; {one['peak_gib']:.1f} GiB at most; times of all trials predicted to "
-            f"{100 * one['error']:.1f} % (median)."
+            f"minutes: {', '.join(minutes.values())}; {one['peak_gib']:.1f} GiB at most; times of all trials "
+            f"predicted to {100 * one['error']:.1f} % (median)."
         )
     machine = document["environment"]
     notes.append(
