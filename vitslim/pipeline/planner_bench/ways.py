@@ -55,8 +55,9 @@ class Ways:
         for name, rival in self.preset.rivals.items():
             work = partial(self._measured_rival, name, rival, runtime)
             found.append(self.subject.once(f"rivals/{name}-{runtime_name(runtime)}", [*words, rival], work))
-        work = partial(self._measured_siblings, runtime)
-        found.append(self.subject.once(f"rivals/{SIBLING}-{runtime_name(runtime)}", [*words, self.task.siblings], work))
+        if self.task.siblings:
+            name, work = f"rivals/{SIBLING}-{runtime_name(runtime)}", partial(self._measured_siblings, runtime)
+            found.append(self.subject.once(name, [*words, self.task.siblings], work))
         reached = [Way.model_validate(one) for part in found for one in part["reached"]]
         return reached, [one for part in found for one in part["unreached"]]
 
@@ -91,14 +92,14 @@ class Ways:
     def _measured_siblings(self, runtime: RuntimeConfig) -> dict[str, Any]:
         folders = {str(index): self.subject.from_nothing(one) for index, one in enumerate(self.task.siblings)}
         models = {index: open_model(folder).eval() for index, folder in folders.items()}
-        shares = measure_models({"dense": self.subject.dense, **models}, runtime)[0] if models else {}
+        shares = measure_models({"dense": self.subject.dense, **models}, runtime)[0]
         reached: list[dict[str, Any]] = []
         unreached: list[dict[str, Any]] = []
         for speedup in self.preset.speedups:
             target = self._target(runtime, speedup, SIBLING)
             fast = [index for index, share in shares.items() if share <= TOLERANCE / speedup]
             if not fast:
-                unreached.append({**target, "best": None if not shares else 1.0 / min(shares.values())})
+                unreached.append({**target, "best": 1.0 / min(shares.values(), default=float("inf"))})
                 continue
             first = min(fast, key=int)
             way = Way(**target, entries=[], plan=None, sibling=self.task.siblings[int(first)], share=shares[first])
