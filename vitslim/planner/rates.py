@@ -95,12 +95,22 @@ def best_rates(dense: ModelPlan, rates: Rates, price: Price, limit: float) -> tu
     saved = None if whole is None else _savings(dense, rates, price, whole)
     if whole is None or saved is None or whole <= limit:
         return None
-    unit, levels = (whole - limit) / _GRID, np.arange(_GRID + 1)
     extra = _price_of_one_more(dense, rates, price, whole, saved)
+    # Prices add up only nearly: a little more is asked for where the plan as a whole does not meet the limit.
+    solved = (_solved(rates, saved, extra, more * (whole - limit)) for more in (1.0, 1.02, 1.05, 1.1))
+    found = (_first_within(dense, rates, price, limit, sums, taken) for sums, taken in solved)
+    return next((one for one in found if one is not None), None)
+
+
+def _solved(
+    rates: Rates, saved: np.ndarray, extra: float, wanted: float
+) -> tuple[Float[np.ndarray, "shares levels"], list[np.ndarray]]:
+    """The least sums for every share behind the last step and every part of a saving, and where each came from."""
+    unit, levels = wanted / _GRID, np.arange(_GRID + 1)
     sums = np.full((len(SHARES), _GRID + 1), np.inf)
     sums[0, 0] = 0.0
     taken: list[np.ndarray] = []
-    for index in range(dense.depth):
+    for index in range(len(saved)):
         table, origins = np.full_like(sums, np.inf), np.zeros((*sums.shape, 2), int)
         for k, share in enumerate(SHARES):
             for j in range(k + 1):
@@ -108,7 +118,8 @@ def best_rates(dense: ModelPlan, rates: Rates, price: Price, limit: float) -> tu
                 if share < SHARES[j] / 2 or not np.isfinite(rates.harms[index, k]):
                     continue
                 harm = rates.harms[index, k] - rates.harms[index, j]
-                units = max(0, int((saved[index, k] - (extra if j < k else 0.0)) / unit))
+                # What the first step with fewer tokens takes for that is in what is saved behind it.
+                units = max(0, int((saved[index, k] - (extra if 0 < j < k else 0.0)) / unit))
                 reached = np.minimum(levels + units, _GRID)
                 # Where several levels lead to the last one, the best of them stays: the others are written first.
                 order = np.argsort(-sums[j], kind="stable")
@@ -118,7 +129,7 @@ def best_rates(dense: ModelPlan, rates: Rates, price: Price, limit: float) -> tu
                 origins[k, at] = np.stack([np.full(len(at), j), order[better]], axis=1)
         sums = table
         taken.append(origins)
-    return _first_within(dense, rates, price, limit, sums, taken)
+    return sums, taken
 
 
 def _first_within(
