@@ -17,7 +17,7 @@ from vitslim.recipe import Recipe
 from vitslim.shapes import Result
 from vitslim.trunk import plan_of
 
-_CHANGES_PER_BLOCK, _PROBES, _SECONDS_PER_MODEL = 16, 20, 5.0
+_CHANGES_PER_BLOCK, _PROBES, _SECONDS_PER_MODEL = 16, 25, 5.0
 """About what there is to measure."""
 
 
