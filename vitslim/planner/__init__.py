@@ -1,8 +1,10 @@
 """From a budget to a plan: prices measured in the runtime, damage measured on images, recovery by short trainings."""
 
 from vitslim.planner.budget import LADDER, Budget
+from vitslim.planner.candidates import PlanSearch
 from vitslim.planner.config import PlannerConfig
 from vitslim.planner.damage import Damage, DamageMeter
+from vitslim.planner.prediction import StepTimes, prediction_errors
 from vitslim.planner.predictors import correlations, figures_of, rank_correlations
 from vitslim.planner.rates import Rates, best_rates, measure_rates
 from vitslim.planner.result import Answer, Outlook, PlanReport, Rung, StepReason, Trial
@@ -12,10 +14,8 @@ from vitslim.planner.times import (
     ProbeTimes,
     RuntimeConfig,
     SharesOfPlans,
-    StepTimes,
     measure_models,
     measure_plans,
-    prediction_errors,
     probes_once,
 )
 
@@ -30,6 +30,7 @@ __all__ = [
     "DamageMeter",
     "Outlook",
     "PlanReport",
+    "PlanSearch",
     "PlannerConfig",
     "Price",
     "ProbeTimes",

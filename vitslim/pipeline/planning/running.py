@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -35,22 +34,19 @@ from vitslim.planner import (
     Outlook,
     PlannerConfig,
     PlanReport,
+    PlanSearch,
     Price,
     Rates,
     RuntimeConfig,
     SharesOfPlans,
     StepTimes,
     Trial,
-    best_rates,
     best_steps,
     figures_of,
-    improve,
     measure_changes,
     measure_rates,
-    measured,
     of_all_kinds,
     probes_once,
-    promising,
 )
 from vitslim.planner.reasons import reasons
 from vitslim.planner.times import times_folder
@@ -67,8 +63,6 @@ TOLERANCE = 1.02
 """Of the limit that a measured time may take: what rounds on a shared machine differ by."""
 _SLACK = 0.95
 """Of the limit: a plan that takes less as measured could do more, and is solved for again."""
-_PARTS = (0.33, 0.67, 1.0)
-"""Of the saving that a limit asks for, what fewer tokens bring; choices for each step bring the rest."""
 _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
 _LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -139,7 +133,7 @@ class _Planning:
         self.seconds: dict[str, float] = {}
         self._prices: dict[str, Price] = {}
         self._measured: dict[str, Changes] = {}
-        self._rates: dict[str, list[Rates]] = {}
+        self._fewer: dict[str, list[Rates]] = {}
         self._reached: dict[str, tuple[Compositions, list[Candidate], float, float]] = {}
 
     def run(self, budgets: Sequence[Budget]) -> PlanReport:
@@ -187,9 +181,10 @@ class _Planning:
         space, compositions, limit, aim = self._compositions(budget, analysis)
         with self._timed("damage"):
             changes = self._changes(budget)
-            candidates, found = self._candidates(budget, space, compositions, changes, aim)
+            search = PlanSearch(space, changes, self._rates(budget), self._meter, self.config, self.progress)
+            candidates, found = search.candidates(compositions, aim)
         with self._timed("times of trials"):
-            trials = self._trials(budget, candidates, space, changes, limit)
+            trials = self._trials(search, candidates, limit, is_timed=budget.measure == "time")
         with self._timed("short trainings"):
             trained = self._recovery.train(
                 [self._trial(one, share, analysis, space.price, changes) for one, share in trials]
@@ -290,54 +285,21 @@ class _Planning:
             self._measured[budget.measure] = found
         return self._measured[budget.measure]
 
+    def _rates(self, budget: Budget) -> list[Rates]:
+        """What fewer tokens do alone that take less."""
+        if budget.measure not in self._fewer:
+            found = measure_rates(self.dense, self._price(budget), self._meter, self.progress)
+            self._fewer[budget.measure] = found
+        return self._fewer[budget.measure]
+
     @cached_property
     def _meter(self) -> DamageMeter:
         return open_meter(self.recipe, self.model, self.config, self.folder)
 
-    def _candidates(
-        self, budget: Budget, space: Compositions, found: Sequence[Candidate], changes: Changes, aim: float
-    ) -> tuple[list[Candidate], int]:
-        """The best plans of every kind with their damage, and how many met the limit on paper."""
-        best = promising(found, space, self._meter, self.config.measured, self.progress)
-        sharp = [space.sharpened(one, aim) for one in best]
-        methods = measured(sharp, self._meter, "compositions", self.progress)
-        solved = self._steps(self._bases(budget, space, aim), space, changes, aim)
-        steps = measured(solved, self._meter, "choices for each step", self.progress)
-        first = of_all_kinds([*methods, *steps], self.config.improved)
-        better = [improve(one, changes, space.price, aim, self._meter, progress=self.progress) for one in first]
-        improved = [one for one, before in zip(better, first, strict=True) if one.kl < before.kl]
-        return [*methods, *steps, *improved], len(found) + len(steps)
-
-    def _bases(self, budget: Budget, space: Compositions, aim: float) -> list[Candidate]:
-        """What choices for each step are added to: the dense plan, and each way to have fewer tokens."""
-        if budget.measure not in self._rates:
-            self._rates[budget.measure] = measure_rates(self.dense, space.price, self._meter, self.progress)
-        fewer = [one for one in space.with_fewer_tokens() if one.price > aim]
-        found = [Candidate(self.dense, (), 1.0, "steps"), *fewer]
-        for rates in self._rates[budget.measure]:
-            for part in _PARTS:
-                solved = best_rates(self.dense, rates, space.price, 1.0 - part * (1.0 - aim))
-                share = None if solved is None else space.price(solved[0])
-                if solved is not None and share is not None:
-                    found.append(Candidate(solved[0], ({"method": rates.method, "rates": part},), share, "steps"))
-        return found
-
-    def _steps(self, bases: Sequence[Candidate], space: Compositions, changes: Changes, aim: float) -> list[Candidate]:
-        """The best choices for each step on each base; a base that needs none is one of them."""
-        found: list[Candidate] = []
-        for base in bases:
-            solved = (base.plan, 0.0) if base.price <= aim else best_steps(base.plan, changes, space.price, [aim])[0]
-            share = None if solved is None else space.price(solved[0])
-            if solved is not None and share is not None:
-                alone = self._meter(base.plan).kl if base.entries else 0.0
-                found.append(replace(base, plan=solved[0], price=share, kind="steps", expected=solved[1] + alone))
-        return sorted(found, key=lambda one: one.expected)[: self.config.measured]
-
     def _trials(
-        self, budget: Budget, candidates: Sequence[Candidate], space: Compositions, changes: Changes, limit: float
+        self, search: PlanSearch, candidates: Sequence[Candidate], limit: float, *, is_timed: bool
     ) -> list[tuple[Candidate, float | None]]:
         """The plans to train: of different kinds, and within the budget as measured."""
-        is_timed = budget.measure == "time"
         chosen = of_all_kinds(candidates, 2 * self.config.trials if is_timed else self.config.trials)
         if not is_timed:
             return [(one, None) for one in chosen]
@@ -346,7 +308,7 @@ class _Planning:
         again: list[Candidate] = []
         for one, share in zip(chosen, shares, strict=True):
             if share is not None and not _SLACK * limit <= share <= TOLERANCE * limit:
-                again.append(self._solved_again(budget, one, space, changes, limit * one.price / share))
+                again.append(search.aimed(one, limit * one.price / share))
         pairs = [*zip(chosen, shares, strict=True), *zip(again, self._measured_shares(again), strict=True)]
         within = {one.plan.model_dump_json(): (one, s) for one, s in pairs if s is not None and s <= limit * TOLERANCE}
         if not within:
@@ -360,17 +322,6 @@ class _Planning:
             one.plan.model_dump_json() for one in of_all_kinds([one for one, _ in within.values()], self.config.trials)
         }
         return sorted((pair for key, pair in within.items() if key in kept), key=lambda pair: pair[0].kl)
-
-    def _solved_again(
-        self, budget: Budget, one: Candidate, space: Compositions, changes: Changes, aim: float
-    ) -> Candidate:
-        """A candidate of the same kind that is aimed at another price."""
-        if one.kind in ("method", "methods"):
-            new = space.sharpened(one, aim)
-        else:
-            bases = [base for base in self._bases(budget, space, aim) if base.entries == one.entries]
-            new = next(iter(self._steps(bases, space, changes, aim)), one)
-        return replace(new, damage=self._meter(new.plan))
 
     def _measured_shares(self, candidates: Sequence[Candidate]) -> list[float | None]:
         return self._shares([one.plan for one in candidates], what="trials", progress=self.progress)
