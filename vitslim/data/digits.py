@@ -1,4 +1,4 @@
-"""Overlapping pairs of the handwritten digits that scikit-learn ships; the class is the pair, whichever is in front.
+"""Overlapping pairs of the handwritten digits that scikit-learn ships; the class is the pair, in either order.
 
 As in MultiMNIST (Sabour et al., "Dynamic Routing Between Capsules", NeurIPS 2017, arXiv 1710.09829): two digits lie on
 one canvas, each moved by some pixels. Every second of the 1,797 digits is held out, so no digit is in both splits.
@@ -43,11 +43,11 @@ def open_digit_pairs(split: Split) -> tuple[UInt8[Tensor, "n 3 h w"], Int[Tensor
     generator = torch.Generator().manual_seed(1 if split == "train" else 0)
     drawn = torch.randint(len(digits), (COUNTS[split], 2), generator=generator)
     corners = torch.randint(SIDE - DIGIT + 1, (COUNTS[split], 2, 2), generator=generator)
-    pixels = torch.zeros(COUNTS[split], SIDE, SIDE, dtype=torch.uint8)
-    for canvas, pair, places in zip(pixels, drawn, corners.tolist(), strict=True):
-        for digit, (top, left) in zip(digits[pair], places, strict=True):
-            window = canvas[top : top + DIGIT, left : left + DIGIT]
-            torch.maximum(window, digit, out=window)
+    layers = torch.zeros(COUNTS[split], 2, SIDE, SIDE, dtype=torch.uint8)
+    rows, columns = (corners[..., None] + torch.arange(DIGIT)).unbind(2)
+    image, layer = torch.arange(COUNTS[split])[:, None, None, None], torch.arange(2)[None, :, None, None]
+    layers[image, layer, rows[..., :, None], columns[..., None, :]] = digits[drawn]
+    pixels = layers.amax(1)
     first, second = names[drawn].sort(1).values.unbind(1)
     # Classes in the order of PAIRS: those with a smaller first digit take 10 + 9 + ... places.
     labels = first * (21 - first) // 2 + second - first

@@ -162,19 +162,16 @@ def _rules(dense: ModelPlan, price: Price) -> Iterable[tuple[str, TokenChoice]]:
     """Rules of methods that can stand in any one step of the dense plan, and make it cheaper."""
     whole = price(dense)
     for name, method in METHODS.items():
-        for options in method.strengths(dense)[:1]:
-            try:
-                plan = planned(method, method.config(**options), dense)
-            except VitslimError:
-                continue
-            for step in plan.steps:
-                if step.tokens.picks and hasattr(step.tokens, "keep"):
-                    rule = step.tokens
-                    alone = dense.with_steps({0: dense.steps[0].but(tokens=_with(rule, 0.5))})
-                    cost = None if rule.selects or check(alone) else price(alone)
-                    if cost is not None and whole is not None and cost < whole:
-                        yield name, rule
-                    break
+        try:
+            plans = [planned(method, method.config(**options), dense) for options in method.strengths(dense)[:1]]
+        except VitslimError:
+            continue
+        rules = [step.tokens for plan in plans for step in plan.steps if step.tokens.picks]
+        for rule in [one for one in rules[:1] if hasattr(one, "keep") and not one.selects]:
+            alone = dense.with_steps({0: dense.steps[0].but(tokens=_with(rule, 0.5))})
+            cost = None if check(alone) else price(alone)
+            if cost is not None and whole is not None and cost < whole:
+                yield name, rule
 
 
 def _reduced(rates: Rates, dense: ModelPlan, index: int, share: float) -> ModelPlan | None:

@@ -11,6 +11,8 @@ from vitslim.report.charts import Point, draw_front, scatter
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT
 
+_NAMED = 3
+"""Of what is left, the parts that are named."""
 _FORETOLD = (
     "What foretold the error after training (Spearman's rank correlation over all students; 1 is the same order):"
 )
@@ -77,11 +79,14 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
         )
     machine = report.environment
     notes.append(
-        f"± is half the range over the seeds; figures without it have one seed, with which they were further below "
-        f"the best than {report.settings['close']:g} points. {machine['cpu']}, one thread, onnxruntime "
+        f"± is half the range over the seeds; figures without it have one seed, with which they were "
+        f"{report.settings['close']:g} or more points below the best. {machine['cpu']}, one thread, onnxruntime "
         f"{machine['onnxruntime']}, torch {machine['torch']}."
     )
-    return [*notes, f"Not trained or measured yet: {len(report.left)} parts."] if report.left else notes
+    if report.left:
+        more = f" and {len(report.left) - _NAMED} more" if len(report.left) > _NAMED else ""
+        notes.append(f"Not trained or measured yet: {'; '.join(report.left[:_NAMED])}{more}.")
+    return notes
 
 
 def bench_pictures(report: PlannerBenchReport) -> dict[str, Picture]:
