@@ -1,4 +1,6 @@
 import gc
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,17 +8,27 @@ import torch
 from vitslim.bench.clock import MIN_ROUNDS, cpu_clock, interleaved_latencies_ms, percentile, torch_threads
 
 
-def test_every_round_times_each_competitor_once_and_starts_with_another():
+def test_every_round_times_the_second_call_of_each_competitor_and_starts_with_another():
     calls: list[str] = []
     competitors = {name: lambda name=name: calls.append(name) for name in "abc"}
-    samples = interleaved_latencies_ms(competitors, rounds=5, warmup=1)
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"
-    assert {name: len(times) for name, times in samples.items()} == {"a": 5, "b": 5, "c": 5}
+
+    def position(call: Callable[[], object]) -> float:
+        call()
+        return float(len(calls))
+
+    samples = interleaved_latencies_ms(competitors, rounds=5, warmup=1, clock=position)
+    assert "".join(calls) == "abc" + "aabbcc" + "bbccaa" + "ccaabb" + "aabbcc" + "bbccaa"
+    assert samples == {"a": [5, 15, 19, 23, 33], "b": [7, 11, 21, 25, 29], "c": [9, 13, 17, 27, 31]}
 
 
 def test_a_time_limit_ends_after_the_least_number_of_rounds():
     samples = interleaved_latencies_ms({"a": lambda: None}, rounds=1000, seconds=1e-9)
     assert len(samples["a"]) == MIN_ROUNDS
+
+
+def test_rounds_go_on_until_the_least_time_is_over():
+    samples = interleaved_latencies_ms({"a": lambda: time.sleep(0.001)}, rounds=2, least_seconds=0.05)
+    assert 2 < len(samples["a"]) <= 25  # of two calls each
 
 
 def test_the_clock_is_an_argument():

@@ -32,9 +32,10 @@ class BenchConfig(Config):
     precisions: tuple[Precision, ...] = ("fp32",)
     batches: tuple[PositiveInt, ...] = (1, 8)  # images per call
     threads: int = Field(default=1, ge=1)  # CPU threads of every backend; two on a small shared machine gave nonsense
-    rounds: int = Field(default=30, ge=MIN_ROUNDS)  # samples per model
+    rounds: int = Field(default=30, ge=MIN_ROUNDS)  # samples per model, or more
     warmup: int = Field(default=3, ge=1)  # calls before the first sample
     seconds: float | None = Field(default=None, gt=0)  # time limit of one backend, precision and batch
+    least_seconds: float = Field(default=0.0, ge=0)  # that the rounds of one backend, precision and batch go on
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -68,6 +69,7 @@ def benchmark(
         rounds=config.rounds,
         warmup=config.warmup,
         seconds=config.seconds,
+        least_seconds=config.least_seconds,
         device=config.device,
     )
     before = environment()

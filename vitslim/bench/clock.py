@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ Call = Callable[[], object]
 Clock = Callable[[Call], float]
 
 MIN_ROUNDS = 5  # below five samples a median of ratios says nothing
+PROTOCOL = "each competitor's second call in a row"
+"""What is timed: latencies that are kept are good for as long as this stays the same."""
 
 
 def cpu_clock(call: Call) -> float:
@@ -38,19 +41,22 @@ def interleaved_latencies_ms(
     rounds: int,
     warmup: int = 3,
     seconds: float | None = None,
+    least_seconds: float = 0.0,
     clock: Clock = cpu_clock,
 ) -> dict[str, list[float]]:
     """Latencies of every competitor, sample i of each taken in the same round.
 
     A machine that slows down (heat, a neighbour) slows all competitors of a round, so the ratio inside a round stays
-    honest where two separate runs would not. Each round starts with another competitor, since the first one finds
-    the caches in a different state.
+    honest where two separate runs would not. Each round starts with another competitor. Right before it is timed each
+    is called once more, so that the caches hold its own weights, as where a model runs by itself, and not those of
+    whoever shares the rounds.
 
     Args:
         competitors: what to call, by name.
-        rounds: samples per competitor.
+        rounds: samples per competitor, or more.
         warmup: calls of each before the first sample.
         seconds: stop after this time even if rounds remain, but not before ``MIN_ROUNDS``.
+        least_seconds: go on until this time is over even if all rounds are done; what takes a millisecond needs it.
         clock: takes one call, gives its milliseconds.
     """
     for call in competitors.values():
@@ -58,13 +64,16 @@ def interleaved_latencies_ms(
             call()
     names = list(competitors)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    deadline = time.perf_counter() + (float("inf") if seconds is None else seconds)
+    begun = time.perf_counter()
+    deadline = begun + (float("inf") if seconds is None else seconds)
     with _no_garbage_collection():
-        for index in range(rounds):
-            if index >= MIN_ROUNDS and time.perf_counter() > deadline:
+        for index in count():
+            now = time.perf_counter()
+            if (index >= rounds and now >= begun + least_seconds) or (index >= MIN_ROUNDS and now > deadline):
                 break
             first = index % len(names)
             for name in names[first:] + names[:first]:
+                competitors[name]()
                 samples[name].append(clock(competitors[name]))
     return samples
 

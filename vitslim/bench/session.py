@@ -108,6 +108,7 @@ class Session:
     warmup: int
     seconds: float | None
     device: Literal["cpu", "cuda"]
+    least_seconds: float = 0.0
     meter: Meter | None = None
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
     _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model
@@ -171,7 +172,12 @@ class Session:
                 skipped.append(config.skip(error, model=name, batch=batch))
         try:
             samples = interleaved_latencies_ms(
-                calls, rounds=self.rounds, warmup=0, seconds=self.seconds, clock=self._clock(config)
+                calls,
+                rounds=self.rounds,
+                warmup=0,
+                seconds=self.seconds,
+                least_seconds=self.least_seconds,
+                clock=self._clock(config),
             )
         except Exception as error:
             skipped.append(config.skip(error, batch=batch))

@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from vitslim.bench import benchmark, environment
+from vitslim.bench.clock import PROTOCOL
 from vitslim.bench.session import Backend
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 from vitslim.files import cache_root, digest_of, read_json, write_json
@@ -47,7 +48,8 @@ class RuntimeConfig(Config):
     threads: PositiveInt = 1  # of the CPU
     precision: Precision = "fp32"
     device: str = "cpu"
-    rounds: int = Field(default=60, ge=5)  # samples per model
+    rounds: int = Field(default=60, ge=5)  # samples per model, or more
+    seconds: float = Field(default=10.0, ge=0)  # that models are timed together, or longer
 
 
 class ProbeTimes(Result):
@@ -149,6 +151,7 @@ def measure_models(
         batches=(config.batch,),
         threads=config.threads,
         rounds=config.rounds,
+        least_seconds=config.seconds,
         device=config.device,
     )
     latency = {row.model: row.latency_ms_p50 for row in report.rows}
@@ -171,7 +174,7 @@ class SharesOfPlans:
     """Measured times of plans as shares of the dense model's, each measured once.
 
     Plans that differ in nothing but which of several equal blocks they take are the same to a runtime. A JSON file
-    for the model's geometry, the runtime, the machine and the versions keeps what is known.
+    for the model's geometry, the runtime, the way of timing, the machine and the versions keeps what is known.
 
     Args:
         folder: of the cache.
@@ -179,7 +182,7 @@ class SharesOfPlans:
 
     def __init__(self, model: nn.Module, config: RuntimeConfig, folder: Path) -> None:
         self._model, self._config = model, config
-        words = [plan_json(plan_of(model)), config, _stable_environment()]
+        words = [plan_json(plan_of(model)), config, PROTOCOL, _stable_environment()]
         self._path = folder / f"plans-{digest_of(words)}.json"
         self._known: dict[str, float | None] = _read(self._path)
 
@@ -235,7 +238,7 @@ def probes_once(
         folder: of the cache.
     """
     plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
-    path = folder / f"{digest_of([plans, config, _stable_environment()])}.json"
+    path = folder / f"{digest_of([plans, config, PROTOCOL, _stable_environment()])}.json"
     try:
         known = ProbeTimes.model_validate(read_json(path))
     except (CheckpointError, ValueError):

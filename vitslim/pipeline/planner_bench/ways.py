@@ -122,6 +122,7 @@ class Ways:
                     budgets=[Budget(speedup=speedup) for speedup in asked],
                     runtime=runtime,
                     config=self.preset.planner,
+                    damages=self.subject.folder,
                     overwrite=True,
                     progress=self.subject.progress,
                 )

@@ -76,6 +76,7 @@ def plan(
     budgets: Sequence[Budget],
     runtime: RuntimeConfig,
     config: PlannerConfig | None = None,
+    damages: Path | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
 ) -> PlanReport:
@@ -85,6 +86,7 @@ def plan(
         recipe: model, images, and the distillation that the student is going to have; its methods are not used.
         out: takes plan.json (of the first budget), one such file more for each budget where there are several,
             planner.json, report.html and the short trainings.
+        damages: folder of the file that keeps measured damages, for searches in several runtimes; ``None`` for ``out``.
 
     Raises:
         ConfigError: no budget, no or too few images, a converted model, or a budget that nothing reaches.
@@ -104,7 +106,8 @@ def plan(
     folder.begin(text, overwrite=overwrite)
     with folder:
         if folder.enter("plan", [text, file_state(recipe.model)], PLANNER_FILE, PLAN_FILE):
-            found = _Planning(recipe, folder.path, dense.eval(), runtime, config, progress).run(budgets)
+            kept = damages or folder.path
+            found = _Planning(recipe, folder.path, kept, dense.eval(), runtime, config, progress).run(budgets)
             write_json(folder.path / PLANNER_FILE, found.model_dump(mode="json"))
             for answer in found.answers if len(found.answers) > 1 else ():
                 name = answer.budget.describe().removeprefix("--").replace(" ", "-")
@@ -121,12 +124,13 @@ class _Planning:
         self,
         recipe: Recipe,
         folder: Path,
+        damages: Path,
         dense: nn.Module,
         runtime: RuntimeConfig,
         config: PlannerConfig,
         progress: ProgressCallback,
     ) -> None:
-        self.recipe, self.folder, self.model = recipe, folder, dense
+        self.recipe, self.folder, self.damages, self.model = recipe, folder, damages, dense
         self.runtime, self.config, self.progress = runtime, config, progress
         self.dense = plan_of(dense)
         self.trials: list[Trial] = []
@@ -294,7 +298,7 @@ class _Planning:
 
     @cached_property
     def _meter(self) -> DamageMeter:
-        return open_meter(self.recipe, self.model, self.config, self.folder)
+        return open_meter(self.recipe, self.model, self.config, self.damages)
 
     def _trials(
         self, search: PlanSearch, candidates: Sequence[Candidate], limit: float, *, is_timed: bool
