@@ -14,8 +14,6 @@ Call = Callable[[], object]
 Clock = Callable[[Call], float]
 
 MIN_ROUNDS = 5  # below five samples a median of ratios says nothing
-PROTOCOL = "each competitor's second call in a row"
-"""What is timed: latencies that are kept are good for as long as this stays the same."""
 
 
 def cpu_clock(call: Call) -> float:

@@ -19,6 +19,7 @@ class BenchRow(Result):
     baseline in torch fp32 at the same batch: of the same session, but not of the same rounds; ``None`` where the
     session has no such row. With ``other_image_size`` the baseline's input was larger or smaller than this one's.
     ``peak_memory_mib`` is weights plus the peak of one call; ``None`` where no backend can tell it per model.
+    ``latency_ms_p10`` is what other work on the machine hardly moves; ``None`` in reports of older versions.
     ``file_mib`` is the ONNX file or the engine that was run; ``None`` where torch runs the model itself.
     Energy (millijoule per image), mean power and the clock of the multiprocessors are NVML's, in a loop of their own
     after the timing; ``None`` where they were not asked for or cannot be read.
@@ -43,6 +44,7 @@ class BenchRow(Result):
     energy_mj_per_image: float | None = None
     power_w: float | None = None
     sm_clock_mhz: int | None = None
+    latency_ms_p10: float | None = None
     file_mib: float | None = None
     verdict: Verdict | None = None
     speedup_vs_dense_torch: float | None = None

@@ -219,6 +219,7 @@ class Session:
             batch=batch,
             image_size=candidate.image_size,
             **compared(own, samples[self.baseline]),
+            latency_ms_p10=percentile(own, 10),
             latency_ms_p99=percentile(own, 99),
             throughput_img_s=batch / percentile(own, 50) * 1e3,
             params=candidate.params,
