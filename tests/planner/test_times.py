@@ -14,12 +14,13 @@ DENSE = dense_plan(vit_shape(width=192, depth=6, heads=3, image_size=(128, 128),
 
 
 def seconds(plan: ModelPlan) -> float:
-    """A runtime that takes time per multiply-accumulate, patch, weight and call, and per step that chooses tokens."""
+    """A runtime that takes time per call, patch, multiply-accumulate, weight, operator, and choice of tokens."""
     costs, steps = cost(plan), list(places(plan))
-    calls = sum(at.step.attention.attends for at in steps) + sum(at.step.mlp.kind != "none" for at in steps)
+    operators = sum(at.step.attention.attends for at in steps) + sum(at.step.mlp.kind != "none" for at in steps)
     choosing = sum(at.step.tokens.kind == "prune" for at in steps)
     weights = sum(one.parameters for one in costs.steps)
-    return 2e5 * plan.patches + sum(one.macs for one in costs.steps) + 3 * weights + 1e6 * calls + 2e7 * choosing
+    outside = 3e7 + 2e5 * plan.patches
+    return outside + sum(one.macs for one in costs.steps) + 3 * weights + 1e6 * operators + 2e7 * choosing
 
 
 def probes(**changed: float) -> ProbeTimes:
@@ -46,6 +47,7 @@ def after(*methods: tuple[str, dict[str, object]]) -> ModelPlan:
         after(("resolution", {"keep": 0.56})),
         after(("mlp", {"keep": 0.25}), ("resolution", {"keep": 0.4})),
         after(("heads", {"keep": 0.34}), ("resolution", {"keep": 0.4})),
+        after(("depth", {"keep": 3}), ("resolution", {"keep": 0.4})),
         after(("resolution", {"keep": 0.5}), ("prune", {"keep": 0.5, "layers": (1, 3)})),
         after(("depth", {"keep": 5}), ("mlp", {"keep": 0.5, "layers": (1, 4)}), ("resolution", {"keep": 0.7})),
         after(("depth", {"keep": 4}), ("prune", {"keep": 0.7, "layers": (1,)})),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vitslim.errors import CheckFailedError, ConfigError
-from vitslim.planner.times import NO_MLP, NO_MLP_SMALL, SHORT, SMALL, SMALLER, ProbeTimes
+from vitslim.planner.times import NO_MLP, NO_MLP_SMALL, SHORT, SHORT_SMALL, SMALL, SMALLER, ProbeTimes
 from vitslim.plans import ModelPlan, NoAttention, NoMlp, StepPlan
 from vitslim.plans.place import Place, places
 
@@ -17,11 +17,11 @@ _PLAIN = ("dense", "all", "narrow", "none", "own")
 class StepTimes:
     """Predicts the time of a plan, as a share of the dense model's.
 
-    t = b · patches + Σ_l [A(n_l) - a(heads_l, n_l) + M(m_l) - w(neurons_l, m_l)] + Σ_l e(choices_l)
+    t = b(patches) + Σ_l [A(n_l) - a(heads_l, n_l) + M(m_l) - w(neurons_l, m_l)] + Σ_l e(choices_l)
 
-    with n and m the tokens in attention and MLP, A and M measured, a and w what fewer heads and neurons save, e what a
-    choice of another kind takes beyond the dense one: of tokens the same however many they are, for most of it goes to
-    calls, of other kinds in proportion to them.
+    with b what is outside the steps, n and m the tokens in attention and MLP, A and M measured, a and w what fewer
+    heads and neurons save, e what a choice of another kind takes beyond the dense one: of tokens the same however many
+    they are, for most of it goes to calls, of other kinds in proportion to them.
     """
 
     def __init__(self, dense: ModelPlan, probes: ProbeTimes) -> None:
@@ -37,9 +37,11 @@ class StepTimes:
                 f"the time of a step is that of {depth} steps less that of two; wanted three blocks or more"
             )
         self._full = dense.model.prefix + dense.patches
-        self._patches = dense.patches
         step = (1.0 - shares[SHORT]) / (depth - 2)
-        self._base = max(0.0, 1.0 - depth * step)
+        self._base = [(float(dense.patches), max(0.0, 1.0 - depth * step))]
+        if SMALL in shares and SHORT_SMALL in shares:
+            in_steps = (shares[SMALL] - shares[SHORT_SMALL]) * depth / (depth - 2)
+            self._base.insert(0, (float(plans[SMALL].patches), max(0.0, shares[SMALL] - in_steps)))
 
         def per_step(name: str) -> tuple[float, float]:
             plan = plans[name]
@@ -97,7 +99,7 @@ class StepTimes:
         return 1.0 if kind[0] == "tokens" else at.tokens_in_attention / self._full
 
     def _outside(self, plan: ModelPlan) -> float:
-        return self._base * plan.patches / self._patches
+        return max(0.0, _line(plan.patches, self._base))
 
     def _tower(self, tokens: int) -> float:
         return _line(tokens, self._steps)

@@ -1,9 +1,9 @@
 """What plans take in a runtime: measured for a few whole models, from which ``prediction`` puts together all others.
 
-The probes are towers of equal steps: the dense model at several image sizes, without MLPs, with narrow MLPs, with fewer
-heads, both of these once more at a small image size, and one model for every method that brings choices of its own. All
-times are ratios to the dense model in the same interleaved rounds, of the 10th percentiles, which other work on the
-machine hardly moves.
+The probes are towers of equal steps: the dense model with two steps, at several image sizes, without MLPs, with narrow
+MLPs, with fewer heads, all of these once more at a small image size, and one model for every method that brings choices
+of its own. All times are ratios to the dense model in the same interleaved rounds, of the 10th percentiles, which other
+work on the machine hardly moves.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vitslim.shapes import Config, Result
 from vitslim.trunk import build, plan_of
 
 DENSE, SHORT, SMALL = "dense", "two steps", "tokens 0.5"
+SHORT_SMALL = "two steps, fewer tokens"
 NO_MLP, NO_MLP_SMALL = "no MLPs", "no MLPs, fewer tokens"
 _SHARES = (0.75, 0.5, 0.25)
 """Of tokens, neurons and heads in the probes."""
@@ -75,6 +76,7 @@ def probe_plans(dense: ModelPlan) -> dict[str, ModelPlan]:
     small = _at_share_of_tokens(dense, 0.5)
     found = {
         SHORT: dense.model_copy(update={"steps": dense.steps[:2]}),
+        SHORT_SMALL: small.model_copy(update={"steps": small.steps[:2]}),
         NO_MLP: _everywhere(dense, mlp=NoMlp()),
         NO_MLP_SMALL: _everywhere(small, mlp=NoMlp()),
         **{f"tokens {share:g}": _at_share_of_tokens(dense, share) for share in _SHARES},
