@@ -172,3 +172,10 @@ def test_a_model_of_another_input_size_is_flagged(dense):
     found = benchmark({"dense": dense, "larger": larger}, baseline="dense", backends=("torch",), batches=(1,), **FAST)
     assert {row.model: row.other_image_size for row in found.rows} == {"dense": False, "larger": True}
     assert "models marked * at another resolution than the baseline" in caption(found)
+
+
+def test_processor_time_is_of_one_thread(dense):
+    options = {"baseline": "dense", "backends": ("torch",), "batches": (1,), "rounds": 5, "clock": "processor"}
+    assert benchmark({"dense": dense}, **options).rows[0].latency_ms_p10 > 0
+    with pytest.raises(ConfigError, match="wanted threads=1 and device=cpu, given threads=2"):
+        benchmark({"dense": dense}, **options, threads=2)

@@ -1,11 +1,19 @@
 import gc
 import time
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 import torch
 
-from vitslim.bench.clock import MIN_ROUNDS, cpu_clock, interleaved_latencies_ms, percentile, torch_threads
+from vitslim.bench.clock import (
+    MIN_ROUNDS,
+    cpu_clock,
+    interleaved_latencies_ms,
+    percentile,
+    processor_clock,
+    torch_threads,
+)
 
 
 def test_every_round_times_the_second_call_of_each_competitor_and_starts_with_another():
@@ -26,9 +34,17 @@ def test_a_time_limit_ends_after_the_least_number_of_rounds():
     assert len(samples["a"]) == MIN_ROUNDS
 
 
-def test_rounds_go_on_until_the_least_time_is_over():
-    samples = interleaved_latencies_ms({"a": lambda: time.sleep(0.001)}, rounds=2, least_seconds=0.05)
-    assert 2 < len(samples["a"]) <= 25  # of two calls each
+def test_rounds_go_on_until_the_least_time_is_over(monkeypatch: pytest.MonkeyPatch):
+    seconds = count()
+    monkeypatch.setattr("vitslim.bench.clock.time.perf_counter", lambda: float(next(seconds)))
+    for least, rounds in ((0.0, 2), (10.0, 9)):
+        samples = interleaved_latencies_ms({"a": lambda: None}, rounds=2, least_seconds=least, clock=lambda call: 1.0)
+        assert len(samples["a"]) == rounds
+
+
+def test_the_processor_clock_does_not_count_what_waits():
+    assert processor_clock(lambda: time.sleep(0.05)) < 25
+    assert processor_clock(lambda: sum(range(1_000_000))) > 1
 
 
 def test_the_clock_is_an_argument():

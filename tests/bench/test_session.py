@@ -65,7 +65,8 @@ def test_a_failure_while_the_clock_runs_costs_that_batch_size_alone(
     dense: nn.Module, shallow: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = session({"dense": dense, "shallow": shallow})
-    failing_at(12, shallow, monkeypatch)  # 1 + 2 + 5 calls of the first batch size, then the first timed of the second
+    # 1 + 2 + 2 · 5 calls of the first batch size, 1 + 2 of the second, then the first of its rounds
+    failing_at(17, shallow, monkeypatch)
     skipped: list[Skipped] = []
     rows = list(held.measure(IN_TORCH, (1, 2, 3), skipped))
     assert [(row.model, row.batch) for row in rows] == [("dense", 1), ("shallow", 1), ("dense", 3), ("shallow", 3)]

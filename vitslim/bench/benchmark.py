@@ -1,10 +1,12 @@
 """Measuring models beside the dense one they came from."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 from torch import nn
 
 from vitslim.arguments import checked
@@ -36,7 +38,18 @@ class BenchConfig(Config):
     warmup: int = Field(default=3, ge=1)  # calls before the first sample
     seconds: float | None = Field(default=None, gt=0)  # time limit of one backend, precision and batch
     least_seconds: float = Field(default=0.0, ge=0)  # that the rounds of one backend, precision and batch go on
+    # ``processor``: what a call waits for other work does not count. For one thread of a CPU, on a busy machine.
+    clock: Literal["wall", "processor"] = "wall"
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _clock_of_one_thread(self) -> BenchConfig:
+        if self.clock == "processor" and (self.threads > 1 or self.device != "cpu"):
+            raise ValueError(
+                "clock=processor adds up the threads of a CPU; wanted threads=1 and device=cpu, given "
+                f"threads={self.threads} and device={self.device}; take clock=wall"
+            )
+        return self
 
 
 @checked
@@ -70,6 +83,7 @@ def benchmark(
         warmup=config.warmup,
         seconds=config.seconds,
         least_seconds=config.least_seconds,
+        clock=config.clock,
         device=config.device,
     )
     before = environment()

@@ -11,7 +11,15 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from vitslim.bench.clock import Clock, compared, cpu_clock, cuda_clock, interleaved_latencies_ms, percentile
+from vitslim.bench.clock import (
+    Clock,
+    compared,
+    cpu_clock,
+    cuda_clock,
+    interleaved_latencies_ms,
+    percentile,
+    processor_clock,
+)
 from vitslim.bench.cost import count_macs, count_parameters
 from vitslim.bench.errors import first_line, is_out_of_memory
 from vitslim.bench.nvml import Power
@@ -109,6 +117,7 @@ class Session:
     seconds: float | None
     device: Literal["cpu", "cuda"]
     least_seconds: float = 0.0
+    clock: Literal["wall", "processor"] = "wall"
     meter: Meter | None = None
     notes: list[str] = field(default_factory=list[str])  # what could not be read beside the latencies
     _file_mib: dict[str, float] = field(default_factory=dict[str, float])  # of what was exported last, by model
@@ -237,7 +246,9 @@ class Session:
         return self.device == "cuda" and facts_of(config.backend).on_stream
 
     def _clock(self, config: RunConfig) -> Clock:
-        return cuda_clock if self._on_torch_stream(config) else cpu_clock
+        if self._on_torch_stream(config):
+            return cuda_clock
+        return processor_clock if self.clock == "processor" else cpu_clock
 
     def _peak_memory_mib(self, name: str, config: RunConfig, call: "_Call") -> float | None:
         # TensorRT, as ONNX Runtime, allocates without torch.

@@ -2,8 +2,8 @@
 
 The probes are towers of equal steps: the dense model with two steps, at several image sizes, without MLPs, with narrow
 MLPs, with fewer heads, all of these once more at a small image size, and one model for every method that brings choices
-of its own. All times are ratios to the dense model in the same interleaved rounds, of the 10th percentiles, which other
-work on the machine hardly moves.
+of its own. All times are ratios to the dense model in the same interleaved rounds: of the 10th percentiles, for one
+thread of processor time, which other work on the machine hardly moves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHARES = (0.75, 0.5, 0.25)
 """Of tokens, neurons and heads in the probes."""
 SMALLER = "small, "
 """Before the name of a probe: the same on fewer tokens."""
-_TIMED = "10th percentile of the second call in each round"
+_TIMED = "10th percentile of the second call in each round, processor time of one thread"
 """Times that are kept are good for as long as they are taken so."""
 _TOGETHER = 6
 """Probes that are timed in the same rounds, beside the dense model; more would not fit into memory."""
@@ -156,9 +156,10 @@ def measure_models(
         threads=config.threads,
         rounds=config.rounds,
         least_seconds=config.seconds,
+        clock="processor" if config.threads == 1 and config.device == "cpu" else "wall",
         device=config.device,
     )
-    # A call of 5 ms loses the processor to other work far more often than one of 1 ms: medians of a busy machine lie.
+    # A call of 5 ms loses the processor, and its caches, to other work more often than one of 1 ms: medians lie then.
     latency = {row.model: row.latency_ms_p10 or row.latency_ms_p50 for row in report.rows}
     reasons = {str(one.model or DENSE): one.reason for one in report.skipped}
     if DENSE not in latency:
