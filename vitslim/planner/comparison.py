@@ -71,6 +71,7 @@ class PlannerBenchReport(Result):
         times: relative errors of predicted times of random plans, by task and runtime.
         foretold: Spearman's ρ between figures before training and the error of all students made of plans, by task.
         left: what is not trained or measured yet.
+        timed: what the speeds are ratios of; ``None`` in older reports: of medians.
     """
 
     preset: str
@@ -85,3 +86,4 @@ class PlannerBenchReport(Result):
     images: dict[str, int]
     foretold: dict[str, dict[str, float]] = Field(default_factory=dict[str, dict[str, float]])
     left: list[str] = Field(default_factory=list[str])
+    timed: str | None = None

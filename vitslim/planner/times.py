@@ -37,7 +37,7 @@ _SHARES = (0.75, 0.5, 0.25)
 """Of tokens, neurons and heads in the probes."""
 SMALLER = "small, "
 """Before the name of a probe: the same on fewer tokens."""
-_TIMED = "10th percentile of the second call in each round, processor time of one thread"
+TIMED = "10th percentiles of the second call in each round, on one thread of a CPU of processor time"
 """Times that are kept are good for as long as they are taken so."""
 _TOGETHER = 6
 """Probes that are timed in the same rounds, beside the dense model; more would not fit into memory."""
@@ -188,7 +188,7 @@ class SharesOfPlans:
 
     def __init__(self, model: nn.Module, config: RuntimeConfig, folder: Path) -> None:
         self._model, self._config = model, config
-        words = [plan_json(plan_of(model)), config, _TIMED, _stable_environment()]
+        words = [plan_json(plan_of(model)), config, TIMED, _stable_environment()]
         self._path = folder / f"plans-{digest_of(words)}.json"
         self._known: dict[str, float | None] = _read(self._path)
 
@@ -244,7 +244,7 @@ def probes_once(
         folder: of the cache.
     """
     plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
-    path = folder / f"{digest_of([plans, config, _TIMED, _stable_environment()])}.json"
+    path = folder / f"{digest_of([plans, config, TIMED, _stable_environment()])}.json"
     try:
         known = ProbeTimes.model_validate(read_json(path))
     except (CheckpointError, ValueError):

@@ -80,9 +80,9 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
     machine = report.environment
     notes.append(
         f"± is half the range over the seeds; figures without it have one seed, with which they were "
-        f"{report.settings['close']:g} or more points below the best. Speeds are ratios of 10th percentiles, which "
-        f"other work on the machine hardly moves. {machine['cpu']}, one thread, onnxruntime {machine['onnxruntime']}, "
-        f"torch {machine['torch']}."
+        f"{report.settings['close']:g} or more points below the best. {machine['cpu']}, one thread, onnxruntime "
+        f"{machine['onnxruntime']}, torch {machine['torch']}."
+        + (f" Speeds are ratios of {report.timed}." if report.timed else "")
     )
     if report.left:
         more = f" and {len(report.left) - _NAMED} more" if len(report.left) > _NAMED else ""

@@ -13,6 +13,7 @@ from vitslim.pipeline.devices import device_named
 from vitslim.pipeline.planner_bench.preset import read_preset
 from vitslim.pipeline.planner_bench.task import TaskRun
 from vitslim.planner.comparison import REPORT_FILE, PlannerBenchReport
+from vitslim.planner.times import TIMED
 from vitslim.progress import ProgressCallback, silent
 
 
@@ -73,6 +74,7 @@ class PlannerBench:
         report = PlannerBenchReport(
             preset=self.name,
             command=command,
+            timed=TIMED,
             settings=self.preset.model_dump(mode="json"),
             environment=environment(),
             **parts,
