@@ -14,12 +14,12 @@ from vitslim.trunk import plan_of
 @pytest.fixture(scope="module")
 def search(model: nn.Module, meter: DamageMeter, price: Any) -> PlanSearch:
     """Blocks may be dropped or lose their MLP."""
-    blocks = range(plan_of(model).depth)
-    changes = Changes({}, {(block, NoMlp()): 0.1 * (block + 1) for block in blocks}, dict.fromkeys(blocks, 1.0))
-    dense = {key: 0.0 for block in blocks for key in [(block, plan_of(model).steps[block].attention)]}
-    mlps = {(block, plan_of(model).steps[block].mlp): 0.0 for block in blocks}
-    changes = replace(changes, attention=dense, mlp={**changes.mlp, **mlps})
-    return PlanSearch(Compositions(plan_of(model), price, None), changes, [], meter, PlannerConfig(measured=3))
+    plan = plan_of(model)
+    attention = {(step.block, step.attention): 0.0 for step in plan.steps}
+    without_mlp = {(step.block, NoMlp()): 0.1 * (step.block + 1) for step in plan.steps}
+    mlp = {**without_mlp, **{(step.block, step.mlp): 0.0 for step in plan.steps}}
+    changes = Changes(attention, mlp, {step.block: 1.0 for step in plan.steps})
+    return PlanSearch(Compositions(plan, price, None), changes, [], meter, PlannerConfig(measured=3))
 
 
 def test_an_improved_composition_is_aimed_again_from_its_methods(search: PlanSearch) -> None:
