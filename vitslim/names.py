@@ -7,7 +7,19 @@ from importlib.metadata import entry_points
 
 from vitslim.errors import ConfigError
 
-METHOD_NAMES = ("depth", "mlp", "heads", "resolution", "prune", "merge", "evo_vit", "skipat", "sparsifiner", "sret")
+METHOD_NAMES = (
+    "depth",
+    "mlp",
+    "heads",
+    "width",
+    "resolution",
+    "prune",
+    "merge",
+    "evo_vit",
+    "skipat",
+    "sparsifiner",
+    "sret",
+)
 """One name per file of ``vitslim/methods`` that registers a method."""
 
 BUILTIN = "builtin"

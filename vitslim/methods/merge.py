@@ -69,8 +69,8 @@ class Merge(TokenChoice):
             return Cost()
         first, second, merged = -(-active // 2), active // 2, active - kept
         # cosines of A and B, and the means by a matrix of shares
-        macs = first * second * at.block.head_width + second * merged * at.plan.model.width
-        return Cost(macs=macs, activations=second * max(first, at.plan.model.width))
+        macs = first * second * at.block.head_width + second * merged * at.plan.shape.width
+        return Cost(macs=macs, activations=second * max(first, at.plan.shape.width))
 
 
 class Merging(TokenRule):

@@ -257,6 +257,19 @@ class BlockAdapter:
         self.narrow_heads_(narrow, heads)
         _part(block, "attn").load_state_dict(_part(narrow, "attn").state_dict())
 
+    def narrows_stream(self, block: nn.Module) -> bool:
+        """Whether ``narrow_stream_`` can make a block of this kind run on fewer channels."""
+        return False
+
+    def narrow_stream_(
+        self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
+        """Let the block read and write the coordinates of the stream in a basis, in place of its d channels.
+
+        A norm over fewer channels gives larger numbers; ``scales`` make up for that, in front of attention and MLP.
+        """
+        raise NotImplementedError
+
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
     ) -> Float[Tensor, "b h n"]:
@@ -299,6 +312,33 @@ class ViTAdapter(BlockAdapter):
     def mlp_branch(self, block: nn.Module, tokens: Tensor) -> Tensor:
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(_part(block, "ls2")(branch))
+
+    def narrows_stream(self, block: nn.Module) -> bool:
+        attn, mlp = _part(block, "attn"), _part(block, "mlp")
+        return (
+            all(isinstance(_part(block, name), nn.LayerNorm) for name in ("norm1", "norm2"))
+            and type(mlp) is Mlp
+            and all(linear.bias is not None for linear in (attn.qkv, mlp.fc1))
+            and getattr(attn, "gate", None) is None
+        )
+
+    def narrow_stream_(
+        self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
+        attn, mlp = _part(block, "attn"), _part(block, "mlp")
+        branches = (("norm1", attn.qkv, attn.proj, "ls1"), ("norm2", mlp.fc1, mlp.fc2, "ls2"))
+        for (name, reading, writing, scaling), scale in zip(branches, scales, strict=True):
+            norm, gamma = _part(block, name), getattr(_part(block, scaling), "gamma", None)
+            # W (γ n + β) + c = (W γ Bᵀ) n' + (W β + c)
+            _set_linear_(
+                reading, scale * (reading.weight * norm.weight) @ basis.T, reading.weight @ norm.bias + reading.bias
+            )
+            kept = basis if gamma is None else basis * gamma
+            bias = None if writing.bias is None else kept @ writing.bias
+            _set_linear_(writing, kept @ writing.weight, bias)
+            _set_norm_(norm, len(basis))
+            if gamma is not None:
+                _part(block, scaling).gamma = nn.Parameter(gamma.new_ones(len(basis)), gamma.requires_grad)
 
     def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
         return _unscaled(added, getattr(_part(block, "ls1"), "gamma", None))
@@ -364,6 +404,22 @@ def inputs_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
 def _unscaled(added: Tensor, gamma: Tensor | None) -> Tensor:
     # A channel that is scaled to nothing cannot be led anywhere.
     return added if gamma is None else torch.where(gamma.abs() > 1e-6, added / gamma, torch.zeros_like(added))
+
+
+def _set_linear_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a map other matrices, of other sizes."""
+    linear.weight = nn.Parameter(weight.detach().clone(), linear.weight.requires_grad)
+    linear.out_features, linear.in_features = weight.shape
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), linear.bias.requires_grad)
+
+
+def _set_norm_(norm: nn.LayerNorm, width: int) -> None:
+    """A norm over so many channels that scales and shifts nothing."""
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        old: nn.Parameter = getattr(norm, name)
+        setattr(norm, name, nn.Parameter(old.detach().new_full((width,), value), old.requires_grad))
+    norm.normalized_shape = (width,)
 
 
 def _keep_outputs_(linear: nn.Linear, kept: Tensor) -> None:

@@ -11,6 +11,7 @@ from vitslim.models.adapter import BlockAdapter
 from vitslim.models.families import adapter_for
 from vitslim.models.layout import token_layout
 from vitslim.models.readout import reads_class_token_alone
+from vitslim.models.stream_width import stream_maps
 from vitslim.plans import BlockShape, LinearShape, ModelShape
 from vitslim.plans.place import relative_places
 from vitslim.plans.shape import Part
@@ -52,6 +53,7 @@ def outside_shape(model: nn.Module) -> dict[str, Any]:
     outside = sum(parameter.numel() for parameter in model.parameters())
     outside -= sum(parameter.numel() for parameter in cast(nn.Module, model.blocks).parameters())
     outside -= _rotary_parameters(model)
+    outside -= sum(linear.weight.numel() for linear in stream_maps(model))
     head, head_per_token = _head_products(model)
     return {
         "reads_class_token_alone": reads_class_token_alone(model),
@@ -100,7 +102,19 @@ def _block_shape(block: nn.Module, adapter: BlockAdapter) -> BlockShape:
         others_per_neuron=per_neuron,
         attention_dropout=adapter.attention_dropout(block),
         relative_positions=table is not None,
+        others_per_channel=_per_channel(block, adapter),
     )
+
+
+def _per_channel(block: nn.Module, adapter: BlockAdapter) -> dict[Part, int]:
+    """Parameters of norms and LayerScale for each channel of the stream; empty where it cannot be narrowed."""
+    if not adapter.narrows_stream(block):
+        return {}
+    counts: dict[Part, int] = {"attention": 0, "attention_add": 0, "mlp": 0}
+    for name, _ in block.named_parameters():
+        if name.partition(".")[0] in ("norm1", "norm2", "ls1", "ls2"):
+            counts[_part_of(name, adapter)] += 1
+    return counts
 
 
 def _linear_maps(block: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -34,6 +34,7 @@ def _outline_errors(plan: ModelPlan) -> list[str]:
             errors.append(f"step {index}: block {step.block} does not exist; choose from 0..{depth - 1}")
     errors += _order_errors(plan)
     errors += _size_errors(plan)
+    errors += _width_errors(plan)
     return errors
 
 
@@ -51,6 +52,18 @@ def _size_errors(plan: ModelPlan) -> list[str]:
         if size < patch or size % patch:
             errors.append(f"image_size={plan.image_size}: the {side} has to be a multiple of the patch, {patch} pixels")
     return errors
+
+
+def _width_errors(plan: ModelPlan) -> list[str]:
+    if plan.width is None:
+        return []
+    if plan.width > plan.model.width:
+        return [f"width={plan.width}: the model has {plan.model.width} channels; choose fewer"]
+    if not all(block.others_per_channel for block in plan.model.blocks):
+        return [
+            f"width={plan.width}: no adapter narrows the stream of this {plan.model.family}; leave the width as it is"
+        ]
+    return []
 
 
 def _with_known_blocks(plan: ModelPlan) -> ModelPlan | None:

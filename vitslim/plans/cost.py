@@ -51,10 +51,15 @@ def cost(plan: ModelPlan) -> PlanCost:
     outside = model.outside_parameters + plan.patches * model.positions_per_patch
     outside += len(plan.steps) * model.positions_per_block
     outside += model.shared_relative_heads * relative_places(plan.grid)
+    # Onto the narrower stream and back from it, without biases.
+    maps = 0 if plan.width is None else 2 * plan.width * model.width
     return PlanCost(
         steps=steps,
-        macs=sum(step.macs for step in steps) + plan.patches * model.embed_products + head,
-        parameters=sum(step.parameters for step in steps) + outside,
+        macs=sum(step.macs for step in steps)
+        + plan.patches * model.embed_products
+        + head
+        + (model.prefix + plan.patches) * maps,
+        parameters=sum(step.parameters for step in steps) + outside + maps,
         activations=max(plan.patches * model.width, *(step.activations for step in steps)),
     )
 

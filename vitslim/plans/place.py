@@ -32,7 +32,7 @@ class Place:
     @cached_property
     def dense_block(self) -> BlockShape:
         """The block as it was."""
-        return self.plan.model.blocks[self.step.block]
+        return self.plan.shape.blocks[self.step.block]
 
     @cached_property
     def block(self) -> BlockShape:
@@ -41,7 +41,7 @@ class Place:
 
     def block_of(self, step: StepPlan) -> BlockShape:
         """The block of another step, in the same way."""
-        dense = self.plan.model.blocks[step.block]
+        dense = self.plan.shape.blocks[step.block]
         return dense.narrowed(step.attention.heads(dense.heads), step.mlp.hidden(dense.hidden))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
@@ -106,6 +107,8 @@ class ModelPlan(Config):
     """The dense model that it is for."""
     image_size: tuple[int, int]
     """(height, width) in pixels."""
+    width: int | None = Field(default=None, ge=1)
+    """Channels of the stream between the blocks; ``None`` for the model's."""
     readout: Literal["model", "mean"] = "model"
     """What the classifier reads: as in the dense model, or the mean of all patch tokens."""
     steps: tuple[StepPlan, ...] = Field(max_length=MOST_STEPS)
@@ -113,6 +116,11 @@ class ModelPlan(Config):
     @property
     def depth(self) -> int:
         return len(self.steps)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The dense model as its blocks find it: on the plan's stream."""
+        return self.model if self.width is None else self.model.with_stream(self.width)
 
     @property
     def grid(self) -> tuple[int, int]:

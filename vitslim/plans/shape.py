@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
+from pydantic import Field
+
 from vitslim.shapes import Result
 
 Part = Literal["attention", "attention_add", "mlp"]
@@ -44,6 +46,8 @@ class BlockShape(Result):
         others: parameters that belong to no linear map, by the part that uses them.
         others_per_group: of the attention's ``others``, those that go with each group of heads.
         others_per_neuron: the same for the MLP and its neurons.
+        others_per_channel: parameters that each channel of the stream has among the others, by part; empty where
+            nobody knows what the stream could do without (norms behind the branches, biases that no map holds).
         attention_dropout: rate at which attention weights are dropped in training, 0..1.
         relative_positions: each head has a table of biases for the relative places of patches.
     """
@@ -58,6 +62,7 @@ class BlockShape(Result):
     others_per_neuron: int
     attention_dropout: float
     relative_positions: bool
+    others_per_channel: dict[Part, int] = Field(default_factory=dict[Part, int])
 
     def narrowed(self, heads: int, hidden: int) -> BlockShape:
         """The block with fewer heads and neurons."""
@@ -83,6 +88,21 @@ class BlockShape(Result):
                 "hidden": hidden,
                 "linears": {path: narrow(linear) for path, linear in self.linears.items()},
                 "others": others,
+            }
+        )
+
+    def with_stream(self, width: int, dense: int) -> BlockShape:
+        """The block on a stream of so many channels in place of ``dense``."""
+
+        def narrow(linear: LinearShape) -> LinearShape:
+            # A map that reads the stream had its norm's bias put into its own.
+            return linear.model_copy(update={"outputs": width} if linear.is_projection else {"inputs": width})
+
+        gone = {part: (dense - width) * count for part, count in self.others_per_channel.items()}
+        return self.model_copy(
+            update={
+                "linears": {path: narrow(linear) for path, linear in self.linears.items()},
+                "others": {part: count - gone.get(part, 0) for part, count in self.others.items()},
             }
         )
 
@@ -141,6 +161,11 @@ class ModelShape(Result):
     def row_score(self) -> Literal["class", "mean_query"]:
         """Whose attention row ranks the patches: the class token's, or without one that of the mean patch query."""
         return "class" if self.has_class_token else "mean_query"
+
+    def with_stream(self, width: int) -> ModelShape:
+        """The model with so many channels between the blocks; what surrounds them stays as wide as it is."""
+        blocks = tuple(block.with_stream(width, self.width) for block in self.blocks)
+        return self.model_copy(update={"width": width, "blocks": blocks})
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches at an image size in pixels."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitslim.arguments import checked
 from vitslim.errors import ConfigError
 from vitslim.models import BaseModel, BlockAdapter, TokenLayout, adapter_for, token_layout
 from vitslim.models.readout import read_patch_mean_
 from vitslim.models.shape_of import model_shape, outside_shape
+from vitslim.models.stream_width import narrow_stream_
 from vitslim.plans import (
     AllTokens,
     Choice,
     Dense,
     DenseMlp,
     ModelPlan,
+    ModelShape,
     NoAttention,
     NoMlp,
     OwnWeights,
@@ -73,8 +75,8 @@ class Site:
 
     @property
     def width(self) -> int:
-        """Embedding dimension d."""
-        return self.place.plan.model.width
+        """Channels d of the stream."""
+        return self.place.plan.shape.width
 
     @property
     def is_drawn(self) -> bool:
@@ -126,6 +128,7 @@ def build(
     history: tuple[Conversion, ...] | None = None,
     base: BaseModel | None = None,
     weights_follow: bool = False,
+    measured: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> nn.Module:
     """A copy of a model whose blocks are a trunk that runs the plan; the given model stays as it is.
 
@@ -137,18 +140,24 @@ def build(
         history: the conversions that led to the plan; by default the model's.
         base: how the dense model is built; by default what a converted model knows of it.
         weights_follow: all weights will be read from a file.
+        measured: of the tokens in the dense model, by which a narrower stream is chosen; see ``covariances``.
 
     Raises:
         ConfigError: ``check`` refuses the plan, the plan is for another model, or wants what is gone from this one.
     """
     before = plan_of(model)
     require_fitting(plan, before)
+    if plan.width != before.width and is_converted(model):
+        raise ConfigError("the plan narrows the stream of a model that is converted already; start from the dense one")
     copied = copy.deepcopy(model)
     if before.image_size != plan.image_size:
         with warnings.catch_warnings():
             # timm indexes BEiT's tables by a list, of which torch says that it will once mean something else.
             warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)
             cast(Any, copied).set_input_size(img_size=plan.image_size)
+    if plan.width is not None and before.width is None:
+        is_drawn = not weights_follow and next(copied.parameters()).device.type != "meta"
+        narrow_stream_(copied, plan.width, measured, is_drawn=is_drawn)
     if history is None:
         history = trunk_of(model).history if is_converted(model) else ()
     if base is None and is_converted(model):
@@ -198,15 +207,27 @@ def trunk_of(model: nn.Module) -> Trunk:
 def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
     """What the plan wants that the model has not; what surrounds the blocks may differ."""
     wanted, found = plan.model, before.model
-    keys = [name for name in _OF_THE_BLOCKS if getattr(wanted, name) != getattr(found, name)]
+    keys = [name for name in _OF_THE_BLOCKS if _known(wanted, name) != _known(found, name)]
     if keys:
         differences = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
         return [f"the plan is for another model ({differences}); make a plan for this one"]
+    if before.width is not None and plan.width != before.width:
+        return [
+            f"the plan wants a stream of {plan.width or wanted.width} channels, this one's has {before.width}; start "
+            "from the dense model"
+        ]
     gone = {step.block for step in plan.steps} - {step.block for step in before.steps}
     if gone:
         blocks = ", ".join(map(str, sorted(gone)))
         return [f"the plan wants blocks {blocks}, which an earlier conversion dropped; start from the dense model"]
     return []
+
+
+def _known(model: ModelShape, name: str) -> Any:
+    """A field as plans of all versions have it."""
+    if name != "blocks":
+        return getattr(model, name)
+    return tuple(block.model_copy(update={"others_per_channel": {}}) for block in model.blocks)
 
 
 def _difference(name: str, wanted: Any, found: Any) -> str:

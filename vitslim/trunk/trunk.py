@@ -92,8 +92,8 @@ class Trunk(nn.Module):
 
     @property
     def width(self) -> int:
-        """Embedding dimension d."""
-        return self._plan.model.width
+        """Channels d of the stream."""
+        return self._plan.shape.width
 
     @property
     def layout(self) -> TokenLayout:
