@@ -18,7 +18,7 @@ from vitslim.plans import ModelPlan, StepPlan
 from vitslim.shapes import Result
 from vitslim.train.closed_form import fit_in_closed_form_
 from vitslim.train.settings import resolve_precision
-from vitslim.train.warm_start import dense_at_size_of
+from vitslim.train.warm_start import dense_at_size_of, on_stream_of_
 from vitslim.trunk import at_plan_size, build, trunk_of
 
 KEPT_BYTES = 3 * 2**30
@@ -111,6 +111,7 @@ class DamageMeter:
         start = _unchanged(plan) if self._keeps else 0
         teacher = dense_at_size_of(student, self._model)
         images = [at_plan_size(student, batch.images) for batch in self._fitted]
+        teacher = on_stream_of_(student, teacher, images)
         is_of_one_size = teacher is self._model and self._keeps
         known = [batch.known or [] for batch in self._fitted] if is_of_one_size else None
         fit_in_closed_form_(student, teacher, images, known=known, start=start)
@@ -157,7 +158,7 @@ class DamageMeter:
 
 def _unchanged(plan: ModelPlan) -> int:
     """How many steps at the front are the dense model's own, less the last of them: the next may read what it left."""
-    if plan.image_size != plan.model.image_size:
+    if plan.image_size != plan.model.image_size or plan.width is not None:
         return 0
     changed = (index for index, step in enumerate(plan.steps) if step != StepPlan(block=index))
     return max(0, next(changed, plan.depth) - 1)

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.models import trace
+from vitslim.models.stream_width import covariances, narrow_stream_
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.closed_form import fit_in_closed_form_
 from vitslim.train.finite import weights_error
@@ -22,7 +23,7 @@ from vitslim.train.loop import Stage, train
 from vitslim.train.optim import optimizer_errors
 from vitslim.train.settings import MAX_FACTOR, MAX_STEPS, LoopConfig, TrainResult, resolve_precision
 from vitslim.train.state import STATE_FILE
-from vitslim.trunk import Trunk, at_plan_size, is_converted, trunk_of
+from vitslim.trunk import Trunk, at_plan_size, build, is_converted, trunk_of
 from vitslim.trunk.axes import AxisModule
 
 MEASURED_BATCHES = 4  # batches on which the losses before and after are compared
@@ -73,16 +74,16 @@ def warm_start(
     teacher = dense_at_size_of(student, teacher.eval())
     device = next(student.parameters()).device
     precision = resolve_precision(config.precision, device)
-    batches = list(islice(loader, MEASURED_BATCHES))
-    before = _measure(student, teacher, batches, precision == "bf16")
     folder = None if out_dir is None else Path(out_dir)
+    batches = list(islice(loader, MEASURED_BATCHES))
+    is_resumed = resume and folder is not None and (folder / STATE_FILE).exists()
+    images = [at_plan_size(student, batch.to(device).images) for batch in islice(loader, config.closed_form_batches)]
+    teacher = on_stream_of_(student, teacher, images, sets=not is_resumed)
+    before = _measure(student, teacher, batches, precision == "bf16")
     started = time.monotonic()
     solved: dict[int, tuple[float, float]] = {}
-    if not (resume and folder is not None and (folder / STATE_FILE).exists()):
+    if not is_resumed:
         # In full precision: the sums cancel, and there are few batches.
-        images = (
-            at_plan_size(student, batch.to(device).images) for batch in islice(loader, config.closed_form_batches)
-        )
         solved = fit_in_closed_form_(student, teacher, images)
     if before and config.steps != 0:
         stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
@@ -162,6 +163,28 @@ def dense_at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
     resized = copy.deepcopy(teacher)
     cast(Any, resized).set_input_size(img_size=plan.image_size)
     return resized
+
+
+def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, sets: bool = True) -> nn.Module:
+    """The dense model on a student's narrower stream, chosen on these images; the student is put onto the same one.
+
+    Args:
+        teacher: the dense model at the student's image size.
+        batches: images (b, c, h, w) of that size.
+        sets: whether the student's own weights are set anew, as they are to be before anything is fitted.
+    """
+    trunk = trunk_of(student)
+    width = trunk.model_plan.width
+    if width is None:
+        return teacher
+    measured = covariances(teacher, batches)
+    if sets:
+        fresh = build(trunk.model_plan, teacher, measured=measured).state_dict()
+        own = {f"blocks.{name}" for name in trunk.new_parameters()}
+        student.load_state_dict({name: value for name, value in fresh.items() if name not in own}, strict=False)
+    narrowed = copy.deepcopy(teacher)
+    narrow_stream_(narrowed, width, measured)
+    return narrowed
 
 
 def _measure(student: nn.Module, teacher: nn.Module, batches: list[Batch], reduced: bool) -> dict[int, float]:

@@ -139,7 +139,7 @@ class Trunk(nn.Module):
     @property
     def fits(self) -> bool:
         """Whether a warm start has anything to fit."""
-        return any(axis.fits for step in self.all_steps() for axis in step.axes)
+        return self._plan.width is not None or any(axis.fits for step in self.all_steps() for axis in step.axes)
 
     @property
     def fits_by_gradients(self) -> bool:
