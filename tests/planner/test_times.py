@@ -48,6 +48,7 @@ def after(*methods: tuple[str, dict[str, object]]) -> ModelPlan:
         after(("mlp", {"keep": 0.25}), ("resolution", {"keep": 0.4})),
         after(("heads", {"keep": 0.34}), ("resolution", {"keep": 0.4})),
         after(("depth", {"keep": 3}), ("resolution", {"keep": 0.4})),
+        after(("width", {"keep": 0.625}), ("mlp", {"keep": 0.5})),
         after(("resolution", {"keep": 0.5}), ("prune", {"keep": 0.5, "layers": (1, 3)})),
         after(("depth", {"keep": 5}), ("mlp", {"keep": 0.5, "layers": (1, 4)}), ("resolution", {"keep": 0.7})),
         after(("depth", {"keep": 4}), ("prune", {"keep": 0.7, "layers": (1,)})),

@@ -17,11 +17,11 @@ _PLAIN = ("dense", "all", "narrow", "none", "own")
 class StepTimes:
     """Predicts the time of a plan, as a share of the dense model's.
 
-    t = b(patches) + Σ_l [A(n_l) - a(heads_l, n_l) + M(m_l) - w(neurons_l, m_l)] + Σ_l e(choices_l)
+    t = b(patches) + r(width) Σ_l [A(n_l) - a(heads_l, n_l) + M(m_l) - w(neurons_l, m_l)] + Σ_l e(choices_l)
 
-    with b what is outside the steps, n and m the tokens in attention and MLP, A and M measured, a and w what fewer
-    heads and neurons save, e what a choice of another kind takes beyond the dense one: of tokens the same however many
-    they are, for most of it goes to calls, of other kinds in proportion to them.
+    with b what is outside the steps, r how far a narrower stream shrinks them, n and m the tokens in attention and MLP,
+    A and M measured, a and w what fewer heads and neurons save, e what a choice of another kind takes beyond the dense
+    one: of tokens the same however many they are, for most of it goes to calls, of other kinds in proportion to them.
     """
 
     def __init__(self, dense: ModelPlan, probes: ProbeTimes) -> None:
@@ -53,6 +53,13 @@ class StepTimes:
         self._bare = sorted(bare)
         self._neurons = _Savings.of("neurons ", plans, shares, lambda one: one.mlp.hidden(block.hidden) / block.hidden)
         self._heads = _Savings.of("heads ", plans, shares, lambda one: one.attention.heads(block.heads) / block.heads)
+        # Products with the stream's channels take most of a step, so that it shrinks as a whole.
+        narrowed = [
+            (float(plans[name].width or 0), (shares[name] - self._outside(dense)) / (1.0 - self._outside(dense)))
+            for name in shares
+            if name.startswith("width ")
+        ]
+        self._width = sorted([*narrowed, (float(dense.model.width), 1.0)])
         self._extra: dict[tuple[str, ...], float] = {}
         for name in shares:
             if name.startswith("method "):
@@ -60,9 +67,11 @@ class StepTimes:
 
     def predict(self, plan: ModelPlan) -> float | None:
         """The plan's time as a share of the dense one's; ``None`` where it has choices that no probe had."""
-        total = self._outside(plan)
+        if plan.width is not None and len(self._width) == 1:
+            return None
+        total, narrow = self._outside(plan), _line(plan.shape.width, self._width)
         for at in places(plan):
-            total += self._plain(at)
+            total += narrow * self._plain(at)
             for kind in _unknown(at.step):
                 if kind not in self._extra:
                     return None

@@ -1,9 +1,9 @@
 """What plans take in a runtime: measured for a few whole models, from which ``prediction`` puts together all others.
 
 The probes are towers of equal steps: the dense model with two steps, at several image sizes, without MLPs, with narrow
-MLPs, with fewer heads, all of these once more at a small image size, and one model for every method that brings choices
-of its own. All times are ratios to the dense model in the same interleaved rounds: of the 10th percentiles, for one
-thread of processor time, which other work on the machine hardly moves.
+MLPs, with fewer heads, all of these once more at a small image size, on a narrower stream, and one model for every
+method that brings choices of its own. All times are ratios to the dense model in the same interleaved rounds: of the
+10th percentiles, for one thread of processor time, which other work on the machine hardly moves.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vitslim.methods import METHODS, planned
 from vitslim.methods.heads import NarrowAttention
 from vitslim.methods.mlp import NarrowMlp
 from vitslim.methods.resolution import ResolutionConfig
+from vitslim.methods.width import WidthConfig
 from vitslim.plans import ModelPlan, NoMlp, check, plan_json
 from vitslim.progress import Progress, ProgressCallback, silent
 from vitslim.runtime import Precision
@@ -85,6 +86,8 @@ def probe_plans(dense: ModelPlan) -> dict[str, ModelPlan]:
             for s in _SHARES
         },
     }
+    for share in _SHARES:
+        found[f"width {share:g}"] = planned(METHODS.get("width"), WidthConfig(keep=share, align=1), dense)
     shared = block.heads // block.groups
     for groups in sorted({max(1, round(share * block.groups)) for share in _SHARES} - {block.groups}):
         found[f"heads {groups * shared}"] = _everywhere(dense, attention=NarrowAttention(left=groups * shared))
@@ -268,4 +271,4 @@ def _is_new(plan: ModelPlan, found: Mapping[str, ModelPlan], name: str) -> bool:
     """Whether no probe before it is the same: small grids have few sizes."""
     before = list(found)[: list(found).index(name)]
     is_dense = all(step.is_dense for step in plan.steps) and plan.image_size == plan.model.image_size
-    return not is_dense and all(found[other] != plan for other in before)
+    return not (is_dense and plan.width is None) and all(found[other] != plan for other in before)

@@ -196,6 +196,7 @@ def vit_shape(*, width: int, depth: int, heads: int, image_size: tuple[int, int]
         others_per_neuron=0,
         attention_dropout=0.0,
         relative_positions=False,
+        others_per_channel={"attention": 2, "attention_add": 0, "mlp": 2},
     )
     embed = 3 * patch * patch * width
     return ModelShape(
