@@ -69,8 +69,8 @@ class Merge(TokenChoice):
             return Cost()
         first, second, merged = -(-active // 2), active // 2, active - kept
         # cosines of A and B, and the means by a matrix of shares
-        macs = first * second * at.block.head_width + second * merged * at.plan.shape.width
-        return Cost(macs=macs, activations=second * max(first, at.plan.shape.width))
+        macs = first * second * at.block.head_width + second * merged * at.plan.channels
+        return Cost(macs=macs, activations=second * max(first, at.plan.channels))
 
 
 class Merging(TokenRule):

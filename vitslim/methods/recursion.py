@@ -114,7 +114,7 @@ class Shared(WeightsChoice):
         return max(tokens * linear.outputs, made)
 
     def cost(self, at: Place) -> Cost:
-        width, tokens = at.plan.shape.width, at.tokens_in_mlp
+        width, tokens = at.plan.channels, at.tokens_in_mlp
         total = Cost(parameters=at.block_parameters() + 4 * self.lrc)
         if self.nll is not None:
             hidden = int(width * self.nll)

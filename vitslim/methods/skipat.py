@@ -103,7 +103,7 @@ class Reuse(AttentionChoice):
         return errors
 
     def cost(self, at: Place) -> Cost:
-        width, prefix, patches = at.plan.shape.width, at.plan.model.prefix, at.plan.patches
+        width, prefix, patches = at.plan.channels, at.plan.model.prefix, at.plan.patches
         total = Cost()
         if self.prefix == "linear":
             total += Cost(prefix * width * width, width * width + width, prefix * width)

@@ -210,7 +210,7 @@ def _applications(
     step: StepPlan, members: tuple[int, ...], home: int, number: int, options: SretConfig, plan: ModelPlan
 ) -> list[StepPlan]:
     """All applications in place of one step, of which the first is that of ``number`` within its group."""
-    width, made = plan.shape.width, list[StepPlan]()
+    width, made = plan.channels, list[StepPlan]()
     # Every linear map of a block has the width on one of its sides.
     rank = options.rank if isinstance(options.rank, int) else width // 12 if options.rank is None else width
     lrc = options.recursions > 1 if options.lrc is None else options.lrc

@@ -52,7 +52,7 @@ def stand_in_at(site: Site) -> LinearStandIn:
 
 def stand_in_cost(at: Place, tokens: int) -> Cost:
     """Of the maps of a step, for so many tokens."""
-    width, prefix = at.plan.shape.width, at.plan.model.prefix
+    width, prefix = at.plan.channels, at.plan.model.prefix
     return Cost(
         macs=tokens * width * width,
         parameters=(2 if prefix else 1) * (width * width + width),

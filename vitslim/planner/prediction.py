@@ -69,7 +69,7 @@ class StepTimes:
         """The plan's time as a share of the dense one's; ``None`` where it has choices that no probe had."""
         if plan.width is not None and len(self._width) == 1:
             return None
-        total, narrow = self._outside(plan), _line(plan.shape.width, self._width)
+        total, narrow = self._outside(plan), _line(plan.channels, self._width)
         for at in places(plan):
             total += narrow * self._plain(at)
             for kind in _unknown(at.step):

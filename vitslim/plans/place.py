@@ -8,7 +8,7 @@ from functools import cached_property
 
 from vitslim.plans.choices import TokenCount
 from vitslim.plans.plan import ModelPlan, StepPlan
-from vitslim.plans.shape import BlockShape, Part
+from vitslim.plans.shape import BlockShape, ModelShape, Part
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class Place:
     """Step ``index`` of a plan whose blocks exist.
 
     Args:
+        shape: of the dense model, on the plan's stream.
         before: the tokens that are active when it begins.
         row_readers: for each step whether its class row is read.
     """
 
     plan: ModelPlan
     index: int
+    shape: ModelShape
     before: TokenCount
     row_readers: frozenset[int]
 
@@ -32,7 +34,7 @@ class Place:
     @cached_property
     def dense_block(self) -> BlockShape:
         """The block as it was."""
-        return self.plan.shape.blocks[self.step.block]
+        return self.shape.blocks[self.step.block]
 
     @cached_property
     def block(self) -> BlockShape:
@@ -41,7 +43,7 @@ class Place:
 
     def block_of(self, step: StepPlan) -> BlockShape:
         """The block of another step, in the same way."""
-        dense = self.plan.shape.blocks[step.block]
+        dense = self.shape.blocks[step.block]
         return dense.narrowed(step.attention.heads(dense.heads), step.mlp.hidden(dense.hidden))
 
     @property
@@ -114,9 +116,10 @@ def places(plan: ModelPlan) -> list[Place]:
     readers = frozenset(
         read for index, step in enumerate(plan.steps) for read in step.tokens.rows_read(plan.steps, index)
     )
+    shape = plan.model if plan.width is None else plan.model.with_stream(plan.width)
     count = TokenCount(plan.patches)
     found: list[Place] = []
     for index in range(plan.depth):
-        found.append(Place(plan, index, count, readers))
+        found.append(Place(plan, index, shape, count, readers))
         count = found[-1].in_mlp
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
@@ -117,10 +116,10 @@ class ModelPlan(Config):
     def depth(self) -> int:
         return len(self.steps)
 
-    @cached_property
-    def shape(self) -> ModelShape:
-        """The dense model as its blocks find it: on the plan's stream."""
-        return self.model if self.width is None else self.model.with_stream(self.width)
+    @property
+    def channels(self) -> int:
+        """Of the stream between the blocks."""
+        return self.width or self.model.width
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -76,7 +76,7 @@ class Site:
     @property
     def width(self) -> int:
         """Channels d of the stream."""
-        return self.place.plan.shape.width
+        return self.place.plan.channels
 
     @property
     def is_drawn(self) -> bool:

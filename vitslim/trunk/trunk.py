@@ -93,7 +93,7 @@ class Trunk(nn.Module):
     @property
     def width(self) -> int:
         """Channels d of the stream."""
-        return self._plan.shape.width
+        return self._plan.channels
 
     @property
     def layout(self) -> TokenLayout:
