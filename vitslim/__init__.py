@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitslim.methods.skipat import SkipAtConfig
     from vitslim.methods.sparsifiner import SparsifinerConfig
     from vitslim.methods.sret import SretConfig
+    from vitslim.methods.width import WidthConfig
     from vitslim.models import register_adapter
     from vitslim.opening import open_model
     from vitslim.pipeline import (
@@ -53,6 +54,7 @@ _HOMES = {
     "methods.mlp": ("MlpConfig",),
     "methods.prune": ("PruneConfig",),
     "methods.resolution": ("ResolutionConfig",),
+    "methods.width": ("WidthConfig",),
     "methods.skipat": ("SkipAtConfig",),
     "methods.sparsifiner": ("SparsifinerConfig",),
     "methods.sret": ("SretConfig",),
@@ -79,6 +81,7 @@ __all__ = [
     "SparsifinerConfig",
     "SretConfig",
     "StepPlan",
+    "WidthConfig",
     "analyze",
     "benchmark",
     "build",

@@ -1,0 +1,103 @@
+"""A narrower stream: the same model in another basis, less the directions that matter least."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from tests.variants import SIZE, lively_
+from vitslim import checkpoint
+from vitslim.errors import ConfigError
+from vitslim.methods import METHODS, convert, planned
+from vitslim.models.stream_width import basis_of, covariances, narrow_stream_
+from vitslim.plans import ModelPlan, cost
+from vitslim.trunk import build, plan_of
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def dense(**options: object) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return lively_(VisionTransformer(**SIZE | options)).eval()
+
+
+def narrowed(model: nn.Module, keep: float) -> ModelPlan:
+    return planned(METHODS.get("width"), METHODS.get("width").config(keep=keep, align=1), plan_of(model))
+
+
+VARIANTS = [
+    {},
+    {"init_values": 0.1},
+    {"pre_norm": True},
+    {"global_pool": "avg"},
+    {"class_token": False, "global_pool": "avg"},
+    {"qk_norm": True},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_all_channels_in_another_basis_are_the_same_model(options: dict[str, object], images: Tensor) -> None:
+    model = dense(**options)
+    other = dense(**options)
+    narrow_stream_(other, int(model.embed_dim), covariances(model, [images]))
+    with torch.no_grad():
+        torch.testing.assert_close(other(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_a_narrower_stream_costs_what_its_plan_says_and_is_near_the_dense_model(
+    options: dict[str, object], images: Tensor
+) -> None:
+    model = dense(**options)
+    plan = narrowed(model, 0.75)
+    student = build(plan, model, measured=covariances(model, [images])).eval()
+    assert (
+        sum(one.numel() for one in student.parameters()) == cost(plan).parameters == cost(plan_of(student)).parameters
+    )
+    assert plan_of(student).width == plan.width == round(0.75 * int(model.embed_dim))
+    assert student.forward_features(images).shape == model.forward_features(images).shape
+    with torch.no_grad():
+        expected = model(images)
+        measured, blind = (
+            (one(images) - expected).norm() / expected.norm() for one in (student, build(plan, model).eval())
+        )
+    assert measured < blind
+
+
+def test_coordinates_sum_to_zero_and_are_orthonormal() -> None:
+    tokens = torch.randn(400, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = tokens - tokens.mean(1, keepdim=True)
+    basis = basis_of(tokens.T @ tokens, 10)
+    torch.testing.assert_close(basis.sum(0), torch.zeros(24, dtype=torch.float64))
+    torch.testing.assert_close((tokens @ basis.T).sum(1), torch.zeros(400, dtype=torch.float64))
+    kept = torch.linalg.eigvalsh(basis @ basis.T)
+    torch.testing.assert_close(kept, torch.tensor([0.0, *[1.0] * 9], dtype=torch.float64))
+
+
+def test_what_was_saved_is_opened_on_its_stream(images: Tensor, tmp_path: Path) -> None:
+    student = convert(dense(), "width", keep=0.5)
+    checkpoint.save(student, tmp_path / "student")
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load(tmp_path / "student").eval()(images), student.eval()(images))
+
+
+def test_it_comes_first_and_once() -> None:
+    with pytest.raises(ConfigError, match="start from the dense one"):
+        convert(convert(dense(), "mlp"), "width")
+    with pytest.raises(ConfigError, match="already converted with 'width'"):
+        convert(convert(dense(), "width"), "width", keep=0.5)
+    after = convert(convert(dense(), "width"), "mlp")
+    assert plan_of(after).width == plan_of(convert(dense(), "width")).width
+
+
+def test_families_whose_norms_cannot_be_folded_are_refused() -> None:
+    eva = Eva(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10, use_rot_pos_emb=True)
+    with pytest.raises(ConfigError, match="no adapter narrows the stream of this Eva"):
+        convert(eva, "width")
