@@ -12,6 +12,7 @@ from tests.variants import SIZE, lively_
 from vitslim import checkpoint
 from vitslim.errors import ConfigError
 from vitslim.methods import METHODS, convert, planned
+from vitslim.models import adapter_for
 from vitslim.models.stream_width import basis_of, covariances, narrow_stream_
 from vitslim.plans import ModelPlan, cost
 from vitslim.trunk import build, plan_of
@@ -46,7 +47,8 @@ VARIANTS = [
 def test_all_channels_in_another_basis_are_the_same_model(options: dict[str, object], images: Tensor) -> None:
     model = dense(**options)
     other = dense(**options)
-    narrow_stream_(other, int(model.embed_dim), covariances(model, [images]))
+    blocks, adapter = dict(enumerate(other.blocks)), adapter_for(other)
+    narrow_stream_(other, blocks, adapter, int(model.embed_dim), covariances(model, [images]))
     with torch.no_grad():
         torch.testing.assert_close(other(images), model(images), rtol=1e-4, atol=1e-4)
 
@@ -88,13 +90,16 @@ def test_what_was_saved_is_opened_on_its_stream(images: Tensor, tmp_path: Path) 
         torch.testing.assert_close(checkpoint.load(tmp_path / "student").eval()(images), student.eval()(images))
 
 
-def test_it_comes_first_and_once() -> None:
-    with pytest.raises(ConfigError, match="start from the dense one"):
-        convert(convert(dense(), "mlp"), "width")
+def test_it_stands_before_new_modules_beside_other_parts_and_once() -> None:
+    with pytest.raises(ConfigError, match="modules of its own on the wide stream; narrow it first"):
+        convert(convert(dense(), "skipat"), "width")
     with pytest.raises(ConfigError, match="already converted with 'width'"):
         convert(convert(dense(), "width"), "width", keep=0.5)
-    after = convert(convert(dense(), "width"), "mlp")
-    assert plan_of(after).width == plan_of(convert(dense(), "width")).width
+    for other in ("mlp", "heads", "depth", "evo_vit"):
+        both = [convert(convert(dense(), first), second) for first, second in ((other, "width"), ("width", other))]
+        before, after = (plan_of(one) for one in both)
+        assert cost(before) == cost(after)
+        assert all(sum(one.numel() for one in model.parameters()) == cost(after).parameters for model in both)
 
 
 def test_families_whose_norms_cannot_be_folded_are_refused() -> None:

@@ -261,6 +261,10 @@ class BlockAdapter:
         """Whether ``narrow_stream_`` can make a block of this kind run on fewer channels."""
         return False
 
+    def writing_maps(self, block: nn.Module) -> list[nn.Linear]:
+        """The maps that write to the stream, of the branches that are left."""
+        raise NotImplementedError
+
     def narrow_stream_(
         self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
     ) -> None:
@@ -322,12 +326,18 @@ class ViTAdapter(BlockAdapter):
             and getattr(attn, "gate", None) is None
         )
 
+    def writing_maps(self, block: nn.Module) -> list[nn.Linear]:
+        branches = ((_part(block, "attn"), "proj"), (_part(block, "mlp"), "fc2"))
+        return [getattr(branch, name) for branch, name in branches if hasattr(branch, name)]
+
     def narrow_stream_(
         self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
     ) -> None:
-        attn, mlp = _part(block, "attn"), _part(block, "mlp")
-        branches = (("norm1", attn.qkv, attn.proj, "ls1"), ("norm2", mlp.fc1, mlp.fc2, "ls2"))
-        for (name, reading, writing, scaling), scale in zip(branches, scales, strict=True):
+        branches = (("norm1", "attn", "qkv", "proj", "ls1"), ("norm2", "mlp", "fc1", "fc2", "ls2"))
+        for (name, branch, read, written, scaling), scale in zip(branches, scales, strict=True):
+            if not hasattr(_part(block, branch), read):  # dropped by a conversion
+                continue
+            reading, writing = getattr(_part(block, branch), read), getattr(_part(block, branch), written)
             norm, gamma = _part(block, name), getattr(_part(block, scaling), "gamma", None)
             # W (γ n + β) + c = (W γ Bᵀ) n' + (W β + c)
             _set_linear_(

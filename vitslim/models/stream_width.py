@@ -8,7 +8,7 @@ takes nothing away, and all channels in another basis are the same model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitslim.models.adapter import BlockAdapter
-from vitslim.models.families import adapter_for
 from vitslim.models.trace import trace
 
 
@@ -60,34 +59,36 @@ def _map(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
 @torch.no_grad()
 def narrow_stream_(
     model: nn.Module,
+    blocks: Mapping[int, nn.Module],
+    adapter: BlockAdapter,
     width: int,
     measured: Sequence[tuple[Tensor, Tensor]] | None = None,
     *,
     is_drawn: bool = True,
 ) -> None:
-    """Put the blocks of a dense model onto a stream of fewer channels; what surrounds them stays as wide as it is.
+    """Put a model's blocks onto a stream of fewer channels; what surrounds them stays as wide as it is.
 
     Args:
+        blocks: by their index in the dense model.
         measured: ``covariances``; ``None`` for that of what the blocks write.
         is_drawn: whether weights are wanted, and not only sizes.
     """
-    parts, adapter = cast(Any, model), adapter_for(model)
-    blocks: list[nn.Module] = list(parts.blocks)
-    parameter = next(blocks[0].parameters())
-    dense = int(parts.embed_dim)
-    narrow, widen = _around_(parts, dense, width, parameter)
+    parameter = next(parameter for block in blocks.values() for parameter in block.parameters())
+    dense = int(cast(Any, model).embed_dim)
+    narrow, widen = _around_(model, dense, width, parameter)
     if not is_drawn:
         basis = parameter.new_zeros(width, dense)
-        for block in blocks:
+        for block in blocks.values():
             adapter.narrow_stream_(block, basis)
         return
     if measured is None:
-        covariance = written_covariance(blocks, adapter)
-        measured = [(covariance, covariance)] * len(blocks)
+        covariance = written_covariance(blocks.values(), adapter)
+        measured = [(covariance, covariance)] * (max(blocks) + 1)
     basis = basis_of(torch.stack([one for pair in measured for one in pair]).mean(0), width)
     narrow.weight.copy_(basis)
     widen.weight.copy_(basis.T)
-    for block, (first, second) in zip(blocks, measured, strict=True):
+    for index, block in blocks.items():
+        first, second = measured[index]
         adapter.narrow_stream_(block, basis.to(parameter), (norm_scale(first, basis), norm_scale(second, basis)))
 
 
@@ -128,11 +129,11 @@ def covariances(
 
 
 @torch.no_grad()
-def written_covariance(blocks: Sequence[nn.Module], adapter: BlockAdapter) -> Float[Tensor, "d d"]:
+def written_covariance(blocks: Iterable[nn.Module], adapter: BlockAdapter) -> Float[Tensor, "d d"]:
     """For want of images: Σ W Wᵀ of all maps that write to the stream."""
     grams: list[Tensor] = []
     for block in blocks:
-        for layer in (adapter.attention_output(block), adapter.mlp_output(block)):
+        for layer in adapter.writing_maps(block):
             centred = layer.weight.double() - layer.weight.double().mean(0)
             grams.append(centred @ centred.T)
     return torch.stack(grams).sum(0)

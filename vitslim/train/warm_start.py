@@ -183,7 +183,8 @@ def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Iterable[Tens
         own = {f"blocks.{name}" for name in trunk.new_parameters()}
         student.load_state_dict({name: value for name, value in fresh.items() if name not in own}, strict=False)
     narrowed = copy.deepcopy(teacher)
-    narrow_stream_(narrowed, width, measured)
+    blocks: list[nn.Module] = list(narrowed.blocks)  # pyright: ignore[reportArgumentType]
+    narrow_stream_(narrowed, dict(enumerate(blocks)), trunk.adapter, width, measured)
     return narrowed
 
 

@@ -147,8 +147,6 @@ def build(
     """
     before = plan_of(model)
     require_fitting(plan, before)
-    if plan.width != before.width and is_converted(model):
-        raise ConfigError("the plan narrows the stream of a model that is converted already; start from the dense one")
     copied = copy.deepcopy(model)
     if before.image_size != plan.image_size:
         with warnings.catch_warnings():
@@ -157,7 +155,7 @@ def build(
             cast(Any, copied).set_input_size(img_size=plan.image_size)
     if plan.width is not None and before.width is None:
         is_drawn = not weights_follow and next(copied.parameters()).device.type != "meta"
-        narrow_stream_(copied, plan.width, measured, is_drawn=is_drawn)
+        narrow_stream_(copied, *_own_blocks(copied), plan.width, measured, is_drawn=is_drawn)
     if history is None:
         history = trunk_of(model).history if is_converted(model) else ()
     if base is None and is_converted(model):
@@ -221,6 +219,14 @@ def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
         blocks = ", ".join(map(str, sorted(gone)))
         return [f"the plan wants blocks {blocks}, which an earlier conversion dropped; start from the dense model"]
     return []
+
+
+def _own_blocks(model: nn.Module) -> tuple[dict[int, nn.Module], BlockAdapter]:
+    """The blocks that are left, by their index in the dense model, and what speaks to them."""
+    if not is_converted(model):
+        return dict(enumerate(cast("list[nn.Module]", list(cast(Any, model.blocks))))), adapter_for(model)
+    trunk = trunk_of(model)
+    return {step.plan.block: trunk.block_of(step) for step in trunk.all_steps()}, trunk.adapter
 
 
 def _known(model: ModelShape, name: str) -> Any:
