@@ -15,7 +15,7 @@ _OF_THE_BLOCK = ("dense", "narrow", "none", "own")
 class WidthConfig(MethodConfig):
     """Options of a narrower stream. No option reads an analysis."""
 
-    keep: float = Field(default=0.75, gt=0.0, le=1.0, examples=["0.75"])
+    keep: float = Field(default=0.75, gt=0.0, le=1.0, examples=["0.5"])
     """Share of the channels that stay."""
     align: int = Field(default=8, ge=1, examples=["32"])
     """The width is a multiple of so many."""
@@ -35,7 +35,8 @@ def width(plan: ModelPlan, options: WidthConfig, evidence: Evidence | None) -> M
         raise ConfigError(f"width: the stream has been narrowed to {plan.width} channels; narrow it once")
     for index, step in enumerate(plan.steps):
         own = [choice for choice in step.choices if choice.axis != "tokens" and choice.kind not in _OF_THE_BLOCK]
-        if own and not getattr(own[0], "identity", False):
+        own = [choice for choice in own if not getattr(choice, "identity", False)]
+        if own:
             raise ConfigError(
                 f"width: step {index} ({own[0].describe()}) has modules of its own on the wide stream; narrow it first"
             )

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -89,7 +89,7 @@ def warm_start(
         stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
         with only_trained(student, _trained(trunk)):
             result = train(_Imitation(student, teacher), loader, config, stage)
-    elif not solved and not before:
+    elif not solved and not before and not (images and trunk.model_plan.width):
         raise ConfigError(
             "warm start: the conversion left nothing to fit"
             + ("; skip this stage" if config.closed_form_batches else " by gradients; give closed_form_batches")
@@ -165,7 +165,7 @@ def dense_at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
     return resized
 
 
-def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Iterable[Tensor], *, sets: bool = True) -> nn.Module:
+def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor], *, sets: bool = True) -> nn.Module:
     """The dense model on a student's narrower stream, chosen on these images; the student is put onto the same one.
 
     Args:
@@ -177,7 +177,7 @@ def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Iterable[Tens
     width = trunk.model_plan.width
     if width is None:
         return teacher
-    measured = covariances(teacher, batches)
+    measured = covariances(teacher, batches) if batches else None
     if sets:
         fresh = build(trunk.model_plan, teacher, measured=measured).state_dict()
         own = {f"blocks.{name}" for name in trunk.new_parameters()}
