@@ -14,13 +14,16 @@ from vitslim.plans.shape import vit_shape
 from vitslim.trunk import Conversion
 
 _TINY = vit_shape(width=48, depth=4, heads=3, image_size=(32, 32), patch=8)
+_FIXED_STREAM = tuple(block.model_copy(update={"others_per_channel": {}}) for block in _TINY.blocks)
 
 # What the checks of a plan ask a model for.
 FAMILIES: dict[str, ModelShape] = {
     "ViT": _TINY,
     "ViT without prefix tokens": _TINY.model_copy(update={"prefix": 0, "has_class_token": False}),
-    "EVA, mixed rotary": _TINY.model_copy(update={"positions_per_block": True, "prefix": 3}),
-    "BEiT": _TINY.model_copy(update={"own_bias": True}),
+    "EVA, mixed rotary": _TINY.model_copy(
+        update={"family": "Eva", "blocks": _FIXED_STREAM, "positions_per_block": True, "prefix": 3}
+    ),
+    "BEiT": _TINY.model_copy(update={"family": "Beit", "blocks": _FIXED_STREAM, "own_bias": True}),
 }
 
 
