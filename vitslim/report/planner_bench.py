@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from vitslim.bench.tables import as_markdown, as_text
-from vitslim.planner.comparison import PLANNER, PlannerBenchReport, Student
+from vitslim.planner.comparison import PLANNER, TRAINED_AS_LONG, PlannerBenchReport, Student
 from vitslim.report.charts import Point, draw_front, scatter
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT
@@ -65,6 +65,11 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
         dense = report.finetuned.get(task, {})
         top1 = f"; the dense model with the same budget has {_accuracy(dense)} %" if dense else ""
         notes.append(f"{task}: {steps} steps of distillation for every row, {images} held-out images{top1}.")
+    if any(one.way == TRAINED_AS_LONG for one in report.students):
+        notes.append(
+            f"{TRAINED_AS_LONG}: the planner's plan where a smaller model is ahead, distilled for as many steps as "
+            "this one had in both of its trainings, the dense model's and the students'."
+        )
     for one in report.planning:
         seconds, error = sum(one["seconds"].values()), one["prediction_error"]
         notes.append(
@@ -114,7 +119,7 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
 
 
 def _point(one: Student) -> Point:
-    is_planned = one.way == PLANNER
+    is_planned = one.way in (PLANNER, TRAINED_AS_LONG)
     values = [100 * value for value in one.top1.values()]
     speed, height = 1.0 / (one.share or 1.0), fmean(values)
     name, kind = (f"{one.way} {one.speedup:g}x", "planner") if is_planned else ("", "baseline")
@@ -143,11 +148,9 @@ def _table(report: PlannerBenchReport, task: str, runtime: str, nearest: int | N
 
 def _nearest(found: Mapping[str, dict[float, Student]], count: int) -> dict[str, dict[float, Student]]:
     """The planner and the most accurate others of each speedup."""
-    kept = {PLANNER}
+    kept = {PLANNER, TRAINED_AS_LONG}
     for speedup in {speedup for row in found.values() for speedup in row}:
-        top1 = {
-            way: fmean(row[speedup].top1.values()) for way, row in found.items() if speedup in row and row[speedup].top1
-        }
+        top1 = _means(found, speedup)
         kept.update(sorted(top1, key=lambda way: -top1[way])[:count])
     return {way: row for way, row in found.items() if way in kept}
 
@@ -158,12 +161,19 @@ def _cell(one: Student | None, best: float, missed: float | None) -> str:
     if not one.top1:
         return "not trained yet"
     text = f"{_accuracy(one.top1)} ({1 / (one.share or 1.0):.2f}x)"
-    return f"*{text}*" if fmean(one.top1.values()) >= best - 1e-9 else text
+    return f"*{text}*" if fmean(one.top1.values()) >= best - 1e-9 and one.way != TRAINED_AS_LONG else text
 
 
 def _best(found: Mapping[str, Mapping[float, Student]], speedup: float) -> float:
-    means = [fmean(row[speedup].top1.values()) for row in found.values() if speedup in row and row[speedup].top1]
-    return max(means, default=0.0)
+    """Of all that had the same training."""
+    return max((mean for way, mean in _means(found, speedup).items() if way != TRAINED_AS_LONG), default=0.0)
+
+
+def _means(found: Mapping[str, Mapping[float, Student]], speedup: float) -> dict[str, float]:
+    """Accuracy of each way that is trained for a speedup."""
+    return {
+        way: fmean(row[speedup].top1.values()) for way, row in found.items() if speedup in row and row[speedup].top1
+    }
 
 
 def _order(row: Mapping[float, Student]) -> tuple[int, float]:
