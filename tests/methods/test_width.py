@@ -15,6 +15,7 @@ from vitslim.methods import METHODS, convert, planned
 from vitslim.models import adapter_for
 from vitslim.models.stream_width import basis_of, covariances, narrow_stream_
 from vitslim.plans import ModelPlan, cost
+from vitslim.train.warm_start import on_stream_of_
 from vitslim.trunk import build, plan_of
 
 
@@ -106,3 +107,16 @@ def test_families_whose_norms_cannot_be_folded_are_refused() -> None:
     eva = Eva(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10, use_rot_pos_emb=True)
     with pytest.raises(ConfigError, match="no adapter narrows the stream of this Eva"):
         convert(eva, "width")
+
+
+def test_a_student_that_was_trained_is_not_put_onto_a_new_stream(images: Tensor) -> None:
+    teacher = dense()
+    student = convert(teacher, "width")
+    on_stream_of_(student, teacher, [images])
+    on_stream_of_(student, teacher, [images])  # the blocks' weights may differ, for the stream was chosen before
+    with torch.no_grad():
+        student.head.bias += 0.1
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"head.bias has been trained since the conversion; warm up first"):
+        on_stream_of_(student, teacher, [images])
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

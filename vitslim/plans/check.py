@@ -60,9 +60,7 @@ def _width_errors(plan: ModelPlan) -> list[str]:
     if plan.width > plan.model.width:
         return [f"width={plan.width}: the model has {plan.model.width} channels; choose fewer"]
     if not all(block.others_per_channel for block in plan.model.blocks):
-        return [
-            f"width={plan.width}: no adapter narrows the stream of this {plan.model.family}; leave the width as it is"
-        ]
+        return [f"no adapter narrows the stream of this {plan.model.family} to {plan.width} channels; leave its width"]
     return []
 
 

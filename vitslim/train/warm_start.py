@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitslim.data.batch import Batch, Loader
 from vitslim.errors import ConfigError
 from vitslim.models import trace
-from vitslim.models.stream_width import covariances, narrow_stream_
+from vitslim.models.stream_width import covariances, narrow_stream_, stream_maps
 from vitslim.progress import ProgressCallback, silent
 from vitslim.train.closed_form import fit_in_closed_form_
 from vitslim.train.finite import weights_error
@@ -172,6 +172,9 @@ def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Sequence[Tens
         teacher: the dense model at the student's image size.
         batches: images (b, c, h, w) of that size.
         sets: whether the student's own weights are set anew, as they are to be before anything is fitted.
+
+    Raises:
+        ConfigError: they have been trained since the conversion, and would be lost.
     """
     trunk = trunk_of(student)
     width = trunk.model_plan.width
@@ -180,12 +183,24 @@ def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Sequence[Tens
     measured = covariances(teacher, batches) if batches else None
     if sets:
         fresh = build(trunk.model_plan, teacher, measured=measured).state_dict()
+        _refuse_trained(student, fresh)
         own = {f"blocks.{name}" for name in trunk.new_parameters()}
         student.load_state_dict({name: value for name, value in fresh.items() if name not in own}, strict=False)
     narrowed = copy.deepcopy(teacher)
     blocks: list[nn.Module] = list(narrowed.blocks)  # pyright: ignore[reportArgumentType]
     narrow_stream_(narrowed, dict(enumerate(blocks)), trunk.adapter, width, measured)
     return narrowed
+
+
+def _refuse_trained(student: nn.Module, fresh: Mapping[str, Tensor]) -> None:
+    """Refuse a student whose weights around the blocks, which its stream leaves alone, are not those it was given."""
+    around = {id(linear.weight) for linear in stream_maps(student)}
+    for name, value in student.named_parameters():
+        if not name.startswith("blocks.") and id(value) not in around and not torch.equal(value, fresh[name].to(value)):
+            raise ConfigError(
+                f"warm start: the directions of the narrower stream are chosen anew, but {name} has been trained since "
+                "the conversion; warm up first and train then, or name all methods in one conversion of the dense model"
+            )
 
 
 def _measure(student: nn.Module, teacher: nn.Module, batches: list[Batch], reduced: bool) -> dict[int, float]:
