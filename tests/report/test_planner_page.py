@@ -209,3 +209,13 @@ def test_images_that_the_dense_model_knows_by_heart_are_called_so() -> None:
     known = report.model_copy(update={"dense": report.dense.model_copy(update={"top1": 0.998})})
     assert "learned them by heart" in render_planner_page(known)
     assert "learned them by heart" not in render_planner_page(report)
+
+
+def test_a_narrower_stream_is_seen_and_said() -> None:
+    method = METHODS.get("width")
+    plan = planned(method, method.config(keep=0.5), plan_of(dense("vit_plain")))
+    rows = plan_rows(plan_json(plan))
+    assert rows is not None
+    stream = f"{plan.channels} of {plan.model.width} channels"
+    assert f"the stream has {stream}" in plan_picture(rows).description
+    assert plan_picture(rows).svg != plan_picture(replace(rows, channels=(1, 1))).svg

@@ -140,6 +140,7 @@ def print_plan(plan: ModelPlan) -> None:
     from vitslim.plans import describe_steps
 
     size = "" if plan.image_size == plan.model.image_size else f" at {plan.image_size[0]} × {plan.image_size[1]} px"
+    size += "" if plan.width is None else f" on {plan.width} of {plan.model.width} channels"
     rows = [
         [*map(str, choices), f"{macs / 1e6:.1f}", f"{parameters / 1e3:.1f}", f"{activations / 1e3:.1f}"]
         for *choices, macs, parameters, activations in (row.values() for row in describe_steps(plan))

@@ -48,7 +48,7 @@ def plan_picture(plan: PlanRows, lanes: Sequence[Lane] = (), *, title: str = "Th
             if isinstance(column, int):
                 _empty(axes, place)
             else:
-                _step(axes, place, column, len(columns))
+                _step(axes, place, column, len(columns), plan.channels_kept)
         _finish(axes, columns)
         for lane, own in zip(lanes, below, strict=True):
             _lane(own, lane, columns)
@@ -58,6 +58,10 @@ def plan_picture(plan: PlanRows, lanes: Sequence[Lane] = (), *, title: str = "Th
     words = f"{len(rows)} steps over {depth} blocks: {changed} changed, {dropped} blocks dropped"
     words += "".join(f"; {lane.name}: {_values_of(lane)}" for lane in lanes)
     note = "Each column is a block: its attention, its MLP, and below them the share of the patches that take part."
+    if plan.channels_kept < 1:
+        stream = "{} of {} channels".format(*plan.channels)
+        words += f"; the stream has {stream}"
+        note += f" Filled as far across as the stream is kept: {stream}."
     width = min(7.4, max(5.2, 0.42 * len(columns) + 1.0))
     height = _STRIP_INCHES + _LANE_INCHES * len(lanes)
     return draw(title, paint, height=height, width=width, description=words, note=note)
@@ -80,21 +84,22 @@ def _empty(axes: Axes, place: int) -> None:
         _write(axes, place, bottom, _DROPPED, SOFT)
 
 
-def _step(axes: Axes, place: int, row: PlanRow, columns: int) -> None:
+def _step(axes: Axes, place: int, row: PlanRow, columns: int, channels_kept: float) -> None:
     for part, bottom in ((row.attention, _ATTENTION), (row.mlp, _MLP)):
-        _box(axes, place, part, bottom, columns)
+        _box(axes, place, part, bottom, columns, channels_kept)
     axes.bar(place, _TOKEN_HEIGHT, 0.8, _TOKENS, fill=False, edgecolor=RULE, linewidth=0.7)
     axes.bar(place, _TOKEN_HEIGHT * min(1.0, max(0.0, row.tokens.share)), 0.8, _TOKENS, color=_token_colour(row.tokens))
 
 
-def _box(axes: Axes, place: int, part: Part, bottom: float, columns: int) -> None:
-    """The dense block's outline, filled as far as its width is kept."""
+def _box(axes: Axes, place: int, part: Part, bottom: float, columns: int, channels_kept: float) -> None:
+    """The dense block's outline, filled as far up as its heads or neurons are kept, and across as the channels are."""
     axes.bar(place, _HEIGHT, 0.8, bottom, fill=False, edgecolor=RULE, linewidth=0.7)
     if part.kind == "none":
         _write(axes, place, bottom, "none", SOFT)
         return
     share = min(1.0, max(0.05, part.share))
-    axes.bar(place, _HEIGHT * share, 0.8, bottom, color=_COLOUR.get(part.kind, INK))
+    kind = "narrow" if part.kind == "dense" and channels_kept < 1 else part.kind
+    axes.bar(place, _HEIGHT * share, 0.8 * channels_kept, bottom, color=_COLOUR.get(kind, INK))
     if columns > _NAMED_COLUMNS or part.kind == "dense":
         return
     if part.share < 1:  # above the bar, or within where there is no room

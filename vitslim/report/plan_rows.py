@@ -48,10 +48,20 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class PlanRows:
-    """The steps of a model that was made of one with ``depth`` blocks."""
+    """The steps of a model that was made of one with ``depth`` blocks.
+
+    Args:
+        channels: of the stream between the blocks, and of the dense model's.
+    """
 
     depth: int
     rows: Sequence[PlanRow]
+    channels: tuple[int, int]
+
+    @property
+    def channels_kept(self) -> float:
+        """0..1."""
+        return self.channels[0] / self.channels[1]
 
 
 def plan_rows(document: Any) -> PlanRows | None:
@@ -77,7 +87,7 @@ def plan_rows(document: Any) -> PlanRows | None:
         )
         for at, home in zip(places(plan), homes, strict=True)
     ]
-    return PlanRows(plan.model.depth, rows)
+    return PlanRows(plan.model.depth, rows, (plan.channels, plan.model.width))
 
 
 def _parts(at: Place) -> tuple[Part, Part, Part, Part]:

@@ -9,7 +9,7 @@ from vitslim.report.names import option_value
 from vitslim.report.numbers import amount
 from vitslim.report.parts import ReportParts
 from vitslim.report.plan_figure import plan_picture
-from vitslim.report.plan_rows import PlanRow
+from vitslim.report.plan_rows import PlanRow, PlanRows
 
 
 def change(parts: ReportParts) -> list[Element]:
@@ -21,7 +21,7 @@ def change(parts: ReportParts) -> list[Element]:
         return [absent("Not known, the folder has no plan", command(parts, "convert"))]
     return [
         *(Note(f"{choice_words(one)}.", lead=f"{one.method}.{one.option}") for one in parts.choices),
-        Note(_summary(plan.rows, plan.depth)),
+        Note(_summary(plan)),
         *pictures(plan_picture(plan), columns="one"),
         _table(plan.rows),
     ]
@@ -41,7 +41,8 @@ def _option(choice: Choice, value: OptionValue) -> str:
     return f"{name} {option_value(choice.option, value)}"
 
 
-def _summary(rows: Sequence[PlanRow], depth: int) -> str:
+def _summary(plan: PlanRows) -> str:
+    rows, depth = plan.rows, plan.depth
     named = len({row.block for row in rows})
     counts = (
         (depth - named, "block of the dense model is dropped", "blocks of the dense model are dropped"),
@@ -59,6 +60,8 @@ def _summary(rows: Sequence[PlanRow], depth: int) -> str:
         ),
     )
     found = [f"{number} {one if number == 1 else many}" for number, one, many in counts if number > 0]
+    if plan.channels_kept < 1:
+        found.append("the stream between them has {} of {} channels".format(*plan.channels))
     head = f"{len(rows)} steps over {named} blocks"
     return f"{head}: {', '.join(found)}." if found else f"{head}, each of them an ordinary dense block."
 
