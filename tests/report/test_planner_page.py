@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
