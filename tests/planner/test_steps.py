@@ -79,7 +79,7 @@ def test_milder_limits_cost_less_and_none_is_out_of_reach_in_silence(
 
 def test_rules_on_tokens_are_kept(model: nn.Module, changes: Changes, price: Any) -> None:
     space = Compositions(plan_of(model), price, None)
-    bases = space.with_fewer_tokens()
+    bases = space.with_dense_blocks()
     assert {"prune", "merge", "evo_vit", "resolution", "width"} == {one.methods[0] for one in bases}
     (pruned, *_) = [one for one in bases if one.methods == ("prune",)]
     (found,) = best_steps(pruned.plan, changes, price, [0.5])

@@ -62,8 +62,8 @@ class PlanSearch:
         return replace(new, damage=self.meter(new.plan))
 
     def _bases(self, aim: float) -> list[Candidate]:
-        """What choices for each step are added to: the dense plan, and each way to have fewer tokens."""
-        fewer = [one for one in self.space.with_fewer_tokens() if one.price > aim]
+        """What choices for each step are added to: the dense plan, and each way to have fewer tokens or channels."""
+        fewer = [one for one in self.space.with_dense_blocks() if one.price > aim]
         entries = [({"method": rates.method, "rates": part},) for rates in self.rates for part in _PARTS]
         found = (self._base(one, aim) for one in [(), *entries])
         return [*fewer, *(one for one in found if one is not None)]

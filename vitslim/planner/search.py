@@ -2,8 +2,8 @@
 
 Two ways lead to candidates. Compositions: up to three methods one after the other, each at its strengths, the last one
 just strong enough. Choices for each step: what every change of a single block does alone is measured, and an exact
-search takes the cheapest sum of them that meets the limit, for the dense model and for every rule on tokens and every
-image size that a method offers.
+search takes the cheapest sum of them that meets the limit, for the dense model and for every rule on tokens, every image
+size and every width of the stream that a method offers.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Compositions:
             found = after
         return found
 
-    def with_fewer_tokens(self) -> list[Candidate]:
-        """Every rule on tokens and every image size that a method offers, at each strength."""
+    def with_dense_blocks(self) -> list[Candidate]:
+        """Every rule on tokens, image size and width of the stream that a method offers, at each strength."""
         found: list[Candidate] = []
         for name, method in METHODS.items():
             for options in method.strengths(self.dense):
