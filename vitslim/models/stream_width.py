@@ -23,7 +23,7 @@ class WidenedNorm(nn.LayerNorm):
     """The model's last norm, behind the map from the stream's channels back to its own; parameters keep their names."""
 
     def __init__(self, norm: nn.LayerNorm, width: int) -> None:
-        super().__init__(norm.normalized_shape, eps=norm.eps)
+        super().__init__(list(norm.normalized_shape), eps=norm.eps)
         self.weight, self.bias = norm.weight, norm.bias
         self.widen = _map(width, norm.normalized_shape[0], norm.weight)
 
@@ -35,7 +35,7 @@ class NarrowedNorm(nn.LayerNorm):
     """The norm in front of the blocks that some models have, and the map to the stream's channels behind it."""
 
     def __init__(self, norm: nn.LayerNorm, width: int) -> None:
-        super().__init__(norm.normalized_shape, eps=norm.eps)
+        super().__init__(list(norm.normalized_shape), eps=norm.eps)
         self.weight, self.bias = norm.weight, norm.bias
         self.narrow = _map(norm.normalized_shape[0], width, norm.weight)
 
