@@ -5,7 +5,7 @@ from vitslim.planner.candidates import PlanSearch
 from vitslim.planner.config import PlannerConfig
 from vitslim.planner.damage import Damage, DamageMeter
 from vitslim.planner.prediction import StepTimes, prediction_errors
-from vitslim.planner.predictors import correlations, figures_of, rank_correlations
+from vitslim.planner.predictors import correlations, figures_of, fitted_on_others, rank_correlations
 from vitslim.planner.rates import Rates, best_rates, measure_rates
 from vitslim.planner.result import Answer, Outlook, PlanReport, Rung, StepReason, Trial
 from vitslim.planner.search import Candidate, Compositions, Price, measured, of_all_kinds, promising
@@ -45,6 +45,7 @@ __all__ = [
     "best_steps",
     "correlations",
     "figures_of",
+    "fitted_on_others",
     "improve",
     "measure_changes",
     "measure_models",

@@ -20,6 +20,10 @@ PREDICTORS: Mapping[str, Callable[[Trial], float]] = {
 """Each rises with the damage that it foretells; the figures of an analysis come on top."""
 
 
+_RIDGE = 0.1
+"""Beside features between -0.5 and 0.5."""
+
+
 def figures_of(plan: ModelPlan, analysis: AnalysisReport) -> dict[str, float]:
     """What an analysis of the dense model says of a plan, by name; each rises with the damage that it foretells.
 
@@ -66,6 +70,17 @@ def correlations(columns: Mapping[str, Sequence[float]], outcome: Sequence[float
         return {}
     ranks = {name: _ranks(values) for name, values in columns.items()}
     return {name: float(np.corrcoef(rank, after)[0, 1]) for name, rank in ranks.items() if rank.std()}
+
+
+def fitted_on_others(columns: Mapping[str, Sequence[float]], outcome: Sequence[float]) -> list[float]:
+    """What a ridge regression on the ranks of all columns foretells of each outcome's rank from the others alone."""
+    features = np.stack([_ranks(values) for values in columns.values()], axis=1) / len(outcome)
+    features = features - features.mean(0)
+    # Leaving one out changes a ridge's prediction by its residual: y_i - (y_i - f_i) / (1 - H_ii), H = X (XᵀX + λ)⁻¹ Xᵀ
+    gram = features.T @ features
+    hat = features @ np.linalg.solve(gram + _RIDGE * np.eye(len(gram)), features.T) + 1.0 / len(outcome)
+    after = _ranks(outcome)
+    return list(after - (after - hat @ after) / (1.0 - np.diag(hat)))
 
 
 def _lost(parts: Sequence[float], left: float) -> float:

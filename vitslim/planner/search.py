@@ -2,8 +2,8 @@
 
 Two ways lead to candidates. Compositions: up to three methods one after the other, each at its strengths, the last one
 just strong enough. Choices for each step: what every change of a single block does alone is measured, and an exact
-search takes the cheapest sum of them that meets the limit, for the dense model and for every rule on tokens, every image
-size and every width of the stream that a method offers.
+search takes the cheapest sum of them that meets the limit, for the dense model and for every rule on tokens, image size
+and width of the stream that a method offers.
 """
 
 from __future__ import annotations

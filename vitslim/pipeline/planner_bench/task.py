@@ -17,7 +17,7 @@ from vitslim.pipeline.planner_bench.subject import Subject
 from vitslim.pipeline.planner_bench.ways import Ways, runtime_name
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
-from vitslim.planner import Compositions, RuntimeConfig, correlations, figures_of, prediction_errors
+from vitslim.planner import Compositions, RuntimeConfig, correlations, figures_of, fitted_on_others, prediction_errors
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, TRAINED_AS_LONG, Student, Way
 from vitslim.plans import ModelPlan, cost
 from vitslim.progress import ProgressCallback
@@ -226,7 +226,10 @@ class TaskRun:
         starts = {name: read_json(paths[-1]) for name in ways if (paths := self.subject.found(f"starts/{name}"))}
         names = dict.fromkeys(name for one in starts.values() for name in one)
         columns = {name: [one[name] for one in starts.values()] for name in names}
-        return correlations(columns, [1.0 - self._top1(ways[name], first) for name in starts])
+        errors = [1.0 - self._top1(ways[name], first) for name in starts]
+        if len(errors) > len(names) + 1:
+            columns["all of these, fitted on the other students"] = fitted_on_others(columns, errors)
+        return correlations(columns, errors)
 
     def checked_times(self) -> list[dict[str, Any]]:
         """What that found."""
