@@ -84,11 +84,11 @@ def test_trials_are_of_all_kinds_and_none_comes_twice(space: Compositions) -> No
         candidate(plans[1], "method", 0.2, "depth"),
         candidate(plans[2], "methods", 0.9, "depth", "mlp"),
         candidate(plans[3], "steps", 0.5),
-        candidate(plans[0], "improved", 0.05),
+        candidate(plans[0], "steps", 0.05, "resolution"),
     ]
     chosen = of_all_kinds(found, 3)
-    # The least damaging single method stands among the improved already: the next one takes its place.
-    assert {one.kind for one in chosen} == {"improved", "steps", "method"}
+    # The least damaging single method stands among the choices for each step already: the next one takes its place.
+    assert [(one.kind, one.plan) for one in chosen] == list(zip(["steps", "method", "methods"], plans, strict=False))
     everything = of_all_kinds(found, 9)
     assert len(everything) == 4
     assert first not in everything

@@ -99,7 +99,7 @@ def test_improvement_keeps_the_limit_and_lowers_the_joint_damage(
     start = Candidate(plan, (), price(plan), "method", damage=meter(plan))
     better = improve(start, changes, price, price(plan), meter)
     assert better.kl < start.kl
-    assert better.kind == "improved"
+    assert better.is_improved
     assert price(better.plan) <= price(plan)
     assert not check(better.plan)
     assert better.kl == meter(better.plan).kl

@@ -46,20 +46,22 @@ class PlanSearch:
         solved = sorted(solved, key=lambda one: one.expected)[: self.config.measured]
         steps = measured(solved, self.meter, "choices for each step", self.progress)
         first = of_all_kinds([*methods, *steps], self.config.improved)
-        better = [
-            improve(one, self.changes, self.space.price, aim, self.meter, progress=self.progress) for one in first
-        ]
-        improved = [one for one, before in zip(better, first, strict=True) if one.kl < before.kl]
-        return [*methods, *steps, *improved], len(compositions) + len(steps)
+        improved = {one.plan.model_dump_json(): self._improved(one, aim) for one in first}
+        found = [improved.get(one.plan.model_dump_json(), one) for one in (*methods, *steps)]
+        return found, len(compositions) + len(steps)
 
     def aimed(self, one: Candidate, aim: float) -> Candidate:
         """A candidate of the same kind for another limit; the same where there is none."""
-        if one.kind in ("method", "methods"):
+        if one.kind != "steps" and not one.is_improved:
             new = self.space.sharpened(one, aim)
         else:
             base = self._base(one.entries, aim)
             new = (None if base is None else self._solved(base, aim)) or one
-        return replace(new, damage=self.meter(new.plan))
+        new = replace(new, kind=one.kind, damage=self.meter(new.plan))
+        return self._improved(new, aim) if one.is_improved else new
+
+    def _improved(self, one: Candidate, aim: float) -> Candidate:
+        return improve(one, self.changes, self.space.price, aim, self.meter, progress=self.progress)
 
     def _bases(self, aim: float) -> list[Candidate]:
         """What choices for each step are added to: the dense plan, and each way to have fewer tokens or channels."""

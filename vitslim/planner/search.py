@@ -36,7 +36,8 @@ class Candidate:
         entries: the methods that lead to it, as recipes have them; for choices of each step those of its tokens, where
             ``rates`` is the part of the saving that a rate for each step brings.
         price: in the measure of the budget, as a share of the dense model's.
-        kind: ``method``, ``methods``, ``steps`` or ``improved``.
+        kind: ``method``, ``methods`` or ``steps``.
+        is_improved: whether steps were exchanged after that.
         expected: divergences that its methods or steps cause alone, summed, nats.
         damage: of the plan as it is; ``None`` before it is measured.
     """
@@ -47,6 +48,7 @@ class Candidate:
     kind: str
     expected: float = 0.0
     damage: Damage | None = None
+    is_improved: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -61,11 +63,9 @@ class Candidate:
     def name(self) -> str:
         """For tables: ``depth keep=9 + mlp keep=0.5 widths=even``."""
         methods = " + ".join(describe_entry(entry) for entry in self.entries)
-        if self.kind in ("method", "methods"):
-            return methods
-        if self.kind == "improved":
-            return f"{methods or 'each step'}, improved"
-        return f"{methods} + each step" if methods else "each step"
+        if self.kind == "steps":
+            methods = f"{methods} + each step" if methods else "each step"
+        return f"{methods}, improved" if self.is_improved else methods
 
 
 def describe_entry(entry: Mapping[str, Any]) -> str:
@@ -210,7 +210,7 @@ def promising(
 
 
 def of_all_kinds(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The least damaged of single methods, of compositions, of choices for each step and of improved plans in turn.
+    """The least damaged of single methods, of compositions and of choices for each step in turn.
 
     Of each, combinations of methods that are not there yet come first. No plan comes twice.
     """

@@ -156,7 +156,7 @@ def improve(
         tried.add(plan.model_dump_json())
         damage, cost = meter(plan), price(plan)
         if damage.kl < best.kl and cost is not None:
-            best = replace(best, plan=plan, price=cost, damage=damage, kind="improved")
+            best = replace(best, plan=plan, price=cost, damage=damage, is_improved=True)
             moves = _moves(best.plan, changes, price, limit)
         progress(Progress("improvement", done + 1, tries, "plans", {"kl": best.kl}))
     return best
