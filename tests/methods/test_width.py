@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.beit import Beit
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from tests.variants import SIZE, lively_
@@ -24,10 +25,10 @@ def images() -> Tensor:
     return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def dense(**options: object) -> nn.Module:
+def dense(kind: type[nn.Module] = VisionTransformer, **options: object) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return lively_(VisionTransformer(**SIZE | options)).eval()
+        return lively_(kind(**SIZE | options)).eval()
 
 
 def narrowed(model: nn.Module, keep: float) -> ModelPlan:
@@ -41,6 +42,11 @@ VARIANTS = [
     {"global_pool": "avg"},
     {"class_token": False, "global_pool": "avg"},
     {"qk_norm": True},
+    {"qkv_bias": False},
+    {"kind": Eva, "use_rot_pos_emb": True},
+    {"kind": Eva, "qkv_fused": False, "init_values": 0.1, "swiglu_mlp": True, "scale_mlp": True},
+    {"kind": Eva, "qkv_bias": False, "use_rot_pos_emb": True, "rope_type": "dinov3", "num_reg_tokens": 4},
+    {"kind": Eva, "attn_type": "rope", "scale_attn_inner": True, "use_rot_pos_emb": True},
 ]
 
 
@@ -103,10 +109,11 @@ def test_it_stands_before_new_modules_beside_other_parts_and_once() -> None:
         assert all(sum(one.numel() for one in model.parameters()) == cost(after).parameters for model in both)
 
 
-def test_families_whose_norms_cannot_be_folded_are_refused() -> None:
-    eva = Eva(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10, use_rot_pos_emb=True)
-    with pytest.raises(ConfigError, match="no adapter narrows the stream of this Eva"):
-        convert(eva, "width")
+def test_families_whose_stream_nothing_leads_onto_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no adapter narrows the stream of this Beit"):
+        convert(dense(Beit), "width")
+    with pytest.raises(ConfigError, match="no adapter narrows the stream of this VisionTransformer"):
+        convert(dense(block_fn=ResPostBlock), "width")
 
 
 def test_a_student_that_was_trained_is_not_put_onto_a_new_stream(images: Tensor) -> None:

@@ -428,6 +428,7 @@ def test_steps_refuse_to_be_run_twice_or_out_of_order() -> None:
 def test_running_the_steps_by_hand_is_calling_the_trunk(case: str) -> None:
     model = converted("eva_mixed_rotary", case)
     tokens, ropes = model._pos_embed(model.patch_embed(images_for(model)))
+    tokens = model.norm_pre(tokens)
     for step, rope in zip(model.blocks, ropes, strict=False):
         tokens = step(tokens, rope=rope)
     assert torch.equal(model.norm(tokens), model.forward_features(images_for(model)))

@@ -20,9 +20,7 @@ _FIXED_STREAM = tuple(block.model_copy(update={"others_per_channel": {}}) for bl
 FAMILIES: dict[str, ModelShape] = {
     "ViT": _TINY,
     "ViT without prefix tokens": _TINY.model_copy(update={"prefix": 0, "has_class_token": False}),
-    "EVA, mixed rotary": _TINY.model_copy(
-        update={"family": "Eva", "blocks": _FIXED_STREAM, "positions_per_block": True, "prefix": 3}
-    ),
+    "EVA, mixed rotary": _TINY.model_copy(update={"family": "Eva", "positions_per_block": True, "prefix": 3}),
     "BEiT": _TINY.model_copy(update={"family": "Beit", "blocks": _FIXED_STREAM, "own_bias": True}),
 }
 

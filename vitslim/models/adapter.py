@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.layers import GluMlp, Mlp, SwiGLU
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from vitslim.errors import UnsupportedModelError
@@ -23,6 +24,7 @@ from vitslim.kernels.token_selection import class_row
 Context = Mapping[str, Any]
 """Keyword arguments that timm hands to a block: ``rope``, ``attn_mask``, ``is_causal``, ``shared_rel_pos_bias``."""
 
+_ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
 _MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
 
 
@@ -48,6 +50,9 @@ class BlockAdapter:
 
     attention_add_parts: ClassVar[tuple[str, ...]] = ("norm1", "ls1", "gamma_1", "drop_path1")
     """Parts that the output of the attention branch passes on its way to the residual stream."""
+
+    layer_scales: ClassVar[tuple[str, ...]] = ()
+    """Where the scales of attention and MLP lie, in blocks that may run on a narrower stream."""
 
     mlp_parts: ClassVar[tuple[str, ...]] = ("norm2", "mlp", "ls2", "gamma_2", "drop_path2")
     """Parts that only the MLP branch reads."""
@@ -259,11 +264,14 @@ class BlockAdapter:
 
     def narrows_stream(self, block: nn.Module) -> bool:
         """Whether ``narrow_stream_`` can make a block of this kind run on fewer channels."""
-        return False
+        norms = (_part(block, name) for name in ("norm1", "norm2"))
+        known = type(_part(block, "mlp")) in (Mlp, GluMlp, SwiGLU)
+        return bool(self.layer_scales) and known and all(isinstance(norm, nn.LayerNorm) for norm in norms)
 
     def writing_maps(self, block: nn.Module) -> list[nn.Linear]:
         """The maps that write to the stream, of the branches that are left."""
-        raise NotImplementedError
+        branches = ((_part(block, "attn"), "proj"), (_part(block, "mlp"), "fc2"))
+        return [getattr(branch, name) for branch, name in branches if hasattr(branch, name)]
 
     def narrow_stream_(
         self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
@@ -272,7 +280,15 @@ class BlockAdapter:
 
         A norm over fewer channels gives larger numbers; ``scales`` make up for that, in front of attention and MLP.
         """
-        raise NotImplementedError
+        branches = (("norm1", "attn", _ATTENTION_INPUTS, "proj"), ("norm2", "mlp", _MLP_INPUTS, "fc2"))
+        for (name, branch, inputs, output), layer_scale, scale in zip(branches, self.layer_scales, scales, strict=True):
+            part = _part(block, branch)
+            reading = [one for name in inputs if isinstance(one := getattr(part, name, None), nn.Linear)]
+            if not reading:  # dropped by a conversion
+                continue
+            _read_coordinates_(_part(block, name), part, reading, basis, scale)
+            owner, _, gamma = layer_scale.rpartition(".")
+            _write_coordinates_(getattr(part, output), _part(block, owner) if owner else block, gamma, basis)
 
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
@@ -310,45 +326,14 @@ class BlockAdapter:
 class ViTAdapter(BlockAdapter):
     """``Block`` of timm's VisionTransformer: pre-norm, LayerScale and DropPath as modules."""
 
+    layer_scales = ("ls1.gamma", "ls2.gamma")
+
     def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
         return _part(block, "drop_path1")(_part(block, "ls1")(z))
 
     def mlp_branch(self, block: nn.Module, tokens: Tensor) -> Tensor:
         branch = _part(block, "mlp")(_part(block, "norm2")(tokens))
         return _part(block, "drop_path2")(_part(block, "ls2")(branch))
-
-    def narrows_stream(self, block: nn.Module) -> bool:
-        attn, mlp = _part(block, "attn"), _part(block, "mlp")
-        return (
-            all(isinstance(_part(block, name), nn.LayerNorm) for name in ("norm1", "norm2"))
-            and type(mlp) is Mlp
-            and all(linear.bias is not None for linear in (attn.qkv, mlp.fc1))
-            and getattr(attn, "gate", None) is None
-        )
-
-    def writing_maps(self, block: nn.Module) -> list[nn.Linear]:
-        branches = ((_part(block, "attn"), "proj"), (_part(block, "mlp"), "fc2"))
-        return [getattr(branch, name) for branch, name in branches if hasattr(branch, name)]
-
-    def narrow_stream_(
-        self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
-        branches = (("norm1", "attn", "qkv", "proj", "ls1"), ("norm2", "mlp", "fc1", "fc2", "ls2"))
-        for (name, branch, read, written, scaling), scale in zip(branches, scales, strict=True):
-            if not hasattr(_part(block, branch), read):  # dropped by a conversion
-                continue
-            reading, writing = getattr(_part(block, branch), read), getattr(_part(block, branch), written)
-            norm, gamma = _part(block, name), getattr(_part(block, scaling), "gamma", None)
-            # W (γ n + β) + c = (W γ Bᵀ) n' + (W β + c)
-            _set_linear_(
-                reading, scale * (reading.weight * norm.weight) @ basis.T, reading.weight @ norm.bias + reading.bias
-            )
-            kept = basis if gamma is None else basis * gamma
-            bias = None if writing.bias is None else kept @ writing.bias
-            _set_linear_(writing, kept @ writing.weight, bias)
-            _set_norm_(norm, len(basis))
-            if gamma is not None:
-                _part(block, scaling).gamma = nn.Parameter(gamma.new_ones(len(basis)), gamma.requires_grad)
 
     def z_that_adds(self, block: nn.Module, added: Tensor) -> Tensor:
         return _unscaled(added, getattr(_part(block, "ls1"), "gamma", None))
@@ -373,6 +358,17 @@ class PostNormAdapter(BlockAdapter):
 class GammaAdapter(BlockAdapter):
     """Blocks whose LayerScale is a bare parameter or absent: ``EvaBlock`` and ``Beit``'s block."""
 
+    layer_scales = ("gamma_1", "gamma_2")
+
+    def attend(self, block: nn.Module, attention_input: Tensor, context: Context) -> Tensor:
+        attn = _part(block, "attn")
+        if not isinstance(attn, EvaAttention) or attn.proj.in_features == attention_input.shape[-1]:
+            return super().attend(block, attention_input, context)
+        # Its own forward takes the stream to be as wide as its heads are together.
+        query, key, value = self.queries_keys_values(block, attention_input, context)
+        bias = self.attention_bias(block, context, attention_input.shape[1])
+        return self.merge_heads(block, attention_input, self.mix(block, query, key, value, bias))
+
     def attention_branch(self, block: nn.Module, z: Tensor) -> Tensor:
         gamma = cast("Tensor | None", block.gamma_1)
         return _part(block, "drop_path1")(z if gamma is None else gamma * z)
@@ -391,6 +387,8 @@ class GammaAdapter(BlockAdapter):
 
 class BeitAdapter(GammaAdapter):
     """``Beit``'s block: the scores carry a relative position bias, the block's own, the model's, or both."""
+
+    layer_scales = ()  # nothing stands in front of the blocks that could lead onto a narrower stream
 
     def own_bias(self, block: nn.Module) -> Tensor | None:
         attn = _part(block, "attn")
@@ -416,20 +414,69 @@ def _unscaled(added: Tensor, gamma: Tensor | None) -> Tensor:
     return added if gamma is None else torch.where(gamma.abs() > 1e-6, added / gamma, torch.zeros_like(added))
 
 
-def _set_linear_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Give a map other matrices, of other sizes."""
-    linear.weight = nn.Parameter(weight.detach().clone(), linear.weight.requires_grad)
-    linear.out_features, linear.in_features = weight.shape
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), linear.bias.requires_grad)
+def _read_coordinates_(
+    norm: nn.LayerNorm, part: nn.Module, reading: list[nn.Linear], basis: Float[Tensor, "w d"], scale: float
+) -> None:
+    """Fold a norm's scale γ and shift β, and the basis B, into the maps that read it, W.
+
+    W (γ n + β) = (W γ Bᵀ) n' + W β, the last in the maps' biases. Of maps that have none it is W' b', as near as can
+    be, with b' the shift of the norm over coordinates.
+    """
+    weight = torch.cat([linear.weight for linear in reading])
+    scaled = weight * norm.weight
+    turned, shift = scale * scaled @ basis.T, weight @ norm.bias
+    places = [place for linear in reading for place in _bias_places(part, linear)]
+    sizes = [rows for rows, _, _ in places]
+    within = turned.new_zeros(len(basis))
+    if any(owner is None for _, owner, _ in places):
+        # Coordinates sum to zero: what W' does to the constant direction, which the basis has not, is for b' alone.
+        turned = turned + scaled.sum(1, keepdim=True) / len(basis)
+        rows, aims = (
+            torch.cat([one for one, (_, owner, _) in zip(whole.split(sizes), places, strict=True) if owner is None])
+            for whole in (turned.double(), shift.double())
+        )
+        gram = rows.T @ rows
+        ridge = 1e-9 * gram.diagonal().mean() + 1e-30
+        within = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), rows.T @ aims).to(turned)
+        shift = shift - turned @ within
+    for linear, rows in zip(reading, turned.split([linear.out_features for linear in reading]), strict=True):
+        _set_(linear, "weight", rows)
+        linear.in_features = len(basis)
+    for rows, (_, owner, name) in zip(shift.split(sizes), places, strict=True):
+        if owner is not None:
+            _set_(owner, name, getattr(owner, name) + rows)
+    _set_(norm, "weight", torch.ones_like(within))
+    _set_(norm, "bias", within)
+    norm.normalized_shape = (len(basis),)
 
 
-def _set_norm_(norm: nn.LayerNorm, width: int) -> None:
-    """A norm over so many channels that scales and shifts nothing."""
-    for name, value in (("weight", 1.0), ("bias", 0.0)):
-        old: nn.Parameter = getattr(norm, name)
-        setattr(norm, name, nn.Parameter(old.detach().new_full((width,), value), old.requires_grad))
-    norm.normalized_shape = (width,)
+def _bias_places(part: nn.Module, linear: nn.Linear) -> list[tuple[int, nn.Module | None, str]]:
+    """Where the biases of a map's outputs lie: how many, the module, the parameter; no module where they have none."""
+    outputs = linear.out_features
+    if cast("Tensor | None", linear.bias) is not None:
+        return [(outputs, linear, "bias")]
+    if linear is getattr(part, "qkv", None) and getattr(part, "q_bias", None) is not None:
+        # The keys' is a buffer of zeros that is not saved.
+        return [(outputs // 3, part, "q_bias"), (outputs // 3, None, ""), (outputs // 3, part, "v_bias")]
+    return [(outputs, None, "")]
+
+
+def _write_coordinates_(linear: nn.Linear, owner: nn.Module, name: str, basis: Float[Tensor, "w d"]) -> None:
+    """Fold a LayerScale, where there is one, and the basis into the map that writes."""
+    gamma = getattr(owner, name, None)
+    kept = basis if gamma is None else basis * gamma
+    if cast("Tensor | None", linear.bias) is not None:
+        _set_(linear, "bias", kept @ linear.bias)
+    _set_(linear, "weight", kept @ linear.weight)
+    linear.out_features = len(basis)
+    if gamma is not None:
+        _set_(owner, name, gamma.new_ones(len(basis)))
+
+
+def _set_(owner: nn.Module, name: str, value: Tensor) -> None:
+    """Give a parameter another value, of another size."""
+    old = getattr(owner, name)
+    setattr(owner, name, nn.Parameter(value.detach().to(old).clone(), old.requires_grad))
 
 
 def _keep_outputs_(linear: nn.Linear, kept: Tensor) -> None:

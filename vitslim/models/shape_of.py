@@ -112,7 +112,7 @@ def _per_channel(block: nn.Module, adapter: BlockAdapter) -> dict[Part, int]:
         return {}
     counts: dict[Part, int] = {"attention": 0, "attention_add": 0, "mlp": 0}
     for name, _ in block.named_parameters():
-        if name.partition(".")[0] in ("norm1", "norm2", "ls1", "ls2"):
+        if name.partition(".")[0] in ("norm1", "norm2", "ls1", "ls2", "gamma_1", "gamma_2"):
             counts[_part_of(name, adapter)] += 1
     return counts
 
