@@ -24,8 +24,10 @@ from vitslim.kernels.token_selection import class_row
 Context = Mapping[str, Any]
 """Keyword arguments that timm hands to a block: ``rope``, ``attn_mask``, ``is_causal``, ``shared_rel_pos_bias``."""
 
-_ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
-_MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
+ATTENTION_INPUTS = ("qkv", "q_proj", "k_proj", "v_proj", "gate")
+"""Maps that read what the norm in front of the attention gives, as far as a block has them."""
+MLP_INPUTS = ("fc1", "fc1_g", "fc1_x")
+"""The same of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class BlockAdapter:
         mlp, hidden = _part(block, "mlp"), self.mlp_output(block).in_features
         norms = [
             _part(mlp, name).weight.square().sum(1).unflatten(0, (-1, hidden)).prod(0)
-            for name in _MLP_INPUTS
+            for name in MLP_INPUTS
             if hasattr(mlp, name)
         ]
         return torch.stack([*norms, mlp.fc2.weight.square().sum(0)]).prod(0)
@@ -218,7 +220,7 @@ class BlockAdapter:
                 f"{self.family}: no adapter narrows a {type(mlp).__name__}; supported: Mlp, GluMlp, SwiGLU"
             )
         hidden = self.mlp_output(block).in_features
-        for name in _MLP_INPUTS:
+        for name in MLP_INPUTS:
             if hasattr(mlp, name):
                 parts = getattr(mlp, name).out_features // hidden  # a packed gate has two
                 _keep_outputs_(getattr(mlp, name), torch.cat([neurons + part * hidden for part in range(parts)]))
@@ -263,32 +265,10 @@ class BlockAdapter:
         _part(block, "attn").load_state_dict(_part(narrow, "attn").state_dict())
 
     def narrows_stream(self, block: nn.Module) -> bool:
-        """Whether ``narrow_stream_`` can make a block of this kind run on fewer channels."""
+        """Whether a block of this kind can be made to run on fewer channels; see ``vitslim.models.stream_width``."""
         norms = (_part(block, name) for name in ("norm1", "norm2"))
         known = type(_part(block, "mlp")) in (Mlp, GluMlp, SwiGLU)
         return bool(self.layer_scales) and known and all(isinstance(norm, nn.LayerNorm) for norm in norms)
-
-    def writing_maps(self, block: nn.Module) -> list[nn.Linear]:
-        """The maps that write to the stream, of the branches that are left."""
-        branches = ((_part(block, "attn"), "proj"), (_part(block, "mlp"), "fc2"))
-        return [getattr(branch, name) for branch, name in branches if hasattr(branch, name)]
-
-    def narrow_stream_(
-        self, block: nn.Module, basis: Float[Tensor, "w d"], scales: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
-        """Let the block read and write the coordinates of the stream in a basis, in place of its d channels.
-
-        A norm over fewer channels gives larger numbers; ``scales`` make up for that, in front of attention and MLP.
-        """
-        branches = (("norm1", "attn", _ATTENTION_INPUTS, "proj"), ("norm2", "mlp", _MLP_INPUTS, "fc2"))
-        for (name, branch, inputs, output), layer_scale, scale in zip(branches, self.layer_scales, scales, strict=True):
-            part = _part(block, branch)
-            reading = [one for name in inputs if isinstance(one := getattr(part, name, None), nn.Linear)]
-            if not reading:  # dropped by a conversion
-                continue
-            _read_coordinates_(_part(block, name), part, reading, basis, scale)
-            owner, _, gamma = layer_scale.rpartition(".")
-            _write_coordinates_(getattr(part, output), _part(block, owner) if owner else block, gamma, basis)
 
     def class_attention(
         self, block: nn.Module, attention_input: Float[Tensor, "b n d"], context: Context
@@ -412,71 +392,6 @@ def inputs_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
 def _unscaled(added: Tensor, gamma: Tensor | None) -> Tensor:
     # A channel that is scaled to nothing cannot be led anywhere.
     return added if gamma is None else torch.where(gamma.abs() > 1e-6, added / gamma, torch.zeros_like(added))
-
-
-def _read_coordinates_(
-    norm: nn.LayerNorm, part: nn.Module, reading: list[nn.Linear], basis: Float[Tensor, "w d"], scale: float
-) -> None:
-    """Fold a norm's scale γ and shift β, and the basis B, into the maps that read it, W.
-
-    W (γ n + β) = (W γ Bᵀ) n' + W β, the last in the maps' biases. Of maps that have none it is W' b', as near as can
-    be, with b' the shift of the norm over coordinates.
-    """
-    weight = torch.cat([linear.weight for linear in reading])
-    scaled = weight * norm.weight
-    turned, shift = scale * scaled @ basis.T, weight @ norm.bias
-    places = [place for linear in reading for place in _bias_places(part, linear)]
-    sizes = [rows for rows, _, _ in places]
-    within = turned.new_zeros(len(basis))
-    if any(owner is None for _, owner, _ in places):
-        # Coordinates sum to zero: what W' does to the constant direction, which the basis has not, is for b' alone.
-        turned = turned + scaled.sum(1, keepdim=True) / len(basis)
-        rows, aims = (
-            torch.cat([one for one, (_, owner, _) in zip(whole.split(sizes), places, strict=True) if owner is None])
-            for whole in (turned.double(), shift.double())
-        )
-        gram = rows.T @ rows
-        ridge = 1e-9 * gram.diagonal().mean() + 1e-30
-        within = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), rows.T @ aims).to(turned)
-        shift = shift - turned @ within
-    for linear, rows in zip(reading, turned.split([linear.out_features for linear in reading]), strict=True):
-        _set_(linear, "weight", rows)
-        linear.in_features = len(basis)
-    for rows, (_, owner, name) in zip(shift.split(sizes), places, strict=True):
-        if owner is not None:
-            _set_(owner, name, getattr(owner, name) + rows)
-    _set_(norm, "weight", torch.ones_like(within))
-    _set_(norm, "bias", within)
-    norm.normalized_shape = (len(basis),)
-
-
-def _bias_places(part: nn.Module, linear: nn.Linear) -> list[tuple[int, nn.Module | None, str]]:
-    """Where the biases of a map's outputs lie: how many, the module, the parameter; no module where they have none."""
-    outputs = linear.out_features
-    if cast("Tensor | None", linear.bias) is not None:
-        return [(outputs, linear, "bias")]
-    if linear is getattr(part, "qkv", None) and getattr(part, "q_bias", None) is not None:
-        # The keys' is a buffer of zeros that is not saved.
-        return [(outputs // 3, part, "q_bias"), (outputs // 3, None, ""), (outputs // 3, part, "v_bias")]
-    return [(outputs, None, "")]
-
-
-def _write_coordinates_(linear: nn.Linear, owner: nn.Module, name: str, basis: Float[Tensor, "w d"]) -> None:
-    """Fold a LayerScale, where there is one, and the basis into the map that writes."""
-    gamma = getattr(owner, name, None)
-    kept = basis if gamma is None else basis * gamma
-    if cast("Tensor | None", linear.bias) is not None:
-        _set_(linear, "bias", kept @ linear.bias)
-    _set_(linear, "weight", kept @ linear.weight)
-    linear.out_features = len(basis)
-    if gamma is not None:
-        _set_(owner, name, gamma.new_ones(len(basis)))
-
-
-def _set_(owner: nn.Module, name: str, value: Tensor) -> None:
-    """Give a parameter another value, of another size."""
-    old = getattr(owner, name)
-    setattr(owner, name, nn.Parameter(value.detach().to(old).clone(), old.requires_grad))
 
 
 def _keep_outputs_(linear: nn.Linear, kept: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.models.adapter import BlockAdapter
+from vitslim.models.adapter import ATTENTION_INPUTS, MLP_INPUTS, BlockAdapter
 from vitslim.models.trace import trace
 
 
@@ -79,17 +79,18 @@ def narrow_stream_(
     if not is_drawn:
         basis = parameter.new_zeros(width, dense)
         for block in blocks.values():
-            adapter.narrow_stream_(block, basis)
+            narrow_block_(block, adapter, basis)
         return
     if measured is None:
-        covariance = written_covariance(blocks.values(), adapter)
+        covariance = written_covariance(blocks.values())
         measured = [(covariance, covariance)] * (max(blocks) + 1)
     basis = basis_of(torch.stack([one for pair in measured for one in pair]).mean(0), width)
     narrow.weight.copy_(basis)
     widen.weight.copy_(basis.T)
     for index, block in blocks.items():
         first, second = measured[index]
-        adapter.narrow_stream_(block, basis.to(parameter), (norm_scale(first, basis), norm_scale(second, basis)))
+        scales = (norm_scale(first, basis), norm_scale(second, basis))
+        narrow_block_(block, adapter, basis.to(parameter), scales)
 
 
 def _around_(model: Any, dense: int, width: int, like: Tensor) -> tuple[nn.Linear, nn.Linear]:
@@ -129,12 +130,14 @@ def covariances(
 
 
 @torch.no_grad()
-def written_covariance(blocks: Iterable[nn.Module], adapter: BlockAdapter) -> Float[Tensor, "d d"]:
+def written_covariance(blocks: Iterable[nn.Module]) -> Float[Tensor, "d d"]:
     """For want of images: Σ W Wᵀ of all maps that write to the stream."""
     grams: list[Tensor] = []
     for block in blocks:
-        for layer in adapter.writing_maps(block):
-            centred = layer.weight.double() - layer.weight.double().mean(0)
+        # as far as a conversion has left them
+        maps = [getattr(getattr(block, branch), name, None) for branch, name in (("attn", "proj"), ("mlp", "fc2"))]
+        for weight in (one.weight.double() for one in maps if one is not None):
+            centred = weight - weight.mean(0)
             grams.append(centred @ centred.T)
     return torch.stack(grams).sum(0)
 
@@ -153,6 +156,92 @@ def basis_of(covariance: Float[Tensor, "d d"], width: int) -> Float[Tensor, "w d
     ones = torch.ones(width, 1, dtype=torch.float64, device=covariance.device)
     square = torch.linalg.qr(torch.cat([ones, torch.eye(width, device=ones.device, dtype=ones.dtype)[:, 1:]], 1))[0]
     return square[:, 1:] @ leading.T @ centring
+
+
+def narrow_block_(
+    block: nn.Module,
+    adapter: BlockAdapter,
+    basis: Float[Tensor, "w d"],
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """Let a block read and write the coordinates of the stream in a basis, in place of its d channels.
+
+    A norm over fewer channels gives larger numbers; ``scales`` make up for that, in front of attention and MLP.
+    """
+    branches = (("norm1", "attn", ATTENTION_INPUTS, "proj"), ("norm2", "mlp", MLP_INPUTS, "fc2"))
+    for (norm, branch, inputs, output), layer_scale, scale in zip(branches, adapter.layer_scales, scales, strict=True):
+        part: Any = getattr(block, branch)
+        reading = [one for name in inputs if isinstance(one := getattr(part, name, None), nn.Linear)]
+        if not reading:  # dropped by a conversion
+            continue
+        _read_coordinates_(getattr(block, norm), part, reading, basis, scale)
+        owner, _, gamma = layer_scale.rpartition(".")
+        _write_coordinates_(getattr(part, output), block.get_submodule(owner), gamma, basis)
+
+
+def _read_coordinates_(
+    norm: nn.LayerNorm, part: nn.Module, reading: list[nn.Linear], basis: Float[Tensor, "w d"], scale: float
+) -> None:
+    """Fold a norm's scale γ and shift β, and the basis B, into the maps that read it, W.
+
+    W (γ n + β) = (W γ Bᵀ) n' + W β, the last in the maps' biases. Of maps that have none it is W' b', as near as can
+    be, with b' the shift of the norm over coordinates.
+    """
+    weight = torch.cat([linear.weight for linear in reading])
+    scaled = weight * norm.weight
+    turned, shift = scale * scaled @ basis.T, weight @ norm.bias
+    places = [place for linear in reading for place in _bias_places(part, linear)]
+    sizes = [rows for rows, _, _ in places]
+    within = turned.new_zeros(len(basis))
+    if any(owner is None for _, owner, _ in places):
+        # Coordinates sum to zero: what W' does to the constant direction, which the basis has not, is for b' alone.
+        turned = turned + scaled.sum(1, keepdim=True) / len(basis)
+        rows, aims = (
+            torch.cat([one for one, (_, owner, _) in zip(whole.split(sizes), places, strict=True) if owner is None])
+            for whole in (turned.double(), shift.double())
+        )
+        gram = rows.T @ rows
+        ridge = 1e-9 * gram.diagonal().mean() + 1e-30
+        within = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), rows.T @ aims).to(turned)
+        shift = shift - turned @ within
+    for linear, rows in zip(reading, turned.split([linear.out_features for linear in reading]), strict=True):
+        _set_(linear, "weight", rows)
+        linear.in_features = len(basis)
+    for rows, (_, owner, name) in zip(shift.split(sizes), places, strict=True):
+        if owner is not None:
+            _set_(owner, name, getattr(owner, name) + rows)
+    _set_(norm, "weight", torch.ones_like(within))
+    _set_(norm, "bias", within)
+    norm.normalized_shape = (len(basis),)
+
+
+def _bias_places(part: nn.Module, linear: nn.Linear) -> list[tuple[int, nn.Module | None, str]]:
+    """Where the biases of a map's outputs lie: how many, the module, the parameter; no module where they have none."""
+    outputs = linear.out_features
+    if cast("Tensor | None", linear.bias) is not None:
+        return [(outputs, linear, "bias")]
+    if linear is getattr(part, "qkv", None) and getattr(part, "q_bias", None) is not None:
+        # The keys' is a buffer of zeros that is not saved.
+        return [(outputs // 3, part, "q_bias"), (outputs // 3, None, ""), (outputs // 3, part, "v_bias")]
+    return [(outputs, None, "")]
+
+
+def _write_coordinates_(linear: nn.Linear, owner: nn.Module, name: str, basis: Float[Tensor, "w d"]) -> None:
+    """Fold a LayerScale, where there is one, and the basis into the map that writes."""
+    gamma = getattr(owner, name, None)
+    kept = basis if gamma is None else basis * gamma
+    if cast("Tensor | None", linear.bias) is not None:
+        _set_(linear, "bias", kept @ linear.bias)
+    _set_(linear, "weight", kept @ linear.weight)
+    linear.out_features = len(basis)
+    if gamma is not None:
+        _set_(owner, name, gamma.new_ones(len(basis)))
+
+
+def _set_(owner: nn.Module, name: str, value: Tensor) -> None:
+    """Give a parameter another value, of another size."""
+    old = getattr(owner, name)
+    setattr(owner, name, nn.Parameter(value.detach().to(old).clone(), old.requires_grad))
 
 
 def norm_scale(covariance: Float[Tensor, "d d"], basis: Float[Tensor, "w d"]) -> float:

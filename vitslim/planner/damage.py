@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitslim.errors import CheckpointError
 from vitslim.files import digest_of, read_json, write_json
 from vitslim.models import entry, output_behind_blocks, trace
+from vitslim.models.stream_width import covariances
 from vitslim.plans import ModelPlan, StepPlan
 from vitslim.shapes import Result
 from vitslim.train.closed_form import fit_in_closed_form_
@@ -79,6 +80,7 @@ class DamageMeter:
         self._fitted = [self._dense_pass(images, reduced=False) for images in fitted]
         self._held_out = [self._dense_pass(images, reduced=self._reduced) for images in held_out]
         self._measured = _read(path)
+        self._covariances: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, plan: ModelPlan) -> Damage:
         """The damage of a plan, remembered."""
@@ -111,7 +113,10 @@ class DamageMeter:
         start = _unchanged(plan) if self._keeps else 0
         teacher = dense_at_size_of(student, self._model)
         images = [at_plan_size(student, batch.images) for batch in self._fitted]
-        teacher = on_stream_of_(student, teacher, images)
+        if plan.width is not None:
+            if plan.image_size not in self._covariances:
+                self._covariances[plan.image_size] = covariances(teacher, images)
+            teacher = on_stream_of_(student, teacher, self._covariances[plan.image_size])
         is_of_one_size = teacher is self._model and self._keeps
         known = [batch.known or [] for batch in self._fitted] if is_of_one_size else None
         fit_in_closed_form_(student, teacher, images, known=known, start=start)

@@ -46,8 +46,8 @@ class BlockShape(Result):
         others: parameters that belong to no linear map, by the part that uses them.
         others_per_group: of the attention's ``others``, those that go with each group of heads.
         others_per_neuron: the same for the MLP and its neurons.
-        others_per_channel: parameters that each channel of the stream has among the others, by part; empty where
-            nobody knows what the stream could do without (norms behind the branches, biases that no map holds).
+        others_per_channel: parameters that each channel of the stream has among the others, by part; empty where no
+            adapter can make the stream narrower.
         attention_dropout: rate at which attention weights are dropped in training, 0..1.
         relative_positions: each head has a table of biases for the relative places of patches.
     """
@@ -95,7 +95,6 @@ class BlockShape(Result):
         """The block on a stream of so many channels in place of ``dense``."""
 
         def narrow(linear: LinearShape) -> LinearShape:
-            # A map that reads the stream had its norm's bias put into its own.
             return linear.model_copy(update={"outputs": width} if linear.is_projection else {"inputs": width})
 
         gone = {part: (dense - width) * count for part, count in self.others_per_channel.items()}

@@ -77,8 +77,10 @@ def warm_start(
     folder = None if out_dir is None else Path(out_dir)
     batches = list(islice(loader, MEASURED_BATCHES))
     is_resumed = resume and folder is not None and (folder / STATE_FILE).exists()
-    images = [at_plan_size(student, batch.to(device).images) for batch in islice(loader, config.closed_form_batches)]
-    teacher = on_stream_of_(student, teacher, images, sets=not is_resumed)
+    images = (at_plan_size(student, batch.to(device).images) for batch in islice(loader, config.closed_form_batches))
+    if trunk.model_plan.width is not None:
+        images = list(images)  # they are read twice
+        teacher = on_stream_of_(student, teacher, covariances(teacher, images), sets=not is_resumed)
     before = _measure(student, teacher, batches, precision == "bf16")
     started = time.monotonic()
     solved: dict[int, tuple[float, float]] = {}
@@ -89,7 +91,7 @@ def warm_start(
         stage = Stage("warm_start", out_dir=folder, resume=resume, progress=progress, pause=pause)
         with only_trained(student, _trained(trunk)):
             result = train(_Imitation(student, teacher), loader, config, stage)
-    elif not solved and not before and not (images and trunk.model_plan.width):
+    elif not solved and not before and (trunk.model_plan.width is None or not config.closed_form_batches):
         raise ConfigError(
             "warm start: the conversion left nothing to fit"
             + ("; skip this stage" if config.closed_form_batches else " by gradients; give closed_form_batches")
@@ -165,30 +167,30 @@ def dense_at_size_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
     return resized
 
 
-def on_stream_of_(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor], *, sets: bool = True) -> nn.Module:
-    """The dense model on a student's narrower stream, chosen on these images; the student is put onto the same one.
+def on_stream_of_(
+    student: nn.Module, teacher: nn.Module, measured: Sequence[tuple[Tensor, Tensor]], *, sets: bool = True
+) -> nn.Module:
+    """The dense model on a student's narrower stream, chosen by what was measured; the student is put onto the same.
 
     Args:
         teacher: the dense model at the student's image size.
-        batches: images (b, c, h, w) of that size.
+        measured: its ``covariances``; none for those of what its blocks write.
         sets: whether the student's own weights are set anew, as they are to be before anything is fitted.
 
     Raises:
         ConfigError: they have been trained since the conversion, and would be lost.
     """
     trunk = trunk_of(student)
-    width = trunk.model_plan.width
-    if width is None:
-        return teacher
-    measured = covariances(teacher, batches) if batches else None
+    plan, known = trunk.model_plan, measured or None
+    assert plan.width is not None
     if sets:
-        fresh = build(trunk.model_plan, teacher, measured=measured).state_dict()
+        fresh = build(plan, teacher, measured=known).state_dict()
         _refuse_trained(student, fresh)
         own = {f"blocks.{name}" for name in trunk.new_parameters()}
         student.load_state_dict({name: value for name, value in fresh.items() if name not in own}, strict=False)
     narrowed = copy.deepcopy(teacher)
     blocks: list[nn.Module] = list(narrowed.blocks)  # pyright: ignore[reportArgumentType]
-    narrow_stream_(narrowed, dict(enumerate(blocks)), trunk.adapter, width, measured)
+    narrow_stream_(narrowed, dict(enumerate(blocks)), trunk.adapter, plan.width, known)
     return narrowed
 
 
