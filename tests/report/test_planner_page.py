@@ -56,6 +56,7 @@ def test_every_trial_stands_in_the_table_and_the_picture_of_its_budget(report: P
             assert f"{index + 1}: {trial.name}" in text
             assert times(1 / trial.share) in text
             assert percent(trial.last.top1, 1).replace("\u202f", " ") in text
+            assert fixed(trial.last.loss, 3) in text, "what trials are chosen by"
             assert f">{index + 1} " in drawing
         for name in ("dense", "method", "several methods", "a choice per block", "improved", "chosen", "Pareto front"):
             assert f">{name}</text>" in drawing, name
@@ -79,9 +80,9 @@ def test_every_block_of_the_chosen_plan_has_its_reason(report: PlanReport, page:
     for row, one in zip(rows, trial.blocks, strict=True):
         text = words(f"<table><tr>{row.split('</tr>')[0]}</tr></table>")
         assert text.startswith(f"{one.block} {one.choice} {percent(one.cost, 1)}".replace("\u202f", " "))
-        assert fixed(one.alone, 3) in text
+        assert fixed(one.alone, 4) in text
         if one.cheapest_other is not None:
-            assert f"{fixed(one.cheapest_other[1], 3)} {one.cheapest_other[0]}" in text
+            assert f"{fixed(one.cheapest_other[1], 4)} {one.cheapest_other[0]}" in text
 
 
 def test_the_files_on_the_page_are_the_plans_and_all_data(report: PlanReport, page: str) -> None:
@@ -151,6 +152,7 @@ def test_without_labels_plans_are_judged_by_agreement() -> None:
     last = report.chosen.last
     assert f"agreement with dense {percent(last.agreement, 1)}".replace("\u202f", " ") in text
     assert "top-1" not in text.lower()
+    assert "loss, nats" not in text.lower()
 
 
 def test_the_speeds_behind_a_loss_of_accuracy_stand_beside_each_other(report: PlanReport) -> None:

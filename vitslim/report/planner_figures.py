@@ -75,7 +75,7 @@ def blocks_picture(title: str, trial: Trial) -> Picture | None:
     if rows is None:
         return None
     costs = Lane("cost, %", {one.block: 100 * one.cost for one in trial.blocks}, 1)
-    alone = Lane("KL alone", {one.block: one.alone for one in trial.blocks}, 3)
+    alone = Lane("KL alone", {one.block: one.alone for one in trial.blocks}, 4)
     lanes = [lane for lane in (costs, alone) if any(value is not None for value in lane.values.values())]
     return plan_picture(rows, lanes, title=title)
 

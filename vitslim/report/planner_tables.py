@@ -43,15 +43,17 @@ def trials_table(trials: Trials, answer: Answer) -> Table:
     least = 100 * half_width(trials.score(report.trials[answer.chosen].last), images)
     note = f"On {whole(images)} held-out images, {trials.score_name} is uncertain by ±{fixed(least, 1)} points (95 %)."
     if len({len(report.trials[index].rungs) for index in answer.trials}) > 1:
-        note = f"Trials that recovered worse were left behind early, after fewer steps. {note}"
+        judged = "loss to the labels" if trials.has_labels else "KL"
+        note = (
+            f"Trials whose {judged} was higher were left behind early, after fewer steps; the least is chosen. {note}"
+        )
     return Table("All trials, the least damaged before training first.", header, rows, note=note)
 
 
 def _dense_row(trials: Trials, *, is_timed: bool) -> Row:
     latency = [fixed(trials.report.dense_ms), ABSENT] if is_timed else []
-    same = Damage(kl=0.0, agreement=1.0, top1=trials.report.dense.top1)
     costs = [amount(trials.dense.macs, "MAC"), amount(trials.dense.parameters)]
-    return ["dense model", times(1.0), *latency, *_quality(trials, same), fixed(0.0, 3), ABSENT, *costs]
+    return ["dense model", times(1.0), *latency, *_quality(trials, trials.report.dense), fixed(0.0, 3), ABSENT, *costs]
 
 
 def _trial_row(trials: Trials, index: int, answer: Answer) -> Row:
@@ -75,16 +77,15 @@ def _trial_row(trials: Trials, index: int, answer: Answer) -> Row:
 
 
 def _quality_names(trials: Trials) -> list[str]:
-    return [*(["Top-1"] if trials.has_labels else []), "Agreement with dense", "KL, nats"]
+    return [*(["Top-1", "Loss, nats"] if trials.has_labels else ["Agreement with dense"]), "KL, nats"]
 
 
 def _quality(trials: Trials, damage: Damage) -> Row:
     dense = trials.report.dense.top1
-    shared: Row = [percent(damage.agreement, 1), fixed(damage.kl, 3)]
     if dense is None:
-        return shared
+        return [percent(damage.agreement, 1), fixed(damage.kl, 3)]
     lost = "" if damage.top1 is None or damage.top1 == dense else points(damage.top1 - dense)
-    return [Cell(percent(damage.top1, 1), below=lost), *shared]
+    return [Cell(percent(damage.top1, 1), below=lost), fixed(damage.loss, 3), fixed(damage.kl, 3)]
 
 
 def blocks_table(blocks: Sequence[StepReason], measure: Measure) -> Table:
@@ -94,8 +95,8 @@ def blocks_table(blocks: Sequence[StepReason], measure: Measure) -> Table:
         other: str | Cell = ABSENT
         if one.cheapest_other is not None:
             name, divergence = one.cheapest_other
-            other = Cell(fixed(divergence, 3), below=name)
-        rows.append([str(one.block), one.choice, percent(one.cost, 1), fixed(one.alone, 3), other])
+            other = Cell(fixed(divergence, 4), below=name)
+        rows.append([str(one.block), one.choice, percent(one.cost, 1), fixed(one.alone, 4), other])
     header = ["Block", "What became of it", "Cost, of dense", "KL alone, nats", "Next best, KL, nats"]
     note = (
         f"Cost: share of the whole dense model's {_OF[measure]}. KL alone: before training, with this block changed "
