@@ -3,11 +3,14 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import vitslim
 from vitslim.errors import ConfigError
+from vitslim.files import write_json
+from vitslim.plans import plan_json
 
 HEAVY = (
     "torch",
@@ -75,3 +78,15 @@ def test_a_public_function_refuses_what_it_cannot_take_before_it_does_anything(n
         getattr(vitslim, name)(**given)
     for argument in given:
         assert argument in str(caught.value)
+
+
+def test_a_fresh_process_reads_what_every_method_wrote(tmp_path: Path) -> None:
+    methods = ("skipat", "sparsifiner", "sret", "evo_vit", "width")
+    for method in methods:
+        student = vitslim.convert(vitslim.open_model("builtin"), method)
+        vitslim.save(student, tmp_path / method)
+        write_json(tmp_path / f"{method}.json", plan_json(vitslim.plan_of(student)))
+    for read in ("vitslim.load({!r})", "vitslim.read_plan_file({!r} + '.json')"):
+        code = "\n".join(["import vitslim", *(read.format(str(tmp_path / method)) for method in methods)])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

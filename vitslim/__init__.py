@@ -54,10 +54,10 @@ _HOMES = {
     "methods.mlp": ("MlpConfig",),
     "methods.prune": ("PruneConfig",),
     "methods.resolution": ("ResolutionConfig",),
-    "methods.width": ("WidthConfig",),
     "methods.skipat": ("SkipAtConfig",),
     "methods.sparsifiner": ("SparsifinerConfig",),
     "methods.sret": ("SretConfig",),
+    "methods.width": ("WidthConfig",),
     "models": ("register_adapter",),
     "opening": ("open_model",),
     "pipeline": (

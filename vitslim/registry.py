@@ -2,6 +2,7 @@
 
 import warnings
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -22,10 +23,11 @@ class Registry(Generic[T]):
     Args:
         what: one entry, as messages call it: ``target``.
         group: of the entry points: ``vitslim.targets``.
+        own: the module whose import registers vitslim's own entries, where nothing else imports it first.
     """
 
-    def __init__(self, what: str, group: str) -> None:
-        self.what, self.group = what, group
+    def __init__(self, what: str, group: str, own: str | None = None) -> None:
+        self.what, self.group, self.own = what, group, own
         self._entries: dict[str, T] = {}
         self._is_complete = False
 
@@ -66,6 +68,8 @@ class Registry(Generic[T]):
         if self._is_complete:
             return
         self._is_complete = True  # before the imports, which may ask this registry
+        if self.own is not None:
+            import_module(self.own)
         for point in entry_points(group=self.group):
             before = dict(self._entries)
             try:

@@ -97,9 +97,20 @@ def test_what_was_saved_is_opened_on_its_stream(images: Tensor, tmp_path: Path) 
         torch.testing.assert_close(checkpoint.load(tmp_path / "student").eval()(images), student.eval()(images))
 
 
-def test_it_stands_before_new_modules_beside_other_parts_and_once() -> None:
-    with pytest.raises(ConfigError, match="modules of its own on the wide stream; narrow it first"):
-        convert(convert(dense(), "skipat"), "width")
+@pytest.mark.parametrize("other", ["skipat", "sparsifiner", "sret"])
+def test_a_model_with_modules_of_its_own_is_narrowed_before_or_at_once(other: str, images: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"beside its blocks' own, such as blocks\.steps.*; narrow it first"):
+        convert(convert(dense(), other), "width")
+    plan = plan_of(dense())
+    for method in map(METHODS.get, (other, "width")):
+        plan = planned(method, method.config(), plan)
+    student = build(plan, dense()).eval()
+    assert plan.channels < plan.model.width
+    assert sum(one.numel() for one in student.parameters()) == cost(plan_of(student)).parameters
+    assert student(images).isfinite().all()
+
+
+def test_it_stands_beside_other_parts_and_once() -> None:
     with pytest.raises(ConfigError, match="already converted with 'width'"):
         convert(convert(dense(), "width"), "width", keep=0.5)
     for other in ("mlp", "heads", "depth", "evo_vit"):

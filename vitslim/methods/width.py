@@ -8,9 +8,6 @@ from vitslim.errors import ConfigError
 from vitslim.methods.base import Evidence, MethodConfig, register_method
 from vitslim.plans import ModelPlan
 
-_OF_THE_BLOCK = ("dense", "narrow", "none", "own")
-"""Kinds of choices whose steps run the block's own parts alone."""
-
 
 class WidthConfig(MethodConfig):
     """Options of a narrower stream. No option reads an analysis."""
@@ -33,13 +30,6 @@ def width(plan: ModelPlan, options: WidthConfig, evidence: Evidence | None) -> M
     """The plan on a narrower stream."""
     if plan.width is not None:
         raise ConfigError(f"width: the stream has been narrowed to {plan.width} channels; narrow it once")
-    for index, step in enumerate(plan.steps):
-        own = [choice for choice in step.choices if choice.axis != "tokens" and choice.kind not in _OF_THE_BLOCK]
-        own = [choice for choice in own if not getattr(choice, "identity", False)]
-        if own:
-            raise ConfigError(
-                f"width: step {index} ({own[0].describe()}) has modules of its own on the wide stream; narrow it first"
-            )
     channels = max(1, round(options.keep * plan.model.width / options.align)) * options.align
     if channels >= plan.model.width:
         return plan

@@ -33,7 +33,8 @@ MOST_STEPS = 100_000  # a thousand recursions of a hundred blocks
 _GROUP = "vitslim.methods"
 
 KINDS: dict[Axis, Registry[type[Choice]]] = {
-    axis: Registry(f"{axis} choice", _GROUP) for axis in ("attention", "tokens", "mlp", "weights")
+    axis: Registry(f"{axis} choice", _GROUP, own="vitslim.methods")
+    for axis in ("attention", "tokens", "mlp", "weights")
 }
 """The kinds of choices by axis; methods register theirs."""
 

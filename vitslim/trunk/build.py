@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -155,7 +155,9 @@ def build(
             cast(Any, copied).set_input_size(img_size=plan.image_size)
     if plan.width is not None and before.width is None:
         is_drawn = not weights_follow and next(copied.parameters()).device.type != "meta"
-        narrow_stream_(copied, *_own_blocks(copied), plan.width, measured, is_drawn=is_drawn)
+        blocks, adapter = _own_blocks(copied)
+        _require_nothing_beside(blocks, copied)
+        narrow_stream_(copied, blocks, adapter, plan.width, measured, is_drawn=is_drawn)
     if history is None:
         history = trunk_of(model).history if is_converted(model) else ()
     if base is None and is_converted(model):
@@ -227,6 +229,18 @@ def _own_blocks(model: nn.Module) -> tuple[dict[int, nn.Module], BlockAdapter]:
         return dict(enumerate(cast("list[nn.Module]", list(cast(Any, model.blocks))))), adapter_for(model)
     trunk = trunk_of(model)
     return {step.plan.block: trunk.block_of(step) for step in trunk.all_steps()}, trunk.adapter
+
+
+def _require_nothing_beside(blocks: Mapping[int, nn.Module], model: nn.Module) -> None:
+    """Refuse a narrower stream for a model in which other modules than the blocks' own read and write it."""
+    of_blocks = {id(parameter) for block in blocks.values() for parameter in block.parameters()}
+    named = cast("nn.Module", model.blocks).named_parameters(prefix="blocks")
+    beside = [name for name, parameter in named if id(parameter) not in of_blocks]
+    if beside:
+        raise ConfigError(
+            f"the stream of this model is read by {len(beside)} weights beside its blocks' own, such as "
+            f"{beside[0]}, which nothing narrows; narrow it first, or both at once, from the dense model"
+        )
 
 
 def _known(model: ModelShape, name: str) -> Any:
