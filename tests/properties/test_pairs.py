@@ -20,8 +20,10 @@ from vitslim.errors import ConfigError
 from vitslim.methods import convert, list_methods, pair_support, planned, read_options, support_cells
 from vitslim.methods.support import FAMILIES, PairSupport, method_forms
 from vitslim.models import trace
+from vitslim.models.stream_width import covariances
 from vitslim.plans import ModelPlan, cost
-from vitslim.trunk import Conversion, Step, build, plan_of, trunk_of
+from vitslim.train.warm_start import on_stream_of_
+from vitslim.trunk import Conversion, Step, build, is_converted, plan_of, trunk_of
 
 # timm's own resizing of relative position biases: warned of by torch, numbers unharmed.
 pytestmark = [
@@ -84,9 +86,14 @@ on_every_chain = pytest.mark.parametrize(("name", "forms"), CHAINS)
 def converted(name: str, forms: Chain) -> nn.Module:
     """Converted one after the other, with new parameters that all matter. Shared between tests: never change it."""
     model = dense(name)
-    for form in forms:
+    for place, form in enumerate(forms, start=1):
         method, options = FORMS[form]
-        model = convert(model, method.name, **options)
+        if method.name == "width" and is_converted(model):
+            # New modules stand on the stream that there is: it is narrowed at once with them, from the dense model.
+            history = (*trunk_of(model).history, Conversion(method.name, dict(options)))
+            model = build(chained(name, forms[:place]), dense(name), history=history, base=trunk_of(model).base)
+        else:
+            model = convert(model, method.name, **options)
     lively_(nn.ParameterList(trunk_of(model).new_parameters().values()))
     return model
 
@@ -123,13 +130,15 @@ def test_a_cell_has_the_number_of_its_reason() -> None:
     assert used == {note.split()[0] for note in notes}
 
 
-def test_the_order_of_two_methods_matters_only_where_one_changes_how_many_steps_or_patches_there_are() -> None:
+def test_the_order_of_two_methods_matters_only_where_one_changes_how_much_there_is() -> None:
     first_plan = plan_of(dense("vit_plain"))
     for first, second in combinations(FORMS, 2):
         one, other = chained("vit_plain", (first, second)), chained("vit_plain", (second, first))
         if one is not None and other is not None and one != other:
-            # Stages are thirds of the steps that there are, matrices are stored for the patches that there are.
-            assert (one.depth, one.patches) != (first_plan.depth, first_plan.patches), (first, second)
+            # Stages are thirds of the steps that there are, matrices are stored for the patches that there are, ranks
+            # are shares of the channels that there are.
+            found = (one.depth, one.patches, one.channels)
+            assert found != (first_plan.depth, first_plan.patches, first_plan.channels), (first, second)
 
 
 @on_every_chain
@@ -153,7 +162,10 @@ def test_every_new_parameter_is_reached(name: str, forms: Chain) -> None:
     assert features.isfinite().all()
     (features.square().mean() + model(images).square().mean()).backward()
     if trunk.parameters_fitted_apart():
-        sum(trunk.local_loss(trace(dense(name), images_for(dense(name)))).values()).backward()
+        teacher, shown = dense(name), images_for(dense(name))
+        if trunk.model_plan.width is not None:
+            teacher = on_stream_of_(model, teacher, covariances(teacher, [shown]))
+        sum(trunk.local_loss(trace(teacher, shown)).values()).backward()
     for key, parameter in trunk.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key

@@ -1,8 +1,7 @@
 """One forward of a dense model with everything that analysis and warm start read from it."""
 
 import copy
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -41,7 +40,7 @@ def trace(
 ) -> DenseTrace:
     """Run a dense model once and keep what every block read and gave.
 
-    The blocks run as they are, with fused attention; the class row, when asked for, is computed apart.
+    Attention is fused; the class row, when asked for, is computed apart. Nothing hooks or changes the model.
 
     Args:
         attention: also compute A^[CLS] of every block.
@@ -52,56 +51,43 @@ def trace(
     """
     adapter = adapter_for(model)
     blocks = tuple(cast("list[nn.Module]", list(model.blocks)))  # pyright: ignore[reportArgumentType]
-    rows: dict[str, list[Any]] = {name: [] for name in ("inputs", "contexts", "read", "z", "outputs", "rows")}
-    with _watching(blocks, adapter, rows, attention), torch.set_grad_enabled(grad):
-        features = cast(Any, model).forward_features(images)
-        logits = cast(Any, model).forward_head(features)
+    watched = [_Watched(block, adapter, attention) for block in blocks]
+    running = cast(Any, _with_blocks(model, watched))
+    with torch.set_grad_enabled(grad):
+        features = running.forward_features(images)
+        logits = running.forward_head(features)
     return DenseTrace(
         adapter=adapter,
         layout=token_layout(model),
         blocks=blocks,
-        block_inputs=rows["inputs"],
-        attention_inputs=rows["read"],
-        z=rows["z"],
-        block_outputs=rows["outputs"],
-        class_attention=rows["rows"],
-        contexts=rows["contexts"],
+        block_inputs=[one.inputs for one in watched],
+        attention_inputs=[one.read for one in watched],
+        z=[one.z for one in watched],
+        block_outputs=[one.outputs for one in watched],
+        class_attention=[one.row for one in watched if one.row is not None],
+        contexts=[one.context for one in watched],
         features=features,
         logits=logits[0] if isinstance(logits, tuple) else logits,
     )
 
 
-@contextmanager
-def _watching(
-    blocks: tuple[nn.Module, ...], adapter: BlockAdapter, rows: dict[str, list[Any]], attention: bool
-) -> Generator[None]:
-    def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows["inputs"].append(args[0])
-        rows["contexts"].append(kwargs)
+class _Watched(nn.Module):
+    """A block part by part, as a step of a trunk runs it, which keeps what goes through."""
 
-    def leave(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        rows["outputs"].append(output)
+    def __init__(self, block: nn.Module, adapter: BlockAdapter, attention: bool) -> None:
+        super().__init__()
+        self.block, self.adapter, self.attention = block, adapter, attention
+        self.row: Tensor | None = None
 
-    handles: list[Any] = []
-    try:
-        for block in blocks:
-            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(block.register_forward_hook(leave))
-            handles.append(_watch_attention(block, adapter, rows, attention))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _watch_attention(block: nn.Module, adapter: BlockAdapter, rows: dict[str, list[Any]], attention: bool) -> Any:
-    def attended(attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Tensor) -> None:
-        rows["read"].append(args[0])
-        rows["z"].append(z)
-        if attention:
-            rows["rows"].append(adapter.class_attention(block, args[0], kwargs))
-
-    return cast(nn.Module, block.attn).register_forward_hook(attended, with_kwargs=True)
+    def forward(self, tokens: Tensor, **context: Any) -> Tensor:
+        block, adapter = self.block, self.adapter
+        self.inputs, self.context = tokens, context
+        self.read = adapter.attention_input(block, tokens)
+        self.z = adapter.attend(block, self.read, context)
+        if self.attention:
+            self.row = adapter.class_attention(block, self.read, context)
+        self.outputs = adapter.add_mlp(block, adapter.add_attention(block, tokens, self.z))
+        return self.outputs
 
 
 def output_behind_blocks(
@@ -109,14 +95,17 @@ def output_behind_blocks(
 ) -> Float[Tensor, "b classes"]:
     """What the norm, pooling and head of a model make of ``tokens``, as if its blocks had given them.
 
-    A second module that shares every part of the model but the blocks runs, so that the model itself is neither
-    hooked nor changed, whatever happens in between. Patches are embedded again and thrown away: 2 % of a forward of
-    ViT-S at 224 px, against knowing every family's tail.
+    The model itself is neither hooked nor changed, whatever happens in between. Patches are embedded again and thrown
+    away: 2 % of a forward of ViT-S at 224 px, against knowing every family's tail.
     """
-    tail = copy.copy(model)
-    vars(tail)["_modules"] = dict(vars(model)["_modules"])
-    cast(Any, tail).blocks = nn.Sequential(_Constant(tokens))
-    return tail(images)
+    return _with_blocks(model, [_Constant(tokens)])(images)
+
+
+def _with_blocks(model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+    """A second module that shares every part of the model but the blocks."""
+    other = copy.copy(model)
+    vars(other)["_modules"] = {**vars(model)["_modules"], "blocks": nn.Sequential(*blocks)}
+    return other
 
 
 class _Constant(nn.Module):
