@@ -14,9 +14,9 @@ from vitslim.pipeline.inputs import open_source
 from vitslim.pipeline.planner_bench import PlannerBench, read_preset, subject, task, ways
 from vitslim.pipeline.planner_bench.strengths import Strengths
 from vitslim.planner import RuntimeConfig
-from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, TRAINED_AS_LONG, PlannerBenchReport, Student
+from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, PlannerBenchReport, Student
 from vitslim.plans import ModelPlan, cost, plan_json
-from vitslim.recipe import Recipe, load_recipe, read_recipe
+from vitslim.recipe import Recipe, read_recipe
 from vitslim.report.planner_bench import bench_lines, bench_markdown, bench_picture, bench_tables, foretold_table
 from vitslim.trunk import plan_of
 
@@ -175,28 +175,6 @@ def test_figures_before_training_are_held_against_what_came_of_it(
     assert "KL at the start" in found
     (cells,) = foretold_table(bench.run())
     assert ["fewer MACs", "+1.00"] in cells
-
-
-def test_where_a_smaller_model_is_ahead_the_plan_is_also_trained_as_long_as_that(
-    bench: PlannerBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = bench.preset.tasks["tiny"]
-    assert tiny is not None
-    tiny = tiny.model_copy(update={"teacher": tiny.distill.model_copy(update={"steps": 3})})
-    bench.preset = bench.preset.model_copy(update={"tasks": {"tiny": tiny}})
-    monkeypatch.setattr(task.TaskRun, "_top1", lambda self, way, seed: 0.2 if way.sibling else 0.1)
-    report = bench.run()
-    (longer,) = [one for one in report.students if one.way == TRAINED_AS_LONG]
-    assert list(longer.top1) == ["0"]
-    kept = load_recipe(bench.path.parent / "tiny" / "seed-0" / longer.digest / "recipe.yaml")
-    assert kept.distill is not None
-    assert kept.distill.steps == 3 + 2
-    assert TRAINED_AS_LONG in "\n".join(bench_lines(report))
-    best = report.model_copy(update={"students": [longer.model_copy(update={"top1": {"0": 1.0}}), *report.students]})
-    (rows,) = bench_tables(best).values()
-    assert all("*" not in cell for row in rows if row[0] == TRAINED_AS_LONG for cell in row)
-    monkeypatch.setattr(task.TaskRun, "_top1", lambda self, way, seed: 0.1)
-    assert TRAINED_AS_LONG not in {one.way for one in bench.run().students}
 
 
 def _kept(plan: dict[str, Any]) -> float:

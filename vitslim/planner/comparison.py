@@ -12,8 +12,6 @@ from vitslim.train import WarmStartConfig
 
 REPORT_FILE = "planner-bench.json"
 PLANNER, FINE_TUNED, SIBLING = "planner", "dense-finetuned", "smaller-sibling"
-TRAINED_AS_LONG = "planner-trained-as-long"
-"""As the smaller model was, which had the dense model's training before it had the students'."""
 
 
 class Way(Result):
@@ -23,7 +21,6 @@ class Way(Result):
         way: a rival's name, or the planner.
         share: its time as a share of the dense model's, measured in the same rounds when it was chosen.
         sibling: arguments of a smaller model, in place of a plan.
-        steps: of the distillation, where they are not those of all others.
     """
 
     task: str
@@ -35,13 +32,11 @@ class Way(Result):
     share: float
     warm_start: WarmStartConfig | None = None
     sibling: dict[str, Any] | None = None
-    steps: int | None = None
 
     @property
     def digest(self) -> str:
         """Of what is trained: ways that lead to the same plan share their trainings."""
-        trained = [self.plan, self.warm_start, self.sibling]
-        return digest_of(trained if self.steps is None else [*trained, self.steps], 12)
+        return digest_of([self.plan, self.warm_start, self.sibling], 12)
 
 
 class Student(Result):

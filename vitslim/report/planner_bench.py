@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from vitslim.bench.tables import as_markdown, as_text
-from vitslim.planner.comparison import PLANNER, TRAINED_AS_LONG, PlannerBenchReport, Student
+from vitslim.planner.comparison import PLANNER, PlannerBenchReport, Student
 from vitslim.report.charts import Point, draw_front, scatter
 from vitslim.report.drawing import Picture
 from vitslim.report.numbers import ABSENT
@@ -65,11 +65,6 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
         dense = report.finetuned.get(task, {})
         top1 = f"; the dense model with the same budget has {_accuracy(dense)} %" if dense else ""
         notes.append(f"{task}: {steps} steps of distillation for every row, {images} held-out images{top1}.")
-    if any(one.way == TRAINED_AS_LONG for one in report.students):
-        notes.append(
-            f"{TRAINED_AS_LONG}: the planner's plan where a smaller model is ahead, distilled for as many steps as "
-            "this one had in both of its trainings, the dense model's and the students'."
-        )
     for one in report.planning:
         seconds, error = sum(one["seconds"].values()), one["prediction_error"]
         notes.append(
@@ -107,7 +102,7 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
     What loses more than three times as much as the planner's fastest student would press all others together.
     """
     students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
-    others = [one for one in students if one.way not in (PLANNER, TRAINED_AS_LONG)]
+    others = [one for one in students if one.way != PLANNER]
     best = {one.speedup: one for one in sorted(others, key=lambda one: fmean(one.top1.values()))}.values()
     points = [_point(one, is_named=one not in others or one in best) for one in students]
     dense = report.finetuned.get(task, {})
@@ -129,7 +124,7 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
 def _point(one: Student, *, is_named: bool) -> Point:
     values = [100 * value for value in one.top1.values()]
     speed, height = 1.0 / (one.share or 1.0), fmean(values)
-    kind = "planner" if one.way in (PLANNER, TRAINED_AS_LONG) else "baseline"
+    kind = "planner" if one.way == PLANNER else "baseline"
     return Point(f"{one.way} {one.speedup:g}x" if is_named else "", speed, height, kind, _half_range(values))
 
 
@@ -145,7 +140,7 @@ def _table(report: PlannerBenchReport, task: str, runtime: str, nearest: int | N
             found.setdefault(other["way"], {})
     found = found if nearest is None else _nearest(found, nearest)
     columns = sorted({speedup for row in found.values() for speedup in row})
-    best = {speedup: _best(found, speedup) for speedup in columns}
+    best = {speedup: max(_means(found, speedup).values(), default=0.0) for speedup in columns}
     rows = [["way", *(f"{speedup:g}x" for speedup in columns)]]
     for way in sorted(found, key=lambda way: (way != PLANNER, _order(found[way]))):
         cells = [_cell(found[way].get(speedup), best[speedup], missed.get(way)) for speedup in columns]
@@ -155,7 +150,7 @@ def _table(report: PlannerBenchReport, task: str, runtime: str, nearest: int | N
 
 def _nearest(found: Mapping[str, dict[float, Student]], count: int) -> dict[str, dict[float, Student]]:
     """The planner and the most accurate others of each speedup."""
-    kept = {PLANNER, TRAINED_AS_LONG}
+    kept = {PLANNER}
     for speedup in {speedup for row in found.values() for speedup in row}:
         top1 = _means(found, speedup)
         kept.update(sorted(top1, key=lambda way: -top1[way])[:count])
@@ -168,12 +163,7 @@ def _cell(one: Student | None, best: float, missed: float | None) -> str:
     if not one.top1:
         return "not trained yet"
     text = f"{_accuracy(one.top1)} ({1 / (one.share or 1.0):.2f}x)"
-    return f"*{text}*" if fmean(one.top1.values()) >= best - 1e-9 and one.way != TRAINED_AS_LONG else text
-
-
-def _best(found: Mapping[str, Mapping[float, Student]], speedup: float) -> float:
-    """Of all that had the same training."""
-    return max((mean for way, mean in _means(found, speedup).items() if way != TRAINED_AS_LONG), default=0.0)
+    return f"*{text}*" if fmean(one.top1.values()) >= best - 1e-9 else text
 
 
 def _means(found: Mapping[str, Mapping[float, Student]], speedup: float) -> dict[str, float]:

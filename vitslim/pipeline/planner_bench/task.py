@@ -18,7 +18,7 @@ from vitslim.pipeline.planner_bench.ways import Ways, runtime_name
 from vitslim.pipeline.running import METRICS_FILE
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.planner import Compositions, RuntimeConfig, correlations, figures_of, fitted_on_others, prediction_errors
-from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, TRAINED_AS_LONG, Student, Way
+from vitslim.planner.comparison import FINE_TUNED, PLANNER, Student, Way
 from vitslim.plans import ModelPlan, cost
 from vitslim.progress import ProgressCallback
 from vitslim.recipe import ModelSection, Recipe
@@ -54,10 +54,8 @@ class TaskRun:
             return
         self._train_siblings()
         recipes = {FINE_TUNED: self.subject.recipe(seed, convert=())}
-        recipes |= self._way_recipes(seed)
+        recipes |= {way.digest: self._way_recipe(way, seed) for way in self._wanted(self._ways(), seed)}
         self._train(recipes, self.folder / f"seed-{seed}")
-        # Where a smaller model is ahead is known only now.
-        self._train(self._way_recipes(seed), self.folder / f"seed-{seed}")
 
     def left(self) -> list[str]:
         """What is not trained or measured yet."""
@@ -78,22 +76,7 @@ class TaskRun:
 
     def _ways(self) -> list[Way]:
         """As far as they are known, or time allows."""
-        ways = self.ways.all(new=not self._is_over)
-        return [*ways, *self._trained_as_long(ways)]
-
-    def _trained_as_long(self, ways: Sequence[Way]) -> list[Way]:
-        """The planner's plans once more where a smaller model is ahead, with all the training that this one had."""
-        first, before = self.preset.seeds[0], None if self.task.teacher is None else self.task.teacher.steps
-        if before is None or self.task.distill.steps is None:
-            return []
-        top1 = {way.digest: self._top1(way, first) for way in ways if self._is_trained(way.digest, first)}
-        smaller = {(way.runtime, way.speedup): top1.get(way.digest, 0.0) for way in ways if way.way == SIBLING}
-        steps = before + self.task.distill.steps
-        return [
-            way.model_copy(update={"way": TRAINED_AS_LONG, "steps": steps})
-            for way in ways
-            if way.way == PLANNER and top1.get(way.digest, 1.0) < smaller.get((way.runtime, way.speedup), 0.0)
-        ]
+        return self.ways.all(new=not self._is_over)
 
     def _train(self, recipes: Mapping[str, Recipe], folder: Path) -> None:
         """Those that are not trained yet, a few at a time, until the time is over."""
@@ -112,7 +95,6 @@ class TaskRun:
         first = self.preset.seeds[0]
         if seed == first:
             return list(ways)
-        ways = [way for way in ways if way.way != TRAINED_AS_LONG]
         top1 = {way.digest: self._top1(way, first) for way in ways if self._is_trained(way.digest, first)}
         best: dict[tuple[str, float], float] = {}
         for way in ways:
@@ -128,9 +110,6 @@ class TaskRun:
     def _top1(self, way: Way, seed: int) -> float:
         return float(read_json(self.folder / f"seed-{seed}" / way.digest / METRICS_FILE)["student"]["top1"])
 
-    def _way_recipes(self, seed: int) -> dict[str, Recipe]:
-        return {way.digest: self._way_recipe(way, seed) for way in self._wanted(self._ways(), seed)}
-
     def _way_recipe(self, way: Way, seed: int) -> Recipe:
         if way.sibling is not None:
             budget = self.task.distill.model_copy(update={"seed": seed, "token_weight": 0.0, "step_output_weight": 0.0})
@@ -139,8 +118,7 @@ class TaskRun:
         path = self.folder / "plans" / f"{way.digest}.json"
         if not path.is_file():
             write_json(path, way.plan)
-        steps = self.task.distill.steps if way.steps is None else way.steps
-        budget = self.task.distill.model_copy(update={"seed": seed, "steps": steps})
+        budget = self.task.distill.model_copy(update={"seed": seed})
         return self.subject.recipe(seed, plan=str(path), warm_start=way.warm_start, distill=budget)
 
     def _train_siblings(self) -> None:
