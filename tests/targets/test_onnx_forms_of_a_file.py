@@ -23,9 +23,9 @@ from vitslim.targets.input_format import format_of
 from vitslim.targets.onnx import slimming
 from vitslim.targets.onnx import weights as onnx_weights
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.targets.onnx.record import ExportRecord
 from vitslim.targets.onnx.types import operator_types, precision_errors, require_precision
 from vitslim.targets.onnx.weights import data_path, external_files
+from vitslim.targets.record import ExportRecord
 
 
 def tiny(**options) -> VisionTransformer:

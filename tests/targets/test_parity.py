@@ -15,12 +15,12 @@ from vitslim.methods import convert
 from vitslim.runtime import working_copy
 from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.targets.onnx.record import export_record_path
 from vitslim.targets.parity import comparing as parity
 from vitslim.targets.parity.comparing import _About, _compare
 from vitslim.targets.parity.distance import distance
 from vitslim.targets.parity.result import ParityReport
 from vitslim.targets.parity.tolerances import TOLERANCES, Tolerance
+from vitslim.targets.record import export_record_path
 
 LIMITS = Tolerance(relative=1e-2, cosine=0.999, top1_agreement=1.0, tie=1e-2)
 

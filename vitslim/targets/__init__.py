@@ -19,11 +19,21 @@ from vitslim.targets.base import (
     verify,
 )
 from vitslim.targets.onnx.target import OnnxTarget
+from vitslim.targets.openvino.target import OpenVinoTarget
 from vitslim.targets.tensorrt.target import RtxTarget, TensorrtTarget
 from vitslim.targets.torch_eager import TorchTarget
 from vitslim.targets.torch_export import TorchExportTarget
 from vitslim.targets.triton.target import TritonServerTarget
 
-__all__ = ["TARGETS", "AotInductorTarget", "Backend", "ExportRequest", "OnnxTarget", "Opening", "RtxTarget"]
+__all__ = [
+    "TARGETS",
+    "AotInductorTarget",
+    "Backend",
+    "ExportRequest",
+    "OnnxTarget",
+    "OpenVinoTarget",
+    "Opening",
+    "RtxTarget",
+]
 __all__ += ["Target", "TensorrtTarget", "Timing", "TorchExportTarget", "TorchTarget", "TritonServerTarget"]
 __all__ += ["Written", "find_backend", "list_targets", "register_target", "target_of", "verify"]

@@ -30,13 +30,13 @@ from vitslim.targets.onnx.graph import (
     use_fp32_softmax_,
     write_properties_,
 )
-from vitslim.targets.onnx.record import ExportRecord
 from vitslim.targets.onnx.result import OnnxExport
 from vitslim.targets.onnx.slimming import require_same_numbers, slimmed
 from vitslim.targets.onnx.trace import traced
 from vitslim.targets.onnx.types import operator_types, require_precision, type_errors, value_types
 from vitslim.targets.onnx.weights import DATA_DIGEST, is_large, write_model
 from vitslim.targets.quiet import captured
+from vitslim.targets.record import ExportRecord
 
 OPSETS: dict[Precision, int] = {
     # The oldest with Gelu and LayerNormalization as one node. Attention is MatMul-Softmax-MatMul, with casts around a

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitslim.errors import CheckpointError
 from vitslim.files import json_text, replace_together, reported_as, scratch_beside
-from vitslim.targets.onnx.record import ExportRecord, export_record_path
+from vitslim.targets.record import ExportRecord, export_record_path
 
 FILE_LIMIT = 2**31 - 2**24
 """Bytes that one ONNX file should hold at most: protobuf's limit for one message, less room for the graph."""

@@ -1,0 +1,133 @@
+"""OpenVINO's files: as the model computes, in the precision that is asked for, and nothing else under their name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.targets.serving import small
+from vitslim.bench import benchmark
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
+from vitslim.runtime import OpenVinoRunner
+from vitslim.targets import TARGETS, verify
+from vitslim.targets.openvino import target as openvino_target
+from vitslim.targets.openvino.target import write_ir
+from vitslim.targets.record import export_record_path
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def noise() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, dense: nn.Module, noise: Tensor) -> Path:
+    path = tmp_path_factory.mktemp("openvino") / "model.xml"
+    write_ir(dense, path, noise)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("method", [None, "evo_vit", "skipat", "sparsifiner", "merge"])
+def test_a_file_computes_what_its_model_computes(
+    method: str | None, precision: str, noise: Tensor, tmp_path: Path
+) -> None:
+    model = small(method)
+    record = write_ir(model, tmp_path / "model.xml", noise, precision=precision)
+    assert record.settings["INFERENCE_PRECISION_HINT"] == {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
+    report = verify(model, tmp_path / "model.xml", noise)
+    assert report.passed
+    assert {check.precision for check in report.checks} == {precision}
+
+
+def test_any_batch_is_taken_and_other_images_are_refused(written: Path, dense: nn.Module, noise: Tensor) -> None:
+    with OpenVinoRunner(written, threads=1) as runner:
+        assert runner.settings["INFERENCE_NUM_THREADS"] == "1"
+        for count in (1, 4):
+            with torch.no_grad():
+                torch.testing.assert_close(runner.run(noise[:count]), dense(noise[:count]), rtol=1e-4, atol=1e-5)
+        with pytest.raises(ConfigError, match="takes anyx3x32x32, given 1x3x16x16"):
+            runner.run(torch.zeros(1, 3, 16, 16))
+        other = runner.share()
+        torch.testing.assert_close(other.run(noise), runner.run(noise))
+    assert other.run(noise).shape == (4, 10)
+    with pytest.raises(ConfigError, match="closed"):
+        runner.run(noise)
+
+
+@pytest.mark.parametrize("form", ["uint8-nchw", "uint8-nhwc"])
+def test_bytes_are_normalised_inside(form: str, dense: nn.Module, noise: Tensor, tmp_path: Path) -> None:
+    write_ir(dense, tmp_path / "model.xml", noise, input_format=form)
+    with OpenVinoRunner(tmp_path / "model.xml") as runner:
+        assert runner.inputs[0].dtype == torch.uint8
+        assert runner.inputs[0].shape == ((None, 3, 32, 32) if form == "uint8-nchw" else (None, 32, 32, 3))
+    assert verify(dense, tmp_path / "model.xml", noise).passed
+
+
+def test_the_weights_of_another_file_are_refused(
+    written: Path, dense: nn.Module, noise: Tensor, tmp_path: Path
+) -> None:
+    other = tmp_path / "model.xml"
+    write_ir(dense, other, noise)
+    content = bytearray(other.with_suffix(".bin").read_bytes())
+    content[-1] ^= 1
+    other.with_suffix(".bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.bin holds other weights than model\.xml"):
+        OpenVinoRunner(other)
+    other.with_suffix(".bin").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.bin does not exist"):
+        OpenVinoRunner(other)
+
+
+def test_what_a_file_says_of_itself_decides_nothing(dense: nn.Module, noise: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.xml"
+    write_ir(dense, path, noise)
+    text = path.read_text()
+    assert text.count("&quot;precision&quot;: &quot;fp32&quot;") == 1
+    path.write_text(text.replace("&quot;precision&quot;: &quot;fp32&quot;", "&quot;precision&quot;: &quot;bf16&quot;"))
+    report = verify(dense, path, noise)
+    assert not report.passed
+    assert any("it says bf16 of itself, exported was fp32" in line for line in report.failures())
+    export_record_path(path).unlink()
+    assert {check.precision for check in verify(dense, path, noise).checks} == {"fp32"}
+
+
+def test_files_that_compute_something_else_replace_nothing(
+    written: Path, dense: nn.Module, noise: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.xml"
+    write_ir(dense, path, noise)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    real = openvino_target._converted
+    monkeypatch.setattr(openvino_target, "_converted", lambda model, form: real(small("skipat"), form))
+    with pytest.raises(CheckFailedError, match=r"model\.xml was not written"):
+        write_ir(dense, path, noise)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_it_is_timed_beside_other_backends(dense: nn.Module) -> None:
+    report = benchmark({"dense": dense}, baseline="dense", backends=("openvino",), batches=(1, 2), rounds=5, warmup=1)
+    assert [(row.backend, row.batch) for row in report.rows] == [("openvino", 1), ("openvino", 2)]
+    weights = sum(parameter.numel() * 4 for parameter in dense.parameters()) / 2**20
+    assert report.rows[0].file_mib == pytest.approx(weights, rel=0.1)
+
+
+def test_a_saved_folder_is_run_by_it(saved: Path, noise: Tensor) -> None:
+    target = TARGETS.get("openvino")
+    path = target.default_path(saved, "bf16", {})
+    assert path == saved / "export" / "model-bf16.xml"
+
+
+def test_without_openvino_it_says_what_to_install(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vitslim\[openvino\]'"):
+        OpenVinoRunner(written)

@@ -1,0 +1,1 @@
+"""OpenVINO's intermediate representation: for processors by Intel, AMD and Arm."""

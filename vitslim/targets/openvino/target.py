@@ -1,0 +1,205 @@
+"""OpenVINO's intermediate representation as a target."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitslim.errors import CheckFailedError, CheckpointError, UnsupportedModelError
+from vitslim.files import json_text, replace_together, reported_as, scratch_beside
+from vitslim.models import preprocessing
+from vitslim.models.digest import tensors_sha256
+from vitslim.runtime import OpenVinoRunner, Precision
+from vitslim.runtime.engine import file_sha256
+from vitslim.runtime.openvino_runner import METADATA, WEIGHTS_DIGEST, metadata_of, read_ir
+from vitslim.shapes import Result
+from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening, Target, Timing, register_target
+from vitslim.targets.input_format import InputFormat
+from vitslim.targets.metadata import artifact_metadata
+from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.parity.comparing import AS_WRITTEN, compare
+from vitslim.targets.parity.guarantee import Guarantee
+from vitslim.targets.parity.result import ParityCheck
+from vitslim.targets.quiet import captured
+from vitslim.targets.record import ExportRecord, export_record_path, guaranteed
+
+
+class OpenVinoExport(Result):
+    """A ``.xml`` file with its ``.bin``, written, loaded back and compared.
+
+    Attributes:
+        size_bytes: of both files.
+        settings: what OpenVINO ran with here.
+    """
+
+    file: str
+    precision: Precision
+    size_bytes: int
+    sha256: str
+    settings: dict[str, str]
+    comparisons: list[ParityCheck]
+    metadata: dict[str, str]
+
+
+def write_ir(
+    model: nn.Module,
+    path: Path,
+    images: Tensor,
+    *,
+    precision: Precision = "fp32",
+    input_format: InputFormat = "normalized",
+    metadata: Mapping[str, Any] | None = None,
+) -> OpenVinoExport:
+    """Write ``model`` for OpenVINO: images of any batch in, float32 logits (or features) out.
+
+    The weights are float32, in fp16 float16; how a file is computed is said when it is compiled, by
+    ``INFERENCE_PRECISION_HINT``. Bytes are normalised by OpenVINO's own pre-processing inside the file.
+
+    Args:
+        model: dense or converted; stays as it is.
+        path: of the ``.xml`` file; the weights lie in ``.bin`` beside it, what was guaranteed in ``.xml.json``.
+        images: some, normalised as the model expects; what is loaded back is compared on them.
+        precision: of the arithmetic.
+        input_format: what the file takes.
+        metadata: further entries, see ``artifact_metadata``.
+
+    Raises:
+        MissingDependencyError: openvino, onnx, onnxscript, onnxslim or onnxruntime is not installed.
+        UnsupportedModelError: the model cannot be traced, or OpenVINO does not convert it.
+        CheckFailedError: what was loaded back does not compute the same.
+        CheckpointError: the files cannot be written; what lay there is unchanged.
+    """
+    entries = artifact_metadata(model, precision, metadata or {}, input_format=input_format)
+    with reported_as(path), scratch_beside(path) as folder:
+        file = folder / path.name
+        _save(_converted(model, input_format), file, precision, entries)
+        with OpenVinoRunner(file) as runner:
+            comparisons = _require_same_numbers(model, runner, images)
+            settings = runner.settings
+        record = ExportRecord(
+            precision=precision,
+            input_format=input_format,
+            model_sha256=tensors_sha256(model.state_dict()),
+            sha256=file_sha256(file),
+        )
+        note, weights = export_record_path(file), file.with_suffix(".bin")
+        note.write_text(json_text(record.model_dump(mode="json", exclude_none=True), note), "utf-8")
+        size = file.stat().st_size + weights.stat().st_size
+        targets = {note: export_record_path(path), weights: path.with_suffix(".bin"), file: path}
+        replace_together(targets)
+    return OpenVinoExport(
+        file=path.name,
+        precision=precision,
+        size_bytes=size,
+        sha256=record.sha256,
+        settings=settings,
+        comparisons=comparisons,
+        metadata=entries,
+    )
+
+
+def _converted(model: nn.Module, input_format: InputFormat) -> Any:
+    """The model as OpenVINO has it."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="vitslim-openvino-") as folder:
+        onnx = Path(folder) / "model.onnx"
+        # Through ONNX: what OpenVINO makes of it is as fast as what it makes of torch's own program, in half the time.
+        export_onnx(model, onnx, inline=True)
+        try:
+            with captured():
+                converted = openvino.convert_model(onnx)
+        except Exception as error:  # of OpenVINO's front ends
+            raise UnsupportedModelError(f"OpenVINO cannot convert this {type(model).__name__}: {error}") from error
+    return _taking_bytes(converted, model, input_format) if input_format != "normalized" else converted
+
+
+def _taking_bytes(converted: Any, model: nn.Module, input_format: InputFormat) -> Any:
+    """The same with OpenVINO's pre-processing in front."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    image = preprocessing(model)
+    steps = PrePostProcessor(converted)
+    given = steps.input()
+    given.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout(input_format[-4:].upper()))
+    given.model().set_layout(openvino.Layout("NCHW"))
+    before = given.preprocess().convert_element_type(openvino.Type.f32)
+    # (x / 255 - mean) / std = (x - 255 mean) / (255 std)
+    before.mean([255 * value for value in image.mean]).scale([255 * value for value in image.std])
+    return steps.build()
+
+
+def _save(converted: Any, file: Path, precision: Precision, entries: Mapping[str, str]) -> None:
+    import openvino
+
+    try:
+        # The digest of the weights is known once they are written, and stands in the file beside them.
+        for known in ({}, {WEIGHTS_DIGEST: ""}):
+            if known:
+                known = {WEIGHTS_DIGEST: file_sha256(file.with_suffix(".bin"))}
+            converted.set_rt_info(json.dumps({**entries, **known}), METADATA)
+            openvino.save_model(converted, file, compress_to_fp16=precision == "fp16")
+    except RuntimeError as error:
+        raise CheckpointError(f"OpenVINO cannot write {file.name}: {error}") from error
+
+
+def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, images: Tensor) -> list[ParityCheck]:
+    form = iter([(AS_WRITTEN, runner)])
+    report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
+    if not report.passed:
+        raise CheckFailedError(f"{runner.name}.xml was not written: {'; '.join(report.failures())}")
+    return report.checks
+
+
+@register_target("openvino")
+class OpenVinoTarget(Target):
+    """A ``.xml`` file with its weights beside it, checked against its model before it is kept."""
+
+    title = "OpenVINO IR"
+    suffix = ".xml"
+    needs = ("openvino", "onnx", "onnxscript", "onnxruntime", "onnxslim")
+    extra = "openvino"
+    precisions = ALL_PRECISIONS
+    backends = (Backend("openvino", preference=1),)
+
+    def name_parts(self, options: Mapping[str, Any]) -> list[str]:
+        input_format = str(options.get("input_format", "normalized"))
+        return [input_format] if input_format != "normalized" else []
+
+    def write(self, request: ExportRequest, *, input_format: InputFormat = "normalized") -> OpenVinoExport:
+        model = request.model()
+        return write_ir(
+            model,
+            request.path,
+            request.sample(model),
+            precision=request.precision,
+            input_format=input_format,
+            metadata=request.metadata,
+        )
+
+    def load(self, path: Path, how: Opening) -> OpenVinoRunner:
+        return OpenVinoRunner(path, threads=how.threads, name=how.name)
+
+    def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[OpenVinoRunner, Path | None]:
+        path = folder / "model.xml"
+        _save(_converted(model, "normalized"), path, how.precision, artifact_metadata(model, how.precision, {}))
+        return self.load(path, how.opening), path.with_suffix(".bin")
+
+    def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
+        says = metadata_of(read_ir(path)[1]).get("precision")
+        return guaranteed(path, asked, model, says=says, holds=None)
+
+    def describe(self, written: OpenVinoExport, request: ExportRequest) -> list[str]:
+        worst = max(one.max_abs / (one.tolerance or 1.0) for one in written.comparisons)
+        ran = ", ".join(f"{name} {value}" for name, value in written.settings.items())
+        return [
+            f"wrote {request.path} and {request.path.with_suffix('.bin').name} ({written.size_bytes / 2**20:.1f} MiB); "
+            f"loaded back, it differs from the model by {100 * worst:.1f} % of what {written.precision} is allowed",
+            f"OpenVINO ran it with {ran}",
+        ]
