@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tests.targets.serving import small
 from vitslim.bench import benchmark
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError
-from vitslim.runtime import OpenVinoRunner
+from vitslim.runtime import OpenVinoRunner, openvino_runner
 from vitslim.targets import TARGETS, verify
+from vitslim.targets.base import Opening
 from vitslim.targets.openvino import target as openvino_target
 from vitslim.targets.openvino.target import write_ir
 from vitslim.targets.record import export_record_path
@@ -62,6 +63,32 @@ def test_any_batch_is_taken_and_other_images_are_refused(written: Path, dense: n
     assert other.run(noise).shape == (4, 10)
     with pytest.raises(ConfigError, match="closed"):
         runner.run(noise)
+
+
+def test_for_throughput_a_batch_is_dealt_out(written: Path, dense: nn.Module, noise: Tensor) -> None:
+    with OpenVinoRunner(written, threads=2, splits=True) as runner:
+        assert runner.settings["PERFORMANCE_HINT"].endswith("THROUGHPUT")
+        for count in (1, 3, 4):
+            with torch.no_grad():
+                torch.testing.assert_close(runner.run(noise[:count]), dense(noise[:count]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(runner.share().run(noise), runner.run(noise))
+    target = TARGETS.get("openvino")
+    with target.load(written, Opening("openvino-throughput")) as opened:
+        assert opened.settings["PERFORMANCE_HINT"].endswith("THROUGHPUT")
+
+
+def test_what_was_compiled_is_kept_for_the_next_start(
+    written: Path, noise: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runner, "cache_root", lambda: tmp_path)
+    with OpenVinoRunner(written) as runner:
+        expected = runner.run(noise)
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        with TARGETS.get("openvino").load(written, Opening(keeps_compiled=True)) as runner:
+            torch.testing.assert_close(runner.run(noise), expected)
+        (kept,) = (tmp_path / "openvino").glob("*.blob")
+        kept.stat()
 
 
 @pytest.mark.parametrize("form", ["uint8-nchw", "uint8-nhwc"])

@@ -99,7 +99,10 @@ def _backend(name: str) -> tuple[Target, Backend]:
 def _of_file(path: Path, backend: str | None, threads: int | None) -> list[_Candidate]:
     target = target_of(path, backend)
     named = [_backend(backend)[1]] if backend is not None else _by_preference(target) or [target.backends[0]]
-    return [(one.name, lambda one=one: target.load(path, Opening(one.name, threads=threads))) for one in named]
+    return [
+        (one.name, lambda one=one: target.load(path, Opening(one.name, threads=threads, keeps_compiled=True)))
+        for one in named
+    ]
 
 
 def _by_preference(target: Target) -> list[Backend]:
@@ -124,7 +127,7 @@ def _exports(
                 (
                     f"{file.name} in {backend.name}",
                     lambda target=target, backend=backend, file=file: target.load(
-                        file, Opening(backend.name, threads=threads)
+                        file, Opening(backend.name, threads=threads, keeps_compiled=True)
                     ),
                 )
             )

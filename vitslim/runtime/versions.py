@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-LIBRARIES = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "vitslim")
+LIBRARIES = ("torch", "timm", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "vitslim")
 
 
 def library_versions() -> dict[str, str | None]:

@@ -92,12 +92,14 @@ class Opening:
         device: ``cpu`` or ``cuda``; ``None`` for the backend's own.
         threads: of the CPU; ``None`` for as many as the backend likes.
         name: how reports call it; the file's stem by default.
+        keeps_compiled: what the backend compiles may be kept in vitslim's cache for the next start.
     """
 
     backend: str | None = None
     device: str | None = None
     threads: int | None = None
     name: str | None = None
+    keeps_compiled: bool = False
 
 
 @dataclass(frozen=True)

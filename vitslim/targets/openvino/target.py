@@ -166,7 +166,7 @@ class OpenVinoTarget(Target):
     needs = ("openvino", "onnx", "onnxscript", "onnxruntime", "onnxslim")
     extra = "openvino"
     precisions = ALL_PRECISIONS
-    backends = (Backend("openvino", preference=1),)
+    backends = (Backend("openvino", preference=1), Backend("openvino-throughput"))
 
     def name_parts(self, options: Mapping[str, Any]) -> list[str]:
         input_format = str(options.get("input_format", "normalized"))
@@ -184,7 +184,10 @@ class OpenVinoTarget(Target):
         )
 
     def load(self, path: Path, how: Opening) -> OpenVinoRunner:
-        return OpenVinoRunner(path, threads=how.threads, name=how.name)
+        splits = how.backend == "openvino-throughput"
+        return OpenVinoRunner(
+            path, threads=how.threads, splits=splits, keeps_compiled=how.keeps_compiled, name=how.name
+        )
 
     def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[OpenVinoRunner, Path | None]:
         path = folder / "model.xml"
