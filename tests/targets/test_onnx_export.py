@@ -7,9 +7,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitslim.errors import ConfigError, MissingDependencyError, UnsupportedModelError
+from vitslim.plans import read_plan
 from vitslim.runtime import OrtRunner, working_copy
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
+from vitslim.trunk import plan_of
 
 
 def test_the_file_has_one_named_input_and_output_with_a_free_batch(exported):
@@ -67,13 +69,15 @@ def test_the_ends_may_be_half_precision_too(exported, images):
 
 
 def test_the_file_says_what_it_is_and_nothing_about_this_machine(exported):
-    _, path, record = exported("skipat")
+    student, path, record = exported("skipat")
     model = onnx.load(path)
     found = {entry.key: entry.value for entry in model.metadata_props}
     assert found == record.metadata
     assert (model.producer_name, found["producer"], found["precision"]) == ("vitslim", "vitslim", "fp32")
     assert json.loads(found["image_size"]) == [32, 32]
     assert json.loads(found["methods"])[0]["method"] == "skipat"
+    assert read_plan(json.loads(found["plan"]), "metadata") == plan_of(student)
+    assert "plan" not in exported("vit")[2].metadata
     assert json.loads(found["versions"])["torch"] == torch.__version__.split("+")[0]
     assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
     content = path.read_bytes()

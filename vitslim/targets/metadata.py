@@ -8,12 +8,13 @@ from torch import nn
 
 from vitslim.errors import ConfigError
 from vitslim.models import describe, preprocessing
+from vitslim.plans import plan_json
 from vitslim.runtime import Precision
 from vitslim.runtime.versions import library_versions
 from vitslim.targets.input_format import InputFormat, describe_input
-from vitslim.trunk import is_converted, trunk_of
+from vitslim.trunk import is_converted, plan_of, trunk_of
 
-_OURS = ("producer", "precision", "image_size", "input", "versions")
+_OURS = ("producer", "plan", "precision", "image_size", "input", "versions")
 
 
 def artifact_metadata(
@@ -38,6 +39,7 @@ def artifact_metadata(
         "producer": "vitslim",
         "base_model": _base_model(model),
         "methods": _methods(model),
+        "plan": plan_json(plan_of(model)) if is_converted(model) else None,
         "precision": precision,
         "image_size": list(image.image_size),
         "input": describe_input(image, input_format),
