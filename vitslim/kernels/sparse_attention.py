@@ -197,18 +197,25 @@ def _sparse_attention_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
 _sparse_attention.register_autograd(_sparse_attention_gradient, setup_context=_remember_operands)
 
 
-def topk_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
-    """``vitslim::kept_keys`` in torch's own operators."""
+def key_scores(coefficients: Tensor, basis: Tensor, top: int, tile: int, prefix: int) -> Float[Tensor, "b h t n"]:
+    """By which ``kept_keys`` keeps keys, float32; infinite for those that are always kept."""
     rows = topk(coefficients.float(), top)
     patches, tokens = rows.shape[2], basis.shape[-1]
     tiles = tile_count(patches, tile)
     summed = F.pad(rows, (0, 0, 0, tiles * tile - patches)).unflatten(2, (tiles, tile)).sum(dim=3)
     with torch.autocast(coefficients.device.type, enabled=False):  # half precision would make many scores equal
         scores = summed @ (basis.float() if basis.ndim == 2 else basis.float().unsqueeze(1))
+    return scores.masked_fill(torch.arange(tokens, device=scores.device) < prefix, float("inf"))
+
+
+def topk_keys(coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int) -> Tensor:
+    """``vitslim::kept_keys`` in torch's own operators."""
+    scores = key_scores(coefficients, basis, top, tile, prefix)
+    tokens = scores.shape[-1]
     index = torch.arange(tokens, device=scores.device)
     # Bits of non-negative floats sort like the floats. With the index behind them no two are equal, so topk, twice as
     # fast as a stable sort, has no ties to break.
-    ranks = (scores.masked_fill(index < prefix, float("inf")).view(torch.int32).long() << 32) | (tokens - 1 - index)
+    ranks = (scores.view(torch.int32).long() << 32) | (tokens - 1 - index)
     return ranks.topk(keys, dim=-1).indices
 
 
