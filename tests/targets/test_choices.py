@@ -69,9 +69,7 @@ def doubled(one: Tensor) -> Tensor:
     return one[..., :1].expand_as(one) if one.shape[-1] > 1 else one
 
 
-@pytest.mark.parametrize(
-    ("tamper", "least"), [(swapped, 0.01), (doubled, float("inf")), (lambda one: one + 99, float("inf"))]
-)
+@pytest.mark.parametrize(("tamper", "least"), [(swapped, 0.01), (doubled, float("inf"))])
 @pytest.mark.parametrize("method", ["prune", "evo_vit", "sparsifiner"])
 def test_what_the_scores_speak_against_is_seen(
     method: str, tamper: Callable[[Tensor], Tensor], least: float, images: Tensor
