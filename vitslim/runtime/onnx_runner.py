@@ -1,5 +1,6 @@
 """Running an ONNX file in ONNX Runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from vitslim.runtime.runner import DTYPES, Images, Precision, Runner, TensorSpec
 
 _BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+_OUTPUTS = {**_DTYPES, "tensor(int64)": torch.int64}
 _ELEMENTS = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}
 
 
@@ -41,7 +43,7 @@ class OrtRunner(Runner):
         try:
             self.metadata = cast("dict[str, str]", dict(self._session.get_modelmeta().custom_metadata_map))
             self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
-            self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+            self.outputs = tuple(_spec(value, _OUTPUTS) for value in self._session.get_outputs())
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path} is damaged: a name in it is no text ({error}); export it again") from error
         if not self.inputs or not self.outputs:
@@ -60,16 +62,29 @@ class OrtRunner(Runner):
         run = self._run_on_gpu if self.device.type == "cuda" else self._run_on_cpu
         return run(images).float()
 
+    def run_all(self, images: Images) -> list[Tensor]:
+        """All outputs of the file for ``images``, as they are, on the CPU.
+
+        Raises:
+            ConfigError: the images are not what the file takes, see ``check_images``.
+        """
+        self.require_open()
+        check_images(images, self.inputs[0])
+        given = images.detach().to(device="cpu", dtype=self.inputs[0].dtype).contiguous()
+        return [torch.from_numpy(one) for one in self._outputs_on_cpu(None, given)]
+
     def close(self) -> None:
         super().close()
         self._session = None
 
     def _run_on_cpu(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self._outputs_on_cpu([self.outputs[0].name], images)[0])
+
+    def _outputs_on_cpu(self, names: list[str] | None, images: Tensor) -> list[Any]:
         try:
-            result = self._session.run([self.outputs[0].name], {self.inputs[0].name: images.numpy()})
+            return self._session.run(names, {self.inputs[0].name: images.numpy()})
         except Exception as error:  # onnxruntime raises a dozen unrelated classes here
             raise CheckpointError(f"onnxruntime cannot run {self.name}: {error}") from error
-        return torch.from_numpy(result[0])
 
     def _run_on_gpu(self, images: Tensor) -> Tensor:
         # Bound to torch's memory on both sides, so that neither images nor logits cross the bus.
@@ -93,11 +108,11 @@ class OrtRunner(Runner):
         return result
 
 
-def _spec(value: Any) -> TensorSpec:
+def _spec(value: Any, types: Mapping[str, torch.dtype] = _DTYPES) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    if value.type not in _DTYPES:
+    if value.type not in types:
         raise ConfigError(f"'{value.name}' is {value.type}; runners take float32, float16 and uint8")
-    return TensorSpec(value.name, shape, _DTYPES[value.type])
+    return TensorSpec(value.name, shape, types[value.type])
 
 
 def _precision(metadata: dict[str, str], images: TensorSpec) -> Precision:

@@ -209,8 +209,8 @@ class Target:
         raise ConfigError(f"what {self.name} wrote is not run by vitslim")
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
-        """Every form of a file to be compared with its model: its name, and what opens it."""
-        yield AS_WRITTEN, self.load(path, Opening(backend))
+        """Every form of a file to be compared with its model; see ``Form``."""
+        yield AS_WRITTEN, self.load(path, Opening(backend)), None
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         """What a file is compared with; here the precision that is asked for, or that the runner has."""

@@ -190,7 +190,7 @@ def require_same_numbers(model: nn.Module, runner: ProgramRunner, images: Tensor
     Raises:
         CheckFailedError: it computes something else.
     """
-    form = iter([(AS_WRITTEN, runner)])
+    form = iter([(AS_WRITTEN, runner, None)])
     report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
     if not report.passed:
         raise CheckFailedError(f"{runner.name} was not written: {'; '.join(report.failures())}")

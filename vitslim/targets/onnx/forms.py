@@ -5,18 +5,20 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vitslim.errors import CheckpointError, VitslimError
-from vitslim.runtime import OrtRunner, Precision, Runner
+from vitslim.runtime import OrtRunner, Precision
 from vitslim.targets.onnx.bfloat16 import rounding_copy
-from vitslim.targets.onnx.graph import inlined
+from vitslim.targets.onnx.graph import choices_told, inlined
 from vitslim.targets.onnx.reading import read_header
 from vitslim.targets.onnx.weights import data_path
-from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, Form
+from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, ChoicesOf, Form
 
 INLINED = "inlined"
 
@@ -33,11 +35,27 @@ def forms_of(path: Path) -> Iterator[Form]:
     """
     header = read_header(path)
     if precision_in(header) == "bf16":
-        yield ROUNDED, _rewritten(path, rounding_copy)
+        yield ROUNDED, _rewritten(path, rounding_copy), _telling(path, rounding_copy)
         return
-    yield AS_WRITTEN, OrtRunner(path)
+    yield AS_WRITTEN, OrtRunner(path), _telling(path)
     if header.functions:
-        yield INLINED, _rewritten(path, inlined)
+        yield INLINED, _rewritten(path, inlined), _telling(path, inlined)
+
+
+@contextmanager
+def _telling(path: Path, rewrite: Callable[[Any], Any] | None = None) -> Generator[ChoicesOf]:
+    """A form whose outputs are also all indices that depend on scores."""
+
+    def telling(model: Any) -> Any:
+        return choices_told(model if rewrite is None else rewrite(model))
+
+    with _rewritten(path, telling, whole=rewrite is rounding_copy) as runner:
+
+        def run(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+            logits, *choices = runner.run_all(images)
+            return logits.float(), choices
+
+        yield run
 
 
 def precision_in(header: Any) -> Precision:
@@ -50,7 +68,7 @@ def precision_in(header: Any) -> Precision:
 
 
 @contextmanager
-def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
+def _rewritten(path: Path, rewrite: Callable[[Any], Any], *, whole: bool = False) -> Generator[OrtRunner]:
     import onnx
 
     is_split = data_path(path).is_file()
@@ -58,7 +76,7 @@ def _rewritten(path: Path, rewrite: Any) -> Generator[Runner]:
     near = path.parent if is_split and os.access(path.parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="vitslim-", dir=near) as folder:
         scratch = Path(folder) / path.name
-        whole = rewrite is rounding_copy
+        whole = whole or rewrite is rounding_copy
         try:
             model = rewrite(onnx.load(str(path), load_external_data=whole))
         except VitslimError:

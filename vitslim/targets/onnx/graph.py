@@ -72,6 +72,19 @@ def inlined(model: Any) -> Any:
     return plain
 
 
+def choices_told(model: Any) -> Any:
+    """The same graph; its outputs are also the indices that TopK and ArgMax give, in the order of the nodes."""
+    import onnx
+
+    place = {"TopK": 1, "ArgMax": 0}
+    names = [node.output[place[node.op_type]] for node in model.graph.node if node.op_type in place]
+    there = {output.name for output in model.graph.output}
+    for name in names:
+        if name and name not in there:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
+    return model
+
+
 def use_fp32_softmax_(model: Any, types: Mapping[str, int]) -> None:
     """Let every softmax be taken in float32: by an attribute in Attention, between casts elsewhere.
 

@@ -150,7 +150,7 @@ def _save(converted: Any, file: Path, precision: Precision, entries: Mapping[str
 
 
 def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, images: Tensor) -> list[ParityCheck]:
-    form = iter([(AS_WRITTEN, runner)])
+    form = iter([(AS_WRITTEN, runner, None)])
     report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
     if not report.passed:
         raise CheckFailedError(f"{runner.name}.xml was not written: {'; '.join(report.failures())}")

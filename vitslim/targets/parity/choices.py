@@ -19,6 +19,10 @@ from vitslim.errors import CheckFailedError
 from vitslim.kernels.sparse_attention import key_scores
 
 
+class OtherChoicesError(CheckFailedError):
+    """A file makes more or fewer choices than its model, so that they cannot be matched."""
+
+
 class Choices(TorchDispatchMode):
     """While it is entered, every choice of a model is recorded; or made as it was in another run.
 
@@ -68,16 +72,16 @@ class Choices(TorchDispatchMode):
         """Refuse choices that the model did not get to.
 
         Raises:
-            CheckFailedError: the file makes more of them than the model.
+            OtherChoicesError: the file makes more of them than the model.
         """
         if self._imposed is not None and len(self.made) != len(self._imposed):
-            raise CheckFailedError(f"the file makes {len(self._imposed)} choices, the model {len(self.made)}")
+            raise OtherChoicesError(f"the file makes {len(self._imposed)} choices, the model {len(self.made)}")
 
     def _given(self, indices: Tensor) -> Tensor:
         assert self._imposed is not None
         at = len(self.made) - 1
         if at >= len(self._imposed):
-            raise CheckFailedError(f"the file makes {len(self._imposed)} choices, the model more")
+            raise OtherChoicesError(f"the file makes {len(self._imposed)} choices, the model more")
         given = self._imposed[at]
         if given.numel() != indices.numel():
             raise CheckFailedError(

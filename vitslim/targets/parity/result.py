@@ -34,6 +34,7 @@ class ParityCheck(Result):
     not_finite: int
     exceeding: int
     is_flipped_choice: bool
+    chosen_otherwise: int = 0
     scale: float
     tolerance: float
     limits: Tolerance
