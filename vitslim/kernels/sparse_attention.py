@@ -199,11 +199,15 @@ _sparse_attention.register_autograd(_sparse_attention_gradient, setup_context=_r
 
 def key_scores(coefficients: Tensor, basis: Tensor, top: int, tile: int, prefix: int) -> Float[Tensor, "b h t n"]:
     """By which ``kept_keys`` keeps keys, float32; infinite for those that are always kept."""
-    rows = topk(coefficients.float(), top)
+    return scores_of_rows(topk(coefficients.float(), top), basis, tile, prefix)
+
+
+def scores_of_rows(rows: Tensor, basis: Tensor, tile: int, prefix: int) -> Float[Tensor, "b h t n"]:
+    """The same of coefficients of which those that do not count are zero."""
     patches, tokens = rows.shape[2], basis.shape[-1]
     tiles = tile_count(patches, tile)
     summed = F.pad(rows, (0, 0, 0, tiles * tile - patches)).unflatten(2, (tiles, tile)).sum(dim=3)
-    with torch.autocast(coefficients.device.type, enabled=False):  # half precision would make many scores equal
+    with torch.autocast(rows.device.type, enabled=False):  # half precision would make many scores equal
         scores = summed @ (basis.float() if basis.ndim == 2 else basis.float().unsqueeze(1))
     return scores.masked_fill(torch.arange(tokens, device=scores.device) < prefix, float("inf"))
 

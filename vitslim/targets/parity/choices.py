@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitslim.errors import CheckFailedError
-from vitslim.kernels.sparse_attention import key_scores
+from vitslim.kernels.sparse_attention import scores_of_rows
 
 
 class OtherChoicesError(CheckFailedError):
@@ -50,23 +50,37 @@ class Choices(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         own = func(*args, **(kwargs or {}))
-        if func not in _SCORES:
+        if func not in _SCORES and func is not _KEPT_KEYS:
             return own
-        indices: Tensor = own if isinstance(own, Tensor) else own[1]
-        self.made.append(indices)
+        if func is _KEPT_KEYS:
+            return self._keys(own, *args)
+        scores, dim = _SCORES[func](*args, **(kwargs or {}))
+        given = self._taken(own[1], scores, dim)
+        wide = given if given.ndim == scores.ndim else given.unsqueeze(dim)
+        return own if self._imposed is None else (args[0].gather(dim, wide).reshape(given.shape), given)
+
+    def _keys(
+        self, own: Tensor, coefficients: Tensor, basis: Tensor, top: int, keys: int, tile: int, prefix: int
+    ) -> Tensor:
+        """Two choices: the coefficients that count, where not all do, and the keys."""
+        rows = coefficients.float()
+        if top < rows.shape[-1]:
+            counted = self._taken(rows.topk(top, dim=-1).indices, rows, -1)
+            rows = torch.zeros_like(rows).scatter(-1, counted, rows.gather(-1, counted))
+        return self._taken(own, scores_of_rows(rows, basis, tile, prefix), -1)
+
+    def _taken(self, own: Tensor, scores: Tensor, dim: int) -> Tensor:
+        """The choice as it was imposed, or the model's own."""
+        self.made.append(own)
         if self._imposed is None:
             return own
-        given = self._given(indices)
-        scores, dim = _SCORES[func](*args, **(kwargs or {}))
+        given = self._given(own)
         if int(given.min()) < 0 or int(given.max()) >= scores.shape[dim]:
             raise CheckFailedError(
                 f"choice {len(self.made) - 1}: the file names number {int(given.max())} of {scores.shape[dim]}"
             )
-        wide = given if given.ndim == scores.ndim else given.unsqueeze(dim)
-        self._judge(scores, wide, dim, given != indices)
-        if isinstance(own, Tensor):
-            return given
-        return args[0].gather(dim, wide).reshape(indices.shape), given
+        self._judge(scores, given if given.ndim == scores.ndim else given.unsqueeze(dim), dim, given != own)
+        return given
 
     def require_all_taken(self) -> None:
         """Refuse choices that the model did not get to.
@@ -116,15 +130,11 @@ def _largest(scores: Tensor, dim: int = -1, descending: bool = True) -> tuple[Te
     return (scores if descending else -scores), dim
 
 
-_ATEN = torch.ops.aten
+_ATEN, _KEPT_KEYS = torch.ops.aten, torch.ops.vitslim.kept_keys.default
 _SCORES: dict[Any, Callable[..., tuple[Tensor, int]]] = {
     _ATEN.sort.default: lambda scores, dim=-1, descending=False: _largest(scores, dim, descending),
     _ATEN.sort.stable: lambda scores, *, stable=False, dim=-1, descending=False: _largest(scores, dim, descending),
     _ATEN.topk.default: lambda scores, k, dim=-1, largest=True, sorted=True: _largest(scores, dim, largest),
     _ATEN.max.dim: lambda scores, dim, keepdim=False: _largest(scores, dim),
-    torch.ops.vitslim.kept_keys.default: lambda coefficients, basis, top, keys, tile, prefix: (
-        key_scores(coefficients, basis, top, tile, prefix),
-        -1,
-    ),
 }
 """What is chosen among by an operator's arguments, the larger the better, and along which axis."""
