@@ -36,7 +36,7 @@ class Choices(TorchDispatchMode):
         made: the model's own indices at each choice, of the run as it went.
         differs: which images have a choice that is not the model's own; ``None`` before the first.
         excess: by how much, per image, the model's scores speak against the worst of what was imposed, as a share of
-            the largest score that it was chosen among; infinite where something was taken twice.
+            the image's largest score at that choice; infinite where something was taken twice.
     """
 
     def __init__(self, imposed: Sequence[Tensor] | None = None) -> None:
@@ -113,7 +113,8 @@ class Choices(TorchDispatchMode):
 def _excess(scores: Tensor, given: Tensor, dim: int) -> Float[Tensor, " b"]:
     """How far from the scores' own order what was chosen is, for each image; see ``Choices``."""
     finite = torch.where(scores.isfinite(), scores, 0.0)
-    scale = finite.abs().amax(dim, keepdim=True).clamp_min(1e-30)
+    # of the image: a row of small scores is a difference of large numbers, whose rounding it has
+    scale = finite.abs().flatten(1).amax(1).clamp_min(1e-30).reshape(-1, *[1] * (scores.ndim - 1))
     # what is to be taken in any case lies above all others
     scores = torch.where(scores == float("inf"), 2 * scale, scores)
     is_choice = (given.sort(dim).values.diff(dim=dim) != 0).all(dim)
