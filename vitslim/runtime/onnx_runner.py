@@ -14,7 +14,7 @@ from vitslim.runtime.runner import DTYPES, Images, Precision, Runner, TensorSpec
 
 _BACKENDS: dict[Provider, str] = {"cpu": "ort", "cuda": "ort-cuda", "tensorrt": "ort-tensorrt"}
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
-_OUTPUTS = {**_DTYPES, "tensor(int64)": torch.int64}
+_OUTPUTS = {**_DTYPES, "tensor(int64)": torch.int64, "tensor(bool)": torch.bool}
 _ELEMENTS = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}
 
 

@@ -73,16 +73,37 @@ def inlined(model: Any) -> Any:
 
 
 def choices_told(model: Any) -> Any:
-    """The same graph; its outputs are also the indices that TopK and ArgMax give, in the order of the nodes."""
+    """The same graph; its outputs are also what TopK and ArgMax choose, in the order of the nodes.
+
+    That is their indices; where only the values of a TopK are used, as a threshold, what is above it.
+    """
     import onnx
 
-    place = {"TopK": 1, "ArgMax": 0}
-    names = [node.output[place[node.op_type]] for node in model.graph.node if node.op_type in place]
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     there = {output.name for output in model.graph.output}
-    for name in names:
+    for node in model.graph.node:
+        if node.op_type not in ("TopK", "ArgMax"):
+            continue
+        name, kind = node.output[-1], onnx.TensorProto.INT64
+        if node.op_type == "TopK" and name not in readers:
+            name, kind = _compared_with(node.output[0], readers), onnx.TensorProto.BOOL
         if name and name not in there:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     return model
+
+
+def _compared_with(name: str, readers: Mapping[str, list[Any]]) -> str | None:
+    """What comes of the first comparison with a value, through whatever takes a part of it."""
+    waiting = [name]
+    while waiting:
+        for node in readers.get(waiting.pop(), []):
+            if node.op_type in ("GreaterOrEqual", "LessOrEqual", "Greater", "Less"):
+                return node.output[0]
+            waiting.extend(node.output)
+    return None
 
 
 def use_fp32_softmax_(model: Any, types: Mapping[str, int]) -> None:

@@ -65,8 +65,16 @@ class Choices(TorchDispatchMode):
         """Two choices: the coefficients that count, where not all do, and the keys."""
         rows = coefficients.float()
         if top < rows.shape[-1]:
-            counted = self._taken(rows.topk(top, dim=-1).indices, rows, -1)
-            rows = torch.zeros_like(rows).scatter(-1, counted, rows.gather(-1, counted))
+            # by a threshold: all that equal the least of them count, of which there may be more in one runtime
+            mask = rows >= rows.topk(top, dim=-1).values[..., -1:]
+            self.made.append(mask)
+            if self._imposed is not None:
+                unforced, mask = mask, self._given(mask)
+                least, most = torch.where(mask, rows, float("inf")), torch.where(mask, float("-inf"), rows)
+                self._note(
+                    unforced != mask, (most.amax(-1) - least.amin(-1)).clamp_min(0.0).flatten(1).amax(1) / _scale(rows)
+                )
+            rows = torch.where(mask, rows, 0.0)
         return self._taken(own, scores_of_rows(rows, basis, tile, prefix), -1)
 
     def _taken(self, own: Tensor, scores: Tensor, dim: int) -> Tensor:
@@ -79,7 +87,8 @@ class Choices(TorchDispatchMode):
             raise CheckFailedError(
                 f"choice {len(self.made) - 1}: the file names number {int(given.max())} of {scores.shape[dim]}"
             )
-        self._judge(scores, given if given.ndim == scores.ndim else given.unsqueeze(dim), dim, given != own)
+        wide = given if given.ndim == scores.ndim else given.unsqueeze(dim)
+        self._note(given != own, _excess(scores.double(), wide, dim))
         return given
 
     def require_all_taken(self) -> None:
@@ -104,17 +113,15 @@ class Choices(TorchDispatchMode):
             )
         return given.reshape(indices.shape).to(indices)
 
-    def _judge(self, scores: Tensor, given: Tensor, dim: int, differing: Tensor) -> None:
-        differs, excess = differing.flatten(1).any(1), _excess(scores.double(), given, dim)
+    def _note(self, differing: Tensor, excess: Float[Tensor, " b"]) -> None:
+        differs, excess = differing.flatten(1).any(1), excess.double()
         self.differs = differs if self.differs is None else self.differs | differs
         self.excess = excess if self.excess is None else torch.maximum(self.excess, excess)
 
 
 def _excess(scores: Tensor, given: Tensor, dim: int) -> Float[Tensor, " b"]:
     """How far from the scores' own order what was chosen is, for each image; see ``Choices``."""
-    finite = torch.where(scores.isfinite(), scores, 0.0)
-    # of the image: a row of small scores is a difference of large numbers, whose rounding it has
-    scale = finite.abs().flatten(1).amax(1).clamp_min(1e-30).reshape(-1, *[1] * (scores.ndim - 1))
+    scale = _scale(scores).reshape(-1, *[1] * (scores.ndim - 1))
     # what is to be taken in any case lies above all others
     scores = torch.where(scores == float("inf"), 2 * scale, scores)
     is_choice = (given.sort(dim).values.diff(dim=dim) != 0).all(dim)
@@ -125,6 +132,11 @@ def _excess(scores: Tensor, given: Tensor, dim: int) -> Float[Tensor, " b"]:
     worst = torch.maximum((later - taken).amax(dim, keepdim=True), rest - taken.amin(dim, keepdim=True))
     relative = torch.where(is_choice, (worst / scale).clamp_min(0.0).squeeze(dim), float("inf"))
     return relative.flatten(1).amax(1) if relative.ndim > 1 else relative
+
+
+def _scale(scores: Tensor) -> Float[Tensor, " b"]:
+    """The largest of each image: rows of small scores have the rounding of large ones."""
+    return torch.where(scores.isfinite(), scores, 0.0).abs().flatten(1).amax(1).clamp_min(1e-30)
 
 
 def _largest(scores: Tensor, dim: int = -1, descending: bool = True) -> tuple[Tensor, int]:
