@@ -15,6 +15,7 @@ from vitslim.targets import TARGETS, verify
 from vitslim.targets.base import Opening
 from vitslim.targets.openvino import target as openvino_target
 from vitslim.targets.openvino.target import write_ir
+from vitslim.targets.parity.choices import Choices
 from vitslim.targets.record import export_record_path
 
 pytest.importorskip("openvino")
@@ -48,6 +49,23 @@ def test_a_file_computes_what_its_model_computes(
     report = verify(model, tmp_path / "model.xml", noise)
     assert report.passed
     assert {check.precision for check in report.checks} == {precision}
+
+
+@pytest.mark.parametrize("method", ["evo_vit", "sparsifiner", "merge", "prune"])
+def test_a_file_tells_its_choices_in_the_order_of_its_model(method: str, noise: Tensor, tmp_path: Path) -> None:
+    model = small(method)
+    write_ir(model, tmp_path / "model.xml", noise, precision="bf16")
+    ((_, runner, telling),) = TARGETS.get("openvino").forms(tmp_path / "model.xml", None)
+    assert telling is not None
+    with runner as plain, telling as tell:
+        logits, imposed = tell(noise)
+        torch.testing.assert_close(logits, plain.run(noise), rtol=0.05, atol=0.05)
+    with torch.no_grad(), Choices(imposed) as choices:
+        met = model(noise)
+    choices.require_all_taken()
+    assert choices.excess is not None
+    assert choices.excess.max() < 0.08
+    torch.testing.assert_close(met, logits, rtol=0.05, atol=0.05)
 
 
 def test_any_batch_is_taken_and_other_images_are_refused(written: Path, dense: nn.Module, noise: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ WEIGHTS_DIGEST = "weights_sha256"
 _HINTS: dict[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _SETTINGS = ("PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
 _TYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8}
+_OUTPUTS = {**_TYPES, "i32": torch.int32, "i64": torch.int64, "boolean": torch.bool}
 
 
 class OpenVinoRunner(Runner):
@@ -38,6 +40,7 @@ class OpenVinoRunner(Runner):
             side. Else its latency mode, where all threads work on one.
         keeps_compiled: what was compiled is kept in vitslim's cache, for the next start.
         name: how reports call it; the file's stem by default.
+        change: done to OpenVINO's model before it is compiled.
 
     Attributes:
         settings: what OpenVINO says that it runs with: mode, precision, threads, streams.
@@ -55,9 +58,12 @@ class OpenVinoRunner(Runner):
         splits: bool = False,
         keeps_compiled: bool = False,
         name: str | None = None,
+        change: Callable[[Any], None] | None = None,
     ) -> None:
         path = Path(path)
         core, model = read_ir(path)
+        if change is not None:
+            change(model)
         self.metadata = metadata_of(model)
         _require_own_weights(path, self.metadata)
         self.precision, self._splits = precision_of(self.metadata), splits
@@ -75,7 +81,7 @@ class OpenVinoRunner(Runner):
         try:
             self._compiled: Any = core.compile_model(model, "CPU", properties)
             self.inputs = tuple(_spec(port) for port in self._compiled.inputs)
-            self.outputs = tuple(_spec(port) for port in self._compiled.outputs)
+            self.outputs = tuple(_spec(port, _OUTPUTS) for port in self._compiled.outputs)
             self._requests = self._new_requests()
             self.settings = {one: _in_words(self._compiled.get_property(one)) for one in _SETTINGS}
         except RuntimeError as error:  # openvino's only class
@@ -84,6 +90,14 @@ class OpenVinoRunner(Runner):
 
     def run(self, images: Images) -> Float[Tensor, "b ..."]:
         """The file's first output for ``images``, float32.
+
+        Raises:
+            ConfigError: the images are not what the file takes, see ``check_images``.
+        """
+        return self.run_all(images)[0].float()
+
+    def run_all(self, images: Images) -> list[Tensor]:
+        """All outputs of the file for ``images``, as they are.
 
         Raises:
             ConfigError: the images are not what the file takes, see ``check_images``.
@@ -100,7 +114,10 @@ class OpenVinoRunner(Runner):
                 request.wait()
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot run {self.name}: {error}") from error
-        return torch.cat([torch.from_numpy(request.get_output_tensor(0).data).float() for request in working])
+        return [
+            torch.cat([torch.from_numpy(request.get_output_tensor(index).data) for request in working])
+            for index in range(len(self.outputs))
+        ]
 
     def share(self) -> OpenVinoRunner:
         self.require_open()
@@ -168,9 +185,9 @@ def _in_words(value: Any) -> str:
     return value.get_type_name() if hasattr(value, "get_type_name") else str(value)
 
 
-def _spec(port: Any) -> TensorSpec:
+def _spec(port: Any, types: Mapping[str, torch.dtype] = _TYPES) -> TensorSpec:
     element = port.get_element_type().get_type_name()
-    if element not in _TYPES:
+    if element not in types:
         raise ConfigError(f"'{port.get_any_name()}' is {element}; runners take float32, float16 and uint8")
     shape = tuple(one.get_length() if one.is_static else None for one in port.get_partial_shape())
-    return TensorSpec(port.get_any_name(), shape, _TYPES[element])
+    return TensorSpec(port.get_any_name(), shape, types[element])

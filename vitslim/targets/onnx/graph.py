@@ -72,6 +72,10 @@ def inlined(model: Any) -> Any:
     return plain
 
 
+CHOOSING = ("TopK", "ArgMax")
+"""Operators whose indices depend on scores."""
+
+
 def choices_told(model: Any) -> Any:
     """The same graph; its outputs are also what TopK and ArgMax choose, in the order of the nodes.
 
@@ -85,7 +89,7 @@ def choices_told(model: Any) -> Any:
             readers.setdefault(name, []).append(node)
     there = {output.name for output in model.graph.output}
     for node in model.graph.node:
-        if node.op_type not in ("TopK", "ArgMax"):
+        if node.op_type not in CHOOSING:
             continue
         name, kind = node.output[-1], onnx.TensorProto.INT64
         if node.op_type == "TopK" and name not in readers:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening
 from vitslim.targets.input_format import InputFormat
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.targets.parity.comparing import AS_WRITTEN, compare
+from vitslim.targets.openvino.choices import note_choices, tell_choices
+from vitslim.targets.parity.comparing import AS_WRITTEN, ChoicesOf, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.parity.result import ParityCheck
 from vitslim.targets.quiet import captured
@@ -79,7 +81,7 @@ def write_ir(
         file = folder / path.name
         _save(_converted(model, input_format), file, precision, entries)
         with OpenVinoRunner(file) as runner:
-            comparisons = _require_same_numbers(model, runner, images)
+            comparisons = _require_same_numbers(model, runner, file, images)
             settings = runner.settings
         record = ExportRecord(
             precision=precision,
@@ -116,6 +118,7 @@ def _converted(model: nn.Module, input_format: InputFormat) -> Any:
                 converted = openvino.convert_model(onnx)
         except Exception as error:  # of OpenVINO's front ends
             raise UnsupportedModelError(f"OpenVINO cannot convert this {type(model).__name__}: {error}") from error
+        note_choices(converted, onnx)
     return _taking_bytes(converted, model, input_format) if input_format != "normalized" else converted
 
 
@@ -149,8 +152,20 @@ def _save(converted: Any, file: Path, precision: Precision, entries: Mapping[str
         raise CheckpointError(f"OpenVINO cannot write {file.name}: {error}") from error
 
 
-def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, images: Tensor) -> list[ParityCheck]:
-    form = iter([(AS_WRITTEN, runner, None)])
+@contextmanager
+def _telling(path: Path) -> Generator[ChoicesOf]:
+    """A file whose outputs are also all indices that depend on scores."""
+    with OpenVinoRunner(path, change=tell_choices) as runner:
+
+        def run(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+            logits, *choices = runner.run_all(images)
+            return logits.float(), choices
+
+        yield run
+
+
+def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, path: Path, images: Tensor) -> list[ParityCheck]:
+    form = iter([(AS_WRITTEN, runner, _telling(path))])
     report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
     if not report.passed:
         raise CheckFailedError(f"{runner.name}.xml was not written: {'; '.join(report.failures())}")
@@ -193,6 +208,9 @@ class OpenVinoTarget(Target):
         path = folder / "model.xml"
         _save(_converted(model, "normalized"), path, how.precision, artifact_metadata(model, how.precision, {}))
         return self.load(path, how.opening), path.with_suffix(".bin")
+
+    def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
+        yield AS_WRITTEN, self.load(path, Opening(backend)), _telling(path)
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         says = metadata_of(read_ir(path)[1]).get("precision")
