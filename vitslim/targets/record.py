@@ -84,13 +84,15 @@ def guaranteed(
         raise ConfigError(
             f"{file.name} was exported as {record.precision} ({place}); --precision {asked} contradicts it"
         )
-    broken = () if says in (None, record.precision) else (f"it says {says} of itself, exported was {record.precision}",)
-    notes: list[str] = []
+    broken: list[str] = []
+    if says not in (None, record.precision):
+        broken.append(f"it says {says} of itself, exported was {record.precision}")
     if record.sha256 != file_sha256(file):
-        notes.append(f"{file.name} was changed after it was exported")
+        broken.append(f"it was changed after it was exported; export it again, or remove {place}")
+    notes: tuple[str, ...] = ()
     if record.model_sha256 != tensors_sha256(model.state_dict()):
-        notes.append(f"{file.name} was exported from other weights than the model has now; export it again")
-    return Guarantee(_stricter(record.precision, holds), broken, tuple(notes))
+        notes = (f"{file.name} was exported from other weights than the model has now; export it again",)
+    return Guarantee(_stricter(record.precision, holds), tuple(broken), notes)
 
 
 def _stricter(first: Precision, second: Precision | None) -> Precision:
