@@ -159,6 +159,10 @@ class Session:
         place = folder / str(len(list(folder.iterdir())))
         place.mkdir()
         target, backend = find_backend(config.backend)
+        if config.precision not in target.precisions:
+            raise ConfigError(
+                f"backend {config.backend} computes in {', '.join(target.precisions)}; not in {config.precision}"
+            )
         opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
         runner, file = target.open_to_time(model, place, Timing(config.precision, sizes, self.device, opening))
         if file is not None:

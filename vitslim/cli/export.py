@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitslim.cli import complete, options
 from vitslim.cli.screen import print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from vitslim.pipeline.int8 import Int8Export
 
 ENGINES, SERVERS = "engines (--to tensorrt, rtx)", "servers (--to triton-server)"
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
@@ -36,7 +39,10 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help="a target, see `vitslim list targets`", autocompletion=complete.targets)
     ] = "onnx",
-    precision: Annotated[str | None, _option("--precision", "fp32, fp16, bf16; default the target's")] = None,
+    precision: Annotated[str | None, _option("--precision", "fp32, fp16, bf16, int8; default the target's")] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="int8: points of accuracy (or agreement) it may lose", min=0)
+    ] = 1.0,
     out: Annotated[Path | None, _option("--out", "file or folder; default in DIR/export")] = None,
     data: options.DataOption = None,
     setting: Annotated[
@@ -91,7 +97,7 @@ def export(
     json: options.JsonOption = False,
 ) -> None:
     """Write a saved model for a runtime or a server: ONNX, TensorRT, torch.export, AOTInductor, Triton, and others."""
-    from vitslim.pipeline.exporting import prepare_export
+    from vitslim.pipeline.exporting import prepare_export, write
 
     if folder.suffix != ".onnx":
         options.require_saved(folder)
@@ -121,26 +127,38 @@ def export(
     given |= {"optimize": False} if no_optimize else {}
     of_images = [one for one in setting or () if one.startswith("data.")]
     given |= dict(_setting(one) for one in setting or () if one not in of_images)
+    images = options.images(data, of_images)
     target, request = prepare_export(
-        folder,
-        out,
-        to=to,
-        precision=precision,
-        data=options.images(data, of_images),
-        overwrite=overwrite,
-        options=given,
+        folder, out, to=to, precision=precision, data=images, overwrite=overwrite, options=given
     )
     if request.precision != "fp32" and precision is None:
         say(f"precision {request.precision}, the target's own; --precision chooses another")
-    written = target.write(request, **given)
+    written = write(target, request, given, str(folder), images, max_drop)
     if json:
         print_json(written.model_dump(mode="json"))
+    if request.precision == "int8":
+        _tell_int8(written, silent=json)
+        return
+    if json:
         return
     for line in target.describe(written, request):
         say(line, style="yellow" if line.startswith("note:") else "")
     if target.marker is None and not target.is_code:
         own = request.path.parent == folder / "export"
         say(f"check it with `vitslim verify {folder}{'' if own else f' {request.path}'}`")
+
+
+def _tell_int8(found: Int8Export, *, silent: bool) -> None:
+    if not silent:
+        rows = [
+            [str(batch), *(f"{times[name]:.2f}" if name in times else "–" for name in ("fp32", "bf16", "int8"))]
+            for batch, times in found.latency_ms.items()
+        ]
+        print_table("ms per call, one thread", ("batch", "fp32", "bf16", "int8"), rows)
+        say(f"{found.loss:.2f} points lost on {found.file.images} images; {found.most:g} are allowed")
+        say(f"wrote {found.path}")
+    if found.failures:
+        raise CheckFailedError(f"{'; '.join(found.failures)}; the file is kept aside as {found.path}")
 
 
 def verify(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -16,7 +17,9 @@ from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import read_json
 from vitslim.opening import ModelLike, open_model
 from vitslim.pipeline.devices import device_named
-from vitslim.pipeline.images import DataLike, default_data, sample_images, task_images
+from vitslim.pipeline.folder import RECIPE_FILE
+from vitslim.pipeline.images import DataLike, data_config, default_data, sample_images, task_images
+from vitslim.recipe import load_recipe
 from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.targets import TARGETS, ExportRequest, Target, find_backend
@@ -32,6 +35,7 @@ def export(
     to: str = "onnx",
     precision: Precision | None = None,
     data: DataLike | None = None,
+    max_drop: float = 1.0,
     overwrite: bool = False,
     **options: Any,
 ) -> Any:
@@ -42,7 +46,9 @@ def export(
         path: of the file or folder to write.
         to: a target, see ``vitslim list targets``.
         precision: of weights and arithmetic; ``None`` for the target's own.
-        data: images for targets that compare what they write with the model; built-in ones by default.
+        data: images for targets that compare what they write with the model; built-in ones by default. ``int8`` takes
+            its ranges from the training split, and is judged on the held-out one.
+        max_drop: points of accuracy (of agreement with the model, without labels) that ``int8`` may lose.
         overwrite: replace what lies there.
         options: of the target: those of ``vitslim.targets.onnx.export.export_onnx`` for ``onnx``, the fields of
             ``vitslim.targets.tensorrt.options.EngineOptions`` for ``tensorrt`` and ``rtx``, ``device`` for
@@ -51,6 +57,7 @@ def export(
 
     Returns:
         What is known of the file, as the target tells it: ``OnnxExport``, ``EngineRecord``, ``TritonRepository``...
+        Of ``int8`` an ``Int8Export``; its ``failures`` say why a file lies in ``rejected``.
 
     Raises:
         ConfigError: an unknown target or option, no path for a model that is not a folder, or something that would be
@@ -59,7 +66,33 @@ def export(
     target, request = prepare_export(
         model, path, to=to, precision=precision, data=data, overwrite=overwrite, options=options
     )
-    return target.write(request, **options)
+    return write(target, request, options, model, data, max_drop)
+
+
+def write(
+    target: Target,
+    request: ExportRequest,
+    options: dict[str, Any],
+    model: ModelLike,
+    data: DataLike | None,
+    drop: float,
+) -> Any:
+    """Write what was prepared; see ``export``."""
+    if request.precision != "int8":
+        return target.write(request, **options)
+    from vitslim.pipeline.int8 import export_int8
+
+    live = open_model(model)
+    return export_int8(target, replace(request, model=lambda: live), options, data or _own_data(request.source), drop)
+
+
+def _own_data(folder: Path | None) -> DataLike:
+    """Those that the recipe in a folder names."""
+    recipe = None if folder is None else folder / RECIPE_FILE
+    section = load_recipe(recipe).data if recipe is not None and recipe.is_file() else None
+    if section is None:
+        raise ConfigError("int8 takes its ranges from images of the task and is judged on them; name them (--data D)")
+    return data_config(section)
 
 
 def prepare_export(

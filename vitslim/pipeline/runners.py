@@ -136,6 +136,7 @@ def _exports(
 
 def _by_precision(files: list[Path], precision: Precision | None, *, on_gpu: bool) -> list[Path]:
     ranks = {"fp16": 0, "bf16": 1, "fp32": 2} if on_gpu else {"fp32": 0, "fp16": 1, "bf16": 2}
+    ranks["int8"] = 3
     named = [(_precision_in_name(file), file) for file in files]
     # Of files that compute the same, the one with the plainest name.
     return [
@@ -150,7 +151,7 @@ def _takes_bytes(file: Path) -> bool:
 
 def _precision_in_name(file: Path) -> Precision:
     last = file.stem.rpartition("-")[2]
-    return last if last in ("fp16", "bf16") else "fp32"
+    return last if last in ("fp16", "bf16", "int8") else "fp32"
 
 
 def _torch_runner(path: Path, precision: Precision | None, device: str | None) -> Runner:

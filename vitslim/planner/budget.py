@@ -20,7 +20,7 @@ _OPTIONS = {
     "file_mib": "--file-mib 40",
     "max_drop": "--max-drop 1",
 }
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 LADDER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Speedups that are tried for the fastest plan that loses little."""
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from vitslim.errors import ConfigError
 from vitslim.runtime.cuda_graph import CapturedRun
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What matrix products are computed in; ``int8`` files say themselves what the rest is."""
 
 Images = Float[Tensor, "b c h w"] | UInt8[Tensor, "b _ _ _"]
 """What a runner takes: normalised images; or bytes 0..255 in the file's layout, where it was exported for them."""

@@ -53,6 +53,19 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """What a file in INT8 may lose against its model.
+
+    Args:
+        loss: points of accuracy that a runner loses on held-out images; without labels those on which it disagrees.
+        most: that it may lose.
+    """
+
+    loss: Callable[[Runner], float]
+    most: float
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """What is to be written where.
 
@@ -64,6 +77,8 @@ class ExportRequest:
         metadata: what the folder knows beyond the model: labels, metrics.
         images: gives so many images of the model's task, normalised, for a check before anything is written.
         overwrite: what lies at ``path`` may be replaced; for single files the caller has asked already.
+        calibration: gives so many images of the training set, normalised, from which INT8 takes its ranges.
+        judge: of INT8; without one nothing is left in float to lose less.
     """
 
     path: Path
@@ -73,6 +88,8 @@ class ExportRequest:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     images: Callable[[int], Tensor] | None = None
     overwrite: bool = False
+    calibration: Callable[[int], Tensor] | None = None
+    judge: Judge | None = None
 
     def sample(self, model: nn.Module, count: int = 8) -> Tensor:
         """Images to compare a written file with its model on; noise where nobody gave any."""

@@ -15,7 +15,7 @@ from vitslim.targets.input_format import InputFormat
 from vitslim.targets.parity.guarantee import Guarantee
 
 RECORD_FORMAT = 1
-_STRICTEST_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+_STRICTEST_FIRST: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
 
 class ExportRecord(Result):

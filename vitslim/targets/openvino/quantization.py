@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from vitslim.errors import MissingDependencyError, UnsupportedModelError
+from vitslim.shapes import Result
 from vitslim.targets.quiet import captured
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-@dataclass
-class Sensitivity:
-    """Which blocks stayed in float, and why.
+class Sensitivity(Result):
+    """What INT8 loses, and which blocks stayed in float for that.
 
-    Args:
+    Attributes:
         loss: points that are lost with all blocks in INT8.
         without: the same with one block in float, by its number; empty where nothing had to be found out.
         kept: the blocks in float, in the order in which they were taken out.
@@ -29,9 +29,21 @@ class Sensitivity:
     """
 
     loss: float
-    without: dict[int, float] = field(default_factory=dict[int, float])
-    kept: list[int] = field(default_factory=list[int])
-    last: float = 0.0
+    without: dict[int, float] = Field(default_factory=dict[int, float])
+    kept: list[int] = Field(default_factory=list[int])
+    last: float
+
+    def lines(self) -> list[str]:
+        """In words."""
+        if not self.without:
+            return []
+        order = sorted(self.without, key=lambda block: self.without[block])
+        shown = ", ".join(f"{block} ({self.without[block]:.2f})" for block in order)
+        kept = ", ".join(map(str, self.kept))
+        return [
+            f"all blocks in INT8 lose {self.loss:.2f} points; with one block in float: {shown}",
+            f"blocks {kept} stayed in float: {self.last:.2f} points lost",
+        ]
 
 
 def quantized(model: Any, images: Float[Tensor, "n c h w"], kept: Sequence[int] = ()) -> Any:
@@ -54,7 +66,7 @@ def quantized(model: Any, images: Float[Tensor, "n c h w"], kept: Sequence[int] 
             import nncf
     except ImportError:
         raise MissingDependencyError("INT8 for OpenVINO needs nncf: pip install 'vitslim[openvino]'") from None
-    names = [*choosing_products(model), *(name for name in _products(model) if _block_of(name) in {*kept}) ]
+    names = [*choosing_products(model), *(name for name in _products(model) if _block_of(name) in {*kept})]
     try:
         with captured():
             return nncf.quantize(
@@ -74,17 +86,17 @@ def least_kept(blocks: Sequence[int], loss_with: Callable[[Sequence[int]], float
     Args:
         loss_with: points lost with these blocks in float.
     """
-    found = Sensitivity(loss_with(()))
-    found.last = found.loss
-    if found.loss <= most:
-        return found
-    found.without = {block: loss_with((block,)) for block in blocks}
-    for block in sorted(blocks, key=lambda one: found.without[one])[: len(blocks) // 2]:
-        found.kept.append(block)
-        found.last = loss_with(found.kept) if len(found.kept) > 1 else found.without[block]
-        if found.last <= most:
-            break
-    return found
+    loss = last = loss_with(())
+    without: dict[int, float] = {}
+    kept: list[int] = []
+    if loss > most:
+        without = {block: loss_with((block,)) for block in blocks}
+        for block in sorted(blocks, key=lambda one: without[one])[: len(blocks) // 2]:
+            kept.append(block)
+            last = loss_with(kept)
+            if last <= most:
+                break
+    return Sensitivity(loss=loss, without=without, kept=kept, last=last)
 
 
 def blocks_of(model: Any) -> list[int]:

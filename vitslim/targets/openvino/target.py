@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vitslim.errors import CheckFailedError, CheckpointError, UnsupportedModelError
+from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, UnsupportedModelError
 from vitslim.files import json_text, replace_together, reported_as, scratch_beside
 from vitslim.models import preprocessing
 from vitslim.models.digest import tensors_sha256
@@ -19,22 +19,35 @@ from vitslim.runtime import OpenVinoRunner, Precision
 from vitslim.runtime.engine import file_sha256
 from vitslim.runtime.openvino_runner import METADATA, WEIGHTS_DIGEST, metadata_of, read_ir
 from vitslim.shapes import Result
-from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening, Target, Timing, register_target
+from vitslim.targets.base import (
+    ALL_PRECISIONS,
+    Backend,
+    ExportRequest,
+    Judge,
+    Opening,
+    Target,
+    Timing,
+    register_target,
+)
 from vitslim.targets.input_format import InputFormat
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.openvino.choices import note_choices, tell_choices
+from vitslim.targets.openvino.quantization import Sensitivity, blocks_of, least_kept, quantized
 from vitslim.targets.parity.comparing import AS_WRITTEN, ChoicesOf, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.parity.result import ParityCheck
 from vitslim.targets.quiet import captured
 from vitslim.targets.record import ExportRecord, export_record_path, guaranteed
 
+CALIBRATION_IMAGES = 256
+
 
 class OpenVinoExport(Result):
     """A ``.xml`` file with its ``.bin``, written, loaded back and compared.
 
     Attributes:
+        sensitivity: of INT8: what it loses, and which blocks stayed in float for that.
         size_bytes: of both files.
         settings: what OpenVINO ran with here.
     """
@@ -46,6 +59,7 @@ class OpenVinoExport(Result):
     settings: dict[str, str]
     comparisons: list[ParityCheck]
     metadata: dict[str, str]
+    sensitivity: Sensitivity | None = None
 
 
 def write_ir(
@@ -56,11 +70,14 @@ def write_ir(
     precision: Precision = "fp32",
     input_format: InputFormat = "normalized",
     metadata: Mapping[str, Any] | None = None,
+    calibration: Tensor | None = None,
+    judge: Judge | None = None,
 ) -> OpenVinoExport:
     """Write ``model`` for OpenVINO: images of any batch in, float32 logits (or features) out.
 
     The weights are float32, in fp16 float16; how a file is computed is said when it is compiled, by
-    ``INFERENCE_PRECISION_HINT``. Bytes are normalised by OpenVINO's own pre-processing inside the file.
+    ``INFERENCE_PRECISION_HINT``. In int8 the products are quantised by NNCF. Bytes are normalised by OpenVINO's own
+    pre-processing inside the file.
 
     Args:
         model: dense or converted; stays as it is.
@@ -69,17 +86,34 @@ def write_ir(
         precision: of the arithmetic.
         input_format: what the file takes.
         metadata: further entries, see ``artifact_metadata``.
+        calibration: images of the training set (n, c, h, w), normalised, from which int8 takes its ranges.
+        judge: where int8 loses more than it allows, the blocks that it harms most stay in float, up to half of them.
 
     Raises:
-        MissingDependencyError: openvino, onnx, onnxscript, onnxslim or onnxruntime is not installed.
+        ConfigError: int8 without images for calibration.
+        MissingDependencyError: openvino, nncf, onnx, onnxscript, onnxslim or onnxruntime is not installed.
         UnsupportedModelError: the model cannot be traced, or OpenVINO does not convert it.
         CheckFailedError: what was loaded back does not compute the same.
         CheckpointError: the files cannot be written; what lay there is unchanged.
     """
     entries = artifact_metadata(model, precision, metadata or {}, input_format=input_format)
+    if precision == "int8" and (calibration is None or len(calibration) == 0):
+        raise ConfigError("int8 takes its ranges from images of the training set, some hundreds; pass data (--data D)")
     with reported_as(path), scratch_beside(path) as folder:
         file = folder / path.name
-        _save(_converted(model, input_format), file, precision, entries)
+        converted, sensitivity = _converted(model), None
+        if calibration is None or precision != "int8":
+            _save(_taking(input_format, converted, model), file, precision, entries)
+        else:
+
+            def loss_with(kept: Sequence[int]) -> float:
+                _save(_taking(input_format, quantized(converted, calibration, kept), model), file, precision, entries)
+                if judge is None:
+                    return 0.0
+                with OpenVinoRunner(file) as runner:
+                    return judge.loss(runner)
+
+            sensitivity = least_kept(blocks_of(converted), loss_with, judge.most if judge else 0.0)
         with OpenVinoRunner(file) as runner:
             comparisons = _require_same_numbers(model, runner, file, images)
             settings = runner.settings
@@ -102,11 +136,12 @@ def write_ir(
         settings=settings,
         comparisons=comparisons,
         metadata=entries,
+        sensitivity=sensitivity,
     )
 
 
-def _converted(model: nn.Module, input_format: InputFormat) -> Any:
-    """The model as OpenVINO has it."""
+def _converted(model: nn.Module) -> Any:
+    """The model as OpenVINO has it, of normalised images."""
     import openvino
 
     with tempfile.TemporaryDirectory(prefix="vitslim-openvino-") as folder:
@@ -119,11 +154,13 @@ def _converted(model: nn.Module, input_format: InputFormat) -> Any:
         except Exception as error:  # of OpenVINO's front ends
             raise UnsupportedModelError(f"OpenVINO cannot convert this {type(model).__name__}: {error}") from error
         note_choices(converted, onnx)
-    return _taking_bytes(converted, model, input_format) if input_format != "normalized" else converted
+    return converted
 
 
-def _taking_bytes(converted: Any, model: nn.Module, input_format: InputFormat) -> Any:
-    """The same with OpenVINO's pre-processing in front."""
+def _taking(input_format: InputFormat, converted: Any, model: nn.Module) -> Any:
+    """The same; for bytes with OpenVINO's pre-processing in front."""
+    if input_format == "normalized":
+        return converted
     import openvino
     from openvino.preprocess import PrePostProcessor
 
@@ -180,7 +217,7 @@ class OpenVinoTarget(Target):
     suffix = ".xml"
     needs = ("openvino", "onnx", "onnxscript", "onnxruntime", "onnxslim")
     extra = "openvino"
-    precisions = ALL_PRECISIONS
+    precisions = (*ALL_PRECISIONS, "int8")
     backends = (Backend("openvino", preference=1), Backend("openvino-throughput"))
 
     def name_parts(self, options: Mapping[str, Any]) -> list[str]:
@@ -196,6 +233,8 @@ class OpenVinoTarget(Target):
             precision=request.precision,
             input_format=input_format,
             metadata=request.metadata,
+            calibration=None if request.calibration is None else request.calibration(CALIBRATION_IMAGES),
+            judge=request.judge,
         )
 
     def load(self, path: Path, how: Opening) -> OpenVinoRunner:
@@ -206,7 +245,11 @@ class OpenVinoTarget(Target):
 
     def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[OpenVinoRunner, Path | None]:
         path = folder / "model.xml"
-        _save(_converted(model, "normalized"), path, how.precision, artifact_metadata(model, how.precision, {}))
+        converted = _converted(model)
+        if how.precision == "int8":
+            # How fast it is does not depend on the ranges.
+            converted = quantized(converted, ExportRequest(path, "int8", lambda: model).sample(model, 8))
+        _save(converted, path, how.precision, artifact_metadata(model, how.precision, {}))
         return self.load(path, how.opening), path.with_suffix(".bin")
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
@@ -223,4 +266,5 @@ class OpenVinoTarget(Target):
             f"wrote {request.path} and {request.path.with_suffix('.bin').name} ({written.size_bytes / 2**20:.1f} MiB); "
             f"loaded back, it differs from the model by {100 * worst:.1f} % of what {written.precision} is allowed",
             f"OpenVINO ran it with {ran}",
+            *([] if written.sensitivity is None else written.sensitivity.lines()),
         ]
