@@ -234,8 +234,8 @@ def test_a_single_budget_needs_no_list() -> None:
             "--max-drop 2 tries several speedups by itself; give it alone",
         ),
         (
-            {"data": {}, "planner": {"budgets": {"macs": 1}, "runtime": {"backend": "openvino"}}},
-            "planner.runtime.backend='openvino': unknown backend 'openvino'; known: ",
+            {"data": {}, "planner": {"budgets": {"macs": 1}, "runtime": {"backend": "tflite"}}},
+            "planner.runtime.backend='tflite': unknown backend 'tflite'; known: ",
         ),
         (
             {"data": {}, "planner": {"budgets": {"speedup": 2}}, "plan": "p.json", "convert": {"method": "depth"}},

@@ -81,10 +81,10 @@ BAD_BUDGETS: dict[str, tuple[tuple[Any, ...], str]] = {
     "nothing lost": (("--max-drop", 0), "max_drop=0.0: Input should be greater than 0"),
     "twice": (("--speedup", 2, "--macs", 1, "--speedup", 2.0), "--speedup 2 given more than once"),
     "a drop and more": (("--max-drop", 1, "--speedup", 2), "--max-drop 1 tries several speedups by itself; give it"),
-    "no such target": (("--speedup", 2, "--target", "openvino"), "unknown backend 'openvino'; known: "),
+    "no such target": (("--speedup", 2, "--target", "tflite"), "unknown backend 'tflite'; known: "),
     "misspelt target": (("--speedup", 2, "--target", "tensort"), "did you mean 'tensorrt'?"),
     "target on a GPU": (("--speedup", 2, "--target", "rtx"), "target rtx runs on a GPU; plan for it there (--device"),
-    "precision": (("--speedup", 2, "--precision", "fp8"), "Input should be 'fp32', 'fp16' or 'bf16'"),
+    "precision": (("--speedup", 2, "--precision", "fp8"), "Input should be 'fp32', 'fp16', 'bf16' or 'int8'"),
     "trials": (("--speedup", 2, "--set", "planner.config.held_out=2"), "planner.config.held_out=2: "),
 }
 

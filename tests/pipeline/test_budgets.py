@@ -238,7 +238,7 @@ def test_every_argument_of_a_search_arrives(tmp_path: Path, planner: Planner) ->
         ({"speedup": 0.9}, "speedup=0.9: Input should be greater than 1"),
         ({"speedup": [2, 2]}, "--speedup 2 given more than once"),
         ({"speedup": 2, "max_drop": 1}, "--max-drop 1 tries several speedups by itself"),
-        ({"macs": 1, "target": "openvino"}, "unknown backend 'openvino'; known: "),
+        ({"macs": 1, "target": "tflite"}, "unknown backend 'tflite'; known: "),
         ({"macs": 1, "target": "rtx"}, "target rtx runs on a GPU"),
     ],
 )

@@ -153,7 +153,7 @@ def test_files_that_compute_something_else_replace_nothing(
     write_ir(dense, path, noise)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     real = openvino_target._converted
-    monkeypatch.setattr(openvino_target, "_converted", lambda model, form: real(small("skipat"), form))
+    monkeypatch.setattr(openvino_target, "_converted", lambda model: real(small("skipat")))
     with pytest.raises(CheckFailedError, match=r"model\.xml was not written"):
         write_ir(dense, path, noise)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -295,7 +295,7 @@ def test_a_flipped_choice_passes_and_is_said_once(exported, images, monkeypatch)
     monkeypatch.setattr(
         parity,
         "_in_batches",
-        lambda runner, given, size: nudge(run(runner, given, size), int(runner.backend == "ort"), 1e-3),
+        lambda call, given, size: nudge(run(call, given, size), int(call.__self__.backend == "ort"), 1e-3),
     )
     report = verify(model, path, images)
     assert report.passed

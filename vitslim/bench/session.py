@@ -159,9 +159,9 @@ class Session:
         place = folder / str(len(list(folder.iterdir())))
         place.mkdir()
         target, backend = find_backend(config.backend)
-        if config.precision not in target.precisions:
+        if config.precision == "int8" and "int8" not in target.precisions:
             raise ConfigError(
-                f"backend {config.backend} computes in {', '.join(target.precisions)}; not in {config.precision}"
+                f"backend {config.backend} has no int8; wanted one of fp32, fp16, bf16, or another backend"
             )
         opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
         runner, file = target.open_to_time(model, place, Timing(config.precision, sizes, self.device, opening))

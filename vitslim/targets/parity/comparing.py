@@ -133,8 +133,8 @@ def _on_its_choices(reference: Runner, tell: ChoicesOf, images: Tensor, given: T
         with Choices(imposed) as choices:
             expected = reference.run(images[part])
         choices.require_all_taken()
-        assert choices.differs is not None
-        assert choices.excess is not None
+        if choices.differs is None or choices.excess is None:
+            raise OtherChoicesError("neither the file nor the model makes a choice")
         found.append((told, expected, choices.differs, choices.excess))
     return _OnItsChoices(*(torch.cat(one)[: len(images)] for one in zip(*found, strict=True)))
 
