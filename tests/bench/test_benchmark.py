@@ -80,6 +80,14 @@ def test_what_cannot_run_is_named_and_the_others_go_on(report):
     assert skip.reason == "ConfigError: no bf16 here"
 
 
+def test_a_precision_that_a_backend_has_not_is_named(dense):
+    found = benchmark({"dense": dense}, baseline="dense", backends=("torch",), precisions=("int8",), **FAST)
+    assert not found.rows
+    assert found.skipped[0].reason == (
+        "ConfigError: backend torch has no int8; wanted one of fp32, fp16, bf16, or another backend"
+    )
+
+
 def test_the_report_survives_json_and_carries_its_environment(report):
     text = json.dumps(report.model_dump(mode="json"), allow_nan=False)
     assert BenchReport.model_validate(json.loads(text)) == report
