@@ -153,3 +153,13 @@ def test_a_file_that_is_not_float32_or_not_there_is_refused(tmp_path: Path) -> N
         quantize_onnx(tmp_path / "half.onnx", tmp_path / "q.onnx", torch.zeros(1, 3, 32, 32), python=stand_in(tmp_path))
     with pytest.raises(CheckpointError, match="vitslim export DIR --to onnx"):
         quantize_onnx(tmp_path / "no.onnx", tmp_path / "q.onnx", torch.zeros(1, 3, 32, 32), python=stand_in(tmp_path))
+
+
+def test_scores_are_followed_through_the_softmax_of_class_attention(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(small("evo_vit"), path, inline=True)
+    graph = onnx.load(path)
+    assert quantization._choosing_products(graph)
+    # The other way round: what chooses nothing is free to be rounded.
+    export_onnx(small("skipat"), path, inline=True)
+    assert not quantization._choosing_products(onnx.load(path))

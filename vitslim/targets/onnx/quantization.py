@@ -223,21 +223,23 @@ def _save_plain(graph: Any, source: Path, target: Path) -> None:
 
 
 def _choosing_products(graph: Any) -> list[str]:
-    """Products whose result is sorted: rounding there would choose other tokens, not merely change numbers."""
+    """The products from which scores come that are sorted: rounding there would choose other tokens."""
     for index, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     makers = {name: node for node in graph.graph.node for name in node.output}
-    found: list[str] = []
-    for node in graph.graph.node:
-        if node.op_type != "TopK":
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [node.input[0] for node in graph.graph.node if node.op_type == "TopK"]
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is None or maker.name in seen:
             continue
-        maker = makers.get(node.input[0])
-        # Scores reach TopK through sums, casts and masks.
-        while maker is not None and maker.op_type in ("Add", "Cast", "Where", "Mul", "Reshape", "Squeeze"):
-            maker = next((makers[name] for name in maker.input if name in makers), None)
-        if maker is not None and maker.op_type == _SCORES:
-            found.append(maker.name)
-    return list(dict.fromkeys(found))
+        seen.add(maker.name)
+        if maker.op_type == _SCORES:
+            found[maker.name] = None
+        else:
+            waiting += maker.input
+    return list(found)
 
 
 def _run(command: list[str], written: Path) -> None:
