@@ -93,10 +93,24 @@ def test_the_command_tells_the_times_and_fails_where_nothing_is_gained(
     done = vitslim(*asked, "--out", out)
     assert done.code == 0, done.err
     assert "points lost on 40 images; 100 are allowed" in done.err
+    assert f"wrote {out}" in done.err
     timed["int8"] = 9.0
     done = vitslim(*asked, "--out", str(tmp_path / "two" / "model.xml"))
     assert done.code == 1
     assert "kept aside as" in done.err
+
+
+def test_what_each_block_loses_is_told(
+    saved: Path, tmp_path: Path, timed: dict[str, float], vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [5.0, 0.75, 0.5]  # in INT8, with the first block in float, with the second
+    monkeypatch.setattr(int8._Judged, "loss", lambda *_: losses.pop(0) if losses else 0.5)
+    asked = ("export", str(saved), "--to", "openvino", "--precision", "int8", "--data", DATA)
+    done = vitslim(*asked, "--max-drop", "1", "--out", str(tmp_path / "model.xml"))
+    assert "all blocks in INT8 lose 5.00 points; with one block in float: 1 (0.50), 0 (0.75)" in " ".join(
+        done.err.split()
+    )
+    assert "blocks 1 stayed in float: 0.50 points lost" in done.err
 
 
 def test_without_images_of_the_task_nothing_is_written(saved: Path, tmp_path: Path) -> None:

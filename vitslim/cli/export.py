@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +138,8 @@ def export(
     if json:
         print_json(written.model_dump(mode="json"))
     if request.precision == "int8":
-        _tell_int8(written, silent=json)
+        lines = [] if json else target.describe(written.written, replace(request, path=Path(written.path)))
+        _tell_int8(written, lines)
         return
     if json:
         return
@@ -148,15 +150,16 @@ def export(
         say(f"check it with `vitslim verify {folder}{'' if own else f' {request.path}'}`")
 
 
-def _tell_int8(found: Int8Export, *, silent: bool) -> None:
-    if not silent:
+def _tell_int8(found: Int8Export, lines: list[str]) -> None:
+    if lines:
         rows = [
             [str(batch), *(f"{times[name]:.2f}" if name in times else "–" for name in ("fp32", "bf16", "int8"))]
             for batch, times in found.latency_ms.items()
         ]
         print_table("ms per call, one thread", ("batch", "fp32", "bf16", "int8"), rows)
         say(f"{found.loss:.2f} points lost on {found.file.images} images; {found.most:g} are allowed")
-        say(f"wrote {found.path}")
+        for line in lines:
+            say(line)
     if found.failures:
         raise CheckFailedError(f"{'; '.join(found.failures)}; the file is kept aside as {found.path}")
 

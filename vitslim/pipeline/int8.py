@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import SerializeAsAny
+from pydantic import BaseModel, SerializeAsAny
 from torch import nn
 
 from vitslim.bench import environment
@@ -48,7 +48,7 @@ class Int8Export(Result):
     """
 
     path: str
-    written: SerializeAsAny[Any]
+    written: SerializeAsAny[BaseModel]
     model: EvalResult
     file: EvalResult
     loss: float
@@ -79,7 +79,7 @@ def export_int8(
             calibration=judged.calibration,
             judge=Judge(judged.loss, max_drop),
         )
-        written: Any = target.write(asked, **options)
+        written = target.write(asked, **options)
         with target.load(asked.path, Opening(threads=1)) as runner:
             file = judged.result(runner)
             latency = _latencies(target, judged.model, runner)
@@ -88,7 +88,7 @@ def export_int8(
         place = request.path.parent / "rejected" if failures else request.path.parent
         found = Int8Export(
             path=str(place / request.path.name),
-            written=written.model_dump(mode="json"),
+            written=written,
             model=judged.own,
             file=file,
             loss=loss,

@@ -92,7 +92,7 @@ def least_kept(blocks: Sequence[int], loss_with: Callable[[Sequence[int]], float
     if loss > most:
         without = {block: loss_with((block,)) for block in blocks}
         for block in sorted(blocks, key=lambda one: without[one])[: len(blocks) // 2]:
-            kept.append(block)
+            kept.append(block)  # written once more even if it is the only one: the last file is the one that stays
             last = loss_with(kept)
             if last <= most:
                 break
