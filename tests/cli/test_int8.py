@@ -15,9 +15,13 @@ from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.pipeline import export, int8, verify
 from vitslim.pipeline.int8 import Int8Export
 from vitslim.runtime import OpenVinoRunner
+from vitslim.targets.base import Judge
+from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.onnx.graph import choosing_products
+from vitslim.targets.onnx.int8 import export_int8
 from vitslim.targets.openvino import quantization
-from vitslim.targets.openvino.quantization import choosing_products, least_kept
 from vitslim.targets.openvino.target import write_ir
+from vitslim.targets.sensitivity import block_of, least_kept
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
@@ -39,22 +43,26 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def exported(folder: Path, out: Path, **options: Any) -> Int8Export:
-    return export(folder, out, to="openvino", precision="int8", data=DATA, **{"max_drop": 100.0} | options)
+    to = "onnx" if out.suffix == ".onnx" else "openvino"
+    return export(folder, out, to=to, precision="int8", data=DATA, **{"max_drop": 100.0} | options)
 
 
-def test_a_file_that_gains_is_kept_and_verified(saved: Path, tmp_path: Path, timed: dict[str, float]) -> None:
-    found = exported(saved, tmp_path / "model-int8.xml")
+@pytest.mark.parametrize("name", ["model-int8.xml", "model-int8.onnx"])
+def test_a_file_that_gains_is_kept_and_verified(
+    saved: Path, tmp_path: Path, timed: dict[str, float], name: str
+) -> None:
+    found = exported(saved, tmp_path / name)
     assert not found.failures
-    assert found.path == str(tmp_path / "model-int8.xml")
+    assert found.path == str(tmp_path / name)
     assert found.file.images == found.model.images == 40
     assert found.loss == pytest.approx(100 * ((found.model.top1 or 0) - (found.file.top1 or 0)))
     assert found.file.kl is not None
     assert found.file.kl > 0  # rounded at all
-    assert json.loads((tmp_path / "model-int8.xml.proof.json").read_text())["latency_ms"] == {"1": timed}
+    assert json.loads((tmp_path / f"{name}.proof.json").read_text())["latency_ms"] == {"1": timed}
     report = verify(saved, found.path, data=DATA)
     assert report.passed
     assert {check.precision for check in report.checks} == {"int8"}
-    size = (tmp_path / "model-int8.bin").stat().st_size
+    size = (tmp_path / name.replace(".xml", ".bin")).stat().st_size
     assert size < 0.6 * sum(4 * one.numel() for one in checkpoint.load(saved).parameters())
 
 
@@ -137,7 +145,7 @@ def test_products_that_choose_stay_in_float(method: str, tmp_path: Path) -> None
     path = tmp_path / "model.xml"
     write_ir(small(method), path, images, precision="int8", calibration=images)
     model = openvino.Core().read_model(path)
-    chosen = set(choosing_products(model))
+    chosen = set(quantization.choosing_products(model))
     assert chosen
     rounded = 0
     for one in model.get_ordered_ops():
@@ -146,6 +154,37 @@ def test_products_that_choose_stay_in_float(method: str, tmp_path: Path) -> None
             assert "FakeQuantize" not in makers or one.get_friendly_name() not in chosen
             rounded += "FakeQuantize" in makers
     assert rounded
+
+
+@pytest.mark.parametrize("method", ["evo_vit", "sparsifiner", "merge"])
+def test_products_that_choose_and_blocks_that_lose_stay_in_float_in_onnx(method: str, tmp_path: Path) -> None:
+    import onnx
+
+    given: list[int] = []
+
+    def loss(runner: Any) -> float:
+        given.append(int(runner.run(torch.randn(2, 3, 32, 32)).shape[0]))
+        return 0.0 if len(given) > 3 else 5.0 - len(given)  # all, each block without the other, the last one without
+
+    plain = export_onnx(small(method), tmp_path / "plain.onnx", inline=True)
+    assert plain.sensitivity is None
+    found = export_int8(small(method), tmp_path / "model.onnx", judge=Judge(loss, 1.0))
+    assert found.sensitivity is not None
+    assert found.sensitivity.kept == [1]
+    graph = onnx.load(tmp_path / "model.onnx")
+    chosen = choosing_products(onnx.load(tmp_path / "plain.onnx"))
+    rounded = {node.name.removesuffix("_quant") for node in graph.graph.node if node.op_type == "MatMulInteger"}
+    assert chosen
+    assert rounded
+    assert not rounded & {*chosen}
+    assert {block_of(name) for name in rounded} <= {0, None}
+    assert {node.name for node in graph.graph.node if node.op_type == "MatMul"} >= {*chosen}
+
+
+def test_what_int8_in_onnx_is_not_written_with_is_named(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="opset: int8 takes input_format, batch alone; leave it out"):
+        exported(saved, tmp_path / "model.onnx", opset=21)
+    assert not list(tmp_path.iterdir())
 
 
 def test_blocks_that_int8_harms_most_stay_in_float_until_enough_is_kept() -> None:

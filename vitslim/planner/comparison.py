@@ -66,11 +66,12 @@ class PlannerBenchReport(Result):
 
     Attributes:
         finetuned: top-1 of the dense model with the students' budget, by task and seed.
-        planning: what each plan took to find, by task, runtime and speedup.
+        planning: what each search took and on which machine all times of its table were measured, by task and runtime.
         unreached: rivals that are not fast enough at any strength, by task, runtime and speedup.
         times: relative errors of predicted times of random plans, by task and runtime.
         foretold: Spearman's ρ between figures before training and the error of all students made of plans, by task.
         left: what is not trained or measured yet.
+        environment: of the last call.
         timed: what the speeds are ratios of; ``None`` in older reports: of medians.
     """
 

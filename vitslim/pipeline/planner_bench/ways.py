@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from vitslim.bench import environment
 from vitslim.errors import ConfigError
 from vitslim.files import read_json
 from vitslim.opening import open_model
@@ -148,10 +149,11 @@ class Ways:
         found = report.model_dump(mode="json", include={"prediction_error", "recovery_steps", "seconds", "images"})
         correlations = rank_correlations(report.trials)
         target = {"task": self.subject.name, "runtime": runtime_name(runtime), "trials": len(report.trials)}
+        machine = {"cpu": environment()["cpu"]}
         return {
             "reached": reached,
             "unreached": unreached,
-            "planning": {**target, **found, "correlations": correlations},
+            "planning": {**target, **machine, **found, "correlations": correlations},
         }
 
 

@@ -21,6 +21,7 @@ from vitslim.targets.onnx.weights import data_path
 from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, ChoicesOf, Form
 
 INLINED = "inlined"
+_INT8 = 3  # of onnx.TensorProto
 
 
 def forms_of(path: Path) -> Iterator[Form]:
@@ -59,10 +60,15 @@ def _telling(path: Path, rewrite: Callable[[Any], Any] | None = None) -> Generat
 
 
 def precision_in(header: Any) -> Precision:
-    """The precision that a graph computes in, as most of its weights tell it, whatever its metadata say."""
+    """The precision that a graph computes in, as its weights tell it, whatever its metadata say.
+
+    INT8 where any matrix is, whatever stayed in float; else that of most weights.
+    """
     sizes = Counter[int]()
     for tensor in header.graph.initializer:
         sizes[tensor.data_type] += math.prod(tensor.dims)
+        if tensor.data_type == _INT8 and len(tensor.dims) == 2:
+            return "int8"
     kinds: dict[Precision, int] = {"fp32": 1, "fp16": 10, "bf16": 16}  # of onnx.TensorProto
     return max(kinds, key=lambda precision: sizes[kinds[precision]])
 

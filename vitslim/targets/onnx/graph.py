@@ -110,6 +110,29 @@ def _compared_with(name: str, readers: Mapping[str, list[Any]]) -> str | None:
     return None
 
 
+def choosing_products(model: Any) -> list[str]:
+    """Names of the products from which scores come that are sorted: rounding there would choose other tokens.
+
+    Nodes without a name are given one.
+    """
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [node.input[0] for node in model.graph.node if node.op_type == "TopK"]
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is None or maker.name in seen:
+            continue
+        seen.add(maker.name)
+        if maker.op_type == "MatMul":
+            found[maker.name] = None
+        else:
+            waiting += maker.input
+    return list(found)
+
+
 def use_fp32_softmax_(model: Any, types: Mapping[str, int]) -> None:
     """Let every softmax be taken in float32: by an attribute in Attention, between casts elsewhere.
 

@@ -20,6 +20,7 @@ from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, Missi
 from vitslim.files import atomic_path
 from vitslim.runtime import OrtRunner, Precision, working_copy
 from vitslim.shapes import Result
+from vitslim.targets.onnx.graph import choosing_products
 from vitslim.targets.onnx.reading import metadata_in, read_header
 
 QuantizedPrecision = Literal["fp8", "int8"]
@@ -28,7 +29,6 @@ PRECISIONS: tuple[QuantizedPrecision, ...] = get_args(QuantizedPrecision)
 _MODULE = "modelopt.onnx.quantization"
 _INSTALL = "python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]>=0.47'"
 _ASK = f"from importlib.metadata import version; import {_MODULE}.quantize; print(version('nvidia-modelopt'))"
-_SCORES = "MatMul"
 _LAST_LINES = 3
 
 
@@ -101,7 +101,7 @@ def quantize_onnx(
     interpreter = str(python or sys.executable)
     version = require_modelopt(interpreter)
     graph = _plain_graph(source)
-    kept = _choosing_products(graph)
+    kept = choosing_products(graph)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _save_plain(graph, source, work / "plain.onnx")
@@ -220,26 +220,6 @@ def _save_plain(graph: Any, source: Path, target: Path) -> None:
     for index, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     onnx.save(graph, target)
-
-
-def _choosing_products(graph: Any) -> list[str]:
-    """The products from which scores come that are sorted: rounding there would choose other tokens."""
-    for index, node in enumerate(graph.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    makers = {name: node for node in graph.graph.node for name in node.output}
-    found: dict[str, None] = {}
-    seen: set[str] = set()
-    waiting = [node.input[0] for node in graph.graph.node if node.op_type == "TopK"]
-    while waiting:
-        maker = makers.get(waiting.pop())
-        if maker is None or maker.name in seen:
-            continue
-        seen.add(maker.name)
-        if maker.op_type == _SCORES:
-            found[maker.name] = None
-        else:
-            waiting += maker.input
-    return list(found)
 
 
 def _run(command: list[str], written: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from vitslim.runtime import Precision
 from vitslim.shapes import Result
+from vitslim.targets.sensitivity import Sensitivity
 
 
 class TensorInfo(Result):
@@ -20,7 +21,7 @@ class OnnxExport(Result):
     ``functions`` are the local functions whose nodes a plugin may take. ``types`` counts the nodes of each operator by
     element type, as read back from the graph. ``data_file`` holds the weights that one file cannot; ``size_bytes`` and
     ``sha256`` are the file's own, and the file knows the digest of its data. ``notes`` are for the user, ``log`` is
-    what other libraries printed.
+    what other libraries printed. ``sensitivity`` is of INT8: what it loses, and which blocks stayed in float for that.
     """
 
     file: str
@@ -40,3 +41,4 @@ class OnnxExport(Result):
     metadata: dict[str, str]
     notes: list[str]
     log: list[str]
+    sensitivity: Sensitivity | None = None

@@ -16,6 +16,7 @@ from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.forms import forms_of
 from vitslim.targets.onnx.guarantee import guarantee_of
+from vitslim.targets.onnx.int8 import export_int8
 from vitslim.targets.onnx.result import OnnxExport
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
@@ -32,7 +33,7 @@ class OnnxTarget(Target):
     suffix = ".onnx"
     needs = ("onnx", "onnxscript")
     extra = "onnx"
-    precisions = ALL_PRECISIONS
+    precisions = (*ALL_PRECISIONS, "int8")
     leaves_sizes_free = True
     backends = (
         Backend("ort", preference=1, needs=_RUNTIME),
@@ -56,7 +57,10 @@ class OnnxTarget(Target):
 
     def write(self, request: ExportRequest, **options: Any) -> OnnxExport:
         metadata = {**request.metadata, **(options.pop("metadata", None) or {})}
-        return export_onnx(request.model(), request.path, precision=request.precision, metadata=metadata, **options)
+        model = request.model()
+        if request.precision == "int8":
+            return export_int8(model, request.path, metadata=metadata, judge=request.judge, **options)
+        return export_onnx(model, request.path, precision=request.precision, metadata=metadata, **options)
 
     def load(self, path: Path, how: Opening) -> OrtRunner:
         provider = _PROVIDERS[how.backend or "ort"]
@@ -79,4 +83,5 @@ class OnnxTarget(Target):
         if written.functions:
             nodes = ", ".join(written.functions)
             lines.append(f"{nodes}: a node that a plugin may take, and a function for all others (--inline)")
+        lines += [] if written.sensitivity is None else written.sensitivity.lines()
         return [*lines, *(f"note: {note}" for note in written.notes)]

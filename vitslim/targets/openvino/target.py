@@ -33,12 +33,13 @@ from vitslim.targets.input_format import InputFormat
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.openvino.choices import note_choices, tell_choices
-from vitslim.targets.openvino.quantization import Sensitivity, blocks_of, least_kept, quantized
+from vitslim.targets.openvino.quantization import blocks_of, quantized
 from vitslim.targets.parity.comparing import AS_WRITTEN, ChoicesOf, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.parity.result import ParityCheck
 from vitslim.targets.quiet import captured
 from vitslim.targets.record import ExportRecord, export_record_path, guaranteed
+from vitslim.targets.sensitivity import Sensitivity, least_kept
 
 CALIBRATION_IMAGES = 256
 
