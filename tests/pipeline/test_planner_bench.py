@@ -17,6 +17,7 @@ from vitslim.planner import RuntimeConfig
 from vitslim.planner.comparison import FINE_TUNED, PLANNER, SIBLING, PlannerBenchReport, Student
 from vitslim.plans import ModelPlan, cost, plan_json
 from vitslim.recipe import Recipe, read_recipe
+from vitslim.report.drawing import Picture
 from vitslim.report.planner_bench import bench_lines, bench_markdown, bench_picture, bench_tables, foretold_table
 from vitslim.trunk import plan_of
 
@@ -147,17 +148,20 @@ def test_all_ways_are_trained_with_every_seed_and_stand_in_one_table(bench: Plan
     assert "4 steps of short trainings" in "\n".join(bench_lines(report))
     assert "Speeds are ratios of 10th percentiles" in "\n".join(bench_lines(report))
     assert "Speeds" not in "\n".join(bench_lines(report.model_copy(update={"timed": None})))
-    picture = bench_picture(report, "tiny", "torch-b1-fp32")
-    assert not picture.note
-    assert ">planner 1.25x<" in picture.svg
+    assert ">planner 1.25x<" in bench_picture(report, "tiny", "torch-b1-fp32").svg
 
 
 def test_what_loses_far_more_than_the_planner_does_not_press_the_picture(bench: PlannerBench) -> None:
     report = bench.run()
-    accuracy = {PLANNER: 0.8, "depth": 0.75, SIBLING: 0.2}
-    students = [one.model_copy(update={"top1": {"0": accuracy[one.way]}}) for one in report.students]
-    made = report.model_copy(update={"students": students, "finetuned": {"tiny": {"0": 0.9}}})
-    picture = bench_picture(made, "tiny", "torch-b1-fp32")
+
+    def drawn(accuracy: Mapping[str, float]) -> Picture:
+        students = [one.model_copy(update={"top1": {"0": accuracy[one.way]}}) for one in report.students]
+        made = report.model_copy(update={"students": students, "finetuned": {"tiny": {"0": 0.9}}})
+        return bench_picture(made, "tiny", "torch-b1-fp32")
+
+    assert not drawn({PLANNER: 0.8, "depth": 0.75, SIBLING: 0.7}).note
+    assert ">dense<" in drawn({PLANNER: 0.95, "depth": 0.75, SIBLING: 0.7}).svg  # a student may be ahead of it
+    picture = drawn({PLANNER: 0.8, "depth": 0.75, SIBLING: 0.2})
     assert picture.note == "1 more lie below."
     assert ">depth 1.25x<" in picture.svg
     assert f">{SIBLING}" not in picture.svg

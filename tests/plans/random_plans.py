@@ -19,7 +19,11 @@ AXES = ("attention", "tokens", "mlp", "weights")
 @cache
 def formed_plans(name: str) -> list[ModelPlan]:
     """What each form of each method makes of a variant."""
-    first = plan_of(dense(name))
+    return plans_from(plan_of(dense(name)))
+
+
+def plans_from(first: ModelPlan) -> list[ModelPlan]:
+    """The dense plan, and what each form of each method makes of it."""
     plans = [first]
     for method, options in method_forms().values():
         try:

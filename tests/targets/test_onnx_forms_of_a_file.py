@@ -145,6 +145,15 @@ def test_onnxslim_may_not_change_the_numbers(tmp_path, monkeypatch):
     assert slimming._RELATIVE["fp32"] < 1e-5
 
 
+def test_a_model_that_gives_nan_is_told_apart_from_a_graph_that_was_changed(tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    with pytest.raises(CheckFailedError, match="the model itself gives NaN or infinity in fp32"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_weights, "FILE_LIMIT", 10_000)
     model, path, images = tiny(), tmp_path / "m.onnx", images_for(dense("vit_plain"), batch=3)

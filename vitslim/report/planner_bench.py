@@ -100,7 +100,7 @@ def bench_pictures(report: PlannerBenchReport) -> dict[str, Picture]:
 def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Picture:
     """Accuracy over measured speed: the planner's students, all others, the best of them by name, and their front.
 
-    What loses more than three times as much as the planner's fastest student would press all others together.
+    What lies three times as far below the highest as the planner's fastest student would press all others together.
     """
     students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
     others = [one for one in students if one.way != PLANNER]
@@ -108,8 +108,9 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
     points = [_point(one, is_named=one not in others or one in best) for one in students]
     dense = report.finetuned.get(task, {})
     fixed = [Point("dense", 1.0, 100 * fmean(dense.values()), "dense")] if dense else []
-    planned = [point.y for point in points if point.kind == "planner"]
-    least = fixed[0].y - 3 * (fixed[0].y - min(planned)) if fixed and planned else 0.0
+    highest = max(point.y for point in [*fixed, *points])
+    telling = [point.y for point in [*fixed, *points] if point.kind != "baseline"]
+    least = highest - 3 * (highest - min(telling)) if telling else 0.0
     shown = [point for point in points if point.y >= least]
     left = len(points) - len(shown)
     return scatter(

@@ -21,7 +21,7 @@ METADATA = ["vitslim", "metadata"]
 """Where our metadata lie among the model's run-time information, as JSON."""
 WEIGHTS_DIGEST = "weights_sha256"
 
-_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _SETTINGS = ("PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
 _TYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8}
 _OUTPUTS = {**_TYPES, "i32": torch.int32, "i64": torch.int64, "boolean": torch.bool}
@@ -31,7 +31,8 @@ class OpenVinoRunner(Runner):
     """A ``.xml`` file, with its weights in ``.bin`` beside it, compiled for the CPU.
 
     The precision of the arithmetic is always said to OpenVINO, which would choose bfloat16 by itself where the
-    processor has it; beside the products of an INT8 file that is what is chosen.
+    processor has it; beside the products of an INT8 file that is what is chosen. A float16 file is computed in float32
+    where the processor has no float16: OpenVINO would take the coarser bfloat16 for it.
 
     Args:
         path: of the ``.xml`` file.
@@ -69,7 +70,7 @@ class OpenVinoRunner(Runner):
         self.precision, self._splits = precision_of(self.metadata), splits
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if splits else "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision) or _fastest(core),
+            "INFERENCE_PRECISION_HINT": _hint(core, self.precision),
         }
         if not splits:
             properties["NUM_STREAMS"] = "1"
@@ -169,15 +170,20 @@ def metadata_of(model: Any) -> dict[str, str]:
 def precision_of(metadata: dict[str, str]) -> Precision:
     """The precision that a file is to be computed in; float32 for files that say nothing."""
     declared = metadata.get("precision", "fp32")
-    known: tuple[Precision, ...] = (*_HINTS, "int8")
+    known: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
     for precision in known:
         if declared == precision:
             return precision
     raise ConfigError(f"the file is to be computed in {declared!r}; this vitslim knows {', '.join(known)}")
 
 
-def _fastest(core: Any) -> str:
-    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+def _hint(core: Any, precision: Precision) -> str:
+    there = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "fp16":
+        return "f16" if "FP16" in there else "f32"
+    if precision == "int8":
+        return "bf16" if "BF16" in there else "f32"
+    return _HINTS[precision]
 
 
 def _require_own_weights(path: Path, metadata: dict[str, str]) -> None:

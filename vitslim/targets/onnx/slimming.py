@@ -38,10 +38,15 @@ def require_same_numbers(before: Any, after: Any, images: torch.Tensor, precisio
     """Run both graphs on the same images and refuse a difference beyond rounding.
 
     Raises:
-        CheckFailedError: with the difference and the way around.
+        CheckFailedError: with the difference and the way around; or the graph gives NaN or infinity by itself.
         MissingDependencyError: onnxruntime is not installed.
     """
     expected, given = cpu_outputs(before, images, precision), cpu_outputs(after, images, precision)
+    if not bool(expected.isfinite().all()):
+        raise CheckFailedError(
+            f"the model itself gives NaN or infinity in {precision} for images of noise; nothing was written"
+            + ("" if precision == "fp32" else "; export it in fp32 or bf16")
+        )
     scale = max(float(expected.abs().max()), 1e-12)
     difference = float((given - expected).abs().max())
     # A difference of NaN is no difference below the limit.
