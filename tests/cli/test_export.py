@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
+from tests.targets.test_bisect import overflowing
 from vitslim import checkpoint
 from vitslim.files import read_json
 
@@ -39,6 +40,7 @@ def test_every_form_of_a_file_has_its_own_name(one_block: Path, vitslim: Command
     assert [check["artifact"] for check in found.document["checks"]] == [
         "model-inlined.onnx",
         "model-uint8-nhwc-fp16.onnx",
+        "model-uint8-nhwc-fp16.onnx",  # as written, and rounded
         "model.onnx",
     ]
     evaluated = vitslim("eval", one_block, "--data", IMAGES, "--backend", "ort", "--json")
@@ -50,7 +52,8 @@ def test_every_form_of_a_file_has_its_own_name(one_block: Path, vitslim: Command
     [
         (["--to", "onxx"], "unknown target 'onxx'; did you mean 'onnx'?"),
         (["--input-format", "png"], "input_format='png': Input should be 'normalized', 'uint8-nchw' or 'uint8-nhwc'"),
-        (["--precision", "int8"], "target 'onnx' is not written in int8; wanted fp32, fp16, bf16"),
+        (["--precision", "int8"], "int8 takes its ranges from images of the task and is judged on them; name them"),
+        (["--to", "torch-export", "--precision", "int8"], "target 'torch-export' is not written in int8; wanted fp32"),
         (["--refit", "--set", "batch=4"], "target 'onnx' takes no refit; its options are batch, opset"),
         (["--set", "opset"], "--set 'opset': wanted KEY=VALUE"),
     ],
@@ -181,3 +184,16 @@ def test_batches_are_whole_numbers(batch: str, student: Path, vitslim: Command) 
     outcome = vitslim("verify", student, "--batch", batch)
     assert outcome.code == 2
     assert "wanted whole numbers from 1, such as 1,8" in outcome.error
+
+
+def test_the_command_names_the_layer_and_the_remedy(tmp_path: Path, vitslim: Command) -> None:
+    folder = tmp_path / "student"
+    checkpoint.save(overflowing(), folder)
+    assert vitslim("export", str(folder), "--precision", "fp16").code == 0
+    done = vitslim("verify", str(folder), "--bisect")
+    assert done.code == 1
+    said = " ".join(done.err.split())
+    assert "departs after blocks.1.attn.qkv, first seen at blocks.1.attn.proj" in said
+    again = ("export", str(folder), "--precision", "fp16", "--set", "fp32_modules=[blocks.1.attn]", "--overwrite")
+    assert vitslim(*again).code == 0
+    assert vitslim("verify", str(folder), "--bisect", "--json").document["departures"] == []

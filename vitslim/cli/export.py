@@ -176,6 +176,9 @@ def verify(
     ] = None,
     setting: options.DataSetOption = None,
     backend: Annotated[str | None, _option("--backend", "what runs the files; see eval")] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="find the layer at which a file that fails first departs (ONNX, OpenVINO)")
+    ] = False,
     json: options.JsonOption = False,
 ) -> None:
     """Compare exported files with the model on images of its task; exit code 1 when one is out of tolerance.
@@ -195,6 +198,7 @@ def verify(
         batches=batches,
         precision=precision,  # pyright: ignore[reportArgumentType] - checked at the call
         backend=backend,
+        bisect=bisect,
     )
     try:
         write_json(folder / "export" / "parity.json", found.model_dump(mode="json"))
@@ -211,6 +215,8 @@ def verify(
         )
     for note in found.notes:
         say(f"note: {note}")
+    for departure in found.departures:
+        say(departure.line())
     if not found.passed:
         raise CheckFailedError("; ".join(found.failures()))
 

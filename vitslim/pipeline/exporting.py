@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitslim import checkpoint
 from vitslim.arguments import checked
-from vitslim.errors import CheckpointError, ConfigError
+from vitslim.errors import CheckpointError, ConfigError, VitslimError
 from vitslim.files import read_json
 from vitslim.opening import ModelLike, open_model
 from vitslim.pipeline.devices import device_named
@@ -22,9 +22,12 @@ from vitslim.pipeline.images import DataLike, data_config, default_data, sample_
 from vitslim.recipe import load_recipe
 from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne
-from vitslim.targets import TARGETS, ExportRequest, Target, find_backend
+from vitslim.targets import TARGETS, ExportRequest, Target, find_backend, target_of
 from vitslim.targets import verify as verify_file
-from vitslim.targets.parity.result import ParityReport
+from vitslim.targets.parity.result import Departure, ParityReport
+
+_BISECTED = 4
+"""Images of which the layers are compared."""
 
 
 @checked
@@ -185,6 +188,7 @@ def verify(
     batches: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)] = (1, 3),
     precision: Precision | None = None,
     backend: str | None = None,
+    bisect: bool = False,
 ) -> ParityReport:
     """Compare exported files with the model on images of its task, at several batch sizes.
 
@@ -194,7 +198,8 @@ def verify(
     Where no files are named these are all in ``export/`` that the backend reads, less those that only a GPU runs where
     there is none, and those that bring code; a note names them.
 
-    A file is compared as the precision in the record beside it; one without a record as ``precision``, or fp32.
+    A file is compared as the precision in the record beside it; one without a record as ``precision``, or fp32. With
+    ``bisect`` the layers of those that fail are compared too, to say where they first depart from the model.
 
     Raises:
         ConfigError: nothing was exported yet.
@@ -203,8 +208,24 @@ def verify(
     paths, skipped = _artifacts(model, artifacts, backend)
     sample = task_images(model, live, data, max(images, *batches))
     found = compare(live, paths, sample.images, batches, backend, precision)
+    if bisect and not found.passed:
+        found = _with_departures(found, live, paths, sample.images, precision)
     compared = f"compared on {len(sample.images)} {sample.origin}"
     return found.model_copy(update={"notes": [compared, *found.notes, *skipped]})
+
+
+def _with_departures(
+    report: ParityReport, live: nn.Module, paths: Iterable[Path], images: Tensor, precision: Precision | None
+) -> ParityReport:
+    failed = {check.artifact for check in report.checks if not check.passed}
+    departures: list[Departure] = []
+    notes = [*report.notes]
+    for path in (one for one in paths if one.name in failed):
+        try:
+            departures.append(target_of(path).bisect(live, path, images[:_BISECTED], precision=precision))
+        except VitslimError as error:
+            notes.append(f"{path.name} was not bisected: {error}")
+    return report.model_copy(update={"departures": departures, "notes": notes})
 
 
 def compare(

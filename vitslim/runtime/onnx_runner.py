@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -118,7 +118,7 @@ def _spec(value: Any, types: Mapping[str, torch.dtype] = _DTYPES) -> TensorSpec:
 def _precision(metadata: dict[str, str], images: TensorSpec) -> Precision:
     # A file may keep float32 at its ends and compute in fp16, so what the exporter wrote comes first.
     declared = metadata.get("precision")
-    for precision, dtype in DTYPES.items():
-        if declared == precision or (declared is None and images.dtype == dtype):
+    for precision in get_args(Precision):
+        if declared == precision or (declared is None and images.dtype == DTYPES.get(precision)):
             return precision
     return "fp32"

@@ -21,9 +21,10 @@ from vitslim.names import did_you_mean
 from vitslim.registry import Registry
 from vitslim.runtime import Precision, Runner
 from vitslim.shapes import Result
+from vitslim.targets.parity.bisect import Opened, first_departure
 from vitslim.targets.parity.comparing import AS_WRITTEN, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
-from vitslim.targets.parity.result import ParityReport
+from vitslim.targets.parity.result import Departure, ParityReport
 from vitslim.targets.parity.tolerances import Tolerance
 
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
@@ -229,6 +230,16 @@ class Target:
         """Every form of a file to be compared with its model; see ``Form``."""
         yield AS_WRITTEN, self.load(path, Opening(backend)), None
 
+    def inside(self, path: Path) -> Opened:
+        """What was written, so that it tells what its layers give; for ``bisect``.
+
+        Raises:
+            UnsupportedModelError: such files do not show it.
+        """
+        raise UnsupportedModelError(
+            f"what {self.name} wrote does not show its inside; bisect the ONNX file of the model"
+        )
+
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         """What a file is compared with; here the precision that is asked for, or that the runner has."""
         return Guarantee(asked)
@@ -265,6 +276,21 @@ class Target:
         guarantee = self.guarantee(path, precision, model)
         sized = self.leaves_sizes_free
         return compare(model, path.name, self.forms(path, backend), guarantee, images, batches, tolerance, sized)
+
+    def bisect(
+        self, model: nn.Module, path: str | Path, images: Tensor, *, precision: Precision | None = None
+    ) -> Departure:
+        """Where a file first departs from its model; see ``first_departure``.
+
+        Raises:
+            CheckpointError: the file is missing or cannot be run.
+            UnsupportedModelError: such files do not show their inside.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; export the model first")
+        kept = self.guarantee(path, precision, model).precision or "fp32"
+        return first_departure(model, path.name, self.inside(path), images, kept)
 
     def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[Runner, Path | None]:
         """A runner of ``model`` for a benchmark, and the file it runs, which lies in ``folder``."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from vitslim.errors import CheckFailedError, MissingDependencyError
 from vitslim.runtime import Precision
 from vitslim.runtime.ort_session import open_session
-from vitslim.targets.onnx.bfloat16 import rounding_copy
+from vitslim.targets.onnx.rounding import rounding_copy
 
 
 def cpu_outputs(model: Any, images: Tensor, precision: Precision) -> Tensor:

@@ -1,7 +1,7 @@
 """Writing a model as one self-contained ONNX file."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from vitslim.targets.onnx.free_sizes import any_size, image_axes, probe_sizes, r
 from vitslim.targets.onnx.graph import (
     add_sparse_attention_,
     check_graph,
+    compute_in_fp32_,
     inlined,
     name_after_modules_,
     opset_of,
@@ -70,6 +71,7 @@ def export_onnx(
     inline: bool = False,
     dynamic_image_size: bool = False,
     input_format: InputFormat = "normalized",
+    fp32_modules: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
     """Write ``model`` as ONNX: input ``images``, output ``logits`` (``features`` without a classifier).
@@ -95,11 +97,14 @@ def export_onnx(
             resampled (VisionTransformer, DeiT) and whose conversion needs no constants (SkipAt, SReT without slices).
         input_format: ``"normalized"``; or bytes, ``"uint8-nchw"`` or ``"uint8-nhwc"``, whose scale, mean and std are
             then applied inside the file. Resizing is the caller's in every case.
+        fp32_modules: in half precision, modules that are computed in float32 with all that lies between them, such as
+            ``blocks.7.attn``, whose values float16 cannot hold; ``verify --bisect`` names them.
         metadata: further entries (base model, labels, metrics), see ``artifact_metadata``.
 
     Raises:
         MissingDependencyError: onnx, onnxscript, onnxslim or onnxruntime is not installed.
-        ConfigError: an opset that has not the operators in this precision, metadata that contradicts the exporter.
+        ConfigError: an opset that has not the operators in this precision, metadata that contradicts the exporter, a
+            module that is not there.
         UnsupportedModelError: torch cannot trace the model, or its batch or size is not free; the module is named.
         CheckFailedError: the graph is not valid ONNX, computes in another precision, or onnxslim changed its numbers.
         CheckpointError: the file cannot be written; an older one stays as it was.
@@ -118,14 +123,21 @@ def export_onnx(
     example = _example(model, precision, fp32_ends, batch, dynamic_image_size, input_format)
     with captured() as log:
         graph, optimized, notes = _made(
-            _prepared(model, precision, fp32_ends, input_format), example, axes, precision, opset, optimize, inline
+            _prepared(model, precision, fp32_ends, input_format),
+            example,
+            axes,
+            precision,
+            opset,
+            optimize,
+            inline,
+            () if precision == "fp32" else fp32_modules,
         )
     write_properties_(graph, properties)
     errors = type_errors(graph, opset)
     if errors:
         raise ConfigError(f"opset {opset} cannot say this in {precision}: {errors[0]}; use {OPSETS[precision]}")
     check_graph(graph, _named(axes, input_format), None if batch == "dynamic" else batch)
-    require_precision(graph, precision)
+    require_precision(graph, precision, except_in=fp32_modules)
     if dynamic_image_size:
         require_free_sizes(
             graph, _prepared(model, "fp32", True, input_format), probe_sizes(model), precision, input_format
@@ -191,6 +203,7 @@ def _made(
     opset: int,
     optimize: bool,
     inline: bool,
+    wide: Sequence[str],
 ) -> tuple[Any, bool, list[str]]:
     """The graph, whether onnxslim simplified it, and notes."""
     graph = traced(model, example, axes, opset, sparse_nodes=True)
@@ -200,6 +213,8 @@ def _made(
     if inline and has_nodes:
         graph = inlined(graph)
     use_fp32_softmax_(graph, value_types(graph))
+    if wide:
+        compute_in_fp32_(graph, wide, value_types(graph))
     if not optimize:
         return graph, False, []
     if is_large(graph):

@@ -14,33 +14,37 @@ from torch import Tensor
 
 from vitslim.errors import CheckpointError, VitslimError
 from vitslim.runtime import OrtRunner, Precision
-from vitslim.targets.onnx.bfloat16 import rounding_copy
 from vitslim.targets.onnx.graph import choices_told, inlined
 from vitslim.targets.onnx.reading import read_header
+from vitslim.targets.onnx.rounding import rounding_copy
+from vitslim.targets.onnx.types import value_types
 from vitslim.targets.onnx.weights import data_path
+from vitslim.targets.parity.bisect import Inside
 from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, ChoicesOf, Form
 
 INLINED = "inlined"
-_INT8 = 3  # of onnx.TensorProto
+_INT8, _FLOATS = 3, (1, 10)  # of onnx.TensorProto
 
 
 def forms_of(path: Path) -> Iterator[Form]:
     """Every form of a file that can be run here.
 
     A file in bfloat16 has one, ``rounded``, since ONNX Runtime computes none on a CPU. Others are run ``as written``,
-    and ``inlined`` where they hold local functions.
+    and ``inlined`` where they hold local functions; those in float16 ``rounded`` too, since a CPU computes them finer
+    than a GPU does. See ``vitslim.targets.onnx.rounding``.
 
     Raises:
         CheckpointError: the file is missing, or is no ONNX file.
         MissingDependencyError: onnx is not installed.
     """
     header = read_header(path)
-    if precision_in(header) == "bf16":
+    precision = precision_in(header)
+    if precision != "bf16":
+        yield AS_WRITTEN, OrtRunner(path), _telling(path)
+        if header.functions:
+            yield INLINED, _rewritten(path, inlined), _telling(path, inlined)
+    if precision in ("fp16", "bf16"):
         yield ROUNDED, _rewritten(path, rounding_copy), _telling(path, rounding_copy)
-        return
-    yield AS_WRITTEN, OrtRunner(path), _telling(path)
-    if header.functions:
-        yield INLINED, _rewritten(path, inlined), _telling(path, inlined)
 
 
 @contextmanager
@@ -57,6 +61,39 @@ def _telling(path: Path, rewrite: Callable[[Any], Any] | None = None) -> Generat
             return logits.float(), choices
 
         yield run
+
+
+@contextmanager
+def showing_inside(path: Path) -> Generator[tuple[OrtRunner, Callable[[Tensor], Inside]]]:
+    """A file whose outputs are also its choices, and whatever comes out of the nodes that are named after a module."""
+    import onnx
+
+    modules: list[str] = []
+    rounds = precision_in(read_header(path)) == "bf16"
+
+    def showing(model: Any) -> Any:
+        model = choices_told(rounding_copy(model) if rounds else model)
+        there = {output.name for output in model.graph.output}
+        types = value_types(model)
+        for node in model.graph.node:
+            module, name = node.name.rpartition("/")[0], node.output[0]
+            if module and name not in there and types.get(name) in _FLOATS:
+                there.add(name)
+                modules.append(module)
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None))
+        return model
+
+    with _rewritten(path, showing, whole=rounds) as runner:
+
+        def run(images: Tensor) -> Inside:
+            output, *told = runner.run_all(images)
+            choices = len(told) - len(modules)
+            inside: dict[str, list[Tensor]] = {}
+            for module, value in zip(modules, told[choices:], strict=True):
+                inside.setdefault(module, []).append(value)
+            return output, told[:choices], inside
+
+        yield runner, run
 
 
 def precision_in(header: Any) -> Precision:

@@ -2,10 +2,10 @@
 
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitslim.errors import CheckFailedError, UnsupportedModelError
+from vitslim.errors import CheckFailedError, ConfigError, UnsupportedModelError
 from vitslim.kernels.onnx_function import ATTENTION, DOMAIN, sparse_attention_function
 from vitslim.runtime.versions import library_versions
 from vitslim.targets.onnx.result import TensorInfo
@@ -157,6 +157,82 @@ def use_fp32_softmax_(model: Any, types: Mapping[str, int]) -> None:
         widen = onnx.helper.make_node("Cast", [source], [node.input[0]], f"{node.name}/widen", to=float32)
         narrow = onnx.helper.make_node("Cast", [node.output[0]], [result], f"{node.name}/narrow", to=kind)
         model.graph.node.extend([widen, node, narrow])
+
+
+def compute_in_fp32_(model: Any, modules: Sequence[str], types: Mapping[str, int]) -> None:
+    """Compute some modules in float32, and whatever lies on a way from one of their nodes to another.
+
+    Args:
+        modules: by name; all that is inside them counts.
+        types: element type of every value, see ``onnx_types.value_types``.
+
+    Raises:
+        ConfigError: no node is named after a module.
+    """
+    import onnx
+
+    nodes = list(model.graph.node)
+    for module in modules:
+        if not any(_is_inside(node.name, [module]) for node in nodes):
+            raise ConfigError(
+                f"fp32_modules: nothing in the graph belongs to {module!r}; wanted one such as blocks.0.attn"
+            )
+    wide = nodes_between(model, modules)
+    float32, halves = onnx.TensorProto.FLOAT, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    given = {name for index in wide for name in nodes[index].input if types.get(name) in halves}
+    made = {name for index in wide for name in nodes[index].output if types.get(name) in halves}
+    del model.graph.node[:]
+    widened: set[str] = set()
+    for index, node in enumerate(nodes):
+        if index not in wide:
+            model.graph.node.append(node)
+            continue
+        for place, name in enumerate(node.input):
+            if name in given - made:
+                node.input[place] = f"{name}/wide"
+                if name not in widened:
+                    widened.add(name)
+                    cast = onnx.helper.make_node("Cast", [name], [f"{name}/wide"], f"{name}/widen", to=float32)
+                    model.graph.node.append(cast)
+            elif name in made:
+                node.input[place] = f"{name}/wide"
+        narrow: list[Any] = []
+        for place, name in enumerate(node.output):
+            if name in made:
+                node.output[place] = f"{name}/wide"
+                cast = onnx.helper.make_node("Cast", [f"{name}/wide"], [name], f"{name}/narrow", to=types[name])
+                narrow.append(cast)
+        if node.op_type == "Cast":
+            for attribute in node.attribute:
+                attribute.i = float32 if attribute.name == "to" and attribute.i in halves else attribute.i
+        model.graph.node.extend([node, *narrow])
+    del model.graph.value_info[:]
+
+
+def nodes_between(model: Any, modules: Sequence[str]) -> set[int]:
+    """Indices of the nodes of some modules, and of those on a way from one of them to another."""
+    nodes = list(model.graph.node)
+    own = [index for index, node in enumerate(nodes) if _is_inside(node.name, modules)]
+    behind = _reached([(node.input, node.output) for node in nodes], own)
+    last = len(nodes) - 1
+    before = _reached([(node.output, node.input) for node in reversed(nodes)], [last - index for index in own])
+    return behind & {last - index for index in before}
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a node is named after one of some modules, or after one inside it."""
+    return any(name.startswith((f"{module}/", f"{module}.")) for module in modules)
+
+
+def _reached(nodes: Sequence[tuple[Sequence[str], Sequence[str]]], own: Sequence[int]) -> set[int]:
+    """Indices of the nodes, given by what they take and give, to which a way leads from some of them."""
+    given: set[str] = set()
+    found = {*own}
+    for index, (taken, made) in enumerate(nodes):
+        if index in found or not given.isdisjoint(taken):
+            found.add(index)
+            given.update(made)
+    return found
 
 
 def write_properties_(model: Any, properties: Mapping[str, str]) -> None:

@@ -14,10 +14,11 @@ from vitslim.runtime import OrtRunner, Precision
 from vitslim.runtime.ort_session import Provider
 from vitslim.targets.base import ALL_PRECISIONS, Backend, ExportRequest, Opening, Target, register_target
 from vitslim.targets.onnx.export import export_onnx
-from vitslim.targets.onnx.forms import forms_of
+from vitslim.targets.onnx.forms import forms_of, showing_inside
 from vitslim.targets.onnx.guarantee import guarantee_of
 from vitslim.targets.onnx.int8 import export_int8
 from vitslim.targets.onnx.result import OnnxExport
+from vitslim.targets.parity.bisect import Opened
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
 
@@ -70,6 +71,9 @@ class OnnxTarget(Target):
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         yield from forms_of(path) if backend is None else super().forms(path, backend)
+
+    def inside(self, path: Path) -> Opened:
+        return showing_inside(path)
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         return guarantee_of(path, asked, model)

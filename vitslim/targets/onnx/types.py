@@ -1,12 +1,13 @@
 """What precision a graph really computes in, read back from its types."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitslim.errors import CheckFailedError
 from vitslim.runtime import Precision
+from vitslim.targets.onnx.graph import nodes_between
 from vitslim.targets.onnx.reading import read_header
 from vitslim.targets.onnx.weights import without_weights
 
@@ -44,19 +45,22 @@ def operator_types(file: Any) -> dict[str, dict[str, int]]:
     return {name: dict(counts) for name, counts in sorted(found.items())}
 
 
-def require_precision(file: Any, precision: Precision) -> None:
+def require_precision(file: Any, precision: Precision, *, except_in: Sequence[str] = ()) -> None:
     """Refuse a graph that does not compute in its precision, see ``precision_errors``.
+
+    Args:
+        except_in: modules that are computed in float32, with what lies between them.
 
     Raises:
         CheckFailedError: with every node that breaks it.
     """
-    errors = precision_errors(file, precision)
+    errors = precision_errors(file, precision, except_in)
     if errors:
         shown = "; ".join(errors[:4]) + (f"; and {len(errors) - 4} more" if len(errors) > 4 else "")
         raise CheckFailedError(f"the graph does not compute in {precision}: {shown}")
 
 
-def precision_errors(file: Any, precision: Precision) -> list[str]:
+def precision_errors(file: Any, precision: Precision, except_in: Sequence[str] = ()) -> list[str]:
     """What in a graph is not of the precision that is guaranteed, one sentence per node.
 
     Guaranteed are: every product (Conv, Gemm, MatMul, Attention, sparse attention) on the way to the outputs is of
@@ -69,7 +73,7 @@ def precision_errors(file: Any, precision: Precision) -> list[str]:
     """
     model = _model(file)
     types = value_types(model)
-    on_the_way = _reaching_the_outputs(model, types)
+    on_the_way = _reaching_the_outputs(model, types) - (nodes_between(model, except_in) if except_in else set())
     wanted = _WANTED[precision]
     errors: list[str] = []
     for index, node in enumerate(model.graph.node):

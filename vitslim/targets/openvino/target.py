@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.openvino.choices import note_choices, tell_choices
 from vitslim.targets.openvino.quantization import blocks_of, quantized
+from vitslim.targets.parity.bisect import Inside, Opened
 from vitslim.targets.parity.comparing import AS_WRITTEN, ChoicesOf, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.parity.result import ParityCheck
@@ -202,6 +203,35 @@ def _telling(path: Path) -> Generator[ChoicesOf]:
         yield run
 
 
+@contextmanager
+def _showing_inside(path: Path) -> Generator[tuple[OpenVinoRunner, Callable[[Tensor], Inside]]]:
+    """A file whose outputs are also its choices, and whatever comes out of operators that are named after a module."""
+    modules: list[str] = []
+
+    def show(model: Any) -> None:
+        tell_choices(model)
+        told: list[Any] = []
+        for one in model.get_ordered_ops():
+            module, _, kind = str(one.get_friendly_name()).rpartition("/")
+            is_shown = one.get_type_name() in ("MatMul", "Add") and one.get_output_element_type(0).is_real()
+            if module and kind and is_shown:
+                modules.append(module)
+                told.append(one.output(0))
+        model.add_outputs(told)
+
+    with OpenVinoRunner(path, change=show) as runner:
+
+        def run(images: Tensor) -> Inside:
+            output, *told = runner.run_all(images)
+            choices = len(told) - len(modules)
+            inside: dict[str, list[Tensor]] = {}
+            for module, value in zip(modules, told[choices:], strict=True):
+                inside.setdefault(module, []).append(value)
+            return output, told[:choices], inside
+
+        yield runner, run
+
+
 def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, path: Path, images: Tensor) -> list[ParityCheck]:
     form = iter([(AS_WRITTEN, runner, _telling(path))])
     report = compare(model, runner.name, form, Guarantee(None), images[:4], (1, 3), None, leaves_sizes_free=False)
@@ -255,6 +285,9 @@ class OpenVinoTarget(Target):
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         yield AS_WRITTEN, self.load(path, Opening(backend)), _telling(path)
+
+    def inside(self, path: Path) -> Opened:
+        return _showing_inside(path)
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
         says = metadata_of(read_ir(path)[1]).get("precision")

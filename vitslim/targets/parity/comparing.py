@@ -150,10 +150,15 @@ def _sizes(model: nn.Module, runner: Runner, images: Tensor, leaves_sizes_free: 
 def _notes(form: str, runner: Runner, batches: Sequence[int]) -> list[str]:
     fixed = runner.inputs[0].batch
     notes = [f"the file takes batch {fixed} only; asked for {list(batches)}"] if fixed and [fixed] != [*batches] else []
-    if form == ROUNDED:
+    if form == ROUNDED and runner.precision == "bf16":
         notes.append(
             "ONNX Runtime computes no bfloat16 on a CPU: the file was run operator by operator in float32, each result "
             "rounded to bfloat16; on a GPU it has not been run"
+        )
+    elif form == ROUNDED:
+        notes.append(
+            "ONNX Runtime computes float16 in float32 on a CPU: the file was also run with each result rounded to "
+            "float16, as a GPU has it, where values beyond 65,504 are infinite; on a GPU it has not been run"
         )
     return notes
 

@@ -1,15 +1,16 @@
-"""Running a bfloat16 graph where nothing computes in bfloat16.
+"""Running a graph in half precision where nothing computes in it.
 
 ONNX Runtime's CPU provider (1.31) has no bfloat16 kernels for most operators: the first Conv of a vision transformer is
-refused. Its Cast has them, so a float32 copy of the graph can round after every operator: what hardware with bfloat16
-inputs, float32 sums and bfloat16 results computes.
+refused. float16 it computes in float32, operator after operator without rounding between them, so that a value beyond
+65,504 passes there and is infinite on a GPU. A float32 copy of the graph can round after every operator: what hardware
+with inputs in half precision, float32 sums and results in half precision computes.
 """
 
 from typing import Any
 
 from vitslim.targets.onnx.types import value_types
 
-_FLOAT, _BFLOAT16 = 1, 16  # of onnx.TensorProto
+_FLOAT, _HALVES = 1, (10, 16)  # of onnx.TensorProto
 _MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Pad", "Reshape", "Shape", "Slice", "Split"}
     | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
@@ -18,9 +19,9 @@ _MOVES = frozenset(
 
 
 def rounding_copy(model: Any) -> Any:
-    """A float32 graph that rounds to bfloat16 wherever ``model`` has a bfloat16 value; functions are inlined.
+    """A float32 graph that rounds wherever ``model`` has a value in half precision; functions are inlined.
 
-    Inside one operator, such as Attention, nothing is rounded. Inputs and outputs of bfloat16 become float32.
+    Inside one operator, such as Attention, nothing is rounded. Inputs and outputs in half precision become float32.
     """
     import onnx
     import onnx.inliner
@@ -31,25 +32,25 @@ def rounding_copy(model: Any) -> Any:
     for tensor in graph.initializer:
         _widen(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == _BFLOAT16:
+        if value.type.tensor_type.elem_type in _HALVES:
             value.type.tensor_type.elem_type = _FLOAT
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
         _widen_attributes(node)
-        rounded = [name for name in node.output if types.get(name) == _BFLOAT16 and node.op_type not in _MOVES]
+        rounded = [name for name in node.output if types.get(name) in _HALVES and node.op_type not in _MOVES]
         for index, name in enumerate(node.output):
             if name in rounded:
                 node.output[index] = f"{name}/exact"
         graph.node.append(node)
         for name in rounded:
-            graph.node.append(onnx.helper.make_node("Cast", [f"{name}/exact"], [f"{name}/rounded"], to=_BFLOAT16))
+            graph.node.append(onnx.helper.make_node("Cast", [f"{name}/exact"], [f"{name}/rounded"], to=types[name]))
             graph.node.append(onnx.helper.make_node("Cast", [f"{name}/rounded"], [name], to=_FLOAT))
     return copy
 
 
 def _widen(tensor: Any) -> None:
-    if tensor.data_type != _BFLOAT16:
+    if tensor.data_type not in _HALVES:
         return
     import numpy as np
     from onnx import numpy_helper
@@ -60,7 +61,7 @@ def _widen(tensor: Any) -> None:
 
 def _widen_attributes(node: Any) -> None:
     for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _BFLOAT16:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _HALVES:
             attribute.i = _FLOAT
         if attribute.HasField("t"):
             _widen(attribute.t)
