@@ -94,7 +94,8 @@ def test_a_file_computes_what_torch_does(exported, name, precision):
     report = verify(model(name), path, images_for(model(name), batch=7))
     assert report.failures() == []
     assert [check.batch for check in report.checks[:2]] == [1, 3]
-    forms = {"rounded"} if precision == "bf16" else {"as written", *(["inlined"] if record.functions else [])}
+    forms = set() if precision == "bf16" else {"as written", *(["inlined"] if record.functions else [])}
+    forms |= set() if precision == "fp32" else {"rounded"}
     assert {check.form for check in report.checks} == forms
     # It did compute in it: the next finer precision would lie far nearer.
     least = {"fp32": 0.0, "fp16": 1e-5, "bf16": 2e-4}[precision]

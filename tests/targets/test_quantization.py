@@ -15,8 +15,8 @@ from onnx import helper
 from tests.targets.serving import small
 from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError, UnsupportedModelError
-from vitslim.targets.onnx import quantization
 from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.onnx.graph import choosing_products
 from vitslim.targets.onnx.quantization import quantize_onnx
 from vitslim.targets.triton.servable import choose_artifact
 
@@ -111,7 +111,7 @@ def test_products_before_a_sort_are_found_through_sums_and_casts() -> None:
         helper.make_node("MatMul", ["a", "order"], ["out"], "other"),
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], []))
-    assert quantization._choosing_products(model) == ["choosing"]
+    assert choosing_products(model) == ["choosing"]
 
 
 def test_a_failure_shows_its_last_line_and_leaves_nothing(saved: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_scores_are_followed_through_the_softmax_of_class_attention(tmp_path: Pa
     path = tmp_path / "model.onnx"
     export_onnx(small("evo_vit"), path, inline=True)
     graph = onnx.load(path)
-    assert quantization._choosing_products(graph)
+    assert choosing_products(graph)
     # The other way round: what chooses nothing is free to be rounded.
     export_onnx(small("skipat"), path, inline=True)
-    assert not quantization._choosing_products(onnx.load(path))
+    assert not choosing_products(onnx.load(path))
