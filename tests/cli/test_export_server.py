@@ -8,6 +8,8 @@ import pytest
 from tests.cli.conftest import Command
 from tests.pipeline.tiny import IMAGES
 from tests.targets.triton_schema import parse
+from vitslim.files import read_json, write_json
+from vitslim.targets.openvino.server import MODELS
 
 
 def test_a_student_becomes_a_model_repository(student: Path, tmp_path: Path, vitslim: Command) -> None:
@@ -24,6 +26,36 @@ def test_a_student_becomes_a_model_repository(student: Path, tmp_path: Path, vit
     assert vitslim("verify", student, tmp_path / "models" / "student", "--images", 3).code == 0
     said = vitslim(*words, "--overwrite").err
     assert "tritonserver --model-repository=/models" in said
+
+
+def test_a_student_is_served_by_openvino(copied: Path, tmp_path: Path, vitslim: Command) -> None:
+    pytest.importorskip("openvino")
+    words = ("export", copied, "--to", "openvino-server", "--out", tmp_path / "models")
+    assert "run `vitslim export" in vitslim(*words).error
+    assert not (tmp_path / "models").exists()
+    assert vitslim("export", copied, "--to", "openvino", "--precision", "bf16").code == 0
+    outcome = vitslim(*words, "--name", "one", "--json")
+    assert outcome.code == 0, outcome.err
+    assert all((tmp_path / "models" / file).is_file() for file in outcome.document["files"])
+    assert "has a model 'one' already; pass --overwrite" in vitslim(*words, "--name", "one").error
+    assert vitslim(*words, "--name", "two", "--set", "mode=latency").code == 0
+    assert vitslim(*words, "--name", "one", "--overwrite").code == 0
+    listed = {one["config"]["name"]: one["config"] for one in read_json(tmp_path / "models/config.json")[MODELS]}
+    assert list(listed) == ["two", "one"]
+    assert listed["one"]["base_path"] == "/models/one"
+    assert listed["one"]["plugin_config"] == {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16"}
+    assert listed["two"]["plugin_config"]["PERFORMANCE_HINT"] == "LATENCY"
+    readme = (tmp_path / "models/one/README.md").read_text()
+    assert "--config_path /models/config.json" in readme
+    assert "normalised with mean" in readme
+    assert vitslim("verify", copied, tmp_path / "models" / "one", "--images", 3).code == 0
+    write_json(tmp_path / "models/config.json", {})
+    broken = vitslim(*words, "--name", "three")
+    assert broken.code == 2
+    assert "config.json has no list 'model_config_list'" in broken.error
+    assert not (tmp_path / "models" / "three").exists()
+    assert vitslim("export", copied, "--to", "openvino").code == 0
+    assert "model-bf16.xml, model.xml; name the one to serve (--artifact)" in vitslim(*words, "--overwrite").error
 
 
 def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:

@@ -19,6 +19,7 @@ from vitslim.targets.base import (
     verify,
 )
 from vitslim.targets.onnx.target import OnnxTarget
+from vitslim.targets.openvino.server import OpenVinoServerTarget
 from vitslim.targets.openvino.target import OpenVinoTarget
 from vitslim.targets.tensorrt.target import RtxTarget, TensorrtTarget
 from vitslim.targets.torch_eager import TorchTarget
@@ -31,6 +32,7 @@ __all__ = [
     "Backend",
     "ExportRequest",
     "OnnxTarget",
+    "OpenVinoServerTarget",
     "OpenVinoTarget",
     "Opening",
     "RtxTarget",
