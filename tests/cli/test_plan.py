@@ -164,6 +164,7 @@ def test_a_budget_converts_trains_and_times_in_one_command(tmp_path: Path, vitsl
             ["fp16"],
         ),
         (("--target", "compiled"), RuntimeConfig(backend="compiled"), None),
+        (("--target", "ort", "--precision", "int8"), RuntimeConfig(precision="int8"), ["fp32"]),
     ],
 )
 def test_a_budget_brings_the_export_and_the_measurement_of_its_target(

@@ -148,6 +148,8 @@ def convert(
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
         recipe = recipe.model_copy(update={"analyze": AnalyzeSection.model_validate({})})
     _run_recipe(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
+    if budgets and precision == "int8" and not dry_run:
+        say(f"write the file in INT8, judged on its images: `vitslim export {out} --precision int8 --data {data}`")
 
 
 def _planned(budgets: Budgets, runtime: dict[str, Any]) -> dict[str, Any]:
@@ -155,10 +157,12 @@ def _planned(budgets: Budgets, runtime: dict[str, Any]) -> dict[str, Any]:
     from vitslim.pipeline.runtimes import runs_onnx_files
 
     precisions = [runtime["precision"]]
+    # INT8 is written and judged by a command of its own.
+    floats = ["fp32"] if precisions == ["int8"] else precisions
     timed = {name: runtime[name] for name in ("threads", "device")}
     return {
         "planner": {"budgets": budgets, "runtime": runtime},
-        "export": {"precisions": precisions} if runs_onnx_files(runtime["backend"]) else None,
+        "export": {"precisions": floats} if runs_onnx_files(runtime["backend"]) else None,
         "bench": {"backends": [runtime["backend"]], "precisions": precisions, "batches": [runtime["batch"]], **timed},
     }
 

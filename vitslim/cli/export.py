@@ -172,7 +172,7 @@ def verify(
     batch: Annotated[str, typer.Option("--batch", help="batch sizes")] = "1,3",
     precision: Annotated[
         str | None,
-        _option("--precision", "fp32, fp16 or bf16: of a file that has no FILE.json beside it; default fp32"),
+        _option("--precision", "fp32, fp16, bf16 or int8: of a file that has no FILE.json beside it; default fp32"),
     ] = None,
     setting: options.DataSetOption = None,
     backend: Annotated[str | None, _option("--backend", "what runs the files; see eval")] = None,

@@ -42,7 +42,7 @@ TargetOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch", help="images per call that it has to be fast at", min=1)]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="of the CPU in the target", min=1)]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="of the target: fp32, fp16 or bf16")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="of the target: fp32, fp16, bf16 or int8")]
 
 _EXAMPLES = {"speedup": 1.5, "latency_ms": 40.0, "macs": 2.9, "params": 15.0, "file_mib": 40.0, "max_drop": 1.0}
 Budgets = list[dict[str, float]]
