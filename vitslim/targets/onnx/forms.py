@@ -19,7 +19,7 @@ from vitslim.targets.onnx.reading import read_header
 from vitslim.targets.onnx.rounding import rounding_copy
 from vitslim.targets.onnx.types import value_types
 from vitslim.targets.onnx.weights import data_path
-from vitslim.targets.parity.bisect import Inside
+from vitslim.targets.parity.bisect import Inside, inside_of
 from vitslim.targets.parity.comparing import AS_WRITTEN, ROUNDED, ChoicesOf, Form
 
 INLINED = "inlined"
@@ -84,16 +84,7 @@ def showing_inside(path: Path) -> Generator[tuple[OrtRunner, Callable[[Tensor], 
         return model
 
     with _rewritten(path, showing, whole=rounds) as runner:
-
-        def run(images: Tensor) -> Inside:
-            output, *told = runner.run_all(images)
-            choices = len(told) - len(modules)
-            inside: dict[str, list[Tensor]] = {}
-            for module, value in zip(modules, told[choices:], strict=True):
-                inside.setdefault(module, []).append(value)
-            return output, told[:choices], inside
-
-        yield runner, run
+        yield runner, lambda images: inside_of(runner.run_all(images), modules)
 
 
 def precision_in(header: Any) -> Precision:

@@ -231,7 +231,7 @@ def _reached(nodes: Sequence[tuple[Sequence[str], Sequence[str]]], own: Sequence
     for index, (taken, made) in enumerate(nodes):
         if index in found or not given.isdisjoint(taken):
             found.add(index)
-            given.update(made)
+            given.update(name for name in made if name)
     return found
 
 

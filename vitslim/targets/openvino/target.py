@@ -34,7 +34,7 @@ from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.openvino.choices import note_choices, tell_choices
 from vitslim.targets.openvino.quantization import blocks_of, quantized
-from vitslim.targets.parity.bisect import Inside, Opened
+from vitslim.targets.parity.bisect import Inside, Opened, inside_of
 from vitslim.targets.parity.comparing import AS_WRITTEN, ChoicesOf, Form, compare
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.parity.result import ParityCheck
@@ -220,16 +220,7 @@ def _showing_inside(path: Path) -> Generator[tuple[OpenVinoRunner, Callable[[Ten
         model.add_outputs(told)
 
     with OpenVinoRunner(path, change=show) as runner:
-
-        def run(images: Tensor) -> Inside:
-            output, *told = runner.run_all(images)
-            choices = len(told) - len(modules)
-            inside: dict[str, list[Tensor]] = {}
-            for module, value in zip(modules, told[choices:], strict=True):
-                inside.setdefault(module, []).append(value)
-            return output, told[:choices], inside
-
-        yield runner, run
+        yield runner, lambda images: inside_of(runner.run_all(images), modules)
 
 
 def _require_same_numbers(model: nn.Module, runner: OpenVinoRunner, path: Path, images: Tensor) -> list[ParityCheck]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -26,6 +26,15 @@ Opened = AbstractContextManager[tuple[Runner, Callable[[Tensor], Inside]]]
 
 _LOOSER = 4
 """Than the limit of outputs is that of layers inside, whose differences may level out."""
+
+
+def inside_of(outputs: Sequence[Tensor], modules: Sequence[str]) -> Inside:
+    """All outputs of a file sorted: its own, its choices, and for each of ``modules`` one, the last of them last."""
+    choices = len(outputs) - len(modules)
+    inside: dict[str, list[Tensor]] = {}
+    for module, value in zip(modules, outputs[choices:], strict=True):
+        inside.setdefault(module, []).append(value)
+    return outputs[0], [*outputs[1:choices]], inside
 
 
 @torch.no_grad()
