@@ -15,6 +15,7 @@ from vitslim import checkpoint
 from vitslim.cli.inspect import _OPTIONAL
 from vitslim.errors import ConfigError
 from vitslim.methods import read_method
+from vitslim.methods.support import method_forms
 from vitslim.names import ALIASES, METHOD_NAMES
 from vitslim.opening import open_shape
 from vitslim.plain_yaml import read_yaml
@@ -63,11 +64,23 @@ def test_targets_are_listed_with_what_runs_them_and_what_is_missing(
     assert "missing tensorrt pip install 'vitslim[tensorrt]'" in vitslim("list", "targets").out
 
 
+def test_a_target_is_shown_with_its_options_and_what_becomes_of_each_method(vitslim: Command) -> None:
+    found = vitslim("list", "targets", "onnx", "--json").document
+    assert {"opset", "inline", "fp32_modules"} <= set(found["options"])
+    methods = {row["form"]: row for row in found["methods"]}
+    assert methods.keys() == method_forms().keys()
+    assert methods["mlp"] == {"form": "mlp", "one_size": None, "chooses": False}
+    assert methods["merge"]["chooses"]
+    assert "no: how many patches" in vitslim("list", "targets", "onnx").out
+    assert "no: not in this target" in vitslim("list", "targets", "torch-export").out
+    assert "did you mean 'onnx'" in vitslim("list", "targets", "onxx").error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["methods", "skipatt"], "unknown method 'skipatt'; did you mean 'skipat'?"),
-        (["models", "skipat"], "list models takes no name, given 'skipat'; `vitslim list methods NAME` does"),
+        (["models", "skipat"], "list models takes no name, given 'skipat'; list methods and list targets do"),
         (["method"], "list 'method' is not known; did you mean 'methods'?"),
     ],
 )

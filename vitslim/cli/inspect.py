@@ -43,11 +43,12 @@ def list_what(
         str, typer.Argument(help="models, methods, targets, aliases or pairs", autocompletion=complete.lists)
     ] = "methods",
     name: Annotated[
-        str | None, typer.Argument(help="a method, to see its options", autocompletion=complete.methods)
+        str | None,
+        typer.Argument(help="a method or target, to see its options", autocompletion=complete.methods),
     ] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """List models, methods, a method's options, export targets, aliases, or which pairs of methods compose.
+    """List models, methods, a method's options, export targets and what each takes, aliases, or which methods compose.
 
     `list models` builds each of timm's ViTs, which takes a while.
     """
@@ -58,12 +59,14 @@ def list_what(
         "aliases": _list_aliases,
         "pairs": _list_pairs,
     }
-    if name is not None and what != "methods":
-        raise ConfigError(f"list {what} takes no name, given {name!r}; `vitslim list methods NAME` does")
+    if name is not None and what not in ("methods", "targets"):
+        raise ConfigError(f"list {what} takes no name, given {name!r}; list methods and list targets do")
     if what not in lists:
         hint = did_you_mean(what, lists) or f"; wanted {', '.join(lists)}"
         raise ConfigError(f"list {what!r} is not known{hint}")
-    if name is not None:
+    if name is not None and what == "targets":
+        _list_target(name, json)
+    elif name is not None:
         _list_options(check_method(name), json)
     else:
         lists[what](json)
@@ -311,6 +314,42 @@ def _list_targets(json: bool) -> None:
                 f"missing {', '.join(target.missing)} {_install(target.extra)}".rstrip() if target.missing else "ready",
             )
             for target in found
+        ],
+    )
+
+
+def _list_target(name: str, json: bool) -> None:
+    from vitslim.pipeline.target_support import form_support
+    from vitslim.targets import TARGETS, list_targets
+
+    target = TARGETS.get(name)
+    (info,) = (one for one in list_targets() if one.name == name)
+    forms = form_support()
+    options_taken = target.option_names()
+    if json:
+        taken = {"options": options_taken, "methods": [one.model_dump(mode="json") for one in forms]}
+        print_json({**info.model_dump(mode="json"), **taken})
+        return
+    state = f"missing {', '.join(info.missing)} {_install(info.extra)}".rstrip() if info.missing else "ready"
+    rows = [
+        ("writes", f"{info.title}, {info.suffix}" if info.suffix else info.title),
+        ("state", state),
+        ("precisions", ", ".join(info.precisions)),
+        ("options", ", ".join(options_taken) or "none"),
+        ("run by", ", ".join(info.backends) or "not by vitslim"),
+    ]
+    print_table(name, ("", ""), rows)
+    none = "" if target.leaves_sizes_free else "no: not in this target"
+    print_table(
+        "every method is written",
+        ("method", "free image size", "compared"),
+        [
+            (
+                one.form,
+                none or (f"no: {one.one_size}" if one.one_size else "yes"),
+                "on the file's own choices" if one.chooses else "directly",
+            )
+            for one in forms
         ],
     )
 
