@@ -4,6 +4,7 @@ import json
 import onnx
 import pytest
 import torch
+from onnxscript import rewriter
 from timm.models.vision_transformer import VisionTransformer
 
 from vitslim.errors import ConfigError, MissingDependencyError, UnsupportedModelError
@@ -11,6 +12,7 @@ from vitslim.plans import read_plan
 from vitslim.runtime import OrtRunner, working_copy
 from vitslim.targets.metadata import artifact_metadata
 from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.onnx.trace import QUADRATIC, without_quadratic_rules
 from vitslim.trunk import plan_of
 
 
@@ -178,3 +180,12 @@ def test_nothing_is_printed(tmp_path, capfd):
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=48, depth=1, num_heads=3, num_classes=10)
     export_onnx(model, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_exporter_s_quadratic_rule_is_left_out_and_put_back() -> None:
+    before = rewriter._DEFAULT_REWRITE_RULES
+    names = {rule.name for rule in before}
+    assert {*QUADRATIC} <= names  # else there is nothing to leave out any more
+    with without_quadratic_rules():
+        assert {rule.name for rule in rewriter._DEFAULT_REWRITE_RULES} == names - {*QUADRATIC}
+    assert rewriter._DEFAULT_REWRITE_RULES is before

@@ -1,7 +1,8 @@
 """From a torch model to an ONNX graph."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from vitslim.errors import UnsupportedModelError
 from vitslim.kernels import onnx_forms
 from vitslim.runtime.torch_runner import output_name
 
+QUADRATIC = ("SlicesSplit",)
+_RULES = "_DEFAULT_REWRITE_RULES"  # of onnxscript.rewriter
 _PATH = re.compile(r"/\S*/(?=[^/\s]+\.py)")
 
 
@@ -27,20 +30,41 @@ def traced(model: nn.Module, images: Tensor, free: Mapping[int, Any], opset: int
     """
     shapes = (dict(free),) if free else None
     try:
-        converted = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["images"],
-            output_names=[output_name(model)],
-            dynamic_shapes=shapes,
-            custom_translation_table=dict(onnx_forms(nodes=sparse_nodes)),
-            verbose=False,
-        )
+        with without_quadratic_rules():
+            converted = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=[output_name(model)],
+                dynamic_shapes=shapes,
+                custom_translation_table=dict(onnx_forms(nodes=sparse_nodes)),
+                verbose=False,
+            )
     except Exception as error:  # torch raises a new class for every stage of the export
         raise UnsupportedModelError(_reason(error, model)) from error
     return cast(Any, converted).model_proto
+
+
+@contextmanager
+def without_quadratic_rules() -> Generator[None]:
+    """Leave out what the exporter's optimiser (onnxscript 0.7) takes a fifth to a half of an export for in vain.
+
+    To find two slices that make a split, the one rule with several outputs, it goes over the whole graph at every node.
+    Files are the same to the byte without it.
+    """
+    import onnxscript.rewriter as rewriter
+
+    rules: Any = getattr(rewriter, _RULES, None)
+    if rules is None:  # another onnxscript
+        yield
+        return
+    setattr(rewriter, _RULES, tuple(rule for rule in rules if rule.name not in QUADRATIC))
+    try:
+        yield
+    finally:
+        setattr(rewriter, _RULES, rules)
 
 
 def _reason(error: BaseException, model: nn.Module) -> str:
