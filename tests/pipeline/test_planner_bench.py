@@ -146,6 +146,10 @@ def test_all_ways_are_trained_with_every_seed_and_stand_in_one_table(bench: Plan
     assert PlannerBenchReport.model_validate(report.model_dump(mode="json")) == report
     assert "| planner |" in bench_markdown(report)
     assert "4 steps of short trainings" in "\n".join(bench_lines(report))
+    moved = [{**report.planning[0], "cpu": "another processor"}]
+    lines = "\n".join(bench_lines(report.model_copy(update={"planning": moved})))
+    assert "on another processor took" in lines
+    assert f"another processor and {report.environment['cpu']}, each table on the one that its search names" in lines
     assert "Speeds are ratios of 10th percentiles" in "\n".join(bench_lines(report))
     assert "Speeds" not in "\n".join(bench_lines(report.model_copy(update={"timed": None})))
     assert ">planner 1.25x<" in bench_picture(report, "tiny", "torch-b1-fp32").svg

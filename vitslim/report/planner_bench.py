@@ -79,10 +79,12 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
             f"{100 * one['median']:.1f} % in the median, by {100 * max(map(abs, one['errors'])):.1f} % at most."
         )
     machine = report.environment
+    cpus = dict.fromkeys([*(one["cpu"] for one in report.planning if "cpu" in one), machine["cpu"]])
+    measured_on = " and ".join(cpus) + (", each table on the one that its search names" if len(cpus) > 1 else "")
     notes.append(
         f"± is half the range over the seeds; figures without it have one seed, with which they were "
-        f"{report.settings['close']:g} or more points below the best. {machine['cpu']}, one thread, onnxruntime "
-        f"{machine['onnxruntime']}, torch {machine['torch']}."
+        f"{report.settings['close']:g} or more points below the best. "
+        f"{measured_on}, one thread, onnxruntime {machine['onnxruntime']}, torch {machine['torch']}."
         + (f" Speeds are ratios of {report.timed}." if report.timed else "")
     )
     if report.left:
