@@ -102,17 +102,18 @@ def bench_pictures(report: PlannerBenchReport) -> dict[str, Picture]:
 def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Picture:
     """Accuracy over measured speed: the planner's students, all others, the best of them by name, and their front.
 
-    What lies three times as far below the highest as the planner's fastest student would press all others together.
+    What lies three times as far below the highest as the planner's fastest student would press all others together; the
+    best others are shown wherever they lie.
     """
     students = [one for one in report.students if (one.task, one.runtime) == (task, runtime) and one.top1 and one.share]
     others = [one for one in students if one.way != PLANNER]
-    best = {one.speedup: one for one in sorted(others, key=lambda one: fmean(one.top1.values()))}.values()
+    best = {one.speedup: one for one in sorted(others, key=_height)}.values()
     points = [_point(one, is_named=one not in others or one in best) for one in students]
     dense = report.finetuned.get(task, {})
     fixed = [Point("dense", 1.0, 100 * fmean(dense.values()), "dense")] if dense else []
     highest = max(point.y for point in [*fixed, *points])
     telling = [point.y for point in [*fixed, *points] if point.kind != "baseline"]
-    least = highest - 3 * (highest - min(telling)) if telling else 0.0
+    least = min([highest - 3 * (highest - min(telling)), *map(_height, best)]) if telling else 0.0
     shown = [point for point in points if point.y >= least]
     left = len(points) - len(shown)
     return scatter(
@@ -123,6 +124,11 @@ def bench_picture(report: PlannerBenchReport, task: str, runtime: str) -> Pictur
         note=f"{left} more lie below." if left else "",
         decorate=lambda axes: draw_front(axes, [point for point in shown if point.kind == "baseline"]),
     )
+
+
+def _height(one: Student) -> float:
+    """Mean top-1 over the seeds, %."""
+    return 100 * fmean(one.top1.values())
 
 
 def _point(one: Student, *, is_named: bool) -> Point:
