@@ -72,7 +72,7 @@ def findings(number: int) -> Iterator[tuple[str, str | None]]:
     first = open_model(BUILTIN).eval() if name == BUILTIN else dense(name)
     plan = next(plan for plan in mixtures(plans_from(plan_of(first)), random) if not check(plan))
     model = _built(first, plan)
-    images = images_for(first, batch=IMAGES, seed=number)
+    images = images_for(model, batch=IMAGES, seed=number)
     with TemporaryDirectory() as folder:
         for to, precision in FILES:
             target = TARGETS.get(to)
