@@ -179,8 +179,8 @@ def compute_in_fp32_(model: Any, modules: Sequence[str], types: Mapping[str, int
             )
     wide = nodes_between(model, modules)
     float32, halves = onnx.TensorProto.FLOAT, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    given = {name for index in wide for name in nodes[index].input if types.get(name) in halves}
     made = {name for index in wide for name in nodes[index].output if types.get(name) in halves}
+    given = {name for index in wide for name in nodes[index].input if types.get(name) in halves} - made
     del model.graph.node[:]
     widened: set[str] = set()
     for index, node in enumerate(nodes):
@@ -188,14 +188,13 @@ def compute_in_fp32_(model: Any, modules: Sequence[str], types: Mapping[str, int
             model.graph.node.append(node)
             continue
         for place, name in enumerate(node.input):
-            if name in given - made:
-                node.input[place] = f"{name}/wide"
-                if name not in widened:
-                    widened.add(name)
-                    cast = onnx.helper.make_node("Cast", [name], [f"{name}/wide"], f"{name}/widen", to=float32)
-                    model.graph.node.append(cast)
-            elif name in made:
-                node.input[place] = f"{name}/wide"
+            if name not in given and name not in made:
+                continue
+            node.input[place] = f"{name}/wide"
+            if name in given and name not in widened:
+                widened.add(name)
+                cast = onnx.helper.make_node("Cast", [name], [f"{name}/wide"], f"{name}/widen", to=float32)
+                model.graph.node.append(cast)
         narrow: list[Any] = []
         for place, name in enumerate(node.output):
             if name in made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,13 +12,14 @@ from torch import nn
 
 from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import atomic_folder, read_json, write_json
-from vitslim.runtime import OpenVinoRunner, Precision
+from vitslim.runtime import OpenVinoRunner, Precision, Runner
 from vitslim.shapes import Result
 from vitslim.targets.base import ExportRequest, Opening, Target, register_target, target_of
 from vitslim.targets.parity.bisect import Opened
 from vitslim.targets.parity.comparing import Form
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.record import export_record_path
+from vitslim.targets.triton.readme import images_in_words
 from vitslim.targets.triton.repository import check_name
 
 CONFIG, MODELS = "config.json", "model_config_list"
@@ -98,11 +98,9 @@ class OpenVinoServerTarget(Target):
         write_json(repository / CONFIG, {MODELS: [*others, {"config": entry}]})
         return written.model_copy(update={"files": [CONFIG, *(f"{name}/{one}" for one in files)]})
 
-    def load(self, path: Path, how: Opening) -> OpenVinoRunner:
+    def load(self, path: Path, how: Opening) -> Runner:
         served = path / _SERVED
-        opened = target_of(served).load(served, replace(how, backend=None, name=how.name or path.name))
-        assert isinstance(opened, OpenVinoRunner)
-        return opened
+        return target_of(served).load(served, replace(how, backend=None, name=how.name or path.name))
 
     def forms(self, path: Path, backend: str | None) -> Iterator[Form]:
         yield from target_of(path / _SERVED).forms(path / _SERVED, None)
@@ -154,13 +152,6 @@ def _other_models(repository: Path, name: str, *, overwrite: bool) -> list[Any]:
 
 def _readme(written: ServerRepository, file: Path, metadata: Mapping[str, str]) -> str:
     """How this model is served and called, in Markdown."""
-    form = json.loads(metadata.get("input", "{}")).get("form", "normalized")
-    size = " × ".join(map(str, json.loads(metadata.get("image_size", "[]"))))
-    scaled = (
-        f"scaled to 0..1, then normalised with mean {metadata.get('mean')} and deviation {metadata.get('std')}"
-        if form == "normalized"
-        else f"given as bytes 0..255 ({form}); the file normalises them itself"
-    )
     settings = ", ".join(f"{key} {value}" for key, value in written.settings.items())
     return f"""# {written.name}
 
@@ -171,6 +162,6 @@ def _readme(written: ServerRepository, file: Path, metadata: Mapping[str, str]) 
 curl localhost:8000/v2/models/{written.name}
 ```
 
-Images are resized ({metadata.get("interpolation")}, crop {metadata.get("crop_pct")}) to {size} pixels, {scaled}.
+{images_in_words(metadata)}
 Requests follow the KServe protocol, version 2, as those to Triton Inference Server: gRPC on port 9000, HTTP on 8000.
 """

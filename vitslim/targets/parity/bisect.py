@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -62,13 +63,10 @@ def first_departure(
     calls = _recorded(copy)
     with Choices(imposed):
         copy(images)
-    times: dict[str, int] = {}
-    for name, _ in calls:
-        times[name] = times.get(name, 0) + 1
-    seen: dict[str, int] = {}
+    times, seen = Counter(name for name, _ in calls), Counter[str]()
     before: str | None = None
     for name, expected in calls:
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         nodes = inside.get(name, [])
         # A layer that is called k times has its nodes k times, those of each call together.
         last = seen[name] * len(nodes) // times[name] - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from vitslim.targets.triton.result import TritonRepository
 from vitslim.targets.triton.servable import Servable, Tensor
@@ -38,7 +39,15 @@ def readme(servable: Servable, written: TritonRepository) -> str:
     ]
     if written.plugin is not None and servable.engine is not None:
         lines += [_PLUGIN.format(plugins=", ".join(servable.engine.plugins.used))]
-    lines += ["## Calling", "", *_tensors(servable, written), "", _images(servable), "", _client(written)]
+    lines += [
+        "## Calling",
+        "",
+        *_tensors(servable, written),
+        "",
+        images_in_words(servable.metadata),
+        "",
+        _client(written),
+    ]
     return "\n".join(lines)
 
 
@@ -63,8 +72,8 @@ def _tensors(servable: Servable, written: TritonRepository) -> list[str]:
     return ["| | name | type | shape |", "|---|---|---|---|", *rows]
 
 
-def _images(servable: Servable) -> str:
-    metadata = servable.metadata
+def images_in_words(metadata: Mapping[str, str]) -> str:
+    """How images become a file's input, by what the file says of itself."""
     if "image_size" not in metadata:
         return "The file does not say how images are prepared; use what the model was trained with."
     size = " × ".join(map(str, json.loads(metadata["image_size"])))
