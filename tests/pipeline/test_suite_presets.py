@@ -7,6 +7,7 @@ import pytest
 import yaml
 from timm.models.vision_transformer import VisionTransformer
 
+from vitslim.bench.suite import GainTarget
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
 from vitslim.pipeline.suite import Preset, read_preset
@@ -73,6 +74,16 @@ def test_what_several_groups_ask_for_is_one_case_with_the_competitors_of_all() -
     ]
 
 
+def test_a_gain_in_a_further_precision_is_one_over_the_first() -> None:
+    group: dict[str, Any] = {"models": ["tiny"], "sizes": [32], "competitors": ["depth-drop"]}
+    preset = Preset.model_validate(TINY | {"groups": [group, group | {"also": ["int8"]}]})
+    plain, mixed = preset.cases()
+    target = GainTarget.model_validate(TARGET | {"competitors": ["depth-drop"], "precision": "int8"})
+    assert (target.is_measured_by(plain), target.is_measured_by(mixed)) == (False, True)
+    target = target.model_copy(update={"precision": "fp32"})
+    assert (target.is_measured_by(plain), target.is_measured_by(mixed)) == (True, False)
+
+
 def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
     groups = [*TINY["groups"], {"models": ["tiny"], "sizes": [32], "quick": True}]
     path = tmp_path / "own.yaml"
@@ -100,6 +111,9 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"targets": [TARGET | {"kernel": "image", "tokens": 17}]}, "targets 't': nothing here measures"),
         ({"groups": [{"sizes": [32]}]}, "a group names models, or under kernels"),
         ({"groups": [{"models": ["tiny"], "kernels": [197]}]}, "a group names models, or under kernels"),
+        ({"groups": [{"models": ["tiny"], "also": ["fp32"]}]}, "wanted precisions of models beside fp32"),
+        ({"groups": [{"models": ["tiny"], "also": ["int8", "int8"]}]}, "each once, given int8, int8"),
+        ({"groups": [{"kernels": [17], "also": ["int8"]}]}, "wanted precisions of models"),
         ({"groups": [{"models": ["tiny"], "sizes": [-32]}]}, "groups.0.sizes.0=-32"),
         ({"groups": [{"models": ["tiny"], "batches": []}]}, "groups.0.batches"),
         ({"quick": {"rounds": 5}}, "quick: Input should be a valid tuple"),

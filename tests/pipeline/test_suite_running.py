@@ -37,9 +37,16 @@ DOCUMENT: dict[str, Any] = {
         {"models": ["tiny"], "sizes": [32], "backends": ["train"], "batches": [2], "competitors": ["evo-vit"]},
         {"models": ["tiny"], "sizes": [64], "backends": ["compiled-graph"]},
         {"kernels": [17]},
+        {"models": ["tiny"], "sizes": [32], "also": ["bf16", "int8"], "batches": [2], "competitors": ["evo-vit"]},
     ],
 }
-NAMES = ["tiny-32-fp32-torch-b2", "tiny-32-fp32-train-b2", "tiny-64-fp32-compiled-graph-b1", "kernels-fp32-b1"]
+NAMES = [
+    "tiny-32-fp32-torch-b2",
+    "tiny-32-fp32-train-b2",
+    "tiny-64-fp32-compiled-graph-b1",
+    "kernels-fp32-b1",
+    "tiny-32-fp32+bf16+int8-torch-b2",
+]
 ONE_CASE = [{"models": ["tiny"], "sizes": [32], "competitors": ["tome", "depth-drop"]}]
 
 
@@ -131,9 +138,30 @@ def test_rows_have_their_point_on_the_roofline_of_their_own_run(whole: tuple[Sui
     assert all(row.roofline_share is None for row in whole[0].cases[1].rows)  # training steps
 
 
+def test_further_precisions_share_the_rounds_of_the_first(whole: tuple[SuiteReport, Path]) -> None:
+    case = whole[0].cases[-1]
+    assert [(row.model, row.precision, row.kind) for row in case.rows] == [
+        ("dense", "fp32", "dense"),
+        ("evo-vit", "fp32", "method"),
+        ("dense", "bf16", "dense"),
+        ("evo-vit", "bf16", "method"),
+    ]
+    dense = case.row("dense")
+    assert dense is not None
+    for row in case.rows:
+        assert row.speedup_vs_dense == pytest.approx(dense.latency_ms_p50 / row.latency_ms_p50)
+        assert (row.roofline_share is None) == (row.precision == "bf16")  # the peaks are those of fp32
+    assert case.row("evo-vit", "bf16") == case.rows[3]
+
+
 def test_what_could_not_take_part_is_named(whole: tuple[SuiteReport, Path]) -> None:
-    first, _, graph, kernels = whole[0].cases
+    first, _, graph, kernels, mixed = whole[0].cases
     assert {skip.model for skip in first.skipped} >= {"refused"}
+    assert [(skip.model, skip.precision) for skip in mixed.skipped] == [
+        ("dense int8", "int8"),
+        ("evo-vit int8", "int8"),
+    ]
+    assert "backend torch has no int8" in mixed.skipped[0].reason
     assert any("energy" in note for note in first.notes)
     if not torch.cuda.is_available():
         assert (graph.status, kernels.status) == ("unavailable", "unavailable")

@@ -118,12 +118,52 @@ REPORT = SuiteReport(
     left=["deit_base-512-bf16-compiled-graph-b32"],
     targets=[],
 )
+MIXED = CaseResult(
+    case=Case(model="deit_small", image_size=224, backend="ort", also=("int8",), competitors=("evo-vit", "tome")),
+    digest="0",
+    status="measured",
+    seconds=60.0,
+    environment=ENVIRONMENT,
+    rows=[
+        row("dense", 1.0, precision="fp32"),
+        row("evo-vit", 1.5, precision="fp32"),
+        row("dense", 2.0, precision="int8"),
+        row("evo-vit", 2.8, precision="int8"),
+    ],
+)
 EMPTY = REPORT.model_copy(update={"cases": []})
 
 
 def cells(text: str, first: str) -> list[str]:
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_precisions_of_one_run_stand_against_dense_in_the_first_and_in_their_own() -> None:
+    (table,) = overviews(REPORT.model_copy(update={"cases": [MIXED]}))
+    assert table.title == "deit_small, 224 px, precisions"
+    assert list(table.header) == ["speed", "dense ms", "dense", "evo-vit", "tome"]
+    assert [list(line) for line in table.rows] == [
+        ["ort fp32 b1", "2.00", "1.00x", "1.50x (1.50x)", "–"],
+        ["ort int8 b1", "1.00", "2.00x", "2.80x (1.40x)", "–"],
+    ]
+    target = GainTarget(
+        what="INT8",
+        at_least=2.5,
+        precision="int8",
+        model="deit_small",
+        image_size=224,
+        backend="ort",
+        competitors=("evo-vit",),
+    )
+    (reached,) = targets_table(REPORT.model_copy(update={"cases": [MIXED], "targets": [target]}))
+    assert [str(cell) for cell in reached.rows[0]][:4] == ["INT8", "2.50x", "2.80x", "evo-vit"]
+    assert [line[:2] for line in case_table(MIXED).rows] == [
+        ["dense", "fp32"],
+        ["evo-vit", "fp32"],
+        ["dense", "int8"],
+        ["evo-vit", "int8"],
+    ]
 
 
 def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> None:

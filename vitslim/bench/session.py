@@ -1,9 +1,11 @@
-"""One session: every model in the same backend and precision, timed in the same rounds."""
+"""One session: every model in the same backend, and the same precision but for those with one of their own, timed in
+the same rounds.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,6 +83,7 @@ class Candidate:
     channels: int
     params: int
     macs: int
+    precision: Precision | None = None  # its own, where it is not the session's
 
     def images(self, batch: int, device: torch.device) -> Tensor:
         """A batch of noise; latency does not depend on what the images show."""
@@ -147,11 +150,14 @@ class Session:
             try:
                 runners[name] = stack.enter_context(self._open(name, config, sizes, folder))
             except Exception as error:
-                skipped.append(config.skip(error, model=name, batch=_only(sizes)))
+                skipped.append(self._own(name, config).skip(error, model=name, batch=_only(sizes)))
         return runners
 
+    def _own(self, name: str, config: RunConfig) -> RunConfig:
+        return replace(config, precision=self.candidates[name].precision or config.precision)
+
     def _open(self, name: str, config: RunConfig, sizes: Sequence[int], folder: Path) -> Runner:
-        model = self.candidates[name].model
+        model, config = self.candidates[name].model, self._own(name, config)
         if facts_of(config.backend).needs_gpu and self.device != "cuda":
             raise ConfigError(f"backend {config.backend} runs on a GPU; measure with device cuda (--device cuda)")
         if config.backend == TRAIN:
@@ -182,7 +188,7 @@ class Session:
                 if name == self.baseline:
                     skipped.append(config.skip(error, batch=batch))
                     return []
-                skipped.append(config.skip(error, model=name, batch=batch))
+                skipped.append(self._own(name, config).skip(error, model=name, batch=batch))
         try:
             samples = interleaved_latencies_ms(
                 calls,
@@ -228,7 +234,7 @@ class Session:
         return BenchRow(
             model=name,
             backend=config.backend,
-            precision=config.precision,
+            precision=self._own(name, config).precision,
             batch=batch,
             image_size=candidate.image_size,
             **compared(own, samples[self.baseline]),
@@ -280,7 +286,7 @@ class Session:
             return None
 
     def _note(self, what: str, name: str, config: RunConfig, call: "_Call", error: Exception) -> None:
-        where = f"{name}, {config.backend} {config.precision}, batch {len(call.images)}"
+        where = f"{name}, {config.backend} {self._own(name, config).precision}, batch {len(call.images)}"
         self.notes.append(f"no {what} of {where}: {first_line(error)}")
 
 

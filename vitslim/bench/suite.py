@@ -29,12 +29,14 @@ SUITE_FILE = "suite.json"
 class Case(Config):
     """What is measured in one process: one model in one setting with all its competitors; or kernels alone.
 
-    The competitors are timed in the same rounds, so that their ratios are of one run.
+    The competitors are timed in the same rounds, so that their ratios are of one run. With ``also``, dense and all
+    competitors run in further precisions too, in those same rounds; ratios are to dense in ``precision``.
     """
 
     model: str = "kernels"  # name in the preset
     image_size: int = 0  # pixels
     precision: Precision = "fp32"
+    also: tuple[Precision, ...] = ()
     backend: Backend = "torch"
     batch: PositiveInt = 1
     competitors: tuple[str, ...] = ()  # beside dense
@@ -43,7 +45,8 @@ class Case(Config):
     @property
     def name(self) -> str:
         """Of its file and its row in a list."""
-        setting = [self.precision] if self.tokens else [str(self.image_size), self.precision, self.backend]
+        precisions = "+".join((self.precision, *self.also))
+        setting = [precisions] if self.tokens else [str(self.image_size), precisions, self.backend]
         return "-".join([self.model.replace("/", "_"), *setting, f"b{self.batch}"])
 
 
@@ -53,7 +56,7 @@ class GainTarget(Config):
     what: str  # in words
     at_least: float = Field(gt=0)  # dense over the model
     of: Literal["speed", "weights", "memory"] = "speed"  # a kernel's is speed
-    precision: Precision
+    precision: Precision  # of the competitors; where it is one of ``also``, the gain is over dense in the case's own
     model: str = ""
     image_size: int = 0
     backend: Backend = "compiled-graph"
@@ -65,7 +68,7 @@ class GainTarget(Config):
 
     def is_measured_by(self, case: Case) -> bool:
         """Whether a case says something about it."""
-        if (self.precision, self.batch) != (case.precision, case.batch):
+        if self.batch != case.batch or self.precision not in (case.also or (case.precision,)):
             return False
         if self.kernel:
             return self.tokens in case.tokens
@@ -74,7 +77,9 @@ class GainTarget(Config):
 
 
 class SuiteRow(BenchRow):
-    """A row of a case; the roofline's figures are ``None`` for training steps, whose traffic is not counted."""
+    """A row of a case; the roofline's figures are ``None`` for training steps, whose traffic is not counted, and in
+    precisions other than the case's own.
+    """
 
     kind: Kind
     tflops: float | None
@@ -102,9 +107,10 @@ class CaseResult(Outcome):
     skipped: list[Skipped] = Field(default_factory=list[Skipped])
     notes: list[str] = Field(default_factory=list[str])
 
-    def row(self, model: str) -> SuiteRow | None:
-        """That of a competitor, or of dense."""
-        return next((row for row in self.rows if row.model == model), None)
+    def row(self, model: str, precision: Precision | None = None) -> SuiteRow | None:
+        """That of a competitor, or of dense; in the case's own precision by default."""
+        wanted = (model, precision or self.case.precision)
+        return next((row for row in self.rows if (row.model, row.precision) == wanted), None)
 
 
 class AccuracyRow(Result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,6 +49,11 @@ def _measure_models(case: Case, preset: Preset, device: torch.device) -> dict[st
             models |= candidates({name: open_competitor(name, case, preset)})
         except Exception as error:  # a competitor that cannot be had is named, the others go on
             skipped.append(config.skip(error, model=name))
+    models |= {
+        f"{name} {precision}": replace(model, precision=precision)
+        for precision in case.also
+        for name, model in models.items()
+    }
     meter, notes = _meter(device, preset)
     peaks = measure_peaks(device, case.precision)
     session = Session(
@@ -58,7 +64,8 @@ def _measure_models(case: Case, preset: Preset, device: torch.device) -> dict[st
         **{name: preset.timing[name] for name in ("threads", "rounds", "warmup", "seconds")},
     )
     rows = [
-        _suite_row(row, preset, models[row.model], peaks) for row in session.measure(config, (case.batch,), skipped)
+        _suite_row(row, preset, models[row.model], peaks if row.precision == case.precision else None)
+        for row in session.measure(config, (case.batch,), skipped)
     ]
     found = {"peaks": peaks, "rows": rows, "skipped": skipped, "notes": [*notes, *session.notes]}
     # Without rows the baseline itself did not run: its entry names no model.
@@ -96,14 +103,15 @@ def _meter(device: torch.device, preset: Preset) -> tuple[Meter | None, list[str
     return (lambda call: nvml.measure(call, torch.cuda.synchronize)), []
 
 
-def _suite_row(row: BenchRow, preset: Preset, model: Candidate, peaks: MeasuredPeaks) -> SuiteRow:
-    point = None
-    if row.backend != "train":
+def _suite_row(row: BenchRow, preset: Preset, model: Candidate, peaks: MeasuredPeaks | None) -> SuiteRow:
+    point, name = None, row.model.partition(" ")[0]  # behind it a precision of its own
+    if row.backend != "train" and peaks is not None:
         gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[row.precision].itemsize)
         point = roofline_point(float(FLOPS_PER_MAC * row.macs * row.batch), gbytes, row.latency_ms_p50, peaks)
     return SuiteRow(
-        **row.model_dump(),
-        kind=kind_of(row.model, preset.competitors),
+        **row.model_dump(exclude={"model"}),
+        model=name,
+        kind=kind_of(name, preset.competitors),
         tflops=point and point.tflops,
         gbytes_s=point and point.gbytes_s,
         roofline_share=point and point.share,

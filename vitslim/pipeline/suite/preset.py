@@ -59,6 +59,7 @@ class Group(Config):
     models: tuple[str, ...] = ()
     sizes: tuple[PositiveInt, ...] = Field(default=(224,), min_length=1)  # pixels
     precisions: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    also: tuple[Precision, ...] = ()  # further ones, timed in the rounds of each of the others
     backends: tuple[Backend, ...] = Field(default=("torch",), min_length=1)
     batches: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
     competitors: tuple[str, ...] = ()
@@ -69,6 +70,11 @@ class Group(Config):
     def _is_of_models_or_kernels(self) -> Group:
         if bool(self.models) == bool(self.kernels):
             raise ValueError("a group names models, or under kernels the numbers of tokens, and not both")
+        if self.also and (self.kernels or {*self.also} & {*self.precisions} or len({*self.also}) < len(self.also)):
+            raise ValueError(
+                f"also: wanted precisions of models beside {', '.join(self.precisions)}, each once, given "
+                f"{', '.join(self.also)}"
+            )
         return self
 
     def cases(self) -> list[Case]:
@@ -78,7 +84,7 @@ class Group(Config):
             return [Case(precision=precision, batch=batch, tokens=self.kernels) for precision, batch in settings]
         names = ("image_size", "model", "precision", "backend", "batch")
         settings = product(self.sizes, self.models, self.precisions, self.backends, self.batches)
-        shared = {"competitors": self.competitors}
+        shared = {"competitors": self.competitors, "also": self.also}
         return [Case.model_validate(dict(zip(names, one, strict=True)) | shared) for one in settings]
 
 

@@ -65,10 +65,19 @@ def _trade_off(report: SuiteReport, case: CaseResult) -> Picture | None:
 
 def _work_and_speed(case: CaseResult) -> Picture | None:
     """What of the saved work became speed in one case."""
-    dense, rows = case.row(DENSE), [row for row in case.rows if row.model != DENSE]
+    dense = case.row(DENSE)
+    rows = [row for row in case.rows if (row.model, row.precision) != (DENSE, case.case.precision)]
     if dense is None or not rows:
         return None
-    points = [Point(row.model, dense.macs / row.macs, row.speedup_vs_dense, row.kind) for row in rows]
+    points = [
+        Point(
+            f"{row.model} {row.precision}" if case.case.also else row.model,
+            dense.macs / row.macs,
+            row.speedup_vs_dense,
+            row.kind,
+        )
+        for row in rows
+    ]
 
     def decorate(axes: Axes) -> None:
         axes.axline((1, 1), slope=1, color=RULE, linewidth=2.5, zorder=0)

@@ -47,7 +47,7 @@ def _gains(report: SuiteReport, target: GainTarget) -> tuple[dict[str, float], b
         if (row.kernel, row.tokens) == (target.kernel, target.tokens)
     }
     for one in cases:
-        rows = [row for row in one.rows if row.model in target.competitors]
+        rows = [row for row in one.rows if row.model in target.competitors and row.precision == target.precision]
         gains |= {row.model: gain for row in rows if (gain := _gain(target, row, one.row(DENSE)))}
     if target.max_loss is None:
         return gains, bool(gains)
@@ -102,10 +102,13 @@ def overviews(report: SuiteReport, wanted: Container[Kind] | None = None) -> lis
         wanted: which models, backends and precisions; all by default.
     """
     kinds: dict[Kind, list[CaseResult]] = {}
+    mixed: dict[tuple[str, int], list[CaseResult]] = {}
     for one in report.cases:
-        if not one.case.tokens and (wanted is None or _kind(one.case) in wanted):
+        if one.case.also:
+            mixed.setdefault((one.case.model, one.case.image_size), []).append(one)
+        elif not one.case.tokens and (wanted is None or _kind(one.case) in wanted):
             kinds.setdefault(_kind(one.case), []).append(one)
-    tables: list[Table] = []
+    tables = [_precisions(cases) for cases in mixed.values()]
     for cases in kinds.values():
         cases.sort(key=lambda one: (one.case.image_size, one.case.batch))
         sizes = dict.fromkeys(one.case.image_size for one in cases)
@@ -121,6 +124,32 @@ def _overview(cases: Sequence[CaseResult]) -> Table:
     lines = [[name, *(_speed(one, name) for one in cases)] for name in named if any(one.row(name) for one in cases)]
     dense = ["dense, ms per batch", *(_speed(one, DENSE) for one in cases)]
     return Table(f"{model}, {backend} {precision}", ["speed (of the MAC ratio)", *settings], [dense, *lines])
+
+
+def _precisions(cases: Sequence[CaseResult]) -> Table:
+    """One model in several precisions: a line per backend, batch size and precision, a column per competitor."""
+    case = cases[0].case
+    names = list(dict.fromkeys(name for one in cases for name in (DENSE, *one.case.competitors)))
+    lines: list[list[str]] = []
+    for one in sorted(cases, key=lambda one: (one.case.backend, one.case.batch)):
+        base = one.row(DENSE)
+        for precision in (one.case.precision, *one.case.also) if base else ():
+            own = one.row(DENSE, precision)
+            gains = [_gains_of(one.row(name, precision), own) for name in names]
+            cell = significant(own.latency_ms_p50) if own else ABSENT
+            lines.append([f"{one.case.backend} {precision} b{one.case.batch}", cell, *gains])
+    note = (
+        f"All of one backend and batch size in the same rounds. First figure: speed against {DENSE} in "
+        f"{case.precision}; in brackets: against {DENSE} in the same precision."
+    )
+    return Table(f"{case.model}, {case.image_size} px, precisions", ["speed", "dense ms", *names], lines, note=note)
+
+
+def _gains_of(row: SuiteRow | None, dense: SuiteRow | None) -> str:
+    if row is None:
+        return ABSENT
+    gain = f"{row.speedup_vs_dense:.2f}x"
+    return gain if row is dense or dense is None else f"{gain} ({dense.latency_ms_p50 / row.latency_ms_p50:.2f}x)"
 
 
 def _speed(case: CaseResult, name: str) -> str:
@@ -139,8 +168,9 @@ def _kind(of: Case | GainTarget) -> Kind:
 def case_table(result: CaseResult) -> Table:
     """All figures of one case."""
     peaks = result.peaks
-    # Backend, precision and batch are the same for all.
-    header, *lines = [[line[0], *line[4:]] for line in table_cells(result.rows, DENSE)]
+    # Backend and batch are the same for all, and precision mostly.
+    kept = (0, 2) if result.case.also else (0,)
+    header, *lines = [[*(line[at] for at in kept), *line[4:]] for line in table_cells(result.rows, DENSE)]
     if any(row.roofline_share for row in result.rows):
         header += ["TFLOP/s", "GB/s", "of roofline"]
         lines = [[*line, *_roofline(row)] for line, row in zip(lines, result.rows, strict=True)]
@@ -154,7 +184,8 @@ def case_table(result: CaseResult) -> Table:
 def case_title(result: CaseResult) -> str:
     """The setting of a case in words."""
     case = result.case
-    return f"{case.model} {case.image_size} px, {case.backend} {case.precision}, batch {case.batch}"
+    precisions = ", ".join((case.precision, *case.also))
+    return f"{case.model} {case.image_size} px, {case.backend} {precisions}, batch {case.batch}"
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
