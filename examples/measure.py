@@ -3,6 +3,7 @@
     python examples/measure.py demo     # copy the figures of demo-out/ (made by `make demo`) -> examples/results/
     python examples/measure.py baselines  # train all students of the demo with three seeds -> examples/results/
     python examples/measure.py digits   # run examples/guides/own_model.md in out/digits -> examples/results/digits.json
+    python examples/measure.py precisions  # files of the models of `make demo` and of digits in every precision
     python examples/measure.py shapes   # plan for DeiT-S and DeiT-B with random weights -> examples/results/shapes.json
     python examples/measure.py collect FOLDER  # what `vitslim bench suite|accuracy|planner` wrote -> examples/results/
     python examples/measure.py readme   # write the tables of all pages anew, from examples/results/ and the methods
@@ -21,8 +22,10 @@ import sys
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import get_args
 
+import vitslim
 from vitslim.bench import environment, replace_between_markers
 from vitslim.bench.suite import SUITE_FILE, Benchmark, SuiteReport
 from vitslim.errors import ConfigError
@@ -31,6 +34,9 @@ from vitslim.methods import planned, read_method
 from vitslim.names import METHOD_NAMES
 from vitslim.pipeline.budgets import find_plan
 from vitslim.pipeline.demo import rows_by_seed, train_with_seed
+from vitslim.pipeline.images import labels_for, open_loader
+from vitslim.pipeline.int8 import IMAGES
+from vitslim.pipeline.runners import RunnerModule
 from vitslim.planner.comparison import REPORT_FILE as PLANNER_FILE
 from vitslim.planner.comparison import PlannerBenchReport
 from vitslim.plans import ModelPlan, dense_plan
@@ -40,6 +46,8 @@ from vitslim.progress import Progress
 from vitslim.recipe import read_recipe
 from vitslim.report.planner_bench import bench_markdown, bench_pictures
 from vitslim.report.suite import caption, main_tables, render_tables
+from vitslim.targets import TARGETS
+from vitslim.train import evaluate
 from vitslim.trunk import Conversion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,12 +67,19 @@ PAGES = {
         "accuracy_gpu",
     ),
     GUIDES / "compose.md": ("support",),
+    GUIDES / "deploy_cpu.md": ("precisions",),
     GUIDES / "plan.md": ("shapes",),
     OWN_MODEL: ("digits",),
 }
 """The tables of each page, by their names in the markers around them."""
 SHAPES, SPEEDUPS = {"deit_small_patch16_224": 64, "deit_base_patch16_224": 16}, (1.5, 2.0, 3.0)
 """Models, and how many images their damage is measured on."""
+TASKS = {
+    "fractals": (ROOT / "demo-out", ("builtin", "depth-8-mlp-half", "merge", "evo-vit")),
+    "digits": (ROOT / "out" / "digits", ("teacher", "students/evo-vit", "students/skipat-evo-vit")),
+}
+"""Of `make demo` and of the guide: models that are written in every precision."""
+FILES = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 STEPS, SEEDS = 240, (0, 1, 2)  # of the comparison with every rival
 
 
@@ -110,6 +125,37 @@ def digits() -> None:
         "environment": environment(),
     }
     write_json(RESULTS / "digits.json", document)
+
+
+def precisions() -> None:
+    """Top-1 of files in every precision, on held-out images of the task that their model was made for.
+
+    INT8 goes through its gate as anyone's would: it may lose a point, and has to be faster.
+    """
+    rows: list[dict] = []
+    for task, (folder, names) in TASKS.items():
+        for name in names:
+            place = name if name == "builtin" else folder / name
+            model = vitslim.open_model(place)
+            loader = open_loader(task, model, split="val", limit=IMAGES, **labels_for(model))
+            own = evaluate(model, loader)
+            common = {"task": task, "model": Path(name).name, "images": own.images, "torch_top1": own.top1}
+            for target, kind in FILES:
+                with TemporaryDirectory() as scratch:
+                    path = Path(scratch, f"model{TARGETS.get(target).suffix}")
+                    written = vitslim.export(place, path, to=target, precision=kind, data=task)
+                    if kind == "int8":
+                        found, kept, failures = written.file, written.written.sensitivity.kept, written.failures
+                    else:
+                        kept, failures = [], []
+                        with vitslim.open_runner(path) as runner:
+                            found = evaluate(RunnerModule(runner, model), loader, teacher=model)
+                figures = {"top1": found.top1, "agreement": found.agreement, "kl": found.kl}
+                where = {"target": target, "precision": kind, "float_blocks": kept, "failures": failures}
+                rows.append({**common, **where, **figures})
+                print(rows[-1], file=sys.stderr, flush=True)
+    document = {"command": "python examples/measure.py precisions", "rows": rows, "environment": environment()}
+    write_json(RESULTS / "precisions.json", document)
 
 
 def shapes() -> None:
@@ -291,6 +337,25 @@ def sort_of(row: dict) -> str:
     return named[0] if named else {"method": "one method", "methods": "methods"}.get(row["kind"], "each step")
 
 
+def precisions_table(document: dict) -> str:
+    """A row per model, a column per file."""
+    rows = document["rows"]
+    lines = [["task", "model", "torch", *(f"{target} {kind}" for target, kind in FILES)]]
+    for task, model in dict.fromkeys((row["task"], row["model"]) for row in rows):
+        own = {(row["target"], row["precision"]): row for row in rows if (row["task"], row["model"]) == (task, model)}
+        cells = [f"{100 * own[file]['top1']:.2f}{' *' if own[file]['failures'] else ''}" for file in FILES]
+        lines.append([task, model, f"{100 * own[FILES[0]]['torch_top1']:.2f}", *cells])
+    images = ", ".join(f"{task} {count}" for task, count in {row["task"]: row["images"] for row in rows}.items())
+    kept = [
+        f"{row['model']} in {row['target']}: blocks {', '.join(map(str, row['float_blocks']))} in float."
+        for row in rows
+        if row["float_blocks"]
+    ]
+    failed = [f"* {row['model']} in {row['target']}: {'; '.join(row['failures'])}." for row in rows if row["failures"]]
+    note = f"Top-1 in %; held-out images: {images}. {document['environment']['cpu']}. Command: `{document['command']}`."
+    return "\n\n".join([as_table(lines), *kept, *failed, note])
+
+
 def demo_table(document: dict) -> str:
     speeds = {row["model"]: row["speedup_vs_dense"] for row in document["rows"]}
     settings = list(next(iter(speeds.values())))
@@ -402,6 +467,7 @@ TABLES = {
     "suite_gpu": (suite_table, "vitslim bench suite --preset gpu --out out/suite-gpu"),
     "accuracy_gpu": (suite_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
     "digits": (digits_table, "python examples/measure.py digits"),
+    "precisions": (precisions_table, "python examples/measure.py precisions"),
     "shapes": (shapes_table, "python examples/measure.py shapes"),
 }
 """What renders the JSON of a table, and the command that measures it."""
@@ -411,6 +477,7 @@ if __name__ == "__main__":
         "demo": demo,
         "baselines": baselines,
         "digits": digits,
+        "precisions": precisions,
         "shapes": shapes,
         "collect": collect,
         "readme": readme,
