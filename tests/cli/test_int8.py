@@ -13,7 +13,7 @@ from tests.targets.serving import small
 from vitslim import checkpoint
 from vitslim.errors import ConfigError, MissingDependencyError
 from vitslim.pipeline import export, int8, verify
-from vitslim.pipeline.int8 import Int8Export
+from vitslim.pipeline.gate import Judged, QuantizedExport
 from vitslim.runtime import OpenVinoRunner
 from vitslim.targets.base import Judge
 from vitslim.targets.onnx.export import export_onnx
@@ -38,13 +38,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What the clock is going to say."""
     found = {"fp32": 3.0, "bf16": 2.0, "int8": 1.0}
-    monkeypatch.setattr(int8, "_latencies", lambda *_: {1: found})
+    monkeypatch.setattr(int8, "latencies_ms", lambda *_: {1: found})
     return found
 
 
-def exported(folder: Path, out: Path, **options: Any) -> Int8Export:
+def exported(folder: Path, out: Path, **options: Any) -> QuantizedExport:
     to = "onnx" if out.suffix == ".onnx" else "openvino"
-    return export(folder, out, to=to, precision="int8", data=DATA, **{"max_drop": 100.0} | options)
+    options = {"max_drop": 100.0, **options}
+    return export(folder, out, to=to, precision="int8", data=DATA, **options)
 
 
 @pytest.mark.parametrize("name", ["model-int8.xml", "model-int8.onnx"])
@@ -54,6 +55,7 @@ def test_a_file_that_gains_is_kept_and_verified(
     found = exported(saved, tmp_path / name)
     assert not found.failures
     assert found.path == str(tmp_path / name)
+    assert found.file is not None
     assert found.file.images == found.model.images == 40
     assert found.loss == pytest.approx(100 * ((found.model.top1 or 0) - (found.file.top1 or 0)))
     assert found.file.kl is not None
@@ -112,7 +114,7 @@ def test_what_each_block_loses_is_told(
     saved: Path, tmp_path: Path, timed: dict[str, float], vitslim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = [5.0, 0.75, 0.5]  # in INT8, with the first block in float, with the second
-    monkeypatch.setattr(int8._Judged, "loss", lambda *_: losses.pop(0) if losses else 0.5)
+    monkeypatch.setattr(Judged, "loss", lambda *_: losses.pop(0) if losses else 0.5)
     asked = ("export", str(saved), "--to", "openvino", "--precision", "int8", "--data", DATA)
     done = vitslim(*asked, "--max-drop", "1", "--out", str(tmp_path / "model.xml"))
     assert "all blocks in INT8 lose 5.00 points; with one block in float: 1 (0.50), 0 (0.75)" in " ".join(

@@ -13,7 +13,6 @@ import torch
 from onnx import helper
 
 from tests.targets.serving import small
-from vitslim import checkpoint
 from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError, UnsupportedModelError
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.graph import choosing_products
@@ -59,7 +58,7 @@ def stand_in(tmp_path: Path, fails: bool = False) -> Path:
     return path
 
 
-def test_the_file_comes_back_quantized_described_and_compared(saved: Path, tmp_path: Path) -> None:
+def test_the_file_comes_back_quantized_and_described(saved: Path, tmp_path: Path) -> None:
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = quantize_onnx(
         choose_artifact(saved),
@@ -67,8 +66,6 @@ def test_the_file_comes_back_quantized_described_and_compared(saved: Path, tmp_p
         images,
         precision="int8",
         python=stand_in(tmp_path),
-        model=checkpoint.load(saved),
-        images=images[:4],
         calibration_file=tmp_path / "kept.npz",
     )
     asked = (tmp_path / "asked").read_text().split("\n")
@@ -84,8 +81,6 @@ def test_the_file_comes_back_quantized_described_and_compared(saved: Path, tmp_p
         assert given.files == ["images"]
         np.testing.assert_array_equal(given["images"], images.numpy())
     assert (found.modelopt, found.calibration_images, found.quantizers) == ("0.47.0", 6, 1)
-    assert found.cosine is not None
-    assert found.cosine > 0.9
     metadata = {one.key: one.value for one in onnx.load(tmp_path / "int8.onnx").metadata_props}
     assert metadata["producer"] == "vitslim"
     assert metadata["quantization"] == '{"precision": "int8"}'
@@ -99,7 +94,6 @@ def test_what_chooses_keys_stays_in_high_precision(tmp_path: Path) -> None:
     assert len(found.kept) >= 1
     assert [name.replace("\\", "") for name in asked[asked.index("--nodes_to_exclude") + 1 :]] == found.kept
     assert not onnx.load(tmp_path / "fp8.onnx").functions
-    assert found.notes == ["not compared with the model: no images were given"]
 
 
 def test_products_before_a_sort_are_found_through_sums_and_casts() -> None:

@@ -13,7 +13,7 @@ from vitslim.cli.screen import print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from vitslim.pipeline.int8 import Int8Export
+    from vitslim.pipeline.gate import QuantizedExport
 
 ENGINES, SERVERS = "engines (--to tensorrt, rtx)", "servers (--to triton-server)"
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that vitslim wrote")]
@@ -139,7 +139,7 @@ def export(
         print_json(written.model_dump(mode="json"))
     if request.precision == "int8":
         lines = [] if json else target.describe(written.written, replace(request, path=Path(written.path)))
-        _tell_int8(written, lines)
+        _tell_quantized(written, lines, "ms per call, one thread")
         return
     if json:
         return
@@ -150,16 +150,20 @@ def export(
         say(f"check it with `vitslim verify {folder}{'' if own else f' {request.path}'}`")
 
 
-def _tell_int8(found: Int8Export, lines: list[str]) -> None:
+def _tell_quantized(found: QuantizedExport, lines: list[str], timed: str) -> None:
+    """The proof and then the lines; nothing of both without lines."""
     if lines:
+        names = list(dict.fromkeys(name for times in found.latency_ms.values() for name in sorted(times)))
         rows = [
-            [str(batch), *(f"{times[name]:.2f}" if name in times else "–" for name in ("fp32", "bf16", "int8"))]
+            [str(batch), *(f"{times[name]:.2f}" if name in times else "–" for name in names)]
             for batch, times in found.latency_ms.items()
         ]
-        print_table("ms per call, one thread", ("batch", "fp32", "bf16", "int8"), rows)
-        say(f"{found.loss:.2f} points lost on {found.file.images} images; {found.most:g} are allowed")
-        for line in lines:
-            say(line)
+        if rows:
+            print_table(timed, ("batch", *names), rows)
+        if found.file is not None:
+            say(f"{found.loss:.2f} points lost on {found.file.images} images; {found.most:g} are allowed")
+        for line in [*lines, *(f"note: {one}" for one in found.notes)]:
+            say(line, style="yellow" if line.startswith("note:") else "")
     if found.failures:
         raise CheckFailedError(f"{'; '.join(found.failures)}; the file is kept aside as {found.path}")
 
@@ -257,7 +261,9 @@ def quantize(
     ] = None,
     providers: Annotated[str, typer.Option("--providers", help="where it calibrates: cpu, cuda:0, trt")] = "cpu",
     images: Annotated[int, typer.Option("--images", help="images of the calibration", min=1)] = 512,
-    compare: Annotated[int, typer.Option("--compare", help="held-out images to compare with the model", min=0)] = 64,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="points of accuracy (or agreement) it may lose", min=0)
+    ] = 1.0,
     artifact: ArtifactOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="file; default in DIR/export/quantized", show_default=False)
@@ -272,6 +278,7 @@ def quantize(
 ) -> None:
     """Make the exported ONNX file FP8 or INT8 with NVIDIA Model-Optimizer, which has an environment of its own."""
     from vitslim import pipeline
+    from vitslim.targets.onnx.quantization import QuantizedOnnx
 
     options.require_saved(folder)
     found = pipeline.quantize(
@@ -282,7 +289,7 @@ def quantize(
         out=out,
         artifact=artifact,
         images=images,
-        compare=compare,
+        max_drop=max_drop,
         seed=seed,
         overwrite=overwrite,
         python=modelopt_python,
@@ -291,14 +298,12 @@ def quantize(
     )
     if json:
         print_json(found.model_dump(mode="json"))
-        return
-    say(f"wrote {found.file}: {found.quantizers} quantizers, Model-Optimizer {found.modelopt}")
-    if found.kept:
-        say(f"left in {found.others}, since they choose tokens or keys: {', '.join(found.kept)}")
-    if found.agreement is not None:
-        say(f"same best class as the model on {100 * found.agreement:.1f} % of the images, cosine {found.cosine:.4f}")
-    for note in found.notes:
-        say(f"note: {note}")
+    written = found.written
+    assert isinstance(written, QuantizedOnnx)
+    lines = [f"wrote {found.path}: {written.quantizers} quantizers, Model-Optimizer {written.modelopt}"]
+    if written.kept:
+        lines.append(f"left in {written.others}, since they choose tokens or keys: {', '.join(written.kept)}")
+    _tell_quantized(found, [] if json else lines, "ms per call")
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -60,7 +60,7 @@ def export(
 
     Returns:
         What is known of the file, as the target tells it: ``OnnxExport``, ``EngineRecord``, ``TritonRepository``...
-        Of ``int8`` an ``Int8Export``; its ``failures`` say why a file lies in ``rejected``.
+        Of ``int8`` a ``QuantizedExport``; its ``failures`` say why a file lies in ``rejected``.
 
     Raises:
         ConfigError: an unknown target or option, no path for a model that is not a folder, or something that would be

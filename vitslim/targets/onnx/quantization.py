@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitslim.arguments import checked
-from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, UnsupportedModelError
+from vitslim.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from vitslim.files import atomic_path
-from vitslim.runtime import OrtRunner, Precision, working_copy
+from vitslim.runtime import Precision
 from vitslim.shapes import Result
 from vitslim.targets.onnx.graph import choosing_products
 from vitslim.targets.onnx.reading import metadata_in, read_header
@@ -33,17 +32,13 @@ _LAST_LINES = 3
 
 
 class QuantizedOnnx(Result):
-    """An ONNX file with Q/DQ nodes, and how alike it is to its model.
+    """An ONNX file with Q/DQ nodes.
 
     Args:
-        agreement: share of ``images`` that keep their best class; ``None`` where the file was not run here.
-        cosine: the least over the images, between the file's outputs and the model's.
         quantizers: Q nodes in the file.
         kept: names of nodes that were left in high precision because they choose tokens or keys.
-        notes: what was not done, and why.
     """
 
-    file: Path
     source: str
     precision: QuantizedPrecision
     others: Precision
@@ -51,9 +46,6 @@ class QuantizedOnnx(Result):
     calibration_images: int
     quantizers: int
     kept: list[str]
-    agreement: float | None
-    cosine: float | None
-    notes: list[str]
 
 
 @checked
@@ -67,8 +59,6 @@ def quantize_onnx(
     python: str | Path | None = None,
     providers: Sequence[str] = ("cpu",),
     calibration_file: str | Path | None = None,
-    model: nn.Module | None = None,
-    images: Tensor | None = None,
 ) -> QuantizedOnnx:
     """Quantize an exported float32 ONNX file; its calibration images are ours, the arithmetic is Model-Optimizer's.
 
@@ -81,14 +71,11 @@ def quantize_onnx(
         python: the interpreter of the environment that has nvidia-modelopt; ``None`` for this one.
         providers: where the calibration runs, ``cpu``, ``cuda:0`` or ``trt``.
         calibration_file: where the images are left as .npz, for Model-Optimizer by hand; ``None``: nowhere.
-        model: what the file was made from, to say how alike they are.
-        images: held-out images for that.
 
     Raises:
         MissingDependencyError: nvidia-modelopt is not in that environment.
         ConfigError: a precision that is not offered, no images, or a file that is not float32.
         UnsupportedModelError: Model-Optimizer could not quantize the file; its last lines are in the message.
-        CheckFailedError: the new file gives NaN or infinity.
         CheckpointError: a file is missing, damaged, or cannot be written.
     """
     source, target = Path(source), Path(path)
@@ -115,11 +102,9 @@ def quantize_onnx(
         )
         _run(command, work / "quantized.onnx")
         quantizers = _finish(work / "quantized.onnx", graph, precision, others)
-        alike = _alikeness(work / "quantized.onnx", model, images)
         with atomic_path(target) as scratch:
             shutil.copyfile(work / "quantized.onnx", scratch)
     return QuantizedOnnx(
-        file=target,
         source=source.name,
         precision=precision,
         others=others,
@@ -127,9 +112,6 @@ def quantize_onnx(
         calibration_images=len(calibration),
         quantizers=quantizers,
         kept=kept,
-        agreement=alike[0],
-        cosine=alike[1],
-        notes=alike[2],
     )
 
 
@@ -245,28 +227,3 @@ def _finish(path: Path, source: Any, precision: QuantizedPrecision, others: Prec
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return quantizers
-
-
-def _alikeness(
-    path: Path, model: nn.Module | None, images: Tensor | None
-) -> tuple[float | None, float | None, list[str]]:
-    if model is None or images is None or len(images) == 0:
-        return None, None, ["not compared with the model: no images were given"]
-    try:
-        runner = OrtRunner(path)
-    except (CheckpointError, ConfigError) as error:
-        if "Type Error" in str(error) and "float8" not in str(error):
-            raise UnsupportedModelError(
-                f"Model-Optimizer wrote a file whose types do not fit together; try --others fp32 ({error})"
-            ) from None
-        # FP8 in the form that TensorRT reads has operators that ONNX Runtime does not know.
-        return None, None, [f"not compared with the model, since ONNX Runtime does not run the file: {error}"]
-    reference = working_copy(model).cpu().float()
-    with runner, torch.no_grad():
-        given = torch.cat([runner.run(one[None]).cpu() for one in images])
-        expected = reference(images.float().cpu())
-    if not bool(given.isfinite().all()):
-        raise CheckFailedError("the quantized file gives NaN or infinity; calibrate with more, or other, images")
-    same = (given.argmax(dim=1) == expected.argmax(dim=1)).double().mean()
-    cosine = torch.cosine_similarity(given.double(), expected.double(), dim=1).min()
-    return float(same), float(cosine), []
