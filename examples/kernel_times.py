@@ -14,12 +14,14 @@ def main(batch: int = 256, tokens: int = 197) -> None:
     if not torch.cuda.is_available():
         print("no NVIDIA GPU here: nothing to measure")
         return
+    from vitslim.kernels.dispatch import triton_mode
     from vitslim.kernels.triton.token_cases import SELECTION, selection_target, token_cases
 
     where = ("cuda", torch.bfloat16, tokens, batch)
     times: dict[str, float] = {}
     for case in token_cases(*where):
-        plain, times[case.name] = microseconds(case.dense), microseconds(case.call)
+        with triton_mode("1"):
+            plain, times[case.name] = microseconds(case.dense), microseconds(case.call)
         rate = case.bytes / times[case.name] / 1e6
         print(f"{case.name:28} torch {plain:8.1f} µs   kernel {times[case.name]:8.1f} µs   {rate:6.2f} TB/s")
     selection, target = sum(times[name] for name in SELECTION), microseconds(selection_target(*where))

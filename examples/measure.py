@@ -27,15 +27,16 @@ from typing import get_args
 
 import vitslim
 from vitslim.bench import environment, replace_between_markers
-from vitslim.bench.suite import SUITE_FILE, Benchmark, SuiteReport
+from vitslim.bench.suite import SUITE_FILE, Benchmark, SuiteReport, triton_measurements
 from vitslim.errors import ConfigError
 from vitslim.files import read_json, write_json, write_text
+from vitslim.kernels.dispatch import MEASURED_FILE
 from vitslim.methods import planned, read_method
 from vitslim.names import METHOD_NAMES
 from vitslim.pipeline.budgets import find_plan
 from vitslim.pipeline.demo import rows_by_seed, train_with_seed
+from vitslim.pipeline.gate import IMAGES
 from vitslim.pipeline.images import labels_for, open_loader
-from vitslim.pipeline.int8 import IMAGES
 from vitslim.pipeline.runners import RunnerModule
 from vitslim.planner.comparison import REPORT_FILE as PLANNER_FILE
 from vitslim.planner.comparison import PlannerBenchReport
@@ -223,10 +224,23 @@ def collect(folder: str) -> None:
     document = read_json(source / SUITE_FILE)
     if document["quick"]:
         sys.exit(f"{folder} holds a quick run, whose figures mean little")
+    found = SuiteReport.model_validate(document)
+    if any(one.case.triton for one in found.cases):
+        collect_triton(found)
+        return
     stem = f"{document['benchmark']}_{document['preset']}"
     write_json(RESULTS / f"{stem}.json", document)
     for path, text in tables().items():
         write_text(path, text)
+
+
+def collect_triton(found: SuiteReport) -> None:
+    """What whole models gain by the kernels of ours, where the switch reads it; other GPUs' measurements stay."""
+    path = ROOT / "vitslim" / "assets" / MEASURED_FILE
+    rows = [*read_json(path)["rows"], *(one._asdict() for one in triton_measurements(found))]
+    latest = {tuple(value for name, value in row.items() if name != "speedup"): row for row in rows}
+    write_json(path, {"rows": [*latest.values()]})
+    write_json(RESULTS / f"suite_{found.preset}_triton.json", found.model_dump(mode="json"))
 
 
 def collect_planner(document: dict) -> None:

@@ -32,7 +32,7 @@ def through_ops(patch: pytest.MonkeyPatch) -> None:
     """As on a GPU, wherever the question is asked."""
     for name, module in list(sys.modules.items()):
         if name.startswith("vitslim.") and hasattr(module, "use_triton"):
-            patch.setattr(module, "use_triton", lambda _: not dispatch.traces_a_file())
+            patch.setattr(module, "use_triton", lambda *_: not dispatch.traces_a_file())
 
 
 class OnKernels(TorchDispatchMode):

@@ -28,7 +28,7 @@ def convolution(prefix: int, grad: bool = False, dtype: torch.dtype = torch.floa
 @pytest.fixture
 def through_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the op on a CPU too, where it computes the plain form."""
-    monkeypatch.setattr(skip_function, "use_triton", lambda _: True)
+    monkeypatch.setattr(skip_function, "use_triton", lambda *_: True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -53,7 +53,7 @@ def test_through_the_op_numbers_and_gradients_are_the_same(monkeypatch: pytest.M
         return [hidden, *torch.autograd.grad(loss, [tokens, weight, bias])]
 
     plain = results()
-    monkeypatch.setattr(skip_function, "use_triton", lambda _: True)
+    monkeypatch.setattr(skip_function, "use_triton", lambda *_: True)
     for found, expected in zip(results(), plain, strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -85,7 +85,7 @@ def test_large_kernels_are_left_to_torch(side: int, called: set[str]) -> None:
 def test_tokens_that_do_not_fill_the_grid_are_refused(
     by_kernel: bool, prefix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(skip_function, "use_triton", lambda _: by_kernel)
+    monkeypatch.setattr(skip_function, "use_triton", lambda *_: by_kernel)
     tokens, weight, bias, *_ = convolution(1)
     with pytest.raises(ConfigError, match=f"7 tokens for a grid of 2 x 3 .* wanted {prefix + 6}"):
         depthwise_gelu(tokens, weight, bias, (2, 3), prefix)

@@ -55,7 +55,7 @@ def everything() -> list[Tensor]:
 
 def test_through_the_ops_numbers_and_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = everything()
-    monkeypatch.setattr(token_selection, "use_triton", lambda _: True)
+    monkeypatch.setattr(token_selection, "use_triton", lambda *_: True)
     for found, expected in zip(everything(), plain, strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -66,7 +66,7 @@ def test_putting_back_undoes_taking_apart() -> None:
 
 
 def test_a_bias_and_many_scores_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_selection, "use_triton", lambda _: True)
+    monkeypatch.setattr(token_selection, "use_triton", lambda *_: True)
     monkeypatch.setattr(token_selection, "MOST_SCORES", 4)
     query, key, bias = noise(1, 2, 1, 4), noise(1, 2, 5, 4, seed=1), noise(1, 2, 1, 5, seed=2)
     expected = ((query * 0.5) @ key.transpose(2, 3) + bias).softmax(dim=3).squeeze(2)

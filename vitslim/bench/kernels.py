@@ -10,6 +10,7 @@ from vitslim.bench.clock import compared, cpu_clock, cuda_clock, interleaved_lat
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import MeasuredPeaks, roofline_point
 from vitslim.bench.session import RunConfig
+from vitslim.kernels.dispatch import triton_mode
 from vitslim.kernels.triton.cases import KernelCase
 from vitslim.runtime import Precision
 from vitslim.runtime.cuda_graph import record
@@ -66,7 +67,8 @@ def time_kernels(
     skipped: list[Skipped] = []
     for case in cases:
         try:
-            rows.append(_row(case, precision, batch, peaks, device, rounds))
+            with triton_mode("1"):
+                rows.append(_row(case, precision, batch, peaks, device, rounds))
         except Exception as error:  # whatever a kernel raises, the other kernels go on
             skipped.append(where.skip(error, model=f"{case.name}, {case.tokens} tokens", batch=batch))
     return rows, skipped

@@ -4,7 +4,7 @@ the same rounds.
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +28,7 @@ from vitslim.bench.nvml import Power
 from vitslim.bench.result import MIB, BenchRow, Skipped
 from vitslim.bench.training_step import TrainingRunner
 from vitslim.errors import ConfigError
+from vitslim.kernels.dispatch import TritonMode, triton_mode
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner
 from vitslim.targets import Backend as BackendFacts
@@ -84,6 +85,7 @@ class Candidate:
     params: int
     macs: int
     precision: Precision | None = None  # its own, where it is not the session's
+    triton: TritonMode | None = None  # in which it is compiled and captured; ``None`` for the environment's
 
     def images(self, batch: int, device: torch.device) -> Tensor:
         """A batch of noise; latency does not depend on what the images show."""
@@ -156,6 +158,10 @@ class Session:
     def _own(self, name: str, config: RunConfig) -> RunConfig:
         return replace(config, precision=self.candidates[name].precision or config.precision)
 
+    def _switched(self, name: str) -> AbstractContextManager[None]:
+        mode = self.candidates[name].triton
+        return nullcontext() if mode is None else triton_mode(mode)
+
     def _open(self, name: str, config: RunConfig, sizes: Sequence[int], folder: Path) -> Runner:
         model, config = self.candidates[name].model, self._own(name, config)
         if facts_of(config.backend).needs_gpu and self.device != "cuda":
@@ -170,7 +176,8 @@ class Session:
                 f"backend {config.backend} has no int8; wanted one of fp32, fp16, bf16, or another backend"
             )
         opening = Opening(backend.name, None if backend.needs_gpu else self.device, self.threads, name)
-        runner, file = target.open_to_time(model, place, Timing(config.precision, sizes, self.device, opening))
+        with self._switched(name):
+            runner, file = target.open_to_time(model, place, Timing(config.precision, sizes, self.device, opening))
         if file is not None:
             self._file_mib[name] = file.stat().st_size / MIB
         return runner
@@ -181,7 +188,8 @@ class Session:
         calls: dict[str, _Call] = {}
         for name, runner in runners.items():
             try:
-                calls[name] = self._ready(name, runner, config, batch)
+                with self._switched(name):
+                    calls[name] = self._ready(name, runner, config, batch)
             except Exception as error:
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()

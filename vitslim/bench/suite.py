@@ -10,7 +10,9 @@ from vitslim.bench.kernels import KernelRow
 from vitslim.bench.result import BenchRow, Skipped
 from vitslim.bench.roofline import MeasuredPeaks
 from vitslim.bench.session import Backend
+from vitslim.kernels.dispatch import Family, Measured, TritonMode
 from vitslim.runtime import Precision
+from vitslim.runtime.runner import DTYPES
 from vitslim.shapes import Config, Result
 
 Kind = Literal["dense", "method", "pair", "baseline"]
@@ -30,7 +32,8 @@ class Case(Config):
     """What is measured in one process: one model in one setting with all its competitors; or kernels alone.
 
     The competitors are timed in the same rounds, so that their ratios are of one run. With ``also``, dense and all
-    competitors run in further precisions too, in those same rounds; ratios are to dense in ``precision``.
+    competitors run in further precisions too, in those same rounds; ratios are to dense in ``precision``. With
+    ``triton`` each competitor runs once in each of these modes.
     """
 
     model: str = "kernels"  # name in the preset
@@ -40,6 +43,7 @@ class Case(Config):
     backend: Backend = "torch"
     batch: PositiveInt = 1
     competitors: tuple[str, ...] = ()  # beside dense
+    triton: tuple[TritonMode, ...] = ()
     tokens: tuple[PositiveInt, ...] = ()  # of kernels; models have none
 
     @property
@@ -47,7 +51,8 @@ class Case(Config):
         """Of its file and its row in a list."""
         precisions = "+".join((self.precision, *self.also))
         setting = [precisions] if self.tokens else [str(self.image_size), precisions, self.backend]
-        return "-".join([self.model.replace("/", "_"), *setting, f"b{self.batch}"])
+        triton = [f"triton{''.join(self.triton)}"] if self.triton else []
+        return "-".join([self.model.replace("/", "_"), *setting, f"b{self.batch}", *triton])
 
 
 class GainTarget(Config):
@@ -68,7 +73,7 @@ class GainTarget(Config):
 
     def is_measured_by(self, case: Case) -> bool:
         """Whether a case says something about it."""
-        if self.batch != case.batch or self.precision not in (case.also or (case.precision,)):
+        if self.batch != case.batch or case.triton or self.precision not in (case.also or (case.precision,)):
             return False
         if self.kernel:
             return self.tokens in case.tokens
@@ -82,6 +87,9 @@ class SuiteRow(BenchRow):
     """
 
     kind: Kind
+    triton: TritonMode | None = None  # in which it ran, where its case has several
+    kernels: Family | None = None  # of ours that it can run on
+    tokens: int | None = None  # of the model's input, where kernels are named
     tflops: float | None
     gbytes_s: float | None
     roofline_share: float | None
@@ -175,3 +183,23 @@ class SuiteReport(Result):
     def accuracy(self) -> dict[str, AccuracyRow]:
         """The rows of all trained models, by their names."""
         return {one.model: one.row for one in self.trained if one.row is not None}
+
+
+def triton_measurements(report: SuiteReport) -> list[Measured]:
+    """What cases with and without Triton kernels say, as ``auto`` reads it: of each size what its worst model gains."""
+    if not report.environment.get("gpu"):
+        return []
+    capability = report.environment["gpu"][0]["compute_capability"]
+    found: dict[tuple[Family, str, int, int], float] = {}
+    for one in report.cases:
+        times = {(row.model, row.triton): row.latency_ms_p50 for row in one.rows}
+        for row in one.rows:
+            without = times.get((row.model, "0"))
+            if row.triton != "1" or without is None or row.kernels is None or row.tokens is None:
+                continue
+            key = (row.kernels, str(DTYPES[row.precision]).removeprefix("torch."), row.batch, row.tokens)
+            found[key] = min(without / row.latency_ms_p50, found.get(key, float("inf")))
+    return [
+        Measured(family, capability, dtype, images, tokens, speedup)
+        for (family, dtype, images, tokens), speedup in found.items()
+    ]

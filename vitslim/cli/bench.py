@@ -137,10 +137,16 @@ def suite(
     minutes: MinutesOption = None,
     again: AgainOption = False,
     settings: SettingsOption = None,
+    triton: Annotated[
+        str | None,
+        typer.Option("--triton", help="0,1: whole models without our GPU kernels and with them", show_default=False),
+    ] = None,
     show: ListOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Models, sizes, batches, backends, methods and baselines, case by case; stopped, it goes on where it was."""
+    if triton is not None:
+        settings = [*(settings or ()), "triton=[" + ",".join(f"'{one}'" for one in options.words(triton)) + "]"]
     _run("suite", out, preset, quick, minutes, again, settings, show, json)
 
 

@@ -78,7 +78,7 @@ def _convolved(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _convolves_by_kernel(tokens: Tensor, weight: Tensor) -> bool:
-    return use_triton(tokens) and weight.shape[-1] <= LARGEST_KERNEL
+    return weight.shape[-1] <= LARGEST_KERNEL and use_triton(tokens, "skip_function", tokens.shape[1])
 
 
 def _patches(tokens: Tensor, rows: int, columns: int) -> Tensor:

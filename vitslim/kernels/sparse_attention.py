@@ -7,7 +7,7 @@ tile of all patch queries is key and value compaction.
 ``vitslim::sparse_attention`` and ``vitslim::kept_keys`` are torch custom ops: opaque to the compiler and the exporter,
 so that a fast form can take their place. What stands here is the readable reference: it gives the same numbers, but
 computes all scores and masks most of them, hence it saves nothing. Their costs are those of their definition. On NVIDIA
-GPUs the forward of tiles without a bias is a Triton kernel (``vitslim.kernels.triton.tile_attention``).
+GPUs the forward of tiles without a bias can be a Triton kernel (``vitslim.kernels.triton.tile_attention``).
 
 A kernel for a key set per query cannot win: at a quarter of the keys no block of 64 x 64 scores is empty, so that it
 computes what dense attention does and reads a mask besides (0.5 to 0.6 of its speed, estimated). Nor can one that
@@ -155,7 +155,7 @@ def _sparse_attention_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bias: Tensor | None, tile: int, prefix: int, scale: float
 ) -> Tensor:
     fits = tile >= _FEWEST_ROWS and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
-    if bias is not None or not fits or not use_triton(value):
+    if bias is not None or not fits or not use_triton(value, "tile_attention", value.shape[2]):
         return masked_attention(query, key, value, kept, bias, tile, prefix, scale)
     from vitslim.kernels.triton import tile_attention
 

@@ -116,7 +116,8 @@ def _left_to_inductor(second: Tensor | None) -> bool:
 
 def _moves_by_kernel(first: Tensor, second: Tensor | None) -> bool:
     """Whether a kernel moves rows of these two."""
-    return use_triton(first) and (second is None or second.dtype == first.dtype)
+    rows = first.shape[1] + (0 if second is None else second.shape[1])
+    return use_triton(first, "token_selection", rows) and (second is None or second.dtype == first.dtype)
 
 
 def _rest(first: Tensor, second: Tensor | None) -> Tensor:
@@ -146,11 +147,11 @@ def _joined(first: Tensor, second: Tensor | None) -> Tensor:
 
 
 def _reads_by_kernel(query: Tensor, key: Tensor) -> bool:
-    return query.dtype == key.dtype and use_triton(key)
+    return query.dtype == key.dtype and use_triton(key, "token_selection", key.shape[2])
 
 
 def _ranks_by_kernel(scores: Tensor) -> bool:
-    return scores.shape[1] <= MOST_SCORES and use_triton(scores)
+    return scores.shape[1] <= MOST_SCORES and use_triton(scores, "token_selection", scores.shape[1])
 
 
 def _plain_row(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -242,7 +242,7 @@ class ReuseAttention(Attention):
         front = source[:, :prefix] if self.prefix_map is None else self.prefix_map(source[:, :prefix])
         if self.phi is None:
             return torch.cat([front, source[:, prefix:]], dim=1)
-        if not use_triton(source):
+        if not use_triton(source, "skip_function", source.shape[1]):
             return self.phi(source[:, prefix:], grid, front=front)
         # The kernel leaves the prefix rows out itself; a matrix product would copy a slice of every image first.
         return self.phi(source, grid, front=front, prefix=prefix)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import nullcontext
+from itertools import product
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from vitslim.bench.environment import usable_cores
 from vitslim.bench.suite import DENSE, SMALLER, Case, Kind
 from vitslim.errors import ConfigError
+from vitslim.kernels.dispatch import TritonMode, triton_mode
 from vitslim.methods import convert
 from vitslim.models import preprocessing
 from vitslim.opening import open_model
@@ -61,13 +64,14 @@ def compile_ahead(case: Case, preset: Preset) -> None:
     Inductor keeps what it compiled in a cache on disk, where the process that measures finds it. One that does not
     compile is passed over: the measuring process meets the same error and records it.
     """
-    names = [DENSE, *case.competitors]
+    modes: Sequence[TritonMode | None] = case.triton or (None,)
+    names: list[tuple[str, TritonMode | None]] = [(DENSE, None), *product(case.competitors, modes)]
     workers = min(len(names), (usable_cores() or 1) // _CORES_PER_COMPILER)
     if workers < 2:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_compiler) as pool:
-        wait([pool.submit(_compile, name, case, preset) for name in names])
+        wait([pool.submit(_compile, name, mode, case, preset) for name, mode in names])
 
 
 def prepare_compiler() -> None:
@@ -80,10 +84,11 @@ def prepare_compiler() -> None:
     config.autotune_local_cache = False
 
 
-def _compile(name: str, case: Case, preset: Preset) -> None:
+def _compile(name: str, mode: TritonMode | None, case: Case, preset: Preset) -> None:
     device, model = torch.device(preset.device), open_competitor(name, case, preset)
     wants = preprocessing(model)
-    with TorchRunner(model, compiled=True, precision=case.precision, device=device) as runner:
+    switched = nullcontext() if mode is None else triton_mode(mode)
+    with switched, TorchRunner(model, compiled=True, precision=case.precision, device=device) as runner:
         runner.run(torch.zeros(case.batch, wants.channels, *wants.image_size, device=device))
 
 

@@ -22,6 +22,7 @@ from vitslim.errors import MissingDependencyError
 from vitslim.pipeline.suite.competitors import compile_ahead, kind_of, open_competitor
 from vitslim.pipeline.suite.preset import Preset
 from vitslim.runtime.runner import DTYPES
+from vitslim.trunk import plan_of
 
 
 def measure_case(case: Case, preset: Preset, *_: object) -> dict[str, Any]:
@@ -49,6 +50,12 @@ def _measure_models(case: Case, preset: Preset, device: torch.device) -> dict[st
             models |= candidates({name: open_competitor(name, case, preset)})
         except Exception as error:  # a competitor that cannot be had is named, the others go on
             skipped.append(config.skip(error, model=name))
+    if case.triton:
+        models = {DENSE: models.pop(DENSE)} | {
+            f"{name} triton={mode}": replace(model, triton=mode)
+            for name, model in models.items()
+            for mode in case.triton
+        }
     models |= {
         f"{name} {precision}": replace(model, precision=precision)
         for precision in case.also
@@ -104,7 +111,9 @@ def _meter(device: torch.device, preset: Preset) -> tuple[Meter | None, list[str
 
 
 def _suite_row(row: BenchRow, preset: Preset, model: Candidate, peaks: MeasuredPeaks | None) -> SuiteRow:
-    point, name = None, row.model.partition(" ")[0]  # behind it a precision of its own
+    point, name = None, row.model.partition(" ")[0]  # behind it a mode or precision of its own
+    kernels = preset.competitors[name].kernels if name in preset.competitors else None
+    plan = plan_of(model.model) if kernels is not None else None
     if row.backend != "train" and peaks is not None:
         gbytes = count_traffic(model.model).gbytes(row.batch, DTYPES[row.precision].itemsize)
         point = roofline_point(float(FLOPS_PER_MAC * row.macs * row.batch), gbytes, row.latency_ms_p50, peaks)
@@ -112,6 +121,9 @@ def _suite_row(row: BenchRow, preset: Preset, model: Candidate, peaks: MeasuredP
         **row.model_dump(exclude={"model"}),
         model=name,
         kind=kind_of(name, preset.competitors),
+        triton=model.triton,
+        kernels=kernels,
+        tokens=None if plan is None else plan.patches + plan.model.prefix,
         tflops=point and point.tflops,
         gbytes_s=point and point.gbytes_s,
         roofline_share=point and point.share,

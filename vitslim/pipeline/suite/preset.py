@@ -15,6 +15,7 @@ from vitslim.bench.session import Backend
 from vitslim.bench.suite import DENSE, FINE_TUNED, SMALLER, TEACHER, Benchmark, Case, GainTarget
 from vitslim.data import FractalConfig
 from vitslim.errors import ConfigError
+from vitslim.kernels.dispatch import Family, TritonMode
 from vitslim.methods import MethodConfig, read_method
 from vitslim.pipeline.baselines import BASELINES
 from vitslim.recipe import read_settings_file, with_overrides
@@ -50,6 +51,7 @@ class Competitor(Config):
 
     convert: tuple[Annotated[MethodConfig, BeforeValidator(_config)], ...] = Field(min_length=1)  # as in a recipe
     plan: dict[str, Any] | None = None  # what the conversions have made of the model, where an analysis decided on it
+    kernels: Family | None = None  # those of ours that it can run on; ``triton`` compares with and without
     warm_start: bool = False  # where it is trained: fit what no end-to-end gradient reaches, or shares weights, first
 
 
@@ -113,6 +115,8 @@ class Preset(Config):
     groups: tuple[Group, ...] = Field(min_length=1)
     targets: tuple[GainTarget, ...] = ()
     training: Training | None = None  # of the accuracy benchmark, whose groups are of one model
+    # Of the cases that are CUDA graphs of torch's those competitors alone that have kernels, once in each of the modes.
+    triton: tuple[TritonMode, ...] = ()
     quick: tuple[str, ...] = ()  # changes of a quick run, such as rounds=5
     define: Any = None  # lists that others repeat
 
@@ -126,7 +130,8 @@ class Preset(Config):
             if unknown:
                 raise ValueError(f"groups name {', '.join(unknown)}, which are neither models nor competitors here")
         cases = self.cases()
-        if lost := [repr(one.what) for one in self.targets if not any(map(one.is_measured_by, cases))]:
+        lost = [repr(one.what) for one in self.targets if not any(map(one.is_measured_by, cases))]
+        if lost and not self.triton:
             raise ValueError(f"targets {', '.join(lost)}: nothing here measures what they are of")
         if self.training is not None and len({case.model for case in cases}) > 1:
             raise ValueError("groups name several models; the accuracy benchmark trains one teacher")
@@ -154,7 +159,17 @@ class Preset(Config):
             competitors = tuple(dict.fromkeys((*known.competitors, *case.competitors)))
             tokens = tuple(sorted({*known.tokens, *case.tokens}))
             found[case.name] = known.model_copy(update={"competitors": competitors, "tokens": tokens})
-        return list(found.values())
+        if not self.triton:
+            return list(found.values())
+        own = {name for name, one in self.competitors.items() if one.kernels is not None}
+        compared = [
+            case.model_copy(update={"competitors": kept, "triton": self.triton})
+            for case in found.values()
+            if case.backend == "compiled-graph" and (kept := tuple(name for name in case.competitors if name in own))
+        ]
+        if not compared:
+            raise ValueError("triton: no case of compiled-graph has a competitor with kernels of ours (kernels: ...)")
+        return compared
 
 
 def read_preset(kind: Benchmark, name: str, *, quick: bool = False, overrides: Iterable[str] = ()) -> Preset:

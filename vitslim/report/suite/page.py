@@ -33,7 +33,8 @@ def render_tables(report: SuiteReport) -> str:
     shown = [*tables.targets_table(report), *tables.accuracy_table(report), *tables.overviews(report)]
     details = [tables.case_table(one) for one in report.cases if one.rows]
     missing = "\n".join(f"* {sentence}" for sentence in tables.not_measured(report))
-    parts = [tables.caption(report), *(one.markdown() for one in [*shown, *tables.kernel_tables(report), *details])]
+    shown += [*tables.triton_tables(report), *tables.kernel_tables(report)]
+    parts = [tables.caption(report), *(one.markdown() for one in [*shown, *details])]
     return "\n\n".join([*parts, *([f"Not measured:\n\n{missing}"] if missing else [])])
 
 
@@ -45,7 +46,7 @@ def _page(report: SuiteReport) -> Page:
         "Accuracy": tables.accuracy_table(report),
         "Speed": tables.overviews(report) or [absent("Not measured", report.command)],
         "Figures": pictures(*drawn),
-        "Kernels": tables.kernel_tables(report),
+        "Kernels": [*tables.triton_tables(report), *tables.kernel_tables(report)],
         "Details": [tables.case_table(one) for one in timed],
         "Not measured": [Listing(missing, is_code=False)] if missing else [],
     }

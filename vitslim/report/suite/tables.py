@@ -20,7 +20,7 @@ def main_tables(report: SuiteReport) -> list[Table]:
     shown, wanted = overviews(report), {*map(_kind, report.targets)}
     if len(shown) > _MANY_TABLES:
         shown = overviews(report, wanted) or shown
-    return [*targets_table(report), *accuracy_table(report), *shown, *kernel_tables(report)]
+    return [*targets_table(report), *accuracy_table(report), *shown, *triton_tables(report), *kernel_tables(report)]
 
 
 def targets_table(report: SuiteReport) -> list[Table]:
@@ -104,6 +104,8 @@ def overviews(report: SuiteReport, wanted: Container[Kind] | None = None) -> lis
     kinds: dict[Kind, list[CaseResult]] = {}
     mixed: dict[tuple[str, int], list[CaseResult]] = {}
     for one in report.cases:
+        if one.case.triton:
+            continue  # of another kind; see ``triton_tables``
         if one.case.also:
             mixed.setdefault((one.case.model, one.case.image_size), []).append(one)
         elif not one.case.tokens and (wanted is None or _kind(one.case) in wanted):
@@ -186,6 +188,22 @@ def case_title(result: CaseResult) -> str:
     case = result.case
     precisions = ", ".join((case.precision, *case.also))
     return f"{case.model} {case.image_size} px, {case.backend} {precisions}, batch {case.batch}"
+
+
+def triton_tables(report: SuiteReport) -> list[Table]:
+    """Whole models with kernels of ours beside the same without: a row per model and method, a column per setting."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for one in report.cases:
+        for row in one.rows if one.case.triton else ():
+            without = next((own for own in one.rows if (own.model, own.triton) == (row.model, "0")), None)
+            if row.triton == "1" and without is not None:
+                where = f"{one.case.image_size} px, {one.case.precision}, b{one.case.batch}"
+                gain = without.latency_ms_p50 / row.latency_ms_p50
+                cells.setdefault((one.case.model, row.model), {})[where] = f"{gain:.2f}x"
+    settings = list(dict.fromkeys(where for own in cells.values() for where in own))
+    lines = [[*names, *(own.get(where, ABSENT) for where in settings)] for names, own in cells.items()]
+    note = "Time without the kernels over time with them, both CUDA graphs of what torch.compile makes, same rounds."
+    return [Table("Triton kernels in whole models", ["model", "method", *settings], lines, 2, note)] if lines else []
 
 
 def kernel_tables(report: SuiteReport) -> list[Table]:
