@@ -38,6 +38,25 @@ def test_a_lost_marker_is_an_error() -> None:
         measure.rendered(measure.README.read_text().replace("<!-- begin demo -->", ""), ("demo",))
 
 
+def test_what_kernels_gain_goes_where_the_switch_reads_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.report.test_suite_report import REPORT, SWITCHED
+    from vitslim.files import read_json, write_json
+
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    path = tmp_path / "vitslim" / "assets" / "triton_measured.json"
+    old = {"family": "token_selection", "capability": "9.0", "dtype": "bfloat16", "images": 1, "tokens": 197}
+    other = old | {"capability": "8.0", "speedup": 1.3}
+    write_json(path, {"rows": [old | {"speedup": 0.8}, other]})
+    report = REPORT.model_copy(update={"cases": [SWITCHED]})
+    write_json(tmp_path / "suite" / "suite.json", report.model_dump(mode="json"))
+    measure.collect(str(tmp_path / "suite"))
+    new, kept = read_json(path)["rows"]
+    assert new == old | {"speedup": pytest.approx(1.02)}
+    assert kept == other
+    assert (tmp_path / "results" / "suite_gpu_triton.json").is_file()
+
+
 def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.report.test_suite_report import ACCURACY, REPORT
     from vitslim.files import write_json

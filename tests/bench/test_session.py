@@ -1,5 +1,6 @@
 """What goes wrong in a session costs what it belongs to, never the rows that were measured before."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from vitslim.bench.nvml import Power
 from vitslim.bench.result import Skipped
 from vitslim.bench.session import RunConfig, Session, candidates
 from vitslim.errors import ConfigError
+from vitslim.kernels import dispatch
 from vitslim.runtime import TorchRunner
 
 IN_TORCH = RunConfig("torch", "fp32")
@@ -32,6 +34,23 @@ def failing_at(call: int, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> 
         return whole(images)
 
     monkeypatch.setattr(model, "forward_head", forward_head)
+
+
+def test_each_model_is_opened_and_warmed_up_in_its_own_mode(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready: dict[str, str] = {}
+    warmed = Session._ready
+
+    def noted(self: Session, name: str, *given: Any) -> Any:
+        ready[name] = dispatch._switch.mode
+        return warmed(self, name, *given)
+
+    monkeypatch.setattr(Session, "_ready", noted)
+    held = session({"dense": dense, "without": dense, "with": dense})
+    modes = {"without": "0", "with": "1"}
+    own = {name: replace(one, triton=modes.get(name)) for name, one in held.candidates.items()}
+    with dispatch.triton_mode("auto"):
+        assert len(list(replace(held, candidates=own).measure(IN_TORCH, (1,), []))) == 3
+    assert ready == {"dense": "auto", **modes}
 
 
 def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,11 @@ def form_on_gpu(op: str) -> Any:
     return getattr(importlib.import_module(f"vitslim.kernels.{module}"), function)
 
 
-def through_ops(patch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, wherever the question is asked."""
+def through_ops(patch: pytest.MonkeyPatch, answer: Any = lambda *_: not dispatch.traces_a_file()) -> None:
+    """As on a GPU, wherever the question is asked; ``answer`` takes the place of ``use_triton``."""
     for name, module in list(sys.modules.items()):
         if name.startswith("vitslim.") and hasattr(module, "use_triton"):
-            patch.setattr(module, "use_triton", lambda *_: not dispatch.traces_a_file())
+            patch.setattr(module, "use_triton", answer)
 
 
 class OnKernels(TorchDispatchMode):

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from timm.models.vision_transformer import VisionTransformer
 
+from tests.kernels.on_kernels import OnKernels, through_ops
 from vitslim.bench.suite import GainTarget
 from vitslim.errors import ConfigError
 from vitslim.methods import convert
@@ -84,6 +86,34 @@ def test_a_gain_in_a_further_precision_is_one_over_the_first() -> None:
     assert (target.is_measured_by(plain), target.is_measured_by(mixed)) == (True, False)
 
 
+def test_kernels_of_a_competitor_are_those_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+
+    def refuse(_: object, family: str, __: int) -> bool:
+        asked.add(family)
+        return False
+
+    through_ops(monkeypatch, refuse)
+    dense = VisionTransformer(img_size=64, patch_size=4, embed_dim=24, num_heads=3, num_classes=4, depth=12).eval()
+    for name, one in read_preset("suite", "gpu").competitors.items():
+        model = dense
+        for config in one.convert:
+            model = convert(model, config)
+        asked.clear()
+        with torch.no_grad(), OnKernels():
+            model.eval()(torch.zeros(2, 3, 64, 64))
+        assert one.kernels == (next(iter(asked)) if len(asked) == 1 else None), name
+
+
+def test_with_and_without_kernels_is_asked_of_graphs_and_of_what_has_kernels() -> None:
+    preset = read_preset("suite", "gpu", overrides=["triton=['0', '1']"])
+    cases = preset.cases()
+    assert {case.backend for case in cases} == {"compiled-graph"}
+    assert {case.triton for case in cases} == {("0", "1")}
+    assert all(preset.competitors[name].kernels for case in cases for name in case.competitors)
+    assert cases[0].name == "deit_small-224-bf16-compiled-graph-b256-triton01"
+
+
 def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> None:
     groups = [*TINY["groups"], {"models": ["tiny"], "sizes": [32], "quick": True}]
     path = tmp_path / "own.yaml"
@@ -114,6 +144,8 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"groups": [{"models": ["tiny"], "also": ["fp32"]}]}, "wanted precisions of models beside fp32"),
         ({"groups": [{"models": ["tiny"], "also": ["int8", "int8"]}]}, "each once, given int8, int8"),
         ({"groups": [{"kernels": [17], "also": ["int8"]}]}, "wanted precisions of models"),
+        ({"triton": ["0", "1"]}, "no case of compiled-graph has a competitor with kernels"),
+        ({"triton": ["yes"]}, "triton.0='yes'"),
         ({"groups": [{"models": ["tiny"], "sizes": [-32]}]}, "groups.0.sizes.0=-32"),
         ({"groups": [{"models": ["tiny"], "batches": []}]}, "groups.0.batches"),
         ({"quick": {"rounds": 5}}, "quick: Input should be a valid tuple"),

@@ -14,8 +14,9 @@ from vitslim.errors import CheckpointError, ConfigError
 from vitslim.files import write_json
 from vitslim.pipeline import baselines
 from vitslim.pipeline.rendering import read_suite
-from vitslim.pipeline.suite import Suite, competitors, process, running
+from vitslim.pipeline.suite import Preset, Suite, competitors, process, running
 from vitslim.pipeline.suite import runner as runners
+from vitslim.pipeline.suite.measuring import measure_case
 
 SIZE: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
 COMPETITORS = ["evo-vit", "pair", "refused", "smaller-sibling", "lower-resolution", "depth-drop", "tome"]
@@ -152,6 +153,32 @@ def test_further_precisions_share_the_rounds_of_the_first(whole: tuple[SuiteRepo
         assert row.speedup_vs_dense == pytest.approx(dense.latency_ms_p50 / row.latency_ms_p50)
         assert (row.roofline_share is None) == (row.precision == "bf16")  # the peaks are those of fp32
     assert case.row("evo-vit", "bf16") == case.rows[3]
+
+
+def test_a_model_runs_once_without_kernels_and_once_with_them() -> None:
+    own = {"evo-vit": DOCUMENT["competitors"]["evo-vit"] | {"kernels": "token_selection"}}
+    preset = Preset.model_validate(
+        DOCUMENT
+        | {"competitors": own, "triton": ["0", "1"], "energy": False}
+        | {
+            "groups": [
+                {
+                    "models": ["tiny"],
+                    "sizes": [32],
+                    "backends": ["compiled-graph"],
+                    "competitors": ["evo-vit", "depth-drop"],
+                }
+            ]
+        }
+    )
+    (case,) = preset.cases()
+    assert case.competitors == ("evo-vit",)
+    rows = measure_case(case.model_copy(update={"backend": "torch"}), preset)["rows"]  # no GPU to capture on
+    assert [(row.model, row.triton, row.kernels, row.tokens) for row in rows] == [
+        ("dense", None, None, None),
+        ("evo-vit", "0", "token_selection", 17),
+        ("evo-vit", "1", "token_selection", 17),
+    ]
 
 
 def test_what_could_not_take_part_is_named(whole: tuple[SuiteReport, Path]) -> None:

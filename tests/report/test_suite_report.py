@@ -10,12 +10,25 @@ from tests.report.reading import words
 from vitslim.bench.kernels import KernelRow
 from vitslim.bench.result import Skipped
 from vitslim.bench.roofline import MeasuredPeaks
-from vitslim.bench.suite import AccuracyRow, Case, CaseResult, GainTarget, SuiteReport, SuiteRow, TrainedModel
+from vitslim.bench.suite import (
+    AccuracyRow,
+    Case,
+    CaseResult,
+    GainTarget,
+    SuiteReport,
+    SuiteRow,
+    TrainedModel,
+    triton_measurements,
+)
 from vitslim.report.charts import Point, pareto_front, spread
 from vitslim.report.suite import caption, main_tables, render_tables, write_suite
-from vitslim.report.suite.tables import accuracy_table, case_table, overviews, targets_table
+from vitslim.report.suite.tables import accuracy_table, case_table, overviews, targets_table, triton_tables
 
-ENVIRONMENT: dict[str, Any] = {"cpu": "A CPU", "gpu": [{"name": "NVIDIA H100"}], "torch": "2.11.0"}
+ENVIRONMENT: dict[str, Any] = {
+    "cpu": "A CPU",
+    "gpu": [{"name": "NVIDIA H100", "compute_capability": "9.0"}],
+    "torch": "2.11.0",
+}
 
 
 def row(model: str, speedup: float, batch: int = 1, **changes: Any) -> SuiteRow:
@@ -131,6 +144,21 @@ MIXED = CaseResult(
         row("evo-vit", 2.8, precision="int8"),
     ],
 )
+SWITCHED = CaseResult(
+    case=GRAPH.model_copy(update={"competitors": ("evo-vit", "evo-vit-aligned"), "triton": ("0", "1")}),
+    digest="0",
+    status="measured",
+    seconds=60.0,
+    environment=ENVIRONMENT,
+    rows=[
+        row("dense", 1.0),
+        *(
+            row(name, speedup, triton=mode, kernels="token_selection", tokens=197)
+            for name, speeds in (("evo-vit", (1.4, 1.61)), ("evo-vit-aligned", (1.5, 1.53)))
+            for mode, speedup in zip("01", speeds, strict=True)
+        ),
+    ],
+)
 EMPTY = REPORT.model_copy(update={"cases": []})
 
 
@@ -164,6 +192,22 @@ def test_precisions_of_one_run_stand_against_dense_in_the_first_and_in_their_own
         ["dense", "int8"],
         ["evo-vit", "int8"],
     ]
+
+
+def test_kernels_in_whole_models_stand_against_the_same_models_without() -> None:
+    report = REPORT.model_copy(update={"cases": [SWITCHED]})
+    (table,) = triton_tables(report)
+    assert list(table.header) == ["model", "method", "224 px, bf16, b1"]
+    assert [list(line) for line in table.rows] == [
+        ["deit_small", "evo-vit", "1.15x"],
+        ["deit_small", "evo-vit-aligned", "1.02x"],
+    ]
+    assert overviews(report) == []
+    assert "Triton kernels in whole models" in render_tables(report)
+    (measured,) = triton_measurements(report)  # what gains least
+    assert measured[:-1] == ("token_selection", "9.0", "bfloat16", 1, 197)
+    assert measured.speedup == pytest.approx(1.02)
+    assert triton_measurements(REPORT) == []
 
 
 def test_the_overview_has_a_column_per_setting_and_a_row_per_competitor() -> None:
