@@ -64,7 +64,9 @@ PAGES = {
         "demo",
         "baselines",
         "suite_cpu",
+        "suite_cpu_precisions",
         "suite_gpu",
+        "suite_gpu_triton",
         "accuracy_gpu",
     ),
     GUIDES / "compose.md": ("support",),
@@ -224,14 +226,34 @@ def collect(folder: str) -> None:
     document = read_json(source / SUITE_FILE)
     if document["quick"]:
         sys.exit(f"{folder} holds a quick run, whose figures mean little")
-    found = SuiteReport.model_validate(document)
-    if any(one.case.triton for one in found.cases):
-        collect_triton(found)
-        return
-    stem = f"{document['benchmark']}_{document['preset']}"
-    write_json(RESULTS / f"{stem}.json", document)
+    for part, report in parts_of(SuiteReport(**document)).items():
+        if part == "triton":
+            collect_triton(report)
+        write_json(RESULTS / f"{stem_of(report)}.json", report.model_dump(mode="json"))
     for path, text in tables().items():
         write_text(path, text)
+
+
+def part_of(case: str) -> str:
+    """Which table a case is for, by its name."""
+    return "triton" if "-triton" in case else "precisions" if "+" in case else ""
+
+
+def parts_of(report: SuiteReport) -> dict[str, SuiteReport]:
+    """A run by its tables, so that a part that was not measured yet does not replace figures of an earlier run."""
+    found: dict[str, SuiteReport] = {}
+    for part in dict.fromkeys(part_of(one.case.name) for one in report.cases):
+        cases = [one for one in report.cases if part_of(one.case.name) == part]
+        targets = [one for one in report.targets if any(one.is_measured_by(own.case) for own in cases)]
+        left = [name for name in report.left if part_of(name) == part]
+        found[part] = report.model_copy(update={"cases": cases, "targets": targets, "left": left})
+    return found or {"": report}
+
+
+def stem_of(report: SuiteReport) -> str:
+    """Of the files with a part's figures."""
+    part = part_of(report.cases[0].case.name) if report.cases else ""
+    return "_".join([report.benchmark, report.preset, *([part] if part else [])])
 
 
 def collect_triton(found: SuiteReport) -> None:
@@ -240,7 +262,6 @@ def collect_triton(found: SuiteReport) -> None:
     rows = [*read_json(path)["rows"], *(one._asdict() for one in triton_measurements(found))]
     latest = {tuple(value for name, value in row.items() if name != "speedup"): row for row in rows}
     write_json(path, {"rows": [*latest.values()]})
-    write_json(RESULTS / f"suite_{found.preset}_triton.json", found.model_dump(mode="json"))
 
 
 def collect_planner(document: dict) -> None:
@@ -297,7 +318,7 @@ def tables() -> dict[Path, str]:
 def suite_table(document: dict) -> str:
     report = SuiteReport(**document)
     left = [f"Not measured yet: {len(report.left)} of {report.total} cases."] if report.left else []
-    more = f"All figures: `examples/results/{report.benchmark}_{report.preset}.md`."
+    more = f"All figures: `examples/results/{stem_of(report)}.md`."
     return "\n\n".join([*(one.markdown() for one in main_tables(report)), caption(report), *left, more])
 
 
@@ -478,7 +499,9 @@ TABLES = {
     "demo": (demo_table, "make demo"),
     "baselines": (baselines_table, "python examples/measure.py baselines"),
     "suite_cpu": (suite_table, "make bench"),
+    "suite_cpu_precisions": (suite_table, "make bench"),
     "suite_gpu": (suite_table, "vitslim bench suite --preset gpu --out out/suite-gpu"),
+    "suite_gpu_triton": (suite_table, "vitslim bench suite --preset gpu --triton 0,1 --out out/triton"),
     "accuracy_gpu": (suite_table, "vitslim bench accuracy --preset gpu --out out/accuracy-gpu"),
     "digits": (digits_table, "python examples/measure.py digits"),
     "precisions": (precisions_table, "python examples/measure.py precisions"),

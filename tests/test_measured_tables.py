@@ -57,6 +57,28 @@ def test_what_kernels_gain_goes_where_the_switch_reads_it(tmp_path, monkeypatch:
     assert (tmp_path / "results" / "suite_gpu_triton.json").is_file()
 
 
+def test_precisions_have_figures_of_their_own_beside_those_of_an_earlier_run(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.report.test_suite_report import MIXED, REPORT
+    from vitslim.files import read_json, write_json
+
+    results = tmp_path / "results"
+    monkeypatch.setattr(measure, "RESULTS", results)
+    left = ["deit_tiny-224-fp32+int8-ort-b1", "deit_small-512-fp32-ort-b1"]
+    run = REPORT.model_copy(update={"preset": "cpu", "cases": [MIXED], "left": left})
+    for report in (REPORT.model_copy(update={"preset": "cpu"}), run):
+        write_json(tmp_path / "suite" / "suite.json", report.model_dump(mode="json"))
+        measure.collect(str(tmp_path / "suite"))
+    assert len(read_json(results / "suite_cpu.json")["cases"]) == len(REPORT.cases)
+    found = read_json(results / "suite_cpu_precisions.json")
+    assert found["left"] == left[:1]
+    text = measure.table("suite_cpu_precisions")
+    assert "| ort int8 b1 | 1.00 | 2.00x | 2.80x (1.40x) |" in text
+    assert "Not measured yet: 1 of 2 cases." in text
+    assert "`examples/results/suite_cpu_precisions.md`" in text
+
+
 def test_a_run_of_the_suite_is_collected_with_its_tables(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.report.test_suite_report import ACCURACY, REPORT
     from vitslim.files import write_json
