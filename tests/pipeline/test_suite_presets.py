@@ -139,6 +139,10 @@ def test_a_quick_run_has_the_groups_and_the_changes_for_it(tmp_path: Path) -> No
         ({"sizes": [1]}, "sizes"),
         ({"targets": [TARGET | {"image_size": 48}, TARGET | {"what": "u"}]}, "yaml: targets 't', 'u': nothing here"),
         ({"targets": [TARGET | {"kernel": "image", "tokens": 17}]}, "targets 't': nothing here measures"),
+        (
+            {"targets": [TARGET | {"at_least": None, "of": "memory"}]},
+            "at_least is wanted of weights, memory and kernels",
+        ),
         ({"groups": [{"sizes": [32]}]}, "a group names models, or under kernels"),
         ({"groups": [{"models": ["tiny"], "kernels": [197]}]}, "a group names models, or under kernels"),
         ({"groups": [{"models": ["tiny"], "also": ["fp32"]}]}, "wanted precisions of models beside fp32"),

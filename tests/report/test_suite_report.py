@@ -257,6 +257,10 @@ def test_a_whole_grid_has_a_table_per_size_and_the_main_ones_are_those_with_targ
         ({"competitors": ("depth-drop",), "of": "weights", "at_least": 1.6}, ["1.60x", "1.47x", "depth-drop", "no"]),
         ({"competitors": ("depth-drop",), "of": "memory", "at_least": 1.2}, ["1.20x", "1.25x", "depth-drop", "yes"]),
         ({"competitors": ("pair",), "of": "memory", "at_least": 1.2}, ["1.20x", "not measured", "–", "–"]),
+        # 4.6 over 3 GMAC
+        ({"competitors": ("evo-vit",)}, ["1.46x, 95 % of the MACs' ratio", "1.45x", "evo-vit", "no"]),
+        ({"competitors": ("evo-vit", "pair")}, ["1.46x, 95 % of the MACs' ratio", "1.90x", "pair", "yes"]),
+        ({"competitors": ("tome",)}, ["95 % of the MACs' ratio", "not measured", "–", "–"]),
         (TILE | {"at_least": 2.0}, ["2.00x", "2.10x", "sparse tile", "yes"]),
         (TILE | {"kernel": "tile", "at_least": 2.0}, ["2.00x", "not measured", "–", "–"]),
         (TILE | {"tokens": 4097, "at_least": 3.0}, ["3.00x", "not measured", "–", "–"]),
