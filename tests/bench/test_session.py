@@ -53,6 +53,31 @@ def test_each_model_is_opened_and_warmed_up_in_its_own_mode(dense: nn.Module, mo
     assert ready == {"dense": "auto", **modes}
 
 
+def test_what_is_replayed_several_times_for_a_sample_is_told_as_one(
+    dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [0]
+    warmed = Session._ready
+
+    def run() -> None:
+        runs[0] += 1
+
+    def repeated(self: Session, *given: Any) -> Any:
+        return replace(warmed(self, *given), replay=run, repeats=4)
+
+    monkeypatch.setattr(Session, "_ready", repeated)
+    monkeypatch.setattr(Session, "_clock", lambda *_: lambda call: call() or 8.0)
+    (row,) = session({"dense": dense}, rounds=5).measure(IN_TORCH, (2,), [])
+    assert row.latency_ms_p50 == 2.0
+    assert row.throughput_img_s == 1000.0
+    assert runs[0] == 5 * 2 * 4  # two calls to a round
+
+
+@pytest.mark.parametrize(("ms", "repeats"), [(0.3, 10), (2.9, 2), (3.0, 1), (70.0, 1), (0.0, 3000)])
+def test_a_sample_of_graphs_lasts_three_milliseconds(ms: float, repeats: int) -> None:
+    assert sessions._repeats(ms) == repeats
+
+
 def test_every_batch_size_has_an_engine_of_its_own(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

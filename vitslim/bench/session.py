@@ -2,6 +2,7 @@
 the same rounds.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -41,6 +42,8 @@ def _known_backend(name: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
 
+
+_LEAST_MS = 3.0  # of a sample of CUDA graphs; some 10 µs of it are the start
 
 TRAIN = "train"
 """Not a backend of a target but one training step in torch."""
@@ -209,6 +212,7 @@ class Session:
         except Exception as error:
             skipped.append(config.skip(error, batch=batch))
             return []
+        samples = {name: [one / calls[name].repeats for one in own] for name, own in samples.items()}
         memory = {name: self._peak_memory_mib(name, config, call) for name, call in calls.items()}
         power = {name: self._power(name, config, call) for name, call in calls.items()}
         return [self._row(name, config, batch, samples, memory[name], power[name]) for name in calls]
@@ -223,6 +227,8 @@ class Session:
             # Zeros, which it was recorded on, would draw less power than images do.
             recorded.images.copy_(images)
             call = _Call(runner, images, recorded.replay)
+            recorded.replay()
+            call = replace(call, repeats=_repeats(self._clock(config)(call)))
         for _ in range(self.warmup):
             call()
         if self.device == "cuda":
@@ -288,7 +294,7 @@ class Session:
 
     def _power(self, name: str, config: RunConfig, call: "_Call") -> Power | None:
         try:
-            return None if self.meter is None else self.meter(call)
+            return None if self.meter is None else self.meter(replace(call, repeats=1))
         except Exception as error:
             self._note("energy and clocks", name, config, call, error)
             return None
@@ -303,9 +309,18 @@ class _Call:
     runner: Runner
     images: Tensor
     replay: Callable[[], None] | None = None  # of the recorded CUDA graph
+    repeats: int = 1
 
     def __call__(self) -> object:
-        return self.runner.run(self.images) if self.replay is None else self.replay()
+        found: object = None
+        for _ in range(self.repeats):
+            found = self.runner.run(self.images) if self.replay is None else self.replay()
+        return found
+
+
+def _repeats(ms: float) -> int:
+    """How often a graph of so many milliseconds is replayed for one sample: starting it shows at batch 1."""
+    return max(1, math.ceil(_LEAST_MS / max(ms, 1e-3)))
 
 
 def _only(sizes: Sequence[int]) -> int | None:
