@@ -26,7 +26,7 @@ OutFolder = Annotated[
 MinutesOption = Annotated[
     float | None, typer.Option("--minutes", help="begin nothing that would end later", min=0.05, show_default=False)
 ]
-PresetOption = Annotated[str, typer.Option("--preset", help="cpu, gpu or a YAML file of the same form")]
+PresetOption = Annotated[str, typer.Option("--preset", help="cpu, gpu, headline (of the suite) or a YAML file")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="a part of it with few samples")]
 AgainOption = Annotated[bool, typer.Option("--again", help="do once more what failed")]
 SettingsOption = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from vitslim.shapes import Config
 from vitslim.train import DistillConfig, WarmStartConfig
 from vitslim.validation import validated
 
-PRESETS = ("cpu", "gpu")
+PRESETS: Mapping[Benchmark, Sequence[str]] = {"suite": ("cpu", "gpu", "headline"), "accuracy": ("cpu", "gpu")}
 TIMING = ("device", "threads", "rounds", "warmup", "seconds", "energy")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-zA-Z0-9_.+-]*$")]  # that a folder can have
@@ -182,10 +182,11 @@ def read_preset(kind: Benchmark, name: str, *, quick: bool = False, overrides: I
     Raises:
         ConfigError: no such preset, or a faulty one; all errors in one message.
     """
-    if name not in PRESETS and not Path(name).is_file():
-        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(PRESETS)} or a YAML file")
+    shipped_names = PRESETS[kind]
+    if name not in shipped_names and not Path(name).is_file():
+        raise ConfigError(f"unknown preset {name!r}; wanted {', '.join(shipped_names)} or a YAML file")
     shipped = resources.files("vitslim") / "assets" / f"{kind}_{name}.yaml"
-    document = read_settings_file(str(shipped) if name in PRESETS else name, "settings such as models and groups")
+    document = read_settings_file(str(shipped) if name in shipped_names else name, "settings such as models and groups")
     found = validated(Preset, document, f"preset {name}: ")
     changes = [*(found.quick if quick else ()), *overrides]
     found = validated(Preset, with_overrides(document, changes), f"preset {name}: ")
