@@ -158,7 +158,10 @@ def test_what_is_left_says_what_to_do(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("suite", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'; wanted cpu, gpu, headline or a YAML file"),
+        (
+            ("suite", "--preset", "gpus", "--out", "o"),
+            "unknown preset 'gpus'; wanted cpu, gpu, headline or a YAML file",
+        ),
         (("accuracy", "--preset", "gpus", "--out", "o"), "unknown preset 'gpus'"),
         (("accuracy", "--out", "o", "--set", "training.budget.stepps=1"), "training.budget.stepps"),
         (("accuracy", "--out", "o", "--minutes", "0"), "--minutes"),

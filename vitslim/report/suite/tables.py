@@ -116,7 +116,7 @@ def overviews(report: SuiteReport, wanted: Container[Kind] | None = None) -> lis
             mixed.setdefault((one.case.model, one.case.image_size), []).append(one)
         elif not one.case.tokens and (wanted is None or _kind(one.case) in wanted):
             kinds.setdefault(_kind(one.case), []).append(one)
-    tables = [_precisions(cases) for cases in mixed.values()]
+    tables = [_precisions(cases, has_note=not number) for number, cases in enumerate(mixed.values())]
     for cases in kinds.values():
         cases.sort(key=lambda one: (one.case.image_size, one.case.batch))
         sizes = dict.fromkeys(one.case.image_size for one in cases)
@@ -134,7 +134,7 @@ def _overview(cases: Sequence[CaseResult]) -> Table:
     return Table(f"{model}, {backend} {precision}", ["speed (of the MAC ratio)", *settings], [dense, *lines])
 
 
-def _precisions(cases: Sequence[CaseResult]) -> Table:
+def _precisions(cases: Sequence[CaseResult], *, has_note: bool) -> Table:
     """One model in several precisions: a line per backend, batch size and precision, a column per competitor."""
     case = cases[0].case
     names = list(dict.fromkeys(name for one in cases for name in (DENSE, *one.case.competitors)))
@@ -150,7 +150,8 @@ def _precisions(cases: Sequence[CaseResult]) -> Table:
         f"All of one backend and batch size in the same rounds. First figure: speed against {DENSE} in "
         f"{case.precision}; in brackets: against {DENSE} in the same precision."
     )
-    return Table(f"{case.model}, {case.image_size} px, precisions", ["speed", "dense ms", *names], lines, note=note)
+    title, header = f"{case.model}, {case.image_size} px, precisions", ["speed", "dense ms", *names]
+    return Table(title, header, lines, note=note if has_note else "")
 
 
 def _gains_of(row: SuiteRow | None, dense: SuiteRow | None) -> str:
