@@ -35,6 +35,12 @@ def test_a_kernel_has_a_row_beside_its_dense_baseline() -> None:
     assert row.speedup_p10 <= row.speedup_p90
 
 
+def test_a_kernel_is_timed_no_longer_than_it_may() -> None:
+    case = KernelCase("slow", 17, work(8), work(8), **WORK)
+    ((row,), _) = time_kernels(lambda *_: [case], **CPU | {"rounds": 10**9, "seconds": 0.05})
+    assert row.rounds >= 5
+
+
 def test_a_kernel_that_does_not_fit_is_recorded_and_the_next_one_is_timed() -> None:
     big = KernelCase("big", 4097, out_of_memory, work(8), **WORK)
     cases = [big, KernelCase("small", 17, work(8), work(8), **WORK)]

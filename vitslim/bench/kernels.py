@@ -50,12 +50,14 @@ def time_kernels(
     peaks: MeasuredPeaks,
     device: torch.device,
     rounds: int,
+    seconds: float | None = None,
 ) -> tuple[list[KernelRow], list[Skipped]]:
     """Time every case beside its dense baseline, interleaved; what fails is named and the others go on.
 
     Args:
         build: makes the cases, which need triton, on a device, of a type, for a number of tokens and images; their
             tensors may not fit.
+        seconds: time limit of one case's rounds.
     """
     where = RunConfig("kernels", precision)
     try:
@@ -68,20 +70,27 @@ def time_kernels(
     for case in cases:
         try:
             with triton_mode("1"):
-                rows.append(_row(case, precision, batch, peaks, device, rounds))
+                rows.append(_row(case, precision, batch, peaks, device, rounds, seconds))
         except Exception as error:  # whatever a kernel raises, the other kernels go on
             skipped.append(where.skip(error, model=f"{case.name}, {case.tokens} tokens", batch=batch))
     return rows, skipped
 
 
 def _row(
-    case: KernelCase, precision: Precision, batch: int, peaks: MeasuredPeaks, device: torch.device, rounds: int
+    case: KernelCase,
+    precision: Precision,
+    batch: int,
+    peaks: MeasuredPeaks,
+    device: torch.device,
+    rounds: int,
+    seconds: float | None,
 ) -> KernelRow:
     is_gpu = device.type == "cuda"
     calls = {"kernel": case.call, "dense": case.dense}
     if is_gpu:
         calls = {name: record(call, device, REPEATS)[0] for name, call in calls.items()}
-    samples = interleaved_latencies_ms(calls, rounds=rounds, clock=cuda_clock if is_gpu else cpu_clock)
+    clock = cuda_clock if is_gpu else cpu_clock
+    samples = interleaved_latencies_ms(calls, rounds=rounds, seconds=seconds, clock=clock)
     own, dense = ([value / (REPEATS if is_gpu else 1) for value in samples[name]] for name in ("kernel", "dense"))
     point = roofline_point(float(case.flops), case.bytes / 1e9, percentile(own, 50), peaks)
     return KernelRow(

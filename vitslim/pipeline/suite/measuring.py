@@ -87,7 +87,8 @@ def _measure_kernels(case: Case, preset: Preset, device: torch.device) -> dict[s
     from vitslim.kernels.triton.token_cases import token_cases
 
     peaks = measure_peaks(device, case.precision)
-    shared: Any = {"precision": case.precision, "peaks": peaks, "device": device, "rounds": preset.rounds}
+    shared: Any = {"precision": case.precision, "peaks": peaks, "device": device}
+    shared |= {"rounds": preset.rounds, "seconds": preset.seconds}
     rows: list[KernelRow] = []
     skipped: list[Skipped] = []
     for tokens in case.tokens:
