@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vitslim.errors import ConfigError
+from vitslim.shapes import Count
 
 TritonMode = Literal["auto", "0", "1"]
 Family = Literal["skip_function", "token_selection", "tile_attention"]
@@ -83,7 +84,7 @@ def triton_mode(mode: TritonMode) -> Generator[None]:
         _switch.mode = before
 
 
-def use_triton(tensor: Tensor, family: Family, tokens: int) -> bool:
+def use_triton(tensor: Tensor, family: Family, tokens: Count) -> bool:
     """Whether kernels take over where this tensor of (images, ...) lies, for so many tokens of an image.
 
     They run on NVIDIA GPUs since Ampere with Triton, where no file is traced: a file (ONNX, ``.pt2``, AOTInductor) is
@@ -94,7 +95,7 @@ def use_triton(tensor: Tensor, family: Family, tokens: int) -> bool:
     return _switch.mode == "1" or _gains(family, tensor.dtype, tensor.device.index, tensor.shape[0], tokens)
 
 
-def _gains(family: Family, dtype: torch.dtype, device: int | None, images: int, tokens: int) -> bool:
+def _gains(family: Family, dtype: torch.dtype, device: int | None, images: Count, tokens: Count) -> bool:
     """Whether what was measured at the next longer input says so, for the next smaller and the next larger batch."""
     known = _known(family, dtype, device)
     length = next((one for one, _, _ in known if tokens <= one), None)
