@@ -173,7 +173,7 @@ def shapes() -> None:
         if any(row["model"] == name for row in rows):
             continue
         folder = ROOT / "out" / "shapes" / name
-        config = {"fitted": images // 2, "held_out": images // 2, "trials": 12, "recovery": 0.0}
+        config = {"fitted": images // 2, "held_out": images // 2, "improved": 2, "trials": 5, "recovery": 0.0}
         recipe = read_recipe(
             {
                 "model": {"name": name, "pretrained": False},
