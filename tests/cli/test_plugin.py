@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tests.plugin.conftest import fake_nvcc, no_nvcc
+from tests.plugin.conftest import no_compiler, no_kernels, tools
 
-__all__ = ["fake_nvcc", "no_nvcc"]
+__all__ = ["no_compiler", "no_kernels", "tools"]
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.usefixtures("fake_nvcc")
+@pytest.mark.usefixtures("tools", "no_kernels")
 def test_build_and_info_tell_the_same(vitslim: Command, cache: Path) -> None:
     made = vitslim("plugin", "build", "--arch", "80,90", "--json").document
     assert made["architectures"] == ["80", "90"]
@@ -25,9 +25,18 @@ def test_build_and_info_tell_the_same(vitslim: Command, cache: Path) -> None:
     found = vitslim("plugin", "info", "--json").document
     assert found["libraries"]["libvitslim_kernels.so"]["build"] == made
     assert found["libraries"]["libvitslim_plugins.so"] is None
+    shown = vitslim("plugin", "info").out
+    assert "8.0 and later, as PTX" in shown
+    assert "bf16" in shown
 
 
-@pytest.mark.usefixtures("fake_nvcc")
+def test_widths_are_whole_numbers(vitslim: Command) -> None:
+    outcome = vitslim("plugin", "build", "--widths", "64,wide")
+    assert outcome.code == 2
+    assert "--widths 64,wide: wanted whole numbers such as 64,72" in outcome.error
+
+
+@pytest.mark.usefixtures("tools", "no_kernels")
 def test_what_was_left_out_is_reported(vitslim: Command, tmp_path: Path) -> None:
     outcome = vitslim("plugin", "build", "--arch", "90", "--out", tmp_path / "out")
     assert outcome.code == 0
@@ -36,15 +45,15 @@ def test_what_was_left_out_is_reported(vitslim: Command, tmp_path: Path) -> None
     assert "not built" in vitslim("plugin", "info").out
 
 
-@pytest.mark.usefixtures("no_nvcc")
-def test_without_nvcc_the_exit_code_says_that_something_is_missing(vitslim: Command) -> None:
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_the_exit_code_says_that_something_is_missing(vitslim: Command) -> None:
     outcome = vitslim("plugin", "build")
     assert outcome.code == 3
-    assert outcome.error.startswith("nvcc was not found")
+    assert outcome.error.startswith("no C++ compiler was found")
     assert "missing" in vitslim("plugin", "info").out
 
 
-@pytest.mark.usefixtures("fake_nvcc")
+@pytest.mark.usefixtures("tools", "no_kernels")
 def test_a_folder_without_headers_is_a_usage_error(vitslim: Command, tmp_path: Path) -> None:
     outcome = vitslim("plugin", "build", "--tensorrt-include", tmp_path)
     assert outcome.code == 2

@@ -1,9 +1,7 @@
 """What the tests of the plugin stand on, built once for all processes of a run, or skipped with what is missing."""
 
-import ctypes
 import fcntl
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,23 +10,11 @@ from pathlib import Path
 import pytest
 
 from vitslim.errors import MissingDependencyError
-from vitslim.plugin import PluginBuild, build
-from vitslim.plugin.launching import declare
-from vitslim.plugin.libraries import SOURCES
-from vitslim.plugin.runtime_compiler import cuda_headers
-from vitslim.plugin.toolchain import find_nvcc
+from vitslim.plugin import PluginBuild, TileKernel, TileSpec, build
+from vitslim.plugin.cubins import require_triton
+from vitslim.plugin.toolchain import cuda_headers, required_compiler
 
 HERE = Path(__file__).parent
-FAKE_NVCC = """#!/bin/sh
-case "$*" in
-  --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
-  --list-gpu-code) printf 'sm_80\\nsm_90\\nsm_120\\n' ;;
-  *) echo "$*" >> "$LOG"
-     case "$*" in *BROKEN*) echo 'x.cpp(3): error: "Nv" is undefined' >&2; echo '1 error detected' >&2; exit 2 ;; esac
-     while [ "$1" != "-o" ]; do shift; done
-     echo made > "$2" ;;
-esac
-"""
 
 
 @pytest.fixture(scope="session")
@@ -51,28 +37,30 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def emulation(once: Callable[..., Path]) -> ctypes.CDLL:
-    """The launcher and its kernels, compiled for the CPU."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++)")
+def tools() -> Path:
+    """What a build takes, or skipped with what is missing; the folder of CUDA's headers."""
     try:
-        headers = cuda_headers()
+        required_compiler()
+        require_triton()
+        return cuda_headers()
     except MissingDependencyError as error:
         pytest.skip(str(error))
 
+
+@pytest.fixture(scope="session")
+def driver(once: Callable[..., Path], tools: Path) -> Path:
+    """A library under the name of CUDA's driver, which hands launches to whoever began them."""
+
     def make(folder: Path) -> None:
-        shims = HERE / "emulation"
+        source = HERE / "emulation" / "driver.cpp"
         command = [
-            *(compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"),
-            # torch has brought a cudaLaunchKernel of its own into this process.
-            *("-Wl,-Bsymbolic", f"-I{SOURCES}", f"-I{shims}", "-isystem", headers, "-include", shims / "cuda_on_cpu.h"),
-            *("-x", "c++", SOURCES / "sparse_attention.cu", shims / "cuda_on_cpu.cpp", "-o", folder / "emulation.so"),
+            *(required_compiler(), "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-isystem", tools),
+            *("-Wl,-soname,libcuda.so.1", source, "-o", folder / "libcuda.so.1"),
         ]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
-    return declare(ctypes.CDLL(str(once("emulation", make) / "emulation.so")))
+    return once("driver", make) / "libcuda.so.1"
 
 
 @pytest.fixture(scope="session")
@@ -94,31 +82,25 @@ def lean_library() -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(once: Callable[..., Path]) -> PluginBuild:
-    """Both libraries for one architecture; without TensorRT's headers the launcher's alone."""
-    if find_nvcc() is None:
-        pytest.skip("no nvcc")
+def built(once: Callable[..., Path], tools: Path) -> PluginBuild:
+    """Both libraries for one architecture and two widths; without TensorRT's headers the launcher's alone."""
     include = os.environ.get("VITSLIM_TENSORRT_INCLUDE")
-    folder = once("built", lambda folder: build(folder, ["90"], include))
+    folder = once("built", lambda folder: build(folder, ["90"], include, [64, 72]))
     return PluginBuild.model_validate_json((folder / "libvitslim_kernels.json").read_text())
 
 
 @pytest.fixture
-def fake_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that writes down what it was asked; returns the file where."""
-    (tmp_path / "bin").mkdir()
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text(FAKE_NVCC)
-    nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("LOG", str(tmp_path / "commands"))
-    return tmp_path / "commands"
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for what Triton takes a minute to compile."""
+
+    def compiled(specs: list[TileSpec], *, ptx: bool = False) -> list[TileKernel]:
+        return [TileKernel(spec, spec.tile, 128, 20992, 64, 0, "none", 2, ptx, b"code") for spec in specs]
+
+    monkeypatch.setattr("vitslim.plugin.compiling.compile_tiles", compiled)
 
 
 @pytest.fixture
-def no_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without a CUDA toolkit."""
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.delenv("CUDA_PATH", raising=False)
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without a C++ compiler."""
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("vitslim.plugin.toolchain._USUAL_PLACE", str(tmp_path / "nvcc"))

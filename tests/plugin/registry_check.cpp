@@ -123,20 +123,19 @@ int configure(IPluginV3OneBuild* build, std::vector<int64_t> query, std::vector<
     return build->configurePlugin(in, 4, &wide, 1);
 }
 
+int change_shapes(IPluginV3OneRuntime* runtime, std::vector<int64_t> query, std::vector<int64_t> kept)
+{
+    const PluginTensorDesc wide = described(query, DataType::kHALF, TensorFormat::kLINEAR).desc;
+    const PluginTensorDesc in[] = {wide, wide, wide, described(kept, DataType::kINT32, TensorFormat::kLINEAR).desc};
+    return runtime->onShapeChange(in, 4, &wide, 1);
+}
+
 void show_build(IPluginV3OneBuild* build, int tile, int prefix)
 {
     std::printf("outputs=%d\n", build->getNbOutputs());
     std::printf("workspace=%zu\n", build->getWorkspaceSize(nullptr, 4, nullptr, 1));
     std::printf("timing=%s\n", build->getTimingCacheID());
     std::printf("metadata=%s\n", build->getMetadataString());
-    std::vector<int32_t> tactics(build->getNbTactics());
-    const int failed = build->getValidTactics(tactics.data(), static_cast<int32_t>(tactics.size()));
-    std::printf("tactics=%d:", failed);
-    for (int32_t tactic : tactics)
-    {
-        std::printf(" %d", tactic);
-    }
-    std::printf("\n");
     show_formats(build);
 
     // Only the addresses of the expressions matter; nothing is computed with them.
@@ -222,7 +221,7 @@ int main(int, char** arguments)
     auto* runtime = capability<IPluginV3OneRuntime>(reborn, PluginCapabilityType::kRUNTIME);
     IPluginV3* attached = runtime->attachToContext(nullptr);
     show_fields("attached", serialised(attached));
-    std::printf("set tactic=%d%d%d\n", runtime->setTactic(0), runtime->setTactic(2), runtime->setTactic(3));
+    std::printf("loads=%d\n", change_shapes(runtime, {2, 3, 196 + prefix, 64}, {2, 3, (196 + tile - 1) / tile, 50}));
     delete attached;
     delete reborn;
 

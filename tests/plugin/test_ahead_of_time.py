@@ -1,20 +1,23 @@
-"""The plugin without a tool chain: NVRTC's kernels, and their registration with TensorRT's Python plugins."""
+"""The plugin without TensorRT's headers: Triton's PTX, and its registration with TensorRT's Python plugins."""
 
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.plugin import KernelSpec, compile_kernel, register_ahead_of_time
+from vitslim.plugin import TileSpec, compile_tiles, register_ahead_of_time
 from vitslim.plugin.ahead_of_time import kernel_producer
-from vitslim.plugin.runtime_compiler import ENTRY, nvrtc_version
+from vitslim.plugin.cubins import baked_kernel
 
-QUERY = KernelSpec("fp16", width=64, tile=1, prefix=1, scale=0.125)
-TILE = KernelSpec("bf16", width=48, tile=64, prefix=1, scale=0.17)
+pytest.importorskip("triton")
+from vitslim.kernels.triton.compiling import parameters_of
+from vitslim.kernels.triton.tile_attention import packed_form, tile_attention_kernel
+
+FIXED = (("tile", 64), ("prefix", 1), ("scale", 0.125))
 # The lean bindings have TensorRT's own code for Python plugins, but no types of the builder, which that code names in
 # its annotations; stand-ins take their place.
 WITH_LEAN = """
@@ -51,44 +54,28 @@ print(plugin.attrs)
 """
 
 
-def need_nvrtc() -> None:
-    if nvrtc_version() is None:
-        pytest.skip("no NVRTC: it comes with torch's CUDA builds")
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_a_baked_kernel_is_ptx_that_takes_the_arguments_of_its_source(tools: Path, capability: int) -> None:
+    kernel = baked_kernel(TileSpec(capability, "bf16", 72, 64, FIXED))
+    text = kernel.code.decode()
+    # query, key, value, kept, eight strides, heads, tokens, keys, tiles, mixed
+    assert len(parameters_of(text, kernel.entry)) == 17
+    assert kernel.hidden == 0
+    assert kernel.shared_bytes <= 48 * 1024
+    # No newer than the oldest driver of this architecture that there can be.
+    assert f".version {'8.8' if capability > 90 else '8.0'}" in text
+    assembler = Path(require_assembler(capability))
+    command = [assembler, f"-arch=sm_{capability}{'a' if capability >= 90 else ''}", "-", "-o", "/dev/null"]
+    done = subprocess.run([str(word) for word in command], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("spec", [QUERY, TILE], ids=["query", "tile"])
-def test_nvrtc_compiles_the_kernel_without_a_gpu(spec: KernelSpec) -> None:
-    need_nvrtc()
-    kernel = compile_kernel(spec, "90")
-    assert kernel.image.startswith(b"\x7fELF")
-    assert ENTRY.encode() in kernel.image
-    assert (kernel.threads, kernel.queries_per_block) == ((128, 4) if spec is QUERY else (256, 32))
-    # Each tile of 64 takes two blocks of 32 queries, the class token one.
-    assert kernel.blocks_per_head(tiles=4, tile=spec.tile, prefix=1) == (5 if spec is QUERY else 9)
+def require_assembler(capability: int) -> str:
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    return compiler.get_ptxas(capability).path
 
 
-def test_ptx_serves_all_later_gpus() -> None:
-    need_nvrtc()
-    kernel = compile_kernel(TILE, "80", as_ptx=True)
-    assert b".target sm_80" in kernel.image
-    assert b".visible .entry " + ENTRY.encode() in kernel.image
-
-
-def test_an_architecture_that_nvrtc_does_not_know_is_refused() -> None:
-    need_nvrtc()
-    with pytest.raises(ConfigError, match=r"architecture '52': this NVRTC compiles for .*90"):
-        compile_kernel(QUERY, "52")
-
-
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"width": 129}, {"tile": 0}, {"prefix": -1}])
-def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
-    given: dict[str, Any] = {"precision": "fp32", "width": 8, "tile": 1, "prefix": 0, "scale": 1.0, **wrong}
-    with pytest.raises(ConfigError, match="width 1 to 128, tile from 1, prefix from 0"):
-        compile_kernel(KernelSpec(**given), "90")
-
-
-def test_tensorrt_gets_kernel_launch_and_scalars() -> None:
-    need_nvrtc()
+def test_tensorrt_gets_kernel_launch_and_scalars(tools: Path) -> None:
     plugins = SimpleNamespace(
         KernelLaunchParams=SimpleNamespace, SymIntExprs=lambda count: [None] * count, SymInt32=int
     )
@@ -96,13 +83,23 @@ def test_tensorrt_gets_kernel_launch_and_scalars() -> None:
     produce = kernel_producer(SimpleNamespace(DataType=types), plugins, "90")
     wide = SimpleNamespace(dtype="half", shape=(2, 3, 197, 64), shape_expr=(2, 3, 197, 64))
     kept = SimpleNamespace(shape_expr=(2, 3, 4, 50))
-    entry, image, launch, scalars = produce(wide, wide, wide, kept, 64, 1, 0.125, (wide,), 0)
-    assert (entry, image[:4]) == (ENTRY, b"\x7fELF")
-    assert (launch.grid_x, launch.block_x) == (2 * 3 * (1 + 4 * 2), 256)
-    assert scalars == [197, 4, 50]
+    entry, code, launch, scalars = produce(wide, wide, wide, kept, 64, 1, 0.125, (wide,), 0)
+    assert (entry, code.decode().count(f".entry {entry}(")) == ("tile_attention_kernel", 1)
+    (kernel,) = compile_tiles([TileSpec(90, "fp16", 64, 64, FIXED)], ptx=True)
+    # Each tile of 64 takes a program, the class token one.
+    assert (launch.grid_x, launch.block_x, launch.shared_mem) == (2 * 3 * (1 + 4), 128, kernel.shared_bytes)
+    assert scalars == [3 * 197 * 64, 197 * 64] * 4 + [3, 197, 50, 4]
     wide.dtype = "int8"
     with pytest.raises(ConfigError, match="query is int8; the kernel takes float, half, bf16"):
         produce(wide, wide, wide, kept, 64, 1, 0.125, (wide,), 0)
+
+
+def test_the_order_of_the_scalars_is_that_of_the_kernel() -> None:
+    form = packed_form("fp16", 64, 64, dict(FIXED))
+    names = [name for name in tile_attention_kernel.arg_names if name in form.types]
+    strides = [f"{part}_{axis}" for part in ("query", "key", "value", "out") for axis in ("image", "head")]
+    counts = ["heads", "tokens", "keys_kept", "tiles"]
+    assert names == ["query", "key", "value", "kept", *strides, *counts, "out"]
 
 
 def test_without_tensorrt_the_error_names_the_extra() -> None:
@@ -112,10 +109,9 @@ def test_without_tensorrt_the_error_names_the_extra() -> None:
         register_ahead_of_time()
 
 
-def test_tensorrts_own_code_takes_the_registration_and_makes_the_plugin() -> None:
+def test_tensorrts_own_code_takes_the_registration_and_makes_the_plugin(tools: Path) -> None:
     if find_spec("tensorrt_lean_bindings") is None:
         pytest.skip("no TensorRT lean runtime: pip install 'vitslim[lean]'")
-    need_nvrtc()
     done = subprocess.run([sys.executable, "-c", WITH_LEAN], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == [

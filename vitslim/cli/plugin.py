@@ -9,6 +9,7 @@ import typer
 
 from vitslim.cli import options
 from vitslim.cli.screen import print_json, print_table, say
+from vitslim.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -36,14 +37,22 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder; by default the cache, where vitslim looks", show_default=False)
     ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", help="head widths, as 64,72; by default those of timm's ViTs", show_default=False),
+    ] = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Compile the CUDA kernel with nvcc, and with TensorRT's headers the plugin. No GPU is needed."""
+    """Compile the kernel with Triton, and with TensorRT's headers the plugin. Neither a GPU nor nvcc is needed."""
     from vitslim import plugin
 
     architectures = plugin.ARCHITECTURES if arch is None else options.words(arch)
-    say(f"compiling for {', '.join(architectures)}; it takes some seconds for each")
-    made = plugin.build(out, architectures, tensorrt_include)
+    heads = plugin.WIDTHS if widths is None else _whole_numbers("--widths", widths)
+    say(
+        f"compiling for {', '.join(architectures)} and heads of {', '.join(map(str, heads))}; it takes some seconds "
+        "for each architecture and width"
+    )
+    made = plugin.build(out, architectures, tensorrt_include, heads)
     if json:
         print_json(made.model_dump(mode="json"))
         return
@@ -62,14 +71,44 @@ def info(json: options.JsonOption = False) -> None:
     if json:
         print_json(found)
         return
-    nvcc = found["nvcc"]
+    compiler = found["compiler"]
     rows = [
         ("sources", found["sources"]["folder"]),
-        ("nvcc", "missing" if nvcc is None else f"{nvcc['version']}  {nvcc['path']}"),
-        ("NVRTC", found["nvrtc"] or "missing"),
+        ("Triton", found["triton"] or "missing"),
+        ("C++ compiler", "missing" if compiler is None else f"{compiler['version']}  {compiler['path']}"),
     ]
     rows += [(name, _library_line(library)) for name, library in found["libraries"].items()]
     print_table("", ("", ""), rows)
+    for name, library in found["libraries"].items():
+        if library is not None and library["build"] is not None:
+            print_table(f"inside {name}", _COLUMNS, _kernel_rows(library["build"]["inside"]))
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in options.words(text)]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: wanted whole numbers such as 64,72") from None
+
+
+_COLUMNS = ("architecture", "precision", "head width", "queries", "registers", "spilled", "shared", "KiB")
+
+
+def _kernel_rows(inside: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One line for each kernel."""
+    return [
+        (
+            f"{one['capability'] / 10:.1f}{' and later, as PTX' if one['is_ptx'] else ''}",
+            one["precision"],
+            str(one["width"]),
+            str(one["queries"]),
+            str(one["registers"]),
+            str(one["spilled_bytes"]),
+            str(one["shared_bytes"]),
+            f"{one['bytes'] / 1024:.0f}",
+        )
+        for one in inside
+    ]
 
 
 def _library_line(library: dict[str, Any] | None) -> str:

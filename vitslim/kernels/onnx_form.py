@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vitslim.kernels.onnx_function import ATTENTION, DOMAIN, FLOAT_TYPES, HIDDEN, PLUGIN_ATTRIBUTES, VERSION
-from vitslim.kernels.sparse_attention import tile_count
+from vitslim.kernels.sparse_attention import FEWEST_QUERIES, WIDEST_HEAD, WIDTH_MULTIPLE, tile_count
 
 _INT32 = 6  # of onnx.TensorProto
 
@@ -32,11 +32,10 @@ def onnx_forms(*, nodes: bool = False) -> Mapping[Any, Callable[..., Any]]:
 def _sparse_attention_node(
     query: Any, key: Any, value: Any, kept: Any, bias: Any, tile: int, prefix: int, scale: float
 ) -> Any:
-    from vitslim.plugin.launching import LARGEST_HEAD_WIDTH
-
-    # The node has no bias, and one head width for all operands, which the plugin's kernel can hold.
+    # The node has no bias, and one head width for all operands; fewer queries or odd widths are not worth a kernel.
     same = tuple(key.shape) == tuple(query.shape) == tuple(value.shape)
-    if bias is not None or not same or query.shape[3] > LARGEST_HEAD_WIDTH:
+    fits = tile >= FEWEST_QUERIES and query.shape[3] <= WIDEST_HEAD and query.shape[3] % WIDTH_MULTIPLE == 0
+    if bias is not None or not same or not fits:
         return _sparse_attention(query, key, value, kept, bias, tile, prefix, scale)
     op, _ = _operators()
     # TensorRT's plugins read int32; TopK gives int64.

@@ -24,8 +24,12 @@ from torch import Tensor
 from vitslim.errors import ConfigError
 from vitslim.kernels.dispatch import use_triton
 
-# Fewer queries than tensor cores take at once are not worth a gather of their own; wider heads would spill.
-_FEWEST_ROWS, _WIDEST_HEAD = 16, 128
+FEWEST_QUERIES = 16
+"""Of a tile that has a kernel: fewer than tensor cores take at once are not worth a gather of their own."""
+WIDEST_HEAD = 128
+"""Wider ones would spill."""
+WIDTH_MULTIPLE = 8
+"""Of heads that are read in whole vectors of 16 bytes, as the kernels compiled ahead of time do."""
 
 
 def sparse_attention(
@@ -154,7 +158,7 @@ _sparse_attention = torch.library.custom_op("vitslim::sparse_attention", masked_
 def _sparse_attention_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bias: Tensor | None, tile: int, prefix: int, scale: float
 ) -> Tensor:
-    fits = tile >= _FEWEST_ROWS and max(query.shape[-1], value.shape[-1]) <= _WIDEST_HEAD
+    fits = tile >= FEWEST_QUERIES and max(query.shape[-1], value.shape[-1]) <= WIDEST_HEAD
     if bias is not None or not fits or not use_triton(value, "tile_attention", value.shape[2]):
         return masked_attention(query, key, value, kept, bias, tile, prefix, scale)
     from vitslim.kernels.triton import tile_attention

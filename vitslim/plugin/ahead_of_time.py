@@ -1,27 +1,26 @@
-"""The plugin for those without a tool chain: the same kernel, compiled by NVRTC, baked into the engine by TensorRT.
+"""The plugin for those without TensorRT's headers: the same kernel, compiled by Triton, baked in by TensorRT.
 
-TensorRT's Python plugins (``tensorrt.plugin``, experimental) ask once, while the engine is built, for machine code and
-for the launch as expressions of the sizes; at run time no Python is left. Their scalars are whole numbers only, hence
-tile, prefix and scale are compiled in.
+TensorRT's Python plugins (``tensorrt.plugin``, experimental) ask once, while the engine is built, for PTX and for the
+launch as expressions of the sizes; at run time no Python is left. Their scalars are whole numbers only, hence tile,
+prefix and scale are compiled in.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 from vitslim.errors import ConfigError, MissingDependencyError
-from vitslim.plugin.runtime_compiler import CompiledKernel, KernelSpec, compile_kernel, require_nvrtc
+from vitslim.plugin.cubins import PORTABLE, TileKernel, TileSpec, baked_kernel, require_triton
 
 NAME = "SparseAttention"
 NAMESPACE = "vitslim"
 _PLUGIN_ID = f"{NAMESPACE}::{NAME}"
 _TENSORS = ("query", "key", "value", "kept")
 _ATTRIBUTES: dict[str, type] = {"tile": int, "prefix": int, "scale": float}
-# PTX for the oldest GPU with bf16 arithmetic runs on all later ones.
-_OLDEST = "80"
 
 
 def register_ahead_of_time(architecture: str | None = None) -> bool:
@@ -30,14 +29,14 @@ def register_ahead_of_time(architecture: str | None = None) -> bool:
     Call it before the ONNX file is parsed, and create the network with ``PREFER_AOT_PYTHON_PLUGINS``.
 
     Args:
-        architecture: compute capability of the GPU, such as ``90``; not given means that of the current GPU, and PTX
-            for all GPUs where there is none.
+        architecture: compute capability of the GPU, such as ``90``; not given means that of the current GPU, and the
+            oldest, whose PTX runs on all later ones, where there is none.
 
     Returns:
         False: a plugin of this name is registered already, and stays.
 
     Raises:
-        MissingDependencyError: no TensorRT, one without ahead-of-time plugins (before 10.9), or no NVRTC.
+        MissingDependencyError: no TensorRT, one without ahead-of-time plugins (before 10.9), or no Triton.
     """
     trt, plugins = _tensorrt()
     if any(_key(creator) == (NAME, NAMESPACE) for creator in trt.get_plugin_registry().all_creators):
@@ -61,7 +60,7 @@ def ahead_of_time_obstacle() -> str | None:
     """What stands in the way of ``register_ahead_of_time``; ``None`` for nothing."""
     try:
         _tensorrt()
-        require_nvrtc()
+        require_triton()
     except MissingDependencyError as error:
         return str(error)
     return None
@@ -84,30 +83,36 @@ def kernel_producer(trt: Any, plugins: Any, architecture: str | None) -> Callabl
     ) -> Any:
         if query.dtype not in names:
             raise ConfigError(f"query is {query.dtype}; the kernel takes {', '.join(map(str, names))}")
-        spec = KernelSpec(names[query.dtype], int(query.shape[3]), tile, prefix, scale)  # pyright: ignore[reportArgumentType]
-        kernel = _compiled(spec, architecture)
+        width = int(query.shape[3])
+        kernel = _compiled(names[query.dtype], width, tile, prefix, scale, architecture)
         images, heads, tokens, _ = query.shape_expr
         _, _, tiles, keys = kept.shape_expr
         launch = plugins.KernelLaunchParams()
         # TensorRT's expressions take plain numbers on their right side only.
-        launch.grid_x = images * heads * (tiles * -(-tile // kernel.queries_per_block) + prefix)
+        blocks = tiles * -(-tile // kernel.queries) + -(-prefix // kernel.queries)
+        launch.grid_x = images * heads * blocks
         launch.block_x = kernel.threads
-        scalars = plugins.SymIntExprs(3)
-        for place, size in enumerate((tokens, tiles, keys)):
-            scalars[place] = plugins.SymInt32(size)
-        return kernel.entry, kernel.image, launch, scalars
+        launch.shared_mem = kernel.shared_bytes
+        # As packed_form leaves them: two strides of each tensor, then the counts.
+        head = tokens * width
+        numbers = [heads * head, head] * 4 + [heads, tokens, keys, tiles]
+        scalars = plugins.SymIntExprs(len(numbers))
+        for place, number in enumerate(numbers):
+            scalars[place] = plugins.SymInt32(number)
+        return kernel.entry, kernel.code, launch, scalars
 
     return produce
 
 
-def _compiled(spec: KernelSpec, architecture: str | None) -> CompiledKernel:
+@cache
+def _compiled(precision: str, width: int, tile: int, prefix: int, scale: float, architecture: str | None) -> TileKernel:
     import torch
 
-    if architecture is not None:
-        return compile_kernel(spec, architecture)
-    if torch.cuda.is_available():
-        return compile_kernel(spec, "".join(map(str, torch.cuda.get_device_capability())))
-    return compile_kernel(spec, _OLDEST, as_ptx=True)
+    if architecture is None and torch.cuda.is_available():
+        architecture = "".join(map(str, torch.cuda.get_device_capability()))
+    fixed = (("tile", tile), ("prefix", prefix), ("scale", scale))
+    capability = PORTABLE if architecture is None else int(architecture)
+    return baked_kernel(TileSpec(capability, precision, width, tile, fixed))
 
 
 def _tensorrt() -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Building the libraries with nvcc; no GPU is needed."""
+"""Building the libraries: kernels by Triton, the rest by the C++ compiler. Neither a GPU nor nvcc is needed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from vitslim.errors import ConfigError
 from vitslim.files import atomic_path, write_text
+from vitslim.kernels.sparse_attention import WIDEST_HEAD, WIDTH_MULTIPLE
+from vitslim.plugin.cubins import (
+    ARCHITECTURES,
+    PORTABLE,
+    PRECISIONS,
+    WIDTHS,
+    TileKernel,
+    checked_architectures,
+    compile_tiles,
+    library_specs,
+    require_triton,
+)
 from vitslim.plugin.libraries import KERNELS, PLUGINS, SOURCES, PluginBuild, default_folder, record_of, sources_sha256
-from vitslim.plugin.toolchain import checked_architectures, compile_or_explain, nvcc_version, required_nvcc
+from vitslim.plugin.toolchain import compile_or_explain, compiler_version, cuda_headers, required_compiler
 
-# A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50
-ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
-
-_HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
-_COMPILE = ("-std=c++17", "-O3", *(f"-Xcompiler={flag}" for flag in _HOST_FLAGS))
-# Static, hidden CUDA runtime: no clash with the one that torch or TensorRT brought. Nothing may stay undefined, so that
-# a TensorRT symbol cannot slip in.
-_LINK = ("-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL,-Bsymbolic,--no-undefined")
+_COMPILE = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+# Nothing may stay undefined, so that a TensorRT symbol cannot slip in.
+_LINK = ("-shared", "-Wl,--exclude-libs=ALL,-Bsymbolic,--no-undefined", "-ldl")
 _OLDEST_TENSORRT = (10, 12)
 
 
@@ -29,36 +37,51 @@ def build(
     out_dir: str | Path | None = None,
     architectures: Sequence[str] = ARCHITECTURES,
     tensorrt_include: str | Path | None = None,
+    widths: Sequence[int] = WIDTHS,
 ) -> PluginBuild:
     """Compile the launcher's library and, given TensorRT's headers, the plugin's.
 
-    Each library holds machine code for every architecture, and PTX of the newest for GPUs to come. Libraries that lay
+    Each library holds machine code for every architecture, and PTX of the oldest for all others. Libraries that lay
     there before stay whole until the new ones replace them, and if the build fails.
 
     Args:
         out_dir: folder for the libraries and their records; not given means where they are looked for.
         architectures: compute capabilities, ``90`` or ``9.0``.
         tensorrt_include: folder of NvInferRuntime.h, of TensorRT 10.12 or later.
+        widths: of heads, multiples of 8 up to 128.
 
     Raises:
-        MissingDependencyError: no nvcc, or it failed.
-        ConfigError: an architecture that nvcc does not know; a folder without TensorRT's headers, or of an old one.
+        MissingDependencyError: no Triton, no C++ compiler, no CUDA headers.
+        ConfigError: an architecture before 8.0; a width that the kernel does not take; a folder without TensorRT's
+            headers, or of an old one.
+        CheckFailedError: a compiler failed.
         CheckpointError: ``out_dir`` cannot be written.
     """
     headers = None if tensorrt_include is None else Path(tensorrt_include)
     tensorrt = None if headers is None else tensorrt_version(headers)
-    nvcc = required_nvcc()
-    names = checked_architectures(nvcc, architectures)
+    names = checked_architectures(architectures)
+    if not widths or not all(0 < width <= WIDEST_HEAD and width % WIDTH_MULTIPLE == 0 for width in widths):
+        given = ", ".join(map(str, widths)) or "none"
+        raise ConfigError(f"head widths {given}: wanted multiples of {WIDTH_MULTIPLE} up to {WIDEST_HEAD}")
+    require_triton()
+    compiler, cuda = required_compiler(), cuda_headers()
     folder = default_folder() if out_dir is None else Path(out_dir)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitslim-plugin-") as scratch:
-        made = _compile(nvcc, names, headers, Path(scratch))
+        ordered = sorted(set(widths))
+        kernels = compile_tiles(library_specs(names, ordered))
+        kernels += compile_tiles(library_specs([str(PORTABLE)], ordered), ptx=True)
+        embed(kernels, Path(scratch))
+        made = _compile(compiler, cuda, headers, Path(scratch))
         result = PluginBuild(
             kernels=folder / KERNELS,
             plugins=None if headers is None else folder / PLUGINS,
             architectures=names,
-            nvcc=nvcc_version(nvcc),
+            widths=tuple(ordered),
+            triton=version("triton"),
+            compiler=compiler_version(compiler),
             tensorrt=tensorrt,
+            inside=[kernel.summary() for kernel in kernels],
             sources_sha256=sources_sha256(),
             seconds=round(time.monotonic() - started, 1),
         )
@@ -68,6 +91,29 @@ def build(
                 shutil.copyfile(library, place)
             write_text(record_of(target), result.model_dump_json(indent=2) + "\n")
     return result
+
+
+def embed(kernels: Sequence[TileKernel], folder: Path) -> None:
+    """Write ``kernels.inc``, which ``sparse_attention.cpp`` includes, and ``kernels.S``, which holds the code."""
+    code, rows = bytearray(), list[str]()
+    for kernel in kernels:
+        # The zero ends PTX; the driver wants cubins at multiples of 16 bytes.
+        begin = len(code)
+        code += kernel.code + b"\0"
+        code += bytes(-len(code) % 16)
+        spec = kernel.spec
+        dtype = PRECISIONS.index(spec.precision)
+        numbers = (spec.capability, dtype, spec.width, kernel.queries, kernel.threads, kernel.shared_bytes)
+        rows.append(f'    {{{", ".join(map(str, numbers))}, "{kernel.entry}", {str(kernel.is_ptx).lower()}, {begin}}},')
+    widths = ", ".join(map(str, sorted({kernel.spec.width for kernel in kernels})))
+    table = ["constexpr Kernel KERNELS[] = {", *rows, "};", f'constexpr char WIDTHS[] = "{widths}";']
+    (folder / "kernels.inc").write_text("\n".join(table) + "\n", "utf-8")
+    (folder / "kernels.bin").write_bytes(code)
+    lines = (
+        *(".section .rodata", ".global vitslim_code", ".hidden vitslim_code", ".balign 16"),
+        *("vitslim_code:", f'.incbin "{folder / "kernels.bin"}"', '.section .note.GNU-stack,"",%progbits'),
+    )
+    (folder / "kernels.S").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def tensorrt_version(headers: Path) -> str:
@@ -84,10 +130,10 @@ def tensorrt_version(headers: Path) -> str:
         )
     defined = dict(re.findall(r"^#define\s+(\w+)\s+(\w+)", version_file.read_text(errors="replace"), re.MULTILINE))
     parts = [_number(defined, f"NV_TENSORRT_{name}") for name in ("MAJOR", "MINOR", "PATCH")]
-    version = ".".join(map(str, parts))
+    found = ".".join(map(str, parts))
     if tuple(parts[:2]) < _OLDEST_TENSORRT:
-        raise ConfigError(f"{headers} belongs to TensorRT {version}; the plugin wants 10.12 or later")
-    return version
+        raise ConfigError(f"{headers} belongs to TensorRT {found}; the plugin wants 10.12 or later")
+    return found
 
 
 def _number(defined: dict[str, str], name: str) -> int:
@@ -99,26 +145,21 @@ def _number(defined: dict[str, str], name: str) -> int:
     return int(value)
 
 
-def _compile(nvcc: Path, architectures: tuple[str, ...], headers: Path | None, scratch: Path) -> list[Path]:
-    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
-    kernels_object = scratch / "kernels.o"
-    source = SOURCES / "sparse_attention.cu"
-    warnings = "-Werror=all-warnings"
-    compile_or_explain(
-        [str(nvcc), *_COMPILE, warnings, *targets, "-c", str(source), "-o", str(kernels_object)], source.name
-    )
-    libraries = [_link(nvcc, [kernels_object], scratch / KERNELS)]
+def _compile(compiler: Path, cuda: Path, headers: Path | None, scratch: Path) -> list[Path]:
+    code, launcher = scratch / "kernels.o", scratch / "launcher.o"
+    compile_or_explain([str(compiler), "-c", str(scratch / "kernels.S"), "-o", str(code)], "kernels.S")
+    # A stand-in for the runtime's header lies among the sources.
+    common = [str(compiler), *_COMPILE, f"-I{SOURCES}", f"-isystem{cuda}"]
+    source = SOURCES / "sparse_attention.cpp"
+    compile_or_explain([*common, f"-I{scratch}", "-c", str(source), "-o", str(launcher)], source.name)
+    libraries = [_link(compiler, [launcher, code], scratch / KERNELS)]
     if headers is not None:
-        plugin_object = scratch / "plugin.o"
-        source = SOURCES / "sparse_attention_plugin.cpp"
-        compile_or_explain(
-            [str(nvcc), *_COMPILE, f"-isystem={headers}", "-c", str(source), "-o", str(plugin_object)], source.name
-        )
-        libraries.append(_link(nvcc, [kernels_object, plugin_object], scratch / PLUGINS))
+        plugin, source = scratch / "plugin.o", SOURCES / "sparse_attention_plugin.cpp"
+        compile_or_explain([*common, f"-isystem{headers}", "-c", str(source), "-o", str(plugin)], source.name)
+        libraries.append(_link(compiler, [launcher, plugin, code], scratch / PLUGINS))
     return libraries
 
 
-def _link(nvcc: Path, objects: Sequence[Path], library: Path) -> Path:
-    compile_or_explain([str(nvcc), *_LINK, *map(str, objects), "-o", str(library)], library.name)
+def _link(compiler: Path, objects: Sequence[Path], library: Path) -> Path:
+    compile_or_explain([str(compiler), *map(str, objects), *_LINK, "-o", str(library)], library.name)
     return library

@@ -1,27 +1,34 @@
-"""What of the plugin there is on this machine: compilers, sources, libraries."""
+"""What of the plugin there is on this machine: compilers, sources, libraries and the kernels inside them."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vitslim.errors import VitslimError
 from vitslim.files import read_json
 from vitslim.plugin.libraries import KERNELS, PLUGINS, SOURCES, find_library, record_of, sources_sha256
-from vitslim.plugin.runtime_compiler import nvrtc_version
-from vitslim.plugin.toolchain import find_nvcc, nvcc_version
+from vitslim.plugin.toolchain import compiler_version, find_compiler
 
 
 def info() -> dict[str, Any]:
     """What is there, as one document: compilers, sources, libraries, their builds, whether they are current."""
-    nvcc = find_nvcc()
+    compiler = find_compiler()
     current = sources_sha256()
     return {
         "sources": {"folder": str(SOURCES), "sha256": current},
-        "nvcc": None if nvcc is None else {"path": str(nvcc), "version": nvcc_version(nvcc)},
-        "nvrtc": nvrtc_version(),
+        "compiler": None if compiler is None else {"path": str(compiler), "version": compiler_version(compiler)},
+        "triton": _triton_version(),
         "libraries": {name: _described(find_library(name), current) for name in (KERNELS, PLUGINS)},
     }
+
+
+def _triton_version() -> str | None:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
 
 
 def _described(library: Path | None, current: str) -> dict[str, Any] | None:

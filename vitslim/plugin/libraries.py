@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from vitslim.errors import ConfigError
 from vitslim.files import cache_root
 from vitslim.shapes import Result
 
 SOURCES = Path(__file__).parent / "sources"
+KERNEL_SOURCE = Path(__file__).parents[1] / "kernels" / "triton" / "tile_attention.py"
 KERNELS = "libvitslim_kernels.so"
 PLUGINS = "libvitslim_plugins.so"
 VARIABLES = {KERNELS: "VITSLIM_KERNELS_LIBRARY", PLUGINS: "VITSLIM_PLUGIN_LIBRARY"}
@@ -23,17 +25,23 @@ class PluginBuild(Result):
         kernels: the launcher's library.
         plugins: the TensorRT plugin's library; ``None`` without TensorRT's headers.
         architectures: compute capabilities with machine code inside, without the dot.
-        nvcc: version of the compiler.
+        widths: of the heads that the kernels inside take.
+        triton: version of what compiled the kernels.
+        compiler: what compiled the rest.
         tensorrt: version of the headers.
-        sources_sha256: over all source files.
+        inside: of each kernel for whom it is and what the assembler says of it.
+        sources_sha256: over all source files, the kernel's own among them.
         seconds: wall time.
     """
 
     kernels: Path
     plugins: Path | None
     architectures: tuple[str, ...]
-    nvcc: str
+    widths: tuple[int, ...]
+    triton: str
+    compiler: str
     tensorrt: str | None
+    inside: list[dict[str, Any]]
     sources_sha256: str
     seconds: float
 
@@ -64,9 +72,8 @@ def plugin_library() -> Path | None:
 def sources_sha256() -> str:
     """One digest of all source files, their names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
-        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in (*sorted(SOURCES.iterdir()), KERNEL_SOURCE):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""nvcc: finding it, asking it, and saying what went wrong in one line."""
+"""The C++ compiler and CUDA's headers: finding them, asking them, and saying what went wrong in one line."""
 
 from __future__ import annotations
 
@@ -7,87 +7,74 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from vitslim.errors import ConfigError, MissingDependencyError
+from vitslim.errors import CheckFailedError, MissingDependencyError
 
 _LONGEST_LINE = 300
-_USUAL_PLACE = "/usr/local/cuda/bin/nvcc"
-_ARCHITECTURE = re.compile(r"(?:sm_|compute_)?(\d{2,3}[af]?)")
 
 
-def find_nvcc() -> Path | None:
-    """Nvcc of ``$CUDA_HOME`` or ``$CUDA_PATH``, else of the search path, else of /usr/local/cuda."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    on_path = shutil.which("nvcc")
-    candidates = [*(Path(home) / "bin" / "nvcc" for home in homes), on_path, _USUAL_PLACE]
-    for candidate in candidates:
-        if candidate is not None and os.access(candidate, os.X_OK):
-            return Path(candidate)
+def find_compiler() -> Path | None:
+    """``$CXX``, else g++, c++ or clang++ of the search path."""
+    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found is not None:
+            return Path(found)
     return None
 
 
-def required_nvcc() -> Path:
-    """The nvcc that there is.
+def required_compiler() -> Path:
+    """The C++ compiler that there is.
 
     Raises:
         MissingDependencyError: there is none.
     """
-    nvcc = find_nvcc()
-    if nvcc is None:
+    compiler = find_compiler()
+    if compiler is None:
         raise MissingDependencyError(
-            "nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda); install NVIDIA's CUDA toolkit, no GPU is needed to "
-            "compile, or do without: vitslim.plugin.register_ahead_of_time compiles the same kernel with the NVRTC "
-            "that comes with torch"
+            "no C++ compiler was found (CXX, g++, c++, clang++); install one, nvcc and a GPU are not needed, or do "
+            "without: vitslim.plugin.register_ahead_of_time has TensorRT bake the same kernel into the engine"
         )
-    return nvcc
+    return compiler
 
 
-def nvcc_version(nvcc: Path) -> str:
-    """As in ``13.0``."""
-    found = re.search(r"release (\d+\.\d+)", _run([str(nvcc), "--version"]).stdout)
-    return found[1] if found else "unknown"
+def compiler_version(compiler: Path) -> str:
+    """The first line of what it says of itself."""
+    return _run([str(compiler), "--version"]).stdout.partition("\n")[0]
 
 
-def checked_architectures(nvcc: Path, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Compute capabilities in rising order, written as ``90``.
-
-    Args:
-        wanted: ``90``, ``9.0`` or ``sm_90``.
+def cuda_headers() -> Path:
+    """The folder of the CUDA driver's header, beside torch or of a toolkit.
 
     Raises:
-        ConfigError: none, one that is not written so, or one that this nvcc does not know.
+        MissingDependencyError: there is none.
     """
-    names: list[str] = []
-    for text in wanted:
-        match = _ARCHITECTURE.fullmatch(text.strip().replace(".", ""))
-        if match is None:
-            raise ConfigError(f"architecture {text!r}: wanted compute capabilities such as 80,86,90")
-        names.append(match[1])
-    if not names:
-        raise ConfigError("no architecture was given; wanted compute capabilities such as 80,86,90")
-    known = re.findall(r"sm_(\d+[af]?)", _run([str(nvcc), "--list-gpu-code"]).stdout)
-    base = {re.sub(r"\D", "", name) for name in known}
-    unknown = [name for name in names if re.sub(r"\D", "", name) not in base]
-    if unknown:
-        raise ConfigError(
-            f"architecture {', '.join(unknown)} is not known to nvcc {nvcc_version(nvcc)}, which compiles for "
-            f"{', '.join(sorted(base, key=int))}; choose from these or use another CUDA toolkit"
-        )
-    return tuple(sorted(set(names), key=lambda name: int(re.sub(r"\D", "", name))))
+    # The CUDA packages beside torch share the namespace `nvidia`.
+    spec = find_spec("nvidia")
+    roots = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
+    beside_torch = [folder for root in roots for folder in sorted(root.iterdir(), reverse=True)]
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for folder in (*beside_torch, *map(Path, homes), Path("/usr/local/cuda")):
+        if (folder / "include" / "cuda.h").is_file():
+            return folder / "include"
+    raise MissingDependencyError(
+        "cuda.h was not found; it comes with torch's CUDA builds (package nvidia-cuda-runtime) and with the CUDA "
+        "toolkit: set CUDA_HOME"
+    )
 
 
 def compile_or_explain(command: Sequence[str], source: str) -> None:
     """Run one compiler command.
 
     Raises:
-        MissingDependencyError: it failed; the message has the first line that says why.
+        CheckFailedError: it failed; the message has the first line that says why.
     """
     done = _run(command)
     if done.returncode != 0:
-        raise MissingDependencyError(
-            f"nvcc failed on {source}: {useful_line(done.stderr + done.stdout)}; check that the host compiler fits "
-            f"this CUDA toolkit (nvcc takes another by NVCC_CCBIN) and, for the plugin, the TensorRT headers"
+        raise CheckFailedError(
+            f"{Path(command[0]).name} failed on {source}: {useful_line(done.stderr + done.stdout)}; it wants C++17 "
+            "and, for the plugin, whole TensorRT headers; CXX names another compiler"
         )
 
 
@@ -103,6 +90,4 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
-        raise MissingDependencyError(
-            f"{command[0]} cannot be run ({error.strerror}); check the CUDA toolkit"
-        ) from error
+        raise MissingDependencyError(f"{command[0]} cannot be run ({error.strerror}); check the compiler") from error

@@ -36,7 +36,7 @@ class KernelForm:
         kernel: what ``triton.jit`` made.
         types: Triton's type of each argument that is no constant, by name: ``*fp16``, ``i32``, ``fp32``.
         constants: the value of each constexpr argument, by name.
-        aligned: arguments that are multiples of 16 (pointers: in bytes), which is what lets loads become wide.
+        multiples: numbers that arguments are multiples of (pointers: in bytes); 16 is what lets loads become wide.
         warps: groups of 32 threads.
         stages: depth of the software pipeline.
     """
@@ -45,20 +45,34 @@ class KernelForm:
     kernel: Any
     types: Mapping[str, str]
     constants: Mapping[str, Any]
-    aligned: tuple[str, ...] = ()
+    multiples: Mapping[str, int] = field(default_factory=dict[str, int])
     warps: int = 4
     stages: int = 2
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """What the assembler says of a kernel; ``cubin`` is the machine code."""
+    """What the assembler says of a kernel.
+
+    Args:
+        form, capability: what was compiled.
+        registers, spilled_bytes: of a thread.
+        shared_bytes: of a program.
+        threads: of a program.
+        entry: name of the kernel in the code.
+        hidden: pointers behind the arguments, to memory for Triton's own use, of which this kernel wants none.
+        ptx, cubin: the assembler's text and the machine code.
+    """
 
     form: str
     capability: int
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    threads: int
+    entry: str
+    hidden: int
+    ptx: str = field(repr=False)
     cubin: bytes = field(repr=False)
 
 
@@ -70,12 +84,17 @@ def forms() -> list[KernelForm]:
     return [form for module in modules if hasattr(module, "forms") for form in module.forms()]
 
 
-def compile_form(form: KernelForm, capability: int) -> CompiledKernel:
+def compile_form(form: KernelForm, capability: int, *, ptx_version: int | None = None) -> CompiledKernel:
     """Compile one kernel for one architecture; neither a GPU nor a driver is needed.
+
+    Args:
+        form: the kernel.
+        capability: of the architecture, 9.0 is 90.
+        ptx_version: 84 is 8.4; not given means the newest that Triton's assembler knows, which drivers may not.
 
     Raises:
         ConfigError: Triton is interpreting, or the form does not name every argument of its kernel once.
-        CheckFailedError: the kernel wants more shared memory than the architecture has.
+        CheckFailedError: the kernel wants more shared memory than the architecture has, or memory of its own.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -83,10 +102,11 @@ def compile_form(form: KernelForm, capability: int) -> CompiledKernel:
 
     names = _argument_names(form)
     types = {name: form.types.get(name, "constexpr") for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned}
+    attributes = {(names.index(name),): [["tt.divisibility", number]] for name, number in form.multiples.items()}
     source = ASTSource(form.kernel, types, dict(form.constants), attributes)
     # Fused multiply-add is said outright: Triton 3.10 changes its default, and 3.9 warns of that.
     options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
+    options |= {} if ptx_version is None else {"ptx_version": ptx_version}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     shared, most = compiled.metadata.shared, SHARED_BYTES.get(capability)
     if most is not None and shared > most:
@@ -94,8 +114,20 @@ def compile_form(form: KernelForm, capability: int) -> CompiledKernel:
             f"{form.name} wants {shared} bytes of shared memory, sm_{capability} has {most}; choose smaller blocks or "
             "fewer stages"
         )
-    registers, spilled = _resources(compiled.asm["cubin"])
-    return CompiledKernel(form.name, capability, registers, spilled, shared, compiled.asm["cubin"])
+    entry, ptx, cubin = compiled.metadata.name, compiled.asm["ptx"], compiled.asm["cubin"]
+    if compiled.metadata.global_scratch_size or compiled.metadata.profile_scratch_size:
+        raise CheckFailedError(f"{form.name} wants memory of its own on sm_{capability}, which nobody gives it")
+    registers, spilled = _resources(cubin)
+    hidden = len(parameters_of(ptx, entry)) - len(form.types)
+    return CompiledKernel(form.name, capability, registers, spilled, shared, 32 * form.warps, entry, hidden, ptx, cubin)
+
+
+def parameters_of(ptx: str, entry: str) -> list[str]:
+    """The declarations of a kernel's parameters in PTX."""
+    found = re.search(rf"\.entry {entry}\(\n(.*?)\n\)", ptx, re.DOTALL)
+    if found is None:
+        raise CheckFailedError(f"Triton's PTX does not declare {entry}; this version of Triton is not supported")
+    return found[1].split(",\n")
 
 
 def _argument_names(form: KernelForm) -> list[str]:
@@ -103,7 +135,7 @@ def _argument_names(form: KernelForm) -> list[str]:
     if names is None or not hasattr(form.kernel, "cache_key"):
         raise ConfigError("Triton is interpreting its kernels; unset TRITON_INTERPRET before Python starts")
     given = [*form.types, *form.constants]
-    if sorted(given) != sorted(names) or not set(form.aligned) <= set(form.types):
+    if sorted(given) != sorted(names) or not set(form.multiples) <= set(form.types):
         raise ConfigError(f"{form.name} gives {sorted(given)}; wanted each of {sorted(names)} once")
     return list(names)
 

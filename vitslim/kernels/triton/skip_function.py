@@ -198,7 +198,8 @@ def forms() -> list[KernelForm]:
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
         constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": block_c}
         name = f"depthwise_kernel {form} {kernel}x{kernel} {dtype}, {block_c} channels"
-        types, aligned = {**pointers, **sizes}, (*pointers, *strides)
+        types = {**pointers, **sizes}
+        aligned: dict[str, int] = dict.fromkeys((*pointers, *strides), 16)
         found.append(KernelForm(name, depthwise_kernel, types, constants, aligned, warps=1))
     return found
 

@@ -102,6 +102,12 @@ def forms() -> list[KernelForm]:
         types = pointers | dict.fromkeys(sizes, "i32")
         constants = {"KERNEL": 5, "TAPS": 32, "BLOCK_C": 64}
         found.append(
-            KernelForm(f"tap_gradient_kernel {dtype}", tap_gradient_kernel, types, constants, (*pointers, *sizes[3:6]))
+            KernelForm(
+                f"tap_gradient_kernel {dtype}",
+                tap_gradient_kernel,
+                types,
+                constants,
+                dict.fromkeys((*pointers, *sizes[3:6]), 16),
+            )
         )
     return found

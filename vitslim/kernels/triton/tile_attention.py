@@ -5,6 +5,8 @@ multiply, so a tile costs what dense attention over as many keys would, and no m
 read every key, have programs of their own, the first ones of each head: they run longest.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any, no_type_check
 
 import triton
@@ -33,7 +35,6 @@ def tile_attention_kernel(
     key,
     value,
     kept,
-    out,
     query_image,
     query_head,
     query_row,
@@ -53,6 +54,7 @@ def tile_attention_kernel(
     tiles,
     prefix,
     scale,
+    out,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -131,7 +133,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, p
             key,
             value,
             kept,
-            out,
             *strides_of(query, key, value, out),
             heads,
             tokens,
@@ -140,6 +141,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, p
             kept.shape[2],
             prefix,
             scale,
+            out,
             **sizes,
             PRECISION=dot_precision(query),
             **options,
@@ -149,24 +151,55 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, tile: int, p
 
 def forms() -> list[KernelForm]:
     """Heads of DeiT and ViT, padded ones, the widest ones, and float32, which takes the most shared memory."""
-    strides = [f"{part}_{axis}" for part in ("query", "key", "value", "out") for axis in ("image", "head", "row")]
-    numbers = dict.fromkeys((*strides, "heads", "tokens", "keys_kept", "tile", "tiles"), "i32") | {"scale": "fp32"}
     found: list[KernelForm] = []
     for dtype, width, value_width in (
         *(("fp16", 64, 64), ("fp16", 48, 48), ("bf16", 64, 64), ("bf16", 128, 128)),
         *(("fp32", 64, 64), ("fp32", 128, 128), ("fp32", 32, 128)),
     ):
-        pointers = dict.fromkeys(("query", "key", "value", "out"), f"*{dtype}") | {"kept": "*i64"}
-        is_float32 = dtype == "fp32"
-        sizes, options = _launch_sizes(width, value_width, 4 if is_float32 else 2, 64)
-        constants = sizes | {"PRECISION": "tf32x3" if is_float32 else "tf32"}
         # A launch knows a single class token as the number 1.
-        prefix, one = ({"prefix": "i32"}, {}) if is_float32 else ({}, {"prefix": 1})
-        name = f"tile_attention_kernel {dtype} widths {width}, {value_width}"
-        types, aligned = pointers | numbers | prefix, (*pointers, *strides)
-        stages = options["num_stages"]
-        found.append(KernelForm(name, tile_attention_kernel, types, constants | one, aligned, stages=stages))
+        fixed = {} if dtype == "fp32" else {"prefix": 1}
+        found.append(_form(dtype, (width, value_width), 64, "i64", fixed))
     return found
+
+
+def packed_form(dtype: str, width: int, tile: int, fixed: Mapping[str, Any]) -> KernelForm:
+    """The kernel for operands that lie dense in memory, with indices of 32 bits, as TensorRT has them.
+
+    Args:
+        dtype: ``fp16`` or ``bf16``.
+        width: of a head, of query, key and value alike.
+        tile: patch queries that share a key set.
+        fixed: what else is known when it is compiled, by argument.
+    """
+    rows = {f"{part}_row": width for part in _STRIDED}
+    return _form(dtype, (width, width), tile, "i32", {**rows, **fixed})
+
+
+def queries_of(form: KernelForm) -> int:
+    """How many queries a program of this form owns."""
+    return form.constants["BLOCK_Q"]
+
+
+_STRIDED = ("query", "key", "value", "out")
+
+
+def _form(dtype: str, widths: tuple[int, int], tile: int, index: str, fixed: Mapping[str, Any]) -> KernelForm:
+    strides = [f"{part}_{axis}" for part in _STRIDED for axis in ("image", "head", "row")]
+    pointers = dict.fromkeys(_STRIDED, f"*{dtype}") | {"kept": f"*{index}"}
+    counts = ("heads", "tokens", "keys_kept", "tile", "tiles", "prefix")
+    types = pointers | dict.fromkeys((*strides, *counts), "i32") | {"scale": "fp32"}
+    sizes, options = _launch_sizes(*widths, 4 if dtype == "fp32" else 2, tile)
+    # Of a dense tensor every stride is a multiple of the width.
+    multiple = math.gcd(16, *widths)
+    return KernelForm(
+        name=f"tile_attention_kernel {dtype} widths {widths[0]}, {widths[1]}",
+        kernel=tile_attention_kernel,
+        types={name: kind for name, kind in types.items() if name not in fixed},
+        constants={**sizes, "PRECISION": "tf32x3" if dtype == "fp32" else "tf32", **fixed},
+        multiples=dict.fromkeys(pointers, 16) | {name: multiple for name in strides if name not in fixed},
+        warps=options["num_warps"],
+        stages=options["num_stages"],
+    )
 
 
 def _launch_sizes(width: int, value_width: int, entry_bytes: int, tile: int) -> tuple[dict[str, int], dict[str, Any]]:

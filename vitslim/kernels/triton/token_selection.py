@@ -258,13 +258,13 @@ def forms() -> list[KernelForm]:
         pointers = {"query": f"*{dtype}", "key": f"*{dtype}", "scores": "*fp32", "row": f"*{dtype}"}
         strides = ("query_batch_stride", "query_head_stride", "key_batch_stride", "key_head_stride", "key_token_stride")
         sizes = dict.fromkeys((*strides, "heads", "tokens", "width"), "i32") | {"scale": "fp32"}
-        aligned = (*pointers, *strides, "width")
+        aligned = dict.fromkeys((*pointers, *strides, "width"), 16)
         constants = {"BLOCK_N": 64, "BLOCK_E": 64}
         found.append(KernelForm(f"class_row_kernel {dtype}", class_row_kernel, pointers | sizes, constants, aligned))
         pointers = dict.fromkeys(("first", "second", "first_out", "second_out"), f"*{dtype}") | {"indices": "*i64"}
         strides = ("first_batch_stride", "first_token_stride", "second_batch_stride", "second_token_stride")
         sizes = dict.fromkeys((*strides, "count", "ahead", "ahead_out", "width"), "i32")
-        aligned = (*pointers, *strides, "width")
+        aligned = dict.fromkeys((*pointers, *strides, "width"), 16)
         for scatter in (False, True):
             constants = {"SCATTER": scatter, "BLOCK_N": 8, "BLOCK_D": 256}
             name = f"move_kernel {'scatter' if scatter else 'gather'} {dtype}"
@@ -272,6 +272,12 @@ def forms() -> list[KernelForm]:
     pointers = {"scores": "*fp32", "falling": "*fp32", "indices": "*i64"}
     constants = {"BLOCK_I": 32, "BLOCK_J": 64}
     found.append(
-        KernelForm("rank_kernel", rank_kernel, pointers | {"count": "i32", "prefix": "i32"}, constants, tuple(pointers))
+        KernelForm(
+            "rank_kernel",
+            rank_kernel,
+            pointers | {"count": "i32", "prefix": "i32"},
+            constants,
+            dict.fromkeys(pointers, 16),
+        )
     )
     return found

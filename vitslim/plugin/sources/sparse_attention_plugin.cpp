@@ -34,7 +34,6 @@ constexpr char NAMESPACE[] = "vitslim";
 constexpr int32_t INPUTS = 4;  // query, key, value, kept
 constexpr int32_t KEPT = 3;
 constexpr int32_t OUTPUTS = 1;
-constexpr int64_t LARGEST_WIDTH = 128;
 constexpr int32_t FAILED = 1;
 
 std::atomic<ILoggerFinder*> logger_finder{nullptr};
@@ -89,10 +88,11 @@ bool fits(const Dims& query, const Dims& key, const Dims& value, const Dims& kep
             return false;
         }
     }
-    if (query.d[3] > LARGEST_WIDTH)
+    if (query.d[3] >= 0 && vitslim_sparse_attention_has(static_cast<int>(query.d[3])) == 0)
     {
-        complain("head width %lld; the kernel takes 1 to %lld: export without the plugin",
-            static_cast<long long>(query.d[3]), static_cast<long long>(LARGEST_WIDTH));
+        complain("head width %lld; the kernels inside take %s: build the plugin with --widths, or the engine with "
+                 "--plugins off",
+            static_cast<long long>(query.d[3]), vitslim_sparse_attention_widths());
         return false;
     }
     if (query.d[2] < 0)
@@ -111,17 +111,17 @@ bool fits(const Dims& query, const Dims& key, const Dims& value, const Dims& kep
     return true;
 }
 
-bool is_float(DataType type)
+// The launcher's number of a type, -1 for those it does not take.
+int number_of(DataType type)
 {
-    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
+    return type == DataType::kFLOAT ? 0 : type == DataType::kHALF ? 1 : type == DataType::kBF16 ? 2 : -1;
 }
 
 class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuild, public IPluginV3OneRuntime
 {
 public:
-    Plugin(const Attributes& attributes, int32_t tactic) noexcept
+    explicit Plugin(const Attributes& attributes) noexcept
         : attributes_(attributes)
-        , tactic_(tactic)
         , fields_{{"tile", &attributes_.tile, PluginFieldType::kINT32, 1},
               {"prefix", &attributes_.prefix, PluginFieldType::kINT32, 1},
               {"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1}}
@@ -150,7 +150,7 @@ public:
 
     IPluginV3* clone() noexcept override
     {
-        return new (std::nothrow) Plugin(attributes_, tactic_);
+        return new (std::nothrow) Plugin(attributes_);
     }
 
     // Core
@@ -211,7 +211,7 @@ public:
         {
             return tensor.type == DataType::kINT32;
         }
-        return position == 0 ? is_float(tensor.type) : tensor.type == tensors[0].desc.type;
+        return position == 0 ? number_of(tensor.type) >= 0 : tensor.type == tensors[0].desc.type;
     }
 
     int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const*,
@@ -230,26 +230,6 @@ public:
         return 0;
     }
 
-    int32_t getNbTactics() noexcept override
-    {
-        // A tile of one query shares its keys with nobody.
-        return attributes_.tile > 1 ? 2 : 1;
-    }
-
-    int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override
-    {
-        if (count != getNbTactics())
-        {
-            return FAILED;
-        }
-        tactics[0] = VITSLIM_TACTIC_DIRECT;
-        if (count > 1)
-        {
-            tactics[1] = VITSLIM_TACTIC_STAGED;
-        }
-        return 0;
-    }
-
     char const* getTimingCacheID() noexcept override
     {
         return described_;
@@ -262,17 +242,6 @@ public:
 
     // Runtime
 
-    int32_t setTactic(int32_t tactic) noexcept override
-    {
-        if (tactic < VITSLIM_TACTIC_DEFAULT || tactic > VITSLIM_TACTIC_STAGED)
-        {
-            complain("tactic %d is not known", tactic);
-            return FAILED;
-        }
-        tactic_ = tactic;
-        return 0;
-    }
-
     int32_t onShapeChange(
         PluginTensorDesc const* in, int32_t inputs, PluginTensorDesc const*, int32_t outputs) noexcept override
     {
@@ -280,7 +249,13 @@ public:
         {
             return FAILED;
         }
-        return fits(in[0].dims, in[1].dims, in[2].dims, in[KEPT].dims, attributes_) ? 0 : FAILED;
+        if (!fits(in[0].dims, in[1].dims, in[2].dims, in[KEPT].dims, attributes_))
+        {
+            return FAILED;
+        }
+        // Here, since the stream of an enqueue may be captured into a graph.
+        return done(vitslim_sparse_attention_load(
+            number_of(in[0].type), static_cast<int>(in[0].dims.d[3]), attributes_.tile));
     }
 
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
@@ -288,17 +263,11 @@ public:
     {
         const Dims& query = in[0].dims;
         const Dims& kept = in[KEPT].dims;
-        const int dtype = in[0].type == DataType::kFLOAT ? 0 : in[0].type == DataType::kHALF ? 1 : 2;
-        const int status = vitslim_sparse_attention_by(tactic_, inputs[0], inputs[1], inputs[2],
-            static_cast<const int32_t*>(inputs[KEPT]), outputs[0], dtype, static_cast<int>(query.d[0]),
+        return done(vitslim_sparse_attention(inputs[0], inputs[1], inputs[2],
+            static_cast<const int32_t*>(inputs[KEPT]), outputs[0], number_of(in[0].type), static_cast<int>(query.d[0]),
             static_cast<int>(query.d[1]), static_cast<int>(query.d[2]), static_cast<int>(query.d[3]),
             static_cast<int>(kept.d[2]), static_cast<int>(kept.d[3]), attributes_.tile, attributes_.prefix,
-            attributes_.scale, stream);
-        if (status != 0)
-        {
-            complain("the kernel did not start: %s", vitslim_error_text(status));
-        }
-        return status;
+            attributes_.scale, stream));
     }
 
     IPluginV3* attachToContext(IPluginResourceContext*) noexcept override
@@ -312,6 +281,15 @@ public:
     }
 
 private:
+    static int32_t done(int status) noexcept
+    {
+        if (status != 0)
+        {
+            complain("the kernel did not start: %s", vitslim_error_text(status));
+        }
+        return status;
+    }
+
     static bool counts_fit(int32_t inputs, int32_t outputs) noexcept
     {
         if (inputs != INPUTS || outputs != OUTPUTS)
@@ -323,7 +301,6 @@ private:
     }
 
     Attributes attributes_;
-    int32_t tactic_;
     PluginField fields_[3];
     PluginFieldCollection collection_;
     char described_[128];
@@ -391,7 +368,7 @@ public:
                 attributes.prefix, static_cast<double>(attributes.scale));
             return nullptr;
         }
-        return new (std::nothrow) Plugin(attributes, VITSLIM_TACTIC_DEFAULT);
+        return new (std::nothrow) Plugin(attributes);
     }
 
 private:
