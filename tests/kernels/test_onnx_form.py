@@ -87,19 +87,26 @@ def test_onnxruntime_computes_the_same_at_any_batch(
 
 
 class Attending(nn.Module):
+    def __init__(self, tile: int) -> None:
+        super().__init__()
+        self.tile = tile
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> Tensor:
-        return sparse_attention(query, key, value, kept, tile=4, prefix=1, scale=0.3)
+        return sparse_attention(query, key, value, kept, tile=self.tile, prefix=1, scale=0.3)
 
 
-@pytest.mark.parametrize(("width", "is_node"), [(128, True), (129, False)])
-def test_heads_too_wide_for_the_plugin_are_written_out(tmp_path: Path, width: int, is_node: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "tile", "is_node"), [(128, 16, True), (136, 16, False), (60, 16, False), (64, 15, False)]
+)
+def test_what_has_no_kernel_is_written_out(tmp_path: Path, width: int, tile: int, is_node: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, 2, 9, width, generator=generator) for _ in range(3)]
-    kept = torch.randint(0, 9, (2, 2, 2, 1), generator=generator)
-    kept = torch.cat([kept, (kept + 1) % 9, (kept + 3) % 9], dim=3)
+    parts = [torch.randn(2, 2, 29, width, generator=generator) for _ in range(3)]
+    kept = torch.randint(0, 29, (2, 2, 2, 1), generator=generator)
+    kept = torch.cat([kept, (kept + 1) % 29, (kept + 3) % 29], dim=3)
+    attending = Attending(tile)
     with captured():
         program = torch.onnx.export(
-            Attending(),
+            attending,
             (*parts, kept),
             dynamo=True,
             opset_version=20,
@@ -114,4 +121,4 @@ def test_heads_too_wide_for_the_plugin_are_written_out(tmp_path: Path, width: in
         session = onnxruntime.InferenceSession(tmp_path / "ops.onnx", providers=["CPUExecutionProvider"])
         names = ("query", "key", "value", "kept")
         given = {name: part.numpy() for name, part in zip(names, (*parts, kept), strict=True)}
-        torch.testing.assert_close(torch.from_numpy(session.run(None, given)[0]), Attending()(*parts, kept))
+        torch.testing.assert_close(torch.from_numpy(session.run(None, given)[0]), attending(*parts, kept))

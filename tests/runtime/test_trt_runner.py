@@ -133,7 +133,7 @@ def test_an_engine_computes_sparse_attention_by_its_plugin(images, tmp_path, for
     with torch.random.fork_rng():
         torch.manual_seed(0)
         dense = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=10)
-        model = convert(dense.eval(), "sparsifiner", keep_rate=0.25)
+        model = convert(dense.eval(), "sparsifiner", keep_rate=0.25, granularity="tile", tile=16)
     export_onnx(model, tmp_path / "model.onnx", precision="fp16", opset=20)
     options = EngineOptions(batch=(1, 2, 4), plugins="external" if form == "external" else "on")
     record = build_engine(tmp_path / "model.onnx", tmp_path / "m.engine", options, plugin_library=library)

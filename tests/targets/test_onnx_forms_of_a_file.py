@@ -37,9 +37,9 @@ def tiny(**options) -> VisionTransformer:
 
 
 def sparse() -> nn.Module:
-    # One sparse block, the others dense.
-    options = {**CASES["sparsifiner_tile"].options, "layers": (1,)}
-    return convert(dense("vit_plain", depth=2), "sparsifiner", **options)
+    # One sparse block, the other dense; four tiles of 64 patches, since smaller ones have no kernel.
+    options = {**CASES["sparsifiner_tile"].options, "layers": (1,), "tile": 16}
+    return convert(dense("vit_plain", depth=2, patch_size=4), "sparsifiner", **options)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_sparse_attention_is_a_node_with_a_function_that_every_runtime_inlines(t
     file = onnx.load(tmp_path / "m.onnx")
     (node,) = [one for one in file.graph.node if one.op_type == "SparseAttention"]
     given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-    assert (given["plugin_namespace"], given["plugin_version"], given["tile"]) == (b"vitslim", b"1", 6)
+    assert (given["plugin_namespace"], given["plugin_version"], given["tile"]) == (b"vitslim", b"1", 16)
     assert (node.domain, len(node.input)) == ("vitslim", 4)
     report = verify(model, tmp_path / "m.onnx", images)
     assert report.failures() == []

@@ -1,17 +1,20 @@
 """How the plugin comes into an engine: what our builder tells TensorRT, and what engine.json says of it."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
+from timm.models.vision_transformer import VisionTransformer
 
 from tests.targets.tensorrt_stub import FAKE, STUB_COMMAND, plan_of, write_file
 from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
-from vitslim.plugin.runtime_compiler import nvrtc_version
+from vitslim.methods import convert
 from vitslim.runtime.engine import file_sha256, read_record
 from vitslim.targets.tensorrt import plugins
 from vitslim.targets.tensorrt.build import build_engine, describe
 from vitslim.targets.tensorrt.options import EngineOptions
 from vitslim.targets.tensorrt.plugins import plan_plugins
+from vitslim.targets.tensorrt.target import engine_advice
 
 OPTIONS = {"batch": (1, 2, 4), "precision": "fp16"}
 AOT_FLAG = 1 << 2
@@ -59,8 +62,8 @@ def test_a_library_that_is_to_stay_outside_does(stub, file, library):
 
 
 def test_without_a_library_tensorrt_bakes_the_kernel_in(stub, file):
-    if nvrtc_version() is None:
-        pytest.skip("no NVRTC: it comes with torch's CUDA builds")
+    if find_spec("triton") is None:
+        pytest.skip("no Triton: it comes with torch for Linux")
     engine, record = build(file)
     plan = plan_of(engine)
     assert plan["calls_plugin"]
@@ -83,9 +86,9 @@ def test_what_is_turned_off_or_cannot_be_had_becomes_plain_operators(stub, file,
     assert not plan_of(engine)["calls_plugin"]
     assert (record.plugins.used, record.plugins.form) == ([], None)
     assert record.changes == ["vitslim's operators were written out in standard ones"]
-    monkeypatch.setattr(plugins, "ahead_of_time_obstacle", lambda: "no NVRTC")
+    monkeypatch.setattr(plugins, "ahead_of_time_obstacle", lambda: "no Triton")
     assert build(file)[1].plugins.used == []
-    for choice, reason in (("on", "Nor can TensorRT compile it in: no NVRTC"), ("external", "has to stay outside")):
+    for choice, reason in (("on", "Nor can TensorRT compile it in: no Triton"), ("external", "has to stay outside")):
         with pytest.raises(MissingDependencyError, match=f"--plugins {choice}: no plugin library.*{reason}"):
             build(file, plugins=choice)
 
@@ -128,3 +131,17 @@ def test_the_record_gives_inputs_outputs_and_their_types(stub, file):
     ]
     assert [one.model_dump() for one in record.outputs] == [{"name": "logits", "dtype": "float32", "shape": [-1, 12]}]
     assert (record.gpu, record.driver) == ("NVIDIA L4", "580.1")
+
+
+@pytest.mark.parametrize(
+    ("granularity", "size", "is_advised"), [("query", 64, True), ("image", 64, False), ("tile", 256, False)]
+)
+def test_keys_for_the_whole_image_are_advised_below_1025_tokens(granularity, size, is_advised):
+    dense = VisionTransformer(img_size=size, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=10)
+    model = convert(dense.eval(), "sparsifiner", keep_rate=0.25, granularity=granularity, layers=[1])
+    advice = engine_advice(model)
+    assert len(advice) == is_advised
+    if is_advised:
+        # 2 · 65 of 12 · 64 + 2 · 65 per token and width
+        assert advice[0].startswith("blocks 1: the products of 65 tokens with each other are 14% of a block's")
+        assert "granularity=image gathers 17 keys once per head" in advice[0]

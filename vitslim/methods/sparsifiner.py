@@ -62,6 +62,7 @@ Granularity = Literal["query", "tile", "image"]
 PrefixKeys = Literal["kept", "chosen"]
 
 _PROBES = 256  # random tokens from which the start learns which directions of q and k carry anything
+_TILES_PAY_FROM = 1025  # tokens, from which a tile's own keys are estimated to be worth a kernel of their own
 _IMAGE_ROWS = 32  # rows of the basis where all queries share one key set
 _OURS = {"n_down", "grid"}  # options that a plan has always
 _ALWAYS = 1e4  # a basis entry that outweighs all others
@@ -184,6 +185,22 @@ class Sparse(AttentionChoice):
                 "does not; open the model with attn_drop_rate=0"
             )
         return errors
+
+    def engine_advice(self, at: Place) -> str:
+        tokens, keys = at.tokens_in_attention, self.keys(at.plan.model.prefix, at.plan.patches)
+        if self.granularity == "image" or tokens >= _TILES_PAY_FROM or keys >= tokens:
+            return ""
+        mlp = at.step.mlp.cost(at).macs
+        dense = dense_attention_cost(at, tokens, called=False).macs + mlp
+        products = 2 * at.block.heads * tokens * tokens * at.block.head_width / dense
+        image = self.model_copy(update={"granularity": "image", "n_down": min(self.n_down, _IMAGE_ROWS)})
+        per_image = (image.cost(at).macs + mlp) / dense
+        return (
+            f"the products of {tokens} tokens with each other are {products:.0%} of a block's multiply-accumulates, "
+            f"which is all that skipping keys can save, and a form per {self.granularity} saves it only by a kernel of "
+            f"its own; granularity=image gathers {keys} keys once per head for ordinary fused attention, takes "
+            f"{per_image:.0%} of a dense block with the choice included, and needs no plugin"
+        )
 
     def cost(self, at: Place) -> Cost:
         prefix, e, heads = at.plan.model.prefix, at.block.head_width, at.block.heads

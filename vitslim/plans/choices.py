@@ -107,6 +107,10 @@ class AttentionChoice(Choice):
         """How many heads of a block of so many are left."""
         return heads
 
+    def engine_advice(self, at: Place) -> str:
+        """A form that is better on a GPU, in words and with the arithmetic; empty where there is none."""
+        return ""
+
     def cost(self, at: Place) -> Cost:
         """Beside the block's own parameters, which are counted once for all its steps."""
         raise NotImplementedError

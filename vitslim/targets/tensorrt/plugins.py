@@ -27,7 +27,7 @@ def plan_plugins(options: EngineOptions, library: str | Path | None) -> PluginPl
     """The way that the options and the machine allow, ``None`` for plain operators.
 
     A library comes first, carried inside the engine unless it is asked to stay outside. Without one TensorRT bakes in
-    the same kernel, compiled by NVRTC.
+    the same kernel, compiled by Triton.
 
     Raises:
         MissingDependencyError: plugins were demanded, and there is no way to them.

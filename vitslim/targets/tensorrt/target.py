@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from vitslim.errors import CheckpointError, ConfigError
+from vitslim.plans import places
 from vitslim.plugin import plugin_library
 from vitslim.runtime import EngineRecord, Precision, TrtRunner
 from vitslim.runtime.engine import read_record
@@ -21,6 +22,7 @@ from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.tensorrt.build import build_engine, describe
 from vitslim.targets.tensorrt.options import EngineOptions
 from vitslim.targets.tensorrt.source import precision_of
+from vitslim.trunk import plan_of
 from vitslim.validation import describe_errors
 
 
@@ -80,6 +82,8 @@ class EngineTarget(Target):
         size_mib = request.path.stat().st_size / 2**20
         lines = [f"wrote {request.path} ({size_mib:.1f} MiB, {written.seconds:.0f} s): {describe(written)}"]
         lines += [f"note: {what} is not known: {why}" for what, why in written.unknown.items()]
+        if request.source is None or request.source.suffix != ".onnx":
+            lines += [f"note: {advice}" for advice in engine_advice(request.model())]
         if not written.has_weights:
             refit = f"vitslim refit {request.path} --from {request.source}"
             lines.append(f"note: it has no weights yet; on the GPU that runs it: {refit}")
@@ -105,6 +109,15 @@ class RtxTarget(EngineTarget):
     backends = (Backend("rtx", preference=3, needs_gpu=True, on_stream=True, per_batch=True),)
     needs = ("onnx", MODULES["rtx"])
     extra = "rtx"
+
+
+def engine_advice(model: nn.Module) -> list[str]:
+    """What a model had better be before it becomes an engine: each advice once, with the blocks that it is for."""
+    blocks: dict[str, list[int]] = {}
+    for at in places(plan_of(model)):
+        if advice := at.step.attention.engine_advice(at):
+            blocks.setdefault(advice, []).append(at.step.block)
+    return [f"blocks {', '.join(map(str, own))}: {advice}" for advice, own in blocks.items()]
 
 
 def write_onnx(model: nn.Module, file: Path, options: EngineOptions, metadata: Mapping[str, Any]) -> None:
