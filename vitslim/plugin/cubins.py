@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
+from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError, VitslimError
 from vitslim.files import read_json
 
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
@@ -105,8 +105,8 @@ def compile_tiles(specs: Sequence[TileSpec], *, ptx: bool = False) -> list[TileK
 
     Raises:
         MissingDependencyError: no Triton.
-        ConfigError: an architecture that Triton does not compile for.
-        CheckFailedError: Triton failed, or the kernel does not fit the architecture.
+        CheckFailedError: Triton failed, for instance on an architecture that it does not know, or the kernel does not
+            fit the architecture.
     """
     require_triton()
     cores = len(os.sched_getaffinity(0))
@@ -227,6 +227,6 @@ def _search_path() -> list[str]:
     return [] if not given else given.split(os.pathsep)
 
 
-def _reason(log: str) -> Exception:
+def _reason(log: str) -> VitslimError:
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it said nothing"]
     return CheckFailedError(f"Triton did not compile the kernel: {lines[-1][:300]}")
