@@ -76,7 +76,8 @@ PAGES = {
     OWN_MODEL: ("digits",),
 }
 """The tables of each page, by their names in the markers around them."""
-SHAPES, SPEEDUPS = {"deit_small_patch16_224": 64, "deit_base_patch16_224": 16}, (1.5, 2.0, 3.0)
+# Images, and plans whose damage is measured as they are.
+SHAPES, SPEEDUPS = {"deit_small_patch16_224": (64, 40), "deit_base_patch16_224": (16, 12)}, (1.5, 2.0, 3.0)
 """Models, and how many images their damage is measured on."""
 TASKS = {
     "fractals": (ROOT / "demo-out", ("builtin", "depth-8-mlp-half", "merge", "evo-vit")),
@@ -169,11 +170,12 @@ def shapes() -> None:
     """
     path = RESULTS / "shapes.json"
     rows = read_json(path)["rows"] if path.is_file() else []
-    for name, images in SHAPES.items():
+    for name, (images, measured) in SHAPES.items():
         if any(row["model"] == name for row in rows):
             continue
         folder = ROOT / "out" / "shapes" / name
-        config = {"fitted": images // 2, "held_out": images // 2, "improved": 2, "trials": 5, "recovery": 0.0}
+        halves = {"fitted": images // 2, "held_out": images // 2}
+        config = {**halves, "measured": measured, "improved": 2, "trials": 5, "recovery": 0.0}
         recipe = read_recipe(
             {
                 "model": {"name": name, "pretrained": False},
