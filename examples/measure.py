@@ -72,6 +72,7 @@ PAGES = {
     ),
     GUIDES / "compose.md": ("support",),
     GUIDES / "deploy_cpu.md": ("precisions",),
+    GUIDES / "deploy_gpu.md": ("kernels_compiled",),
     GUIDES / "plan.md": ("shapes",),
     OWN_MODEL: ("digits",),
 }
@@ -394,6 +395,27 @@ def precisions_table(document: dict) -> str:
     return "\n\n".join([as_table(lines), *kept, *failed, note])
 
 
+def kernels_table(document: dict) -> str:
+    """A row per launch of each model; waves of an H100, at each batch."""
+    rows = document["rows"]
+    batches, architectures = sorted({row["batch"] for row in rows}), list(rows[0]["compiled"])
+    lines = [["model", "launch", *(f"waves, batch {batch}" for batch in batches), "registers", "spilled", "shared KiB"]]
+    for model, launch in dict.fromkeys((row["model"], row["launch"]) for row in rows):
+        own = {row["batch"]: row for row in rows if (row["model"], row["launch"]) == (model, launch)}
+        waves = [f"{own[batch]['programs'] / own[batch]['at_once']:.2f}" for batch in batches]
+        # Of the forms that the batches compile, the one that takes most.
+        most = [max(row["compiled"][one] for row in own.values()) for one in architectures]
+        registers = " ".join(str(one[0]) for one in most)
+        spilled, shared = max(one[1] for one in most), max(one[2] for one in most)
+        lines.append([model, launch, *waves, registers, f"{spilled} B" if spilled else "-", f"{shared / 1024:.1f}"])
+    note = (
+        f"bf16; registers of a thread on sm_{', '.join(architectures)}; most bytes spilled and most shared memory of "
+        "them; a wave is what an H100 runs at once. "
+        f"torch {document['environment']['torch']}. Command: `{document['command']}`."
+    )
+    return "\n".join([as_table(lines), "", note])
+
+
 def demo_table(document: dict) -> str:
     speeds = {row["model"]: row["speedup_vs_dense"] for row in document["rows"]}
     settings = list(next(iter(speeds.values())))
@@ -510,6 +532,7 @@ TABLES = {
     "digits": (digits_table, "python examples/measure.py digits"),
     "precisions": (precisions_table, "python examples/measure.py precisions"),
     "shapes": (shapes_table, "python examples/measure.py shapes"),
+    "kernels_compiled": (kernels_table, "python examples/compiled_kernels.py"),
 }
 """What renders the JSON of a table, and the command that measures it."""
 

@@ -222,18 +222,28 @@ class Session:
         images = self.candidates[name].images(batch, runner.device)
         call = _Call(runner, images)
         call()
-        if config.backend == "compiled-graph":
-            recorded = runner.capture(tuple(images.shape))
-            # Zeros, which it was recorded on, would draw less power than images do.
-            recorded.images.copy_(images)
-            call = _Call(runner, images, recorded.replay)
-            recorded.replay()
-            call = replace(call, repeats=_repeats(self._clock(config)(call)))
+        if facts_of(config.backend).recorded:
+            call = self._recorded(name, call, config)
         for _ in range(self.warmup):
             call()
         if self.device == "cuda":
             torch.cuda.synchronize()  # what fails, fails here
         return call
+
+    def _recorded(self, name: str, call: "_Call", config: RunConfig) -> "_Call":
+        try:
+            recorded = call.runner.capture(tuple(call.images.shape))
+        except Exception as error:
+            # An engine whose shapes TensorRT reads back cannot be recorded; a graph of torch is what was asked for.
+            if facts_of(config.backend).in_torch:
+                raise
+            self._note("CUDA graph", name, config, call, error)
+            return call
+        # Zeros, which it was recorded on, would draw less power than images do.
+        recorded.images.copy_(call.images)
+        call = replace(call, replay=recorded.replay)
+        recorded.replay()
+        return replace(call, repeats=_repeats(self._clock(config)(call)))
 
     def _row(
         self,

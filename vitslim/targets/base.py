@@ -41,6 +41,7 @@ class Backend:
         on_stream: its work goes on torch's current stream, so that CUDA events time it.
         in_torch: torch runs the model itself: no file, and memory of torch's allocator.
         per_batch: what is timed is built anew for every batch size.
+        recorded: it is timed as a CUDA graph, which starts in one call what it would start in hundreds.
         needs: modules without which it does not run, beyond those of its target.
     """
 
@@ -50,6 +51,7 @@ class Backend:
     on_stream: bool = False
     in_torch: bool = False
     per_batch: bool = False
+    recorded: bool = False
     needs: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ class TorchTarget(Target):
     backends = (
         Backend("torch", on_stream=True, in_torch=True),
         Backend("compiled", on_stream=True, in_torch=True),
-        Backend("compiled-graph", needs_gpu=True, on_stream=True, in_torch=True),
+        Backend("compiled-graph", needs_gpu=True, on_stream=True, in_torch=True, recorded=True),
     )
 
     def open_to_time(self, model: nn.Module, folder: Path, how: Timing) -> tuple[TorchRunner, None]:

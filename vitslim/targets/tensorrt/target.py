@@ -96,7 +96,7 @@ class TensorrtTarget(EngineTarget):
 
     title = "TensorRT engine"
     flavor = "tensorrt"
-    backends = (Backend("tensorrt", preference=4, needs_gpu=True, on_stream=True, per_batch=True),)
+    backends = (Backend("tensorrt", preference=4, needs_gpu=True, on_stream=True, per_batch=True, recorded=True),)
     needs = ("onnx", MODULES["tensorrt"])
 
 
@@ -106,7 +106,7 @@ class RtxTarget(EngineTarget):
 
     title = "TensorRT-RTX engine"
     flavor = "rtx"
-    backends = (Backend("rtx", preference=3, needs_gpu=True, on_stream=True, per_batch=True),)
+    backends = (Backend("rtx", preference=3, needs_gpu=True, on_stream=True, per_batch=True, recorded=True),)
     needs = ("onnx", MODULES["rtx"])
     extra = "rtx"
 
