@@ -60,11 +60,8 @@ def test_rows_may_lie_apart_and_parameters_in_another_precision(device: str) -> 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("programs", [1, 3, 99])
-def test_however_the_grid_is_cut_the_result_is_the_same(
-    programs: int, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(skip_function, "PROGRAMS", programs)
-    tensors, grid = operands((1, 7, 2, 4, 3, 1), torch.float32, device)
+def test_what_one_program_does_not_hold_others_do(device: str) -> None:
+    # 3 strips of rows, 2 of columns, 2 of channels, none of them full.
+    tensors, grid = operands((1, 5, 19, 40, 3, 1), torch.float32, device)
     expected = reference(*(tensor.double() for tensor in tensors), *grid)
     require_close(skip_function.depthwise_gelu(*tensors, *grid), expected)

@@ -20,8 +20,9 @@ epilogue, and saves its pass of 46 µs.
 The convolution itself reads and writes 77 MB, 46 µs at least. A program holds two rows of outputs, so that each entry
 it loads serves both: (k + 1) k / 2 = 15 loads per output in place of 25 for k = 5. With 30 multiply-adds, 15
 conversions and the erf these are about 70 lane operations, 90 µs: it is bound by arithmetic, not by memory. Torch's
-permutes, bias and GELU beside the convolution would move another 300 MB, 90 µs. Programs walk down the grid when there
-are enough of them to fill the GPU, so that the rows that overlap are still in the L1 cache.
+permutes, bias and GELU beside the convolution would move another 300 MB, 90 µs. A program has two rows of 32 channels
+of an image and no more: of 43,008 programs the last wave is a few percent, and the six rows that each of them loads,
+three times the tensor, come from L2 in 42 µs (at an estimated 5.5 TB/s), behind the arithmetic. Not measured yet.
 """
 
 from typing import no_type_check
@@ -32,8 +33,10 @@ import triton.language as tl
 from torch import Tensor
 
 from vitslim.kernels.triton.compiling import KernelForm
-from vitslim.kernels.triton.launching import PROGRAMS, launch, on_device_of, rows_of
+from vitslim.kernels.triton.launching import launch, on_device_of, rows_of
 from vitslim.kernels.triton.tap_gradient import tap_gradients
+
+_CHANNELS = 32  # of a program
 
 
 @triton.jit
@@ -112,48 +115,44 @@ def depthwise_kernel(
     tokens_batch_stride,
     token_stride,
     out_batch_stride,
-    segments,
-    strips_per_segment,
     KERNEL: tl.constexpr,
     FORM: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One image, some columns, some channels, ``strips_per_segment`` times two rows.
+    """Two rows of one image, some columns, some channels.
 
     ``FORM`` says what is written. ``activate``: GELU of the convolution. ``pull_back``: ``upstream`` times the GELU's
     derivative there. ``spread``: the convolution with the kernel turned by 180°, without bias and GELU, which is the
     gradient of the convolution's input.
     """
     program = tl.program_id(0)
-    across = tl.cdiv(columns, BLOCK_X)
+    across, strips = tl.cdiv(columns, BLOCK_X), tl.cdiv(rows, 2)
     x = (program % across) * BLOCK_X + tl.arange(0, BLOCK_X)
-    segment = (program // across) % segments
-    picture = (program // across // segments).to(tl.int64)
+    y = 2 * ((program // across) % strips)
+    picture = (program // across // strips).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     image = tokens + picture * tokens_batch_stride
-    for strip in range(strips_per_segment):
-        y = 2 * (segment * strips_per_segment + strip)
-        upper, lower = _two_rows(
-            image,
-            taps,
-            y,
-            x,
-            channel,
-            rows,
-            columns,
-            channels,
-            token_stride,
-            KERNEL,
-            FORM == "spread",
-            BLOCK_X,
-            BLOCK_C,
-        )
-        place = picture * out_batch_stride + (y * columns + x)[:, None] * channels + channel[None, :]
-        mask = (x < tl.where(y < rows, columns, 0))[:, None] & (channel < channels)[None, :]
-        _finish(upper, bias, upstream, out, place, channel, channels, mask, FORM)
-        mask = (x < tl.where(y + 1 < rows, columns, 0))[:, None] & (channel < channels)[None, :]
-        _finish(lower, bias, upstream, out, place + columns * channels, channel, channels, mask, FORM)
+    upper, lower = _two_rows(
+        image,
+        taps,
+        y,
+        x,
+        channel,
+        rows,
+        columns,
+        channels,
+        token_stride,
+        KERNEL,
+        FORM == "spread",
+        BLOCK_X,
+        BLOCK_C,
+    )
+    place = picture * out_batch_stride + (y * columns + x)[:, None] * channels + channel[None, :]
+    mask = (x < columns)[:, None] & (channel < channels)[None, :]
+    _finish(upper, bias, upstream, out, place, channel, channels, mask, FORM)
+    mask = (x < tl.where(y + 1 < rows, columns, 0))[:, None] & (channel < channels)[None, :]
+    _finish(lower, bias, upstream, out, place + columns * channels, channel, channels, mask, FORM)
 
 
 def depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
@@ -185,19 +184,18 @@ def depthwise_gelu_backward(
 def forms() -> list[KernelForm]:
     """The kernels as DeiT-S wants them, and one with everything in float32."""
     strides = ("channels", "tokens_batch_stride", "token_stride", "out_batch_stride")
-    sizes = dict.fromkeys((*strides, "rows", "columns", "segments", "strips_per_segment"), "i32")
+    sizes = dict.fromkeys((*strides, "rows", "columns"), "i32")
     found: list[KernelForm] = []
-    for form, kernel, dtype, block_c in (
-        ("activate", 5, "bf16", 64),
-        ("activate", 5, "bf16", 32),
-        ("activate", 3, "fp16", 64),
-        ("activate", 5, "fp32", 64),
-        ("pull_back", 5, "bf16", 64),
-        ("spread", 5, "bf16", 64),
+    for form, kernel, dtype in (
+        ("activate", 5, "bf16"),
+        ("activate", 3, "fp16"),
+        ("activate", 5, "fp32"),
+        ("pull_back", 5, "bf16"),
+        ("spread", 5, "bf16"),
     ):
         pointers = dict.fromkeys(("tokens", "taps", "bias", "upstream", "out"), f"*{dtype}")
-        constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": block_c}
-        name = f"depthwise_kernel {form} {kernel}x{kernel} {dtype}, {block_c} channels"
+        constants = {"KERNEL": kernel, "FORM": form, "BLOCK_X": 16, "BLOCK_C": _CHANNELS}
+        name = f"depthwise_kernel {form} {kernel}x{kernel} {dtype}"
         types = {**pointers, **sizes}
         aligned: dict[str, int] = dict.fromkeys((*pointers, *strides), 16)
         found.append(KernelForm(name, depthwise_kernel, types, constants, aligned, warps=1))
@@ -216,17 +214,13 @@ def _convolve(
     images, _, channels = patches.shape
     rows, columns = grid
     block_x = 8 if columns <= 8 else 16
-    across, strips = triton.cdiv(columns, block_x), triton.cdiv(rows, 2)
-    # Half as many channels where programs are few: a single image leaves most of the GPU idle either way.
-    widest = 64 if images * across * strips * triton.cdiv(channels, 64) >= PROGRAMS // 4 else 32
-    block_c = min(widest, max(16, triton.next_power_of_2(channels)))
-    deep = triton.cdiv(channels, block_c)
-    segments = max(1, min(strips, triton.cdiv(PROGRAMS, max(1, images * across * deep))))
+    block_c = min(_CHANNELS, max(16, triton.next_power_of_2(channels)))
+    programs = images * triton.cdiv(columns, block_x) * triton.cdiv(rows, 2)
     taps = weight.flatten(1).t().contiguous()
     with on_device_of(patches):
         launch(
             depthwise_kernel,
-            (images * segments * across, deep),
+            (programs, triton.cdiv(channels, block_c)),
             patches,
             taps,
             bias,
@@ -238,8 +232,6 @@ def _convolve(
             patches.stride(0),
             patches.stride(1),
             out.stride(0),
-            segments,
-            triton.cdiv(strips, segments),
             KERNEL=weight.shape[-1],
             FORM=form,
             BLOCK_X=block_x,
