@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_the_version_is_that_of_the_package(vitslim: Command) -> None:
     outcome = vitslim("--version")
     assert (outcome.code, outcome.out) == (0, f"vitslim {installed_version('vitslim')}\n")
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(vitslim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("vitslim.cli.main.version", none)
+    outcome = vitslim("--version")
+    assert (outcome.code, outcome.out) == (0, "vitslim (a checkout that is not installed)\n")
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version as installed_version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -54,7 +54,11 @@ class _LogLines(logging.Handler):
 
 def _show_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"vitslim {installed_version('vitslim')}")
+        try:
+            found = version("vitslim")
+        except PackageNotFoundError:
+            found = "(a checkout that is not installed)"
+        typer.echo(f"vitslim {found}")
         raise typer.Exit
     return wanted
 

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from vitslim.errors import ConfigError
@@ -23,6 +22,7 @@ from vitslim.plugin.cubins import (
     compile_tiles,
     library_specs,
     require_triton,
+    triton_version,
 )
 from vitslim.plugin.libraries import KERNELS, PLUGINS, SOURCES, PluginBuild, default_folder, record_of, sources_sha256
 from vitslim.plugin.toolchain import compile_or_explain, compiler_version, cuda_headers, required_compiler
@@ -78,7 +78,7 @@ def build(
             plugins=None if headers is None else folder / PLUGINS,
             architectures=names,
             widths=tuple(ordered),
-            triton=version("triton"),
+            triton=triton_version() or "unknown",
             compiler=compiler_version(compiler),
             tensorrt=tensorrt,
             inside=[kernel.summary() for kernel in kernels],

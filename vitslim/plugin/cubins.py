@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def require_triton() -> None:
         raise MissingDependencyError("Triton, which compiles the kernel, is not here; it comes with torch for Linux")
 
 
+def triton_version() -> str | None:
+    """As in ``3.6.0``; ``None`` where it is not installed."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
 def checked_architectures(wanted: Sequence[str]) -> tuple[str, ...]:
     """Compute capabilities in rising order, written as ``90``.
 
@@ -195,11 +204,11 @@ def compile_request(path: str) -> None:
     for index, given in request["specs"].items():
         fixed = dict(given["fixed"])
         form = packed_form(given["precision"], given["width"], given["tile"], fixed)
-        version = _ptx_version(given["capability"]) if request["ptx"] else None
-        made = compile_form(form, given["capability"], ptx_version=version)
+        known_ptx = _ptx_version(given["capability"]) if request["ptx"] else None
+        made = compile_form(form, given["capability"], ptx_version=known_ptx)
         if request["ptx"] and made.shared_bytes > _FREE_SHARED_BYTES:
             fewer = replace(form, stages=form.stages - 1)
-            made = compile_form(fewer, given["capability"], ptx_version=version)
+            made = compile_form(fewer, given["capability"], ptx_version=known_ptx)
         known = {"queries": queries_of(form), "threads": made.threads, "entry": made.entry, "hidden": made.hidden}
         known |= {name: getattr(made, name) for name in ("shared_bytes", "registers", "spilled_bytes")}
         place = Path(path).with_name(index)

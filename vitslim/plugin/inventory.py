@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vitslim.errors import VitslimError
 from vitslim.files import read_json
+from vitslim.plugin.cubins import triton_version
 from vitslim.plugin.libraries import KERNELS, PLUGINS, SOURCES, find_library, record_of, sources_sha256
 from vitslim.plugin.toolchain import compiler_version, find_compiler
 
@@ -19,16 +19,9 @@ def info() -> dict[str, Any]:
     return {
         "sources": {"folder": str(SOURCES), "sha256": current},
         "compiler": None if compiler is None else {"path": str(compiler), "version": compiler_version(compiler)},
-        "triton": _triton_version(),
+        "triton": triton_version(),
         "libraries": {name: _described(find_library(name), current) for name in (KERNELS, PLUGINS)},
     }
-
-
-def _triton_version() -> str | None:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return None
 
 
 def _described(library: Path | None, current: str) -> dict[str, Any] | None:
