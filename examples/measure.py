@@ -193,13 +193,8 @@ def shapes() -> None:
         found = find_plan(recipe, folder, progress=report)
         known = len(read_json(next(folder.glob("damages-*.json"))))
         peak = sum(getrusage(who).ru_maxrss for who in (RUSAGE_SELF, RUSAGE_CHILDREN)) / 2**20
-        common = {
-            "model": name,
-            "images": config["fitted"] + config["held_out"],
-            "plans": known,
-            "seconds": found.seconds,
-            "peak_gib": peak,
-        }
+        images = config["fitted"] + config["held_out"]
+        common = {"model": name, "images": images, "plans": known, "peak_gib": peak}
         for answer in found.answers:
             for trial in (found.trials[index] for index in answer.trials):
                 plan = ModelPlan.model_validate(trial.plan)
@@ -360,11 +355,9 @@ def shapes_table(document: dict) -> str:
                 counts = " ".join(map(str, row["tokens"])) if len(set(row["tokens"])) > 1 else str(row["tokens"][0])
                 lines.append([model, f"{speedup:g}x", row["plan"], *speeds, counts])
         one = rows[0]
-        minutes = {stage: f"{stage} {seconds / 60:.0f}" for stage, seconds in one["seconds"].items() if seconds > 30}
         notes.append(
             f"{model}: dense {one['dense_ms']:.0f} ms; damage of {one['plans']} plans on {one['images']} images; "
-            f"minutes: {', '.join(minutes.values())}; {one['peak_gib']:.1f} GiB at most; times of all trials "
-            f"predicted to {100 * one['error']:.1f} % (median)."
+            f"{one['peak_gib']:.1f} GiB at most; times of all trials predicted to {100 * one['error']:.1f} % (median)."
         )
     machine = document["environment"]
     notes.append(
