@@ -64,7 +64,7 @@ def build(
 
 
 def info(json: options.JsonOption = False) -> None:
-    """Which compilers there are, which libraries are built, and whether they are of these sources."""
+    """Which compilers there are, which libraries are built, of these sources or not, with which kernels inside."""
     from vitslim import plugin
 
     found = plugin.info()
@@ -79,9 +79,11 @@ def info(json: options.JsonOption = False) -> None:
     ]
     rows += [(name, _library_line(library)) for name, library in found["libraries"].items()]
     print_table("", ("", ""), rows)
-    for name, library in found["libraries"].items():
-        if library is not None and library["build"] is not None:
-            print_table(f"inside {name}", _COLUMNS, _kernel_rows(library["build"]["inside"]))
+    # A build writes both libraries with the same kernels.
+    builds = [library["build"] for library in found["libraries"].values() if library is not None]
+    for build in [one for index, one in enumerate(builds) if one is not None and one not in builds[:index]]:
+        widths = ", ".join(map(str, build["widths"]))
+        print_table(f"inside, for heads of {widths}", _COLUMNS, _kernel_rows(build["inside"]))
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:
@@ -91,24 +93,20 @@ def _whole_numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"{option} {text}: wanted whole numbers such as 64,72") from None
 
 
-_COLUMNS = ("architecture", "precision", "head width", "queries", "registers", "spilled", "shared", "KiB")
+_COLUMNS = ("architecture", "precision", "kernels", "registers", "spilled", "shared", "KiB")
 
 
 def _kernel_rows(inside: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One line for each kernel."""
-    return [
-        (
-            f"{one['capability'] / 10:.1f}{' and later, as PTX' if one['is_ptx'] else ''}",
-            one["precision"],
-            str(one["width"]),
-            str(one["queries"]),
-            str(one["registers"]),
-            str(one["spilled_bytes"]),
-            str(one["shared_bytes"]),
-            f"{one['bytes'] / 1024:.0f}",
-        )
-        for one in inside
-    ]
+    """One line for each architecture and precision, with the most that one of its kernels takes; ``--json`` has all."""
+    rows: list[tuple[str, ...]] = []
+    for key in dict.fromkeys((one["capability"], one["is_ptx"], one["precision"]) for one in inside):
+        own = [one for one in inside if (one["capability"], one["is_ptx"], one["precision"]) == key]
+        capability, is_ptx, precision = key
+        most = (str(max(one[name] for one in own)) for name in ("registers", "spilled_bytes", "shared_bytes"))
+        size = sum(one["bytes"] for one in own) / 1024
+        place = f"{capability / 10:.1f}{' and later, as PTX' if is_ptx else ''}"
+        rows.append((place, precision, str(len(own)), *most, f"{size:.0f}"))
+    return rows
 
 
 def _library_line(library: dict[str, Any] | None) -> str:
