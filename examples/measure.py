@@ -359,6 +359,8 @@ def shapes_table(document: dict) -> str:
             f"{model}: dense {one['dense_ms']:.0f} ms; damage of {one['plans']} plans on {one['images']} images; "
             f"{one['peak_gib']:.1f} GiB at most; times of all trials predicted to {100 * one['error']:.1f} % (median)."
         )
+    measured = {row["model"] for row in document["rows"]}
+    notes += [f"{model}: not measured yet." for model in SHAPES if model not in measured]
     machine = document["environment"]
     notes.append(
         f"ONNX Runtime, batch 1, fp32, one thread, {machine['cpu']}; random weights, so that no plan is better than "
