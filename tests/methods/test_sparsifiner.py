@@ -174,8 +174,8 @@ def test_the_authors_numbers_on_deit_small() -> None:
     assert (predictor.query.out_features, predictor.basis.shape) == (32, (32, 197))
 
 
-@pytest.mark.parametrize(("granularity", "rows"), [("query", 96), ("tile", 96), ("image", 32)])
-def test_the_basis_grows_with_the_tokens_unless_the_image_has_one_key_set(granularity: str, rows: int) -> None:
+@pytest.mark.parametrize(("granularity", "rows"), [("query", 96), ("tile", 32), ("image", 32)])
+def test_the_basis_grows_with_the_tokens_unless_queries_share_a_key_set(granularity: str, rows: int) -> None:
     model = convert(_meta_deit(384), "sparsifiner", granularity=granularity)
     assert trunk_of(model).steps[0].attention.predictor.basis.shape == (rows, 577)
 

@@ -14,6 +14,10 @@ the tokens are 23 µs more: 46 µs is the mark.
   go to ``order[i]``, which is a permutation, so that no two meet, and no inverse is needed.
 
 Together 35 to 40 µs.
+
+At batch 1 they cannot win, however much one kernel does at once: half of the tokens in eight blocks take 13 µs less
+(estimated), and what comes between products (five class rows, two orders, two moves, the way back) is at least ten
+launches of about 2 µs.
 """
 
 from typing import no_type_check
