@@ -538,8 +538,9 @@ TABLES = {
 }
 """What renders the JSON of a table, and the command that measures it."""
 
-if __name__ == "__main__":
-    commands = {
+
+def main(words: list[str]) -> None:
+    makers = {
         "demo": demo,
         "baselines": baselines,
         "digits": digits,
@@ -549,7 +550,11 @@ if __name__ == "__main__":
         "readme": readme,
         "check": check,
     }
-    command, arguments = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
-    if command not in commands or len(arguments) != (command == "collect"):
-        sys.exit(f"usage: python examples/measure.py {'|'.join(commands)} [FOLDER]; given {json.dumps(sys.argv[1:])}")
-    commands[command](*arguments)
+    name, *arguments = words or [""]
+    if name not in makers or len(arguments) != (name == "collect"):
+        sys.exit(f"usage: python examples/measure.py {'|'.join(makers)} [FOLDER]; given {json.dumps(words)}")
+    makers[name](*arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
