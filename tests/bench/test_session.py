@@ -53,6 +53,27 @@ def test_each_model_is_opened_and_warmed_up_in_its_own_mode(dense: nn.Module, mo
     assert ready == {"dense": "auto", **modes}
 
 
+def test_each_model_is_called_in_its_own_mode(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.compile asks for the mode at every call, and where it is another compiles anew.
+    called = set[tuple[str, str]]()
+    warmed = Session._ready
+
+    def noted(self: Session, name: str, *given: Any) -> Any:
+        call = warmed(self, name, *given)
+        whole = call.runner.run
+        monkeypatch.setattr(
+            call.runner, "run", lambda images: (called.add((name, dispatch._switch.mode)), whole(images))
+        )
+        return call
+
+    monkeypatch.setattr(Session, "_ready", noted)
+    held = session({"dense": dense, "with": dense})
+    own = {name: replace(one, triton={"with": "1"}.get(name)) for name, one in held.candidates.items()}
+    with dispatch.triton_mode("auto"):
+        assert len(list(replace(held, candidates=own).measure(IN_TORCH, (1,), []))) == 2
+    assert called == {("dense", "auto"), ("with", "1")}
+
+
 def test_what_is_replayed_several_times_for_a_sample_is_told_as_one(
     dense: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def owned(precision, tile):
     return 16 if precision == "fp32" else tile
 
 
-def run(driver, library, kernel, capability, tokens, prefix, tile, keys):
+def run(driver, library, kernel, capability, is_old, tokens, prefix, tile, keys):
     """What one launch did."""
     precision, width = kernel.spec.precision, kernel.spec.width
     dtype, scale = TYPES[precision], width**-0.5
@@ -72,7 +72,7 @@ def run(driver, library, kernel, capability, tokens, prefix, tile, keys):
         return 0
 
     callback = CALLBACK(launch)
-    driver.test_begin(capability, callback)
+    driver.test_begin(capability, is_old, callback)
     launch_library(library, (*parts, mixed), tile, prefix, scale, 0)
     wanted = exact(*parts, tile, prefix, scale)
     tiles = parts[3].shape[2]
@@ -101,7 +101,7 @@ def main():
     for case in request["cases"]:
         sizes = [case[name] for name in ("tokens", "prefix", "tile", "keys")]
         try:
-            found = run(driver, library, known[spec_of(case)], case["capability"], *sizes)
+            found = run(driver, library, known[spec_of(case)], case["capability"], case.get("is_old", False), *sizes)
         except VitslimError as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         done.append(found)

@@ -54,16 +54,25 @@ print(plugin.attrs)
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_a_baked_kernel_is_ptx_that_takes_the_arguments_of_its_source(tools: Path, capability: int) -> None:
-    kernel = baked_kernel(TileSpec(capability, "bf16", 72, 64, FIXED))
+@pytest.mark.parametrize(
+    ("capability", "precision", "width", "ptx"),
+    [
+        *((80, "bf16", 72, "8.0"), (90, "bf16", 72, "8.0"), (100, "bf16", 72, "8.6"), (120, "bf16", 72, "8.7")),
+        *((90, "fp32", 64, "8.0"), (100, "fp32", 128, "8.6")),
+    ],
+)
+def test_a_baked_kernel_is_ptx_that_takes_the_arguments_of_its_source(
+    tools: Path, capability: int, precision: str, width: int, ptx: str
+) -> None:
+    kernel = baked_kernel(TileSpec(capability, precision, width, 64, FIXED))
     text = kernel.code.decode()
     # query, key, value, kept, eight strides, heads, tokens, keys, tiles, mixed
     assert len(parameters_of(text, kernel.entry)) == 17
     assert kernel.hidden == 0
     assert kernel.shared_bytes <= 48 * 1024
     # No newer than the oldest driver of this architecture that there can be.
-    assert f".version {'8.8' if capability > 90 else '8.0'}" in text
+    assert f".version {ptx}" in text
+    assert kernel.queries == (16 if precision == "fp32" else 64)
     assembler = Path(require_assembler(capability))
     command = [assembler, f"-arch=sm_{capability}{'a' if capability >= 90 else ''}", "-", "-o", "/dev/null"]
     done = subprocess.run([str(word) for word in command], input=text, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """Building the libraries: what it makes, and what it says when it cannot."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_the_launcher_is_called_without_a_gpu(built: PluginBuild) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     library = declare(ctypes.CDLL(str(built.kernels)))
-    assert library.vitslim_kernels_version() == b"2.0"
+    assert re.fullmatch(rb"[0-9a-f]{16}", library.vitslim_kernels_version())
     assert library.vitslim_sparse_attention_widths() == b"64, 72"
     assert [library.vitslim_sparse_attention_has(width) for width in (63, 64, 72)] == [0, 1, 1]
     numbers = [1, 1, 1, 65, 64, 4, 8, 16, 1]

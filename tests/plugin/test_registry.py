@@ -1,5 +1,6 @@
 """The plugin's library in TensorRT's plugin registry, without a GPU: the lean runtime has a real one."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,7 +103,8 @@ def test_a_builder_gets_the_right_answers(
     said = answers(check, plugins, tensorrt, 64, 1, 0.125)
     assert said["core"] == "SparseAttention 1 vitslim"
     assert (said["outputs"], said["workspace"], said["shapes"]) == ("1", "0", "0:1")
-    assert said["timing"] == said["metadata"] == "tile=64,prefix=1,scale=0x1p-3,kernels=2.0"
+    assert said["timing"] == said["metadata"]
+    assert re.fullmatch("tile=64,prefix=1,scale=0x1p-3,kernels=[0-9a-f]{16}", said["timing"])
     # query, key, value, kept, mixed in that type; kept as int32, mixed in another layout; type of the output
     for number in FLOATS:
         assert said[f"formats of type {number}"] == f"11101 10 0:{number}"
@@ -146,8 +148,6 @@ def test_the_registry_of_the_python_bindings_finds_the_creator(
         [sys.executable, "-c", IN_PYTHON, plugins, *given], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "tile prefix scale",
-        "SparseAttention 1 vitslim",
-        "tile=16,prefix=1,scale=0x1.5c28f6p-3,kernels=2.0",
-    ]
+    *found, described = done.stdout.splitlines()
+    assert found == ["tile prefix scale", "SparseAttention 1 vitslim"]
+    assert re.fullmatch(r"tile=16,prefix=1,scale=0x1\.5c28f6p-3,kernels=[0-9a-f]{16}", described)

@@ -162,8 +162,7 @@ class Session:
         return replace(config, precision=self.candidates[name].precision or config.precision)
 
     def _switched(self, name: str) -> AbstractContextManager[None]:
-        mode = self.candidates[name].triton
-        return nullcontext() if mode is None else triton_mode(mode)
+        return _in_mode(self.candidates[name].triton)
 
     def _open(self, name: str, config: RunConfig, sizes: Sequence[int], folder: Path) -> Runner:
         model, config = self.candidates[name].model, self._own(name, config)
@@ -220,7 +219,7 @@ class Session:
     def _ready(self, name: str, runner: Runner, config: RunConfig, batch: int) -> "_Call":
         """The call to be timed, warmed up."""
         images = self.candidates[name].images(batch, runner.device)
-        call = _Call(runner, images)
+        call = _Call(runner, images, self.candidates[name].triton)
         call()
         if facts_of(config.backend).recorded:
             call = self._recorded(name, call, config)
@@ -295,7 +294,7 @@ class Session:
         try:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            runner.run(call.images)
+            replace(call, replay=None, repeats=1)()
             torch.cuda.synchronize()
             return (torch.cuda.max_memory_allocated() - before + weights) / MIB
         except Exception as error:  # the latencies are good without it
@@ -318,14 +317,20 @@ class Session:
 class _Call:
     runner: Runner
     images: Tensor
+    triton: TritonMode | None = None  # kernels on or off; what torch.compile made for one answer holds for no other
     replay: Callable[[], None] | None = None  # of the recorded CUDA graph
     repeats: int = 1
 
     def __call__(self) -> object:
         found: object = None
-        for _ in range(self.repeats):
-            found = self.runner.run(self.images) if self.replay is None else self.replay()
+        with _in_mode(self.triton):
+            for _ in range(self.repeats):
+                found = self.runner.run(self.images) if self.replay is None else self.replay()
         return found
+
+
+def _in_mode(mode: TritonMode | None) -> AbstractContextManager[None]:
+    return nullcontext() if mode is None else triton_mode(mode)
 
 
 def _repeats(ms: float) -> int:

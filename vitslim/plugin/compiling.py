@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from vitslim.errors import ConfigError
@@ -106,7 +107,9 @@ def embed(kernels: Sequence[TileKernel], folder: Path) -> None:
         numbers = (spec.capability, dtype, spec.width, kernel.queries, kernel.threads, kernel.shared_bytes)
         rows.append(f'    {{{", ".join(map(str, numbers))}, "{kernel.entry}", {str(kernel.is_ptx).lower()}, {begin}}},')
     widths = ", ".join(map(str, sorted({kernel.spec.width for kernel in kernels})))
-    table = ["constexpr Kernel KERNELS[] = {", *rows, "};", f'constexpr char WIDTHS[] = "{widths}";']
+    texts = {"WIDTHS": widths, "VERSION": sha256(code).hexdigest()[:16]}
+    table = ["constexpr Kernel KERNELS[] = {", *rows, "};"]
+    table += [f'constexpr char {name}[] = "{text}";' for name, text in texts.items()]
     (folder / "kernels.inc").write_text("\n".join(table) + "\n", "utf-8")
     (folder / "kernels.bin").write_bytes(code)
     lines = (

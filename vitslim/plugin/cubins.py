@@ -203,12 +203,13 @@ def compile_request(path: str) -> None:
     request = read_json(Path(path))
     for index, given in request["specs"].items():
         fixed = dict(given["fixed"])
-        form = packed_form(given["precision"], given["width"], given["tile"], fixed)
+        tile = min(given["tile"], max(_TILES[given["precision"]]))
+        form = packed_form(given["precision"], given["width"], tile, fixed)
         known_ptx = _ptx_version(given["capability"]) if request["ptx"] else None
         made = compile_form(form, given["capability"], ptx_version=known_ptx)
-        if request["ptx"] and made.shared_bytes > _FREE_SHARED_BYTES:
-            fewer = replace(form, stages=form.stages - 1)
-            made = compile_form(fewer, given["capability"], ptx_version=known_ptx)
+        while request["ptx"] and made.shared_bytes > _FREE_SHARED_BYTES and form.stages > 1:
+            form = replace(form, stages=form.stages - 1)
+            made = compile_form(form, given["capability"], ptx_version=known_ptx)
         known = {"queries": queries_of(form), "threads": made.threads, "entry": made.entry, "hidden": made.hidden}
         known |= {name: getattr(made, name) for name in ("shared_bytes", "registers", "spilled_bytes")}
         place = Path(path).with_name(index)
@@ -218,7 +219,7 @@ def compile_request(path: str) -> None:
 
 def _ptx_version(capability: int) -> int:
     """The oldest that knows the architecture's tensor cores; a driver takes no newer PTX than its own."""
-    return 80 if capability <= 90 else 88
+    return 80 if capability <= 90 else {100: 86, 120: 87}.get(capability, 88)
 
 
 def _read(spec: TileSpec, place: Path, *, ptx: bool) -> TileKernel:

@@ -14,9 +14,10 @@ from vitslim.errors import CheckFailedError, ConfigError, MissingDependencyError
 from vitslim.plugin.libraries import kernels_library
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_INVALID_VALUE, _INVALID_CONTEXT = 1, 201
-# CUDA_ERROR_NO_DEVICE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX_VERSION, SYSTEM_DRIVER_MISMATCH
-_UNFIT_MACHINE = (100, 209, 222, 803)
+_INVALID_VALUE = 1
+# CUDA_ERROR_NO_DEVICE, INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_PTX, JIT_COMPILER_NOT_FOUND, UNSUPPORTED_PTX_VERSION,
+# SYSTEM_DRIVER_MISMATCH
+_UNFIT_MACHINE = (100, 200, 209, 218, 221, 222, 803)
 _VECTOR_BYTES = 16
 
 
@@ -51,9 +52,11 @@ def launch(
     query, key, value = _dense(query), _dense(key), _dense(value)
     mixed = torch.empty_like(query)
     with torch.cuda.device(query.device):
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream()
         tensors = (query, key, value, _dense(kept.to(torch.int32)), mixed)
-        launch_library(_loaded(path), tensors, tile, prefix, scale, stream)
+        if not torch.cuda.is_current_stream_capturing():
+            stream.query()  # makes the device's context that of a new thread, which torch leaves to the first call
+        launch_library(_loaded(path), tensors, tile, prefix, scale, stream.cuda_stream)
     return mixed
 
 
@@ -125,14 +128,13 @@ def _check(query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> None:
 def _refusal(text: str, status: int, operands: str, widths: str) -> VitslimError:
     if status == _INVALID_VALUE:
         return ConfigError(
-            f"the CUDA kernel does not take {operands}: wanted ceil((n - prefix) / tile) key sets and a head width of "
-            f"{widths}, which `vitslim plugin build --widths` adds to"
+            f"the CUDA kernel does not take {operands}: wanted ceil((n - prefix) / tile) key sets of 1 to n keys, an "
+            f"image or more, fewer than 2^31 values in one, and a head width of {widths}, which `vitslim plugin build "
+            "--widths` adds to"
         )
     if status in _UNFIT_MACHINE:
         return MissingDependencyError(
             f"the CUDA kernel cannot run here ({text}); build it for this GPU with `vitslim plugin build --arch ...`, "
             "or update the driver"
         )
-    if status == _INVALID_CONTEXT:
-        return CheckFailedError("this thread has no CUDA context; call torch.cuda.init() in it")
     return CheckFailedError(f"the CUDA kernel did not start: {text} ({operands})")

@@ -11,6 +11,7 @@ namespace
 using Launch = int (*)(const void* code, unsigned grid, unsigned threads, unsigned shared_bytes, void** arguments);
 
 int capability = 90;
+bool is_old = false;  // and takes no machine code
 int loads = 0;
 std::map<CUkernel, int> granted;  // bytes of shared memory
 Launch launch = nullptr;
@@ -19,9 +20,10 @@ Launch launch = nullptr;
 
 extern "C"
 {
-void test_begin(int architecture, Launch callback)
+void test_begin(int architecture, bool takes_ptx_alone, Launch callback)
 {
     capability = architecture;
+    is_old = takes_ptx_alone;
     launch = callback;
 }
 
@@ -45,6 +47,10 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 CUresult cuLibraryLoadData(
     CUlibrary* library, const void* code, CUjit_option*, void**, unsigned, CUlibraryOption*, void**, unsigned)
 {
+    if (is_old && std::memcmp(code, "\177ELF", 4) == 0)
+    {
+        return CUDA_ERROR_INVALID_IMAGE;
+    }
     ++loads;
     *library = reinterpret_cast<CUlibrary>(const_cast<void*>(code));
     return CUDA_SUCCESS;
@@ -78,6 +84,11 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned
         return CUDA_ERROR_INVALID_VALUE;
     }
     return static_cast<CUresult>(launch(reinterpret_cast<const void*>(function), grid, threads, shared_bytes, arguments));
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode*)
+{
+    return CUDA_SUCCESS;
 }
 
 CUresult cuGetErrorString(CUresult, const char** text)

@@ -41,6 +41,8 @@ def token_cases(device: torch.device | str, dtype: torch.dtype, tokens: int, bat
     """
     (side, _), width = patch_grid(tokens), HEADS * WIDTH
     compiled = _compiled if torch.device(device).type == "cuda" else _as_it_is
+    # What was compiled for other sizes counts against a limit, after which nothing is compiled any more.
+    torch.compiler.reset()
     drawn = partial(noise, device, dtype)
     rows, joined = drawn(batch, tokens, width), drawn(batch, tokens, 3, HEADS, WIDTH)
     query, key = joined[:, :1, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2)
@@ -129,8 +131,6 @@ def selection_target(device: torch.device | str, dtype: torch.dtype, tokens: int
 
 
 def _compiled(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # What was compiled for other sizes counts against a limit, after which nothing is compiled any more.
-    torch.compiler.reset()
     return torch.compile(form, dynamic=False)
 
 

@@ -30,7 +30,7 @@ struct Kernel
     size_t begin;  // in vitslim_code
 };
 
-// constexpr Kernel KERNELS[], from the oldest architecture to the newest, PTX last; constexpr char WIDTHS[]
+// constexpr Kernel KERNELS[], from the oldest architecture to the newest, PTX last; constexpr char WIDTHS[], VERSION[]
 #include "kernels.inc"
 
 constexpr size_t COUNT = sizeof(KERNELS) / sizeof(KERNELS[0]);
@@ -47,6 +47,7 @@ struct Driver
     decltype(&cuKernelGetFunction) get_function = nullptr;
     decltype(&cuKernelSetAttribute) set_attribute = nullptr;
     decltype(&cuLaunchKernel) launch = nullptr;
+    decltype(&cuThreadExchangeStreamCaptureMode) exchange_capture_mode = nullptr;
     decltype(&cuGetErrorString) error_string = nullptr;
     CUresult status = CUDA_SUCCESS;
 
@@ -65,6 +66,7 @@ struct Driver
         find(library, "cuKernelGetFunction", get_function);
         find(library, "cuKernelSetAttribute", set_attribute);
         find(library, "cuLaunchKernel", launch);
+        find(library, "cuThreadExchangeStreamCaptureMode", exchange_capture_mode);
         find(library, "cuGetErrorString", error_string);
     }
 
@@ -89,16 +91,19 @@ const Driver& driver()
 // Libraries are the process's own, not a context's. Two threads may load one at the same time; the second copy is left.
 std::atomic<CUkernel> loaded[COUNT];
 std::atomic<bool> ready[COUNT][MOST_DEVICES];
+std::atomic<bool> refused[COUNT];  // code newer than the driver
 
 int own_queries(int dtype, int tile)
 {
     return tile <= 16 || dtype == 0 ? 16 : tile <= 32 ? 32 : 64;
 }
 
-// Code for 8.0 runs on 8.6 too; from 9.0 on it is for one architecture alone. PTX runs on whatever came later.
+// Code for 8.0 runs on 8.6 too, but not on 8.7, which is no desktop's; from 9.0 on it is for one architecture alone. PTX
+// runs on whatever came later.
 bool runs_on(const Kernel& kernel, int capability)
 {
-    const bool is_later = kernel.capability / 10 == 8 && capability / 10 == 8 && kernel.capability <= capability;
+    const bool is_desktop = capability / 10 == 8 && capability != 87;
+    const bool is_later = is_desktop && kernel.capability / 10 == 8 && kernel.capability <= capability;
     return kernel.capability == capability || is_later || (kernel.is_ptx && kernel.capability <= capability);
 }
 
@@ -110,13 +115,19 @@ size_t find_kernel(int capability, int dtype, int width, int tile)
     {
         const Kernel& kernel = KERNELS[i];
         const bool fits = kernel.dtype == dtype && kernel.width == width && kernel.queries == own_queries(dtype, tile)
-            && runs_on(kernel, capability);
+            && runs_on(kernel, capability) && !refused[i].load();
         if (fits && (best == COUNT || !kernel.is_ptx))
         {
             best = i;
         }
     }
     return best;
+}
+
+bool is_of_code(CUresult status)
+{
+    return status == CUDA_ERROR_INVALID_IMAGE || status == CUDA_ERROR_NO_BINARY_FOR_GPU
+        || status == CUDA_ERROR_INVALID_SOURCE || status == CUDA_ERROR_NOT_SUPPORTED;
 }
 
 CUresult load_onto(size_t index, CUdevice device)
@@ -163,15 +174,29 @@ CUresult find_ready(int dtype, int width, int tile, size_t& index)
     {
         return status;
     }
-    index = find_kernel(10 * major + minor, dtype, width, tile);
-    if (index == COUNT || device < 0 || device >= MOST_DEVICES)
+    if (device < 0 || device >= MOST_DEVICES)
     {
-        return CUDA_ERROR_NO_BINARY_FOR_GPU;
+        return CUDA_ERROR_INVALID_DEVICE;
     }
-    if (!ready[index][device].load())
+    // A driver that is older than the code may still take what comes next: that of an older architecture, PTX at last.
+    status = CUDA_ERROR_NO_BINARY_FOR_GPU;
+    while ((index = find_kernel(10 * major + minor, dtype, width, tile)) != COUNT)
     {
+        if (ready[index][device].load())
+        {
+            return CUDA_SUCCESS;
+        }
+        // Loading is no work of a stream: one that this thread captures goes on.
+        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        cuda.exchange_capture_mode(&mode);
         status = load_onto(index, device);
+        cuda.exchange_capture_mode(&mode);
         ready[index][device].store(status == CUDA_SUCCESS);
+        if (!is_of_code(status))
+        {
+            return status;
+        }
+        refused[index].store(true);
     }
     return status;
 }
@@ -275,5 +300,5 @@ extern "C" const char* vitslim_error_text(int status)
 
 extern "C" const char* vitslim_kernels_version(void)
 {
-    return VITSLIM_KERNELS_VERSION;
+    return vitslim::VERSION;
 }

@@ -3,8 +3,6 @@
 
 #include <stdint.h>
 
-#define VITSLIM_KERNELS_VERSION "2.0"
-
 #if defined(__cplusplus)
 extern "C" {
 #endif
@@ -20,8 +18,7 @@ extern "C" {
 //
 // Returns a CUresult: 0, or CUDA_ERROR_INVALID_VALUE (1) for sizes it does not take, CUDA_ERROR_NO_BINARY_FOR_GPU (209)
 // where no kernel inside runs on the current device, or what the driver said. Nothing is waited for, nothing is
-// allocated. The first call on a device loads the kernel, which a stream that is being captured may not allow:
-// vitslim_sparse_attention_load does that alone.
+// allocated. The first call on a device loads the kernel; vitslim_sparse_attention_load does that alone.
 __attribute__((visibility("default"))) int vitslim_sparse_attention(const void* query, const void* key,
     const void* value, const int32_t* kept, void* out, int dtype, int b, int h, int n, int e, int tiles, int keys,
     int tile, int prefix, float scale, void* stream);
@@ -38,6 +35,7 @@ __attribute__((visibility("default"))) int vitslim_sparse_attention_has(int e);
 // What an error number means, in CUDA's words.
 __attribute__((visibility("default"))) const char* vitslim_error_text(int status);
 
+// A digest of the kernels inside.
 __attribute__((visibility("default"))) const char* vitslim_kernels_version(void);
 
 #if defined(__cplusplus)

@@ -127,9 +127,9 @@ public:
               {"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1}}
         , collection_{3, fields_}
     {
-        // All digits of the scale, and the kernels' version: timings of another kernel are worth nothing.
+        // All digits of the scale, and which kernels: timings of others are worth nothing.
         std::snprintf(described_, sizeof(described_), "tile=%d,prefix=%d,scale=%a,kernels=%s", attributes.tile,
-            attributes.prefix, static_cast<double>(attributes.scale), VITSLIM_KERNELS_VERSION);
+            attributes.prefix, static_cast<double>(attributes.scale), vitslim_kernels_version());
     }
 
     // The fields point into the object itself.
@@ -253,7 +253,7 @@ public:
         {
             return FAILED;
         }
-        // Here, since the stream of an enqueue may be captured into a graph.
+        // Here, and not at the first launch.
         return done(vitslim_sparse_attention_load(
             number_of(in[0].type), static_cast<int>(in[0].dims.d[3]), attributes_.tile));
     }
@@ -430,6 +430,12 @@ __attribute__((constructor)) void registerWhenAsked()
     if (registry == nullptr)
     {
         return;
+    }
+    // What the registry points to has to stay, whoever closes the library.
+    Dl_info self{};
+    if (dladdr(reinterpret_cast<void const*>(&registerWhenAsked), &self) != 0)
+    {
+        dlopen(self.dli_fname, RTLD_NOW | RTLD_NODELETE);
     }
     int32_t count = 0;
     nvinfer1::IPluginCreatorInterface* const* creators = getCreators(count);
