@@ -2,14 +2,22 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.targets.serving import small
+from tests.variants import dense, images_for, lively_
 from vitslim.errors import CheckFailedError
+from vitslim.methods import convert
+from vitslim.methods.prune import Prune
+from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.onnx.forms import forms_of
 from vitslim.targets.parity.choices import Choices
+from vitslim.targets.parity.comparing import AS_WRITTEN
+from vitslim.trunk import plan_of
 
 FORMS = ["prune", "merge", "evo_vit", "sparsifiner"]
 
@@ -86,10 +94,31 @@ def test_another_number_of_choices_is_refused(images: Tensor) -> None:
     made = run(model, images)[1].made
     with pytest.raises(CheckFailedError, match="the file chooses 5 of an image, the model 16"):
         run(model, images, [made[0][:, :5], *made[1:]])
-    with pytest.raises(CheckFailedError, match="the file makes 2 choices, the model more"):
-        run(model, images, made[:2])
+    with pytest.raises(CheckFailedError, match="the file makes 1 choices, the model more"):
+        run(model, images, made[:1])
     with pytest.raises(CheckFailedError, match="choice 0: the file names number 114 of 16"):
         run(model, images, [made[0] + 99, *made[1:]])
     _, choices = run(model, images, [*made, made[0]])
-    with pytest.raises(CheckFailedError, match="the file makes 4 choices, the model 3"):
+    with pytest.raises(CheckFailedError, match="the file makes 3 choices, the model 2"):
         choices.require_all_taken()
+
+
+@pytest.mark.parametrize("name", ["vit_four_registers", "eva_post_norm"])
+def test_a_file_tells_the_choices_of_its_model_in_their_order(name: str, images: Tensor, tmp_path: Path) -> None:
+    # The graph prunes by the class row of the block before, ahead of that block's keys. EVA's rotary angles come back
+    # with the tokens, by one sort of the order in the file and two in the model, which are no choices.
+    plan = plan_of(convert(dense(name), "sparsifiner", layers=(0, 1), keep_rate=0.4))
+    tokens = Prune(keep=0.5, where="before", fuse=False, score="class")
+    steps = (*plan.steps[:2], plan.steps[2].model_copy(update={"tokens": tokens}), *plan.steps[3:])
+    model = lively_(convert(dense(name), plan=plan.model_copy(update={"steps": steps}))).eval()
+    images = images_for(model)
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path)
+    made = run(model, images)[1].made
+    ((_, opened, telling),) = [form for form in forms_of(path) if form[0] == AS_WRITTEN]
+    assert telling is not None
+    with opened, telling as tell:
+        told = tell(images)[1]
+    assert [one.numel() for one in told] == [one.numel() for one in made]
+    for one, own in zip(told, made, strict=True):
+        assert (one.reshape(own.shape) == own).float().mean() > 0.9

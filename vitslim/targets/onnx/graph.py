@@ -1,5 +1,6 @@
 """Finishing an exported graph: what it says, what it keeps to itself, whether it holds."""
 
+import re
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -72,12 +73,23 @@ def inlined(model: Any) -> Any:
     return plain
 
 
-CHOOSING = ("TopK", "ArgMax")
-"""Operators whose indices depend on scores."""
+def choosing_nodes(model: Any) -> list[Any]:
+    """The nodes whose indices depend on scores, in the order in which the model chooses.
+
+    A TopK of the smallest is none of them: it turns a permutation round.
+    """
+    found: list[tuple[int, Any]] = []
+    for node in model.graph.node:
+        of_smallest = any(one.name == "largest" and one.i == 0 for one in node.attribute)
+        if node.op_type == "ArgMax" or (node.op_type == "TopK" and not of_smallest):
+            # The graph may have a step's choice before one of the step before, on which it does not depend.
+            step = re.search(r"\bsteps\.(\d+)", node.name)
+            found.append((int(step.group(1)) if step else found[-1][0] if found else 0, node))
+    return [node for _, node in sorted(found, key=lambda one: one[0])]
 
 
 def choices_told(model: Any) -> Any:
-    """The same graph; its outputs are also what TopK and ArgMax choose, in the order of the nodes.
+    """The same graph; its outputs are also what is chosen, in the order in which the model does.
 
     That is their indices; where only the values of a TopK are used, as a threshold, what is above it.
     """
@@ -88,9 +100,7 @@ def choices_told(model: Any) -> Any:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     there = {output.name for output in model.graph.output}
-    for node in model.graph.node:
-        if node.op_type not in CHOOSING:
-            continue
+    for node in choosing_nodes(model):
         name, kind = node.output[-1], onnx.TensorProto.INT64
         if node.op_type == "TopK" and name not in readers:
             name, kind = _compared_with(node.output[0], readers), onnx.TensorProto.BOOL

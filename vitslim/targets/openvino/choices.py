@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitslim.targets.onnx.graph import CHOOSING
+from vitslim.targets.onnx.graph import choosing_nodes
 
 ORDER = ["vitslim", "choices"]
 """Where the names of the choices lie in a model, as JSON."""
@@ -15,8 +15,8 @@ def note_choices(converted: Any, onnx_file: Path) -> None:
     """Write into OpenVINO's model in which order the ONNX file chooses, which is the order in which its model does."""
     import onnx
 
-    nodes = onnx.load(str(onnx_file), load_external_data=False).graph.node
-    converted.set_rt_info(json.dumps([node.name for node in nodes if node.op_type in CHOOSING]), ORDER)
+    nodes = choosing_nodes(onnx.load(str(onnx_file), load_external_data=False))
+    converted.set_rt_info(json.dumps([node.name for node in nodes]), ORDER)
 
 
 def tell_choices(model: Any) -> None:
@@ -26,7 +26,8 @@ def tell_choices(model: Any) -> None:
     """
     order = json.loads(model.get_rt_info(ORDER).astype(str)) if model.has_rt_info(ORDER) else []
     places = {name: place for place, name in enumerate(order)}
-    found = [one for one in model.get_ordered_ops() if one.get_type_name() == "TopK"]
+    sorting = [one for one in model.get_ordered_ops() if one.get_type_name() == "TopK"]
+    found = [one for one in sorting if one.get_attributes()["mode"] == "max"]
     told: list[Any] = []
     for operator in sorted(found, key=lambda one: places.get(_name_in_onnx(one, places), len(places))):
         values, indices = operator.output(0), operator.output(1)

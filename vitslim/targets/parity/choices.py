@@ -26,7 +26,8 @@ class OtherChoicesError(CheckFailedError):
 class Choices(TorchDispatchMode):
     """While it is entered, every choice of a model is recorded; or made as it was in another run.
 
-    A choice is where indices depend on scores: ``sort``, ``topk``, ``max`` along an axis, ``vitslim::kept_keys``.
+    A choice is where indices depend on scores: a falling ``sort``, ``topk``, ``max`` along an axis,
+    ``vitslim::kept_keys``. What sorts upwards turns a permutation round.
 
     Args:
         imposed: the indices of each choice, in the order in which the model makes them, of as many elements as the
@@ -54,7 +55,10 @@ class Choices(TorchDispatchMode):
             return own
         if func is _KEPT_KEYS:
             return self._keys(own, *args)
-        scores, dim = _SCORES[func](*args, **(kwargs or {}))
+        found = _SCORES[func](*args, **(kwargs or {}))
+        if found is None:
+            return own
+        scores, dim = found
         given = self._taken(own[1], scores, dim)
         wide = given if given.ndim == scores.ndim else given.unsqueeze(dim)
         return own if self._imposed is None else (args[0].gather(dim, wide).reshape(given.shape), given)
@@ -139,15 +143,15 @@ def _scale(scores: Tensor) -> Float[Tensor, " b"]:
     return torch.where(scores.isfinite(), scores, 0.0).abs().flatten(1).amax(1).clamp_min(1e-30)
 
 
-def _largest(scores: Tensor, dim: int = -1, descending: bool = True) -> tuple[Tensor, int]:
-    return (scores if descending else -scores), dim
+def _largest(scores: Tensor, dim: int = -1, descending: bool = True) -> tuple[Tensor, int] | None:
+    return (scores, dim) if descending else None
 
 
 _ATEN, _KEPT_KEYS = torch.ops.aten, torch.ops.vitslim.kept_keys.default
-_SCORES: dict[Any, Callable[..., tuple[Tensor, int]]] = {
+_SCORES: dict[Any, Callable[..., tuple[Tensor, int] | None]] = {
     _ATEN.sort.default: lambda scores, dim=-1, descending=False: _largest(scores, dim, descending),
     _ATEN.sort.stable: lambda scores, *, stable=False, dim=-1, descending=False: _largest(scores, dim, descending),
     _ATEN.topk.default: lambda scores, k, dim=-1, largest=True, sorted=True: _largest(scores, dim, largest),
     _ATEN.max.dim: lambda scores, dim, keepdim=False: _largest(scores, dim),
 }
-"""What is chosen among by an operator's arguments, the larger the better, and along which axis."""
+"""What is chosen among by an operator's arguments, the larger the better, and along which axis, or nothing."""
