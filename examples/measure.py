@@ -83,9 +83,10 @@ SHAPES = {
 }
 """Models, and how much is tried; the weights are random, so that what is found is fast enough, and no more."""
 SPEEDUPS = (1.5, 2.0, 3.0)
+DIGITS = ROOT / "out" / "digits"
 TASKS = {
-    "fractals": (ROOT / "demo-out", ("builtin", "depth-8-mlp-half", "merge", "evo-vit")),
-    "digits": (ROOT / "out" / "digits", ("teacher", "students/evo-vit", "students/skipat-evo-vit")),
+    "fractals": ("fractals", ROOT / "demo-out", ("builtin", "depth-8-mlp-half", "merge", "evo-vit")),
+    "digits": (str(DIGITS / "digits"), DIGITS, ("teacher", "students/evo-vit", "students/skipat-evo-vit")),
 }
 """Of `make demo` and of the guide: models that are written in every precision."""
 FILES = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
@@ -120,17 +121,16 @@ def report(one: Progress) -> None:
 
 def digits() -> None:
     """Run the guide as it stands, with its full budget."""
-    folder = ROOT / "out" / "digits"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    printed = [run(line, folder) for line in commands(OWN_MODEL.read_text())]
-    found = json.loads(run("vitslim eval teacher --data digits --json", folder))
+    shutil.rmtree(DIGITS, ignore_errors=True)
+    DIGITS.mkdir(parents=True)
+    printed = [run(line, DIGITS) for line in commands(OWN_MODEL.read_text())]
+    found = json.loads(run("vitslim eval teacher --data digits --json", DIGITS))
     document = {
         "command": "python examples/measure.py digits",
         "own_top1": float(re.findall(r"([\d.]+) % of", printed[0])[0]) / 100,
         "vitslim_top1": found["top1"],
         "images": found["images"],
-        "comparison": json.loads(run("vitslim compare students --json", folder)),
+        "comparison": json.loads(run("vitslim compare students --json", DIGITS)),
         "environment": environment(),
     }
     write_json(RESULTS / "digits.json", document)
@@ -142,17 +142,17 @@ def precisions() -> None:
     INT8 goes through its gate as anyone's would: it may lose a point, and has to be faster.
     """
     rows: list[dict] = []
-    for task, (folder, names) in TASKS.items():
+    for task, (data, folder, names) in TASKS.items():
         for name in names:
             place = name if name == "builtin" else folder / name
             model = vitslim.open_model(place)
-            loader = open_loader(task, model, split="val", limit=IMAGES, **labels_for(model))
+            loader = open_loader(data, model, split="val", limit=IMAGES, **labels_for(model))
             own = evaluate(model, loader)
             common = {"task": task, "model": Path(name).name, "images": own.images, "torch_top1": own.top1}
             for target, kind in FILES:
                 with TemporaryDirectory() as scratch:
                     path = Path(scratch, f"model{TARGETS.get(target).suffix}")
-                    written = vitslim.export(place, path, to=target, precision=kind, data=task)
+                    written = vitslim.export(place, path, to=target, precision=kind, data=data)
                     if kind == "int8":
                         found, kept, failures = written.file, written.written.sensitivity.kept, written.failures
                     else:
@@ -163,8 +163,8 @@ def precisions() -> None:
                 where = {"target": target, "precision": kind, "float_blocks": kept, "failures": failures}
                 rows.append({**common, **where, **figures})
                 print(rows[-1], file=sys.stderr, flush=True)
-    document = {"command": "python examples/measure.py precisions", "rows": rows, "environment": environment()}
-    write_json(RESULTS / "precisions.json", document)
+                document = {"command": "python examples/measure.py precisions", "rows": rows}
+                write_json(RESULTS / "precisions.json", {**document, "environment": environment()})
 
 
 def shapes() -> None:
