@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,13 @@ from tests.variants import dense, images_for, lively_
 from vitslim.errors import CheckFailedError
 from vitslim.methods import convert
 from vitslim.methods.prune import Prune
+from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.forms import forms_of
+from vitslim.targets.onnx.graph import choosing_nodes
 from vitslim.targets.parity.choices import Choices
 from vitslim.targets.parity.comparing import AS_WRITTEN
+from vitslim.targets.parity.tolerances import TOLERANCES
 from vitslim.trunk import plan_of
 
 FORMS = ["prune", "merge", "evo_vit", "sparsifiner"]
@@ -122,3 +127,25 @@ def test_a_file_tells_the_choices_of_its_model_in_their_order(name: str, images:
     assert [one.numel() for one in told] == [one.numel() for one in made]
     for one, own in zip(told, made, strict=True):
         assert (one.reshape(own.shape) == own).float().mean() > 0.9
+
+
+def test_a_file_whose_scores_are_wrong_fails_though_its_outputs_follow_from_its_choices(tmp_path: Path) -> None:
+    model = small("prune")
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path)
+    graph = onnx.load(path)
+    shapes = {one.name: one.type.tensor_type.shape.dim for one in graph.graph.value_info}
+    for number, node in enumerate(choosing_nodes(graph)):
+        # every second score up by 2 %, the others down
+        factors = 1 + 0.02 * (-1.0) ** np.arange(shapes[node.input[0]][-1].dim_value, dtype=np.float32)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(factors, f"factors{number}"))
+        moved = onnx.helper.make_node("Mul", [node.input[0], f"factors{number}"], [f"moved{number}"])
+        graph.graph.node.insert(list(graph.graph.node).index(node), moved)
+        node.input[0] = moved.output[0]
+    onnx.save(graph, path)
+    report = verify(model, path, images, batches=(1,), tolerance=TOLERANCES["fp16"])
+    (check,) = report.checks
+    assert check.chosen_otherwise > 0
+    assert check.max_abs < check.tolerance
+    assert "speak against by 0.0323 of the largest; rounding explains 0.02" in report.failures()[-1]

@@ -16,7 +16,7 @@ from vitslim.runtime import working_copy
 from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.parity import comparing as parity
-from vitslim.targets.parity.comparing import _About, _compare
+from vitslim.targets.parity.comparing import _About, _compare, _OnItsChoices
 from vitslim.targets.parity.distance import distance
 from vitslim.targets.parity.result import ParityReport
 from vitslim.targets.parity.tolerances import TOLERANCES, Tolerance
@@ -104,8 +104,11 @@ def test_a_report_survives_json(exported, images):
 
 
 def compared(expected, given, classes=True, limits=LIMITS):
-    about = _About("m.onnx", "as written", "ort", "fp32", (32, 32), limits, classes, chooses=False)
-    return _compare(about, 1, torch.tensor(expected), torch.tensor(given))
+    return _compare(about(classes, limits), 1, torch.tensor(expected), torch.tensor(given))
+
+
+def about(classes=True, limits=LIMITS):
+    return _About("m.onnx", "as written", "ort", "fp32", (32, 32), limits, classes, chooses=False)
 
 
 def test_a_changed_class_counts_unless_the_two_best_were_a_tie():
@@ -115,6 +118,15 @@ def test_a_changed_class_counts_unless_the_two_best_were_a_tie():
     changed = compared([[1.0, 0.5]], [[0.5, 1.0]], limits=wide)
     assert changed.failures == ["top-1 agreement 0.0000 is below 1.0: 1 of 1 images changed class, 0 of them ties"]
     assert compared([[1.0, 0.5]], [[0.5, 1.0]], classes=False, limits=wide).top1_agreement is None
+
+
+@pytest.mark.parametrize(("apart", "passes"), [(1.9, True), (2.1, False)])
+def test_scores_change_places_where_rounding_moves_one_up_and_one_down(apart, passes):
+    outputs = torch.tensor([[1.0, 0.5]])
+    excess = torch.tensor([apart * LIMITS.relative])
+    on_choices = _OnItsChoices(outputs, outputs, differs=torch.tensor([True]), excess=excess)
+    check = _compare(about(), 1, outputs, outputs, on_choices)
+    assert (check.passed, check.chosen_otherwise) == (passes, 1)
 
 
 def test_outputs_that_are_not_finite_fail_and_still_fit_json():
@@ -256,6 +268,13 @@ def test_few_images_that_moved_a_little_are_a_flipped_choice(count, images, by, 
     found = distance(expected, given, STRICT, classes=False, chooses=True)
     assert (found.exceeding, found.is_flipped_choice) == (images, is_flip)
     assert not distance(expected, given, STRICT, classes=False, chooses=False).is_flipped_choice
+
+
+@pytest.mark.parametrize(("by", "is_flip"), [(0.11, True), (0.13, False)])
+def test_what_rounding_does_comes_on_top_of_a_flipped_choice(by, is_flip):
+    expected = outputs(32)
+    found = distance(expected, nudged(expected, 1, by), TOLERANCES["bf16"], classes=False, chooses=True)
+    assert (found.exceeding, found.is_flipped_choice) == (1, is_flip)
 
 
 def test_a_changed_class_or_nan_is_no_flipped_choice():

@@ -237,10 +237,12 @@ def _compare(
         failures=[],
     )
     failures = [*about.broken, *_reference_failures(found, len(expected)), *_failures(check)]
-    if on_choices is not None and (worst := float(on_choices.excess.max())) > about.limits.relative:
+    # Two scores that rounding moves by up to its limit, one up and one down, change places from twice that apart.
+    explained = 2 * about.limits.relative
+    if on_choices is not None and (worst := float(on_choices.excess.max())) > explained:
         failures.append(
             f"tokens or keys were chosen that the model's scores speak against by {worst:.3g} of the largest; rounding "
-            f"explains {about.limits.relative:g}"
+            f"explains {explained:g}"
         )
     return check.model_copy(update={"passed": not failures, "failures": failures})
 

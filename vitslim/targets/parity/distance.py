@@ -11,7 +11,8 @@ from vitslim.targets.parity.tolerances import Tolerance
 # taken in torch, the other in the file. That moves the outputs of the image by 1.2 % of the scale (the built-in
 # Sparsifiner student in fp16) and keeps their direction. A cosine of 0.999 is an angle of 2.6 degrees, 4.5 % of the
 # length; as much is granted along it. With random weights 3 of 32 images flip (DeiT-T, Sparsifiner in fp32), while
-# other errors (scaled, permuted or lost weights) move every image: a quarter lies between.
+# other errors (scaled, permuted or lost weights) move every image: a quarter lies between. What rounding does to every
+# image comes on top.
 _FLIP_COSINE = 0.999
 _FLIP_RELATIVE = 0.045
 _FLIP_SHARE = 0.25
@@ -64,7 +65,8 @@ def distance(expected: Tensor, given: Tensor, limits: Tolerance, *, classes: boo
     changed, ties = _changed_classes(expected, given, limits.tie * scale) if classes else _none(count)
     is_whole = usable.all(dim=1)
     outside = (worst > limits.relative * scale) | (cosine < limits.cosine) | ~is_whole
-    flipped = (worst <= _FLIP_RELATIVE * scale) & (cosine >= _FLIP_COSINE) & ~(changed & ~ties) & is_whole
+    is_near = (worst <= (limits.relative + _FLIP_RELATIVE) * scale) & (cosine >= limits.cosine - (1 - _FLIP_COSINE))
+    flipped = is_near & ~(changed & ~ties) & is_whole
     exceeding = int(outside.sum())
     # Of few images one; of a single image none, since an error of all images would show on it alone too.
     granted = min(max(1, int(_FLIP_SHARE * count)), count - 1)
