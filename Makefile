@@ -50,7 +50,7 @@ format: venv
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-# The CPU tables, some twenty-five minutes on a machine that does nothing else.
+# The CPU tables: three hours.
 bench: venv
 	$(BIN)/vitslim bench suite --preset cpu
 	$(BIN)/python examples/measure.py collect out/suite-cpu

@@ -16,9 +16,10 @@ def main(model: str, picture: str) -> None:
     core = openvino.Core()
     network = core.read_model(model)
     about = json.loads(network.get_rt_info(["vitslim", "metadata"]).astype(str))
-    # OpenVINO would compute in bfloat16 by itself where the processor has it.
-    hint = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[about["precision"]]
-    compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    # OpenVINO would compute in bfloat16 by itself where the processor has it. Of INT8 files it is what is not in INT8.
+    there = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    needs, hint = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16")}.get(about["precision"], ("BF16", "bf16"))
+    compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": hint if needs in there else "f32"})
     height, width = json.loads(about["image_size"])
     border = (1 - json.loads(about["crop_pct"])) / 2
     image = ImageOps.fit(Image.open(picture).convert("RGB"), (width, height), Image.Resampling.BICUBIC, border)

@@ -12,6 +12,7 @@ from timm.data.transforms_factory import create_transform
 
 from tests.targets.serving import small
 from vitslim.models import preprocessing
+from vitslim.runtime import Precision
 from vitslim.targets.base import TARGETS, ExportRequest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -23,13 +24,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("target", "runtime"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_a_picture_is_classified_by_the_runtime_alone(target: str, runtime: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "runtime", "precision"),
+    [("onnx", "onnxruntime", "fp32"), ("openvino", "openvino", "fp32"), ("openvino", "openvino", "fp16")],
+)
+def test_a_picture_is_classified_by_the_runtime_alone(
+    target: str, runtime: str, precision: Precision, tmp_path: Path
+) -> None:
     pytest.importorskip(runtime)
     kind, model = TARGETS.get(target), small()
     file, picture = tmp_path / f"model{kind.suffix}", tmp_path / "picture.png"
     labels = [f"kind {index}" for index in range(10)]
-    kind.write(ExportRequest(file, "fp32", lambda: model, metadata={"labels": labels}))
+    kind.write(ExportRequest(file, precision, lambda: model, metadata={"labels": labels}))
     # smooth, so that how it is cropped and scaled matters little
     waves = np.add.outer(np.sin(np.arange(40) / 6), np.cos(np.arange(60) / 9))[..., None] * [40, 25, 10] + 128
     Image.fromarray(waves.astype(np.uint8)).save(picture)

@@ -21,7 +21,7 @@ Status = Literal["measured", "unavailable", "out of memory", "failed", "crashed"
 Benchmark = Literal["suite", "accuracy"]
 
 REACHABLE = 0.95
-"""How much of what is saved in multiply-accumulates can become speed: norms, sums and copies are not saved."""
+"""How much of the ratio of multiply-accumulates can become speed: norms, sums and copies are not saved."""
 
 TEACHER = "teacher"
 FINE_TUNED = "dense-finetuned"

@@ -13,7 +13,7 @@ from vitslim.cli import complete, options
 from vitslim.cli.screen import Screen, print_json, print_table, say
 from vitslim.errors import CheckFailedError, CheckpointError, ConfigError, MissingDependencyError, VitslimError
 
-BENCH_BACKENDS = "train, or any of `vitslim list targets`: torch, compiled, compiled-graph, ort, tensorrt, ..."
+BENCH_BACKENDS = "train, torch, compiled, compiled-graph, or one that `vitslim list targets` shows: ort, tensorrt, ..."
 _MODELS = "models"
 
 if TYPE_CHECKING:

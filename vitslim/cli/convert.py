@@ -96,9 +96,9 @@ def convert(
     `vitslim plan` does, in OUT/planner; the student is exported for the target and
     timed there beside the dense model. Of several budgets it gets the first one's plan.
 
-    With --data, a method whose blocks an analysis can choose (skipat, sret) has
-    the dense model analyzed and takes what is recommended. Name the blocks
-    (-O layers=3-8) or ask for the paper's (-O layers=paper) to go without.
+    With --data, a method whose blocks an analysis can choose (depth, mlp, heads,
+    skipat, sret) has the dense model analyzed and takes what is recommended. Name
+    the blocks (-O layers=3-8; skipat: also -O layers=paper) to go without.
 
     Training images are mirrored left-right with probability 0.5. Turn that off
     where mirror images are other classes, as with digits or text:

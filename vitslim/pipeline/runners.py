@@ -35,8 +35,8 @@ def open_runner(
     """Open a saved folder, or one exported file, with the best backend that is here; ``.backend`` says which it is.
 
     The order for a folder is: a TensorRT engine that fits the machine, ONNX Runtime on the GPU, ONNX Runtime on the
-    CPU, torch. Where it holds files of several precisions the lowest comes first on a GPU, float32 on the CPU. What
-    opens from a folder takes normalised images; a file for bytes is opened by its own path.
+    CPU, OpenVINO, torch. Where it holds files of several precisions the lowest comes first on a GPU, float32 on the
+    CPU. What opens from a folder takes normalised images; a file for bytes is opened by its own path.
 
     Args:
         path: a folder that ``vitslim.save`` wrote, with its exports in ``export/``; or an exported file.
