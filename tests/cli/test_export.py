@@ -146,10 +146,25 @@ def test_a_model_of_nan_gets_a_verdict(copied: Path, vitslim: Command) -> None:
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
     checkpoint.save(model, copied, overwrite=True)
-    outcome = vitslim("verify", copied, "--images", 4, "--json")
+    outcome = vitslim("verify", copied, "--images", 4, "--bisect", "--json")
     assert outcome.code == 1
     assert not outcome.document["passed"]
+    assert any("itself gives NaN or infinity, first seen at head" in note for note in outcome.document["notes"])
     assert "the model itself gives NaN or infinity for 4 of 4 images" in outcome.error
+
+
+def test_a_file_whose_runtime_is_missing_is_left_out_unless_it_is_named(
+    copied: Path, vitslim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (copied / "export" / "model.xml").write_text("<net/>")
+    outcome = vitslim("verify", copied, "--images", 4, "--json")
+    assert outcome.code == 0
+    assert [check["artifact"] for check in outcome.document["checks"]] == ["model.onnx"] * 2
+    assert any(note.startswith("model.xml was not compared: OpenVINO") for note in outcome.document["notes"])
+    outcome = vitslim("verify", copied, copied / "export" / "model.xml", "--images", 4)
+    assert outcome.code == 3
+    assert "pip install 'vitslim[openvino]'" in outcome.error
 
 
 def test_a_folder_that_cannot_be_written_still_gets_its_verdict(copied: Path, vitslim: Command) -> None:

@@ -195,4 +195,4 @@ def test_without_openvino_it_says_what_to_install(written: Path, monkeypatch: py
 )
 def test_a_file_is_never_computed_more_coarsely_than_it_says(there: list[str], precision: str, hint: str) -> None:
     core = SimpleNamespace(get_property=lambda device, name: there)
-    assert openvino_runner._hint(core, precision) == hint
+    assert openvino_runner.precision_hint(core, precision) == hint

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitslim import checkpoint
 from vitslim.arguments import checked
-from vitslim.errors import CheckpointError, ConfigError, VitslimError
+from vitslim.errors import CheckpointError, ConfigError, MissingDependencyError, VitslimError
 from vitslim.files import read_json
 from vitslim.opening import ModelLike, open_model
 from vitslim.pipeline.devices import device_named
@@ -196,18 +196,29 @@ def verify(
     says which.
 
     Where no files are named these are all in ``export/`` that the backend reads, less those that only a GPU runs where
-    there is none, and those that bring code; a note names them.
+    there is none, those whose runtime is not installed, and those that bring code; a note names them.
 
     A file is compared as the precision in the record beside it; one without a record as ``precision``, or fp32. With
     ``bisect`` the layers of those that fail are compared too, to say where they first depart from the model.
 
     Raises:
         ConfigError: nothing was exported yet.
+        MissingDependencyError: the runtime of a named file, or of all files, is not installed.
     """
     live = open_model(model)
     paths, skipped = _artifacts(model, artifacts, backend)
     sample = task_images(model, live, data, max(images, *batches))
-    found = compare(live, paths, sample.images, batches, backend, precision)
+    reports: list[ParityReport] = []
+    for path in paths:
+        try:
+            reports.append(compare(live, [path], sample.images, batches, backend, precision))
+        except MissingDependencyError as error:
+            if artifacts is not None:
+                raise
+            skipped.append(f"{path.name} was not compared: {error}")
+    if not reports:
+        raise MissingDependencyError("; ".join(skipped))
+    found = _joined(reports)
     if bisect and not found.passed:
         found = _with_departures(found, live, paths, sample.images, precision)
     compared = f"compared on {len(sample.images)} {sample.origin}"
@@ -237,7 +248,13 @@ def compare(
     precision: Precision | None = None,
 ) -> ParityReport:
     """``verify`` for a model and images that are at hand."""
-    reports = [verify_file(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths]
+    return _joined(
+        verify_file(live, path, images, batches=batches, precision=precision, backend=backend) for path in paths
+    )
+
+
+def _joined(reports: Iterable[ParityReport]) -> ParityReport:
+    reports = list(reports)
     return ParityReport(
         passed=all(report.passed for report in reports),
         checks=[check for report in reports for check in report.checks],

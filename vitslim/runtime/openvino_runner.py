@@ -70,7 +70,7 @@ class OpenVinoRunner(Runner):
         self.precision, self._splits = precision_of(self.metadata), splits
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if splits else "LATENCY",
-            "INFERENCE_PRECISION_HINT": _hint(core, self.precision),
+            "INFERENCE_PRECISION_HINT": precision_hint(core, self.precision),
         }
         if not splits:
             properties["NUM_STREAMS"] = "1"
@@ -177,7 +177,8 @@ def precision_of(metadata: dict[str, str]) -> Precision:
     raise ConfigError(f"the file is to be computed in {declared!r}; this vitslim knows {', '.join(known)}")
 
 
-def _hint(core: Any, precision: Precision) -> str:
+def precision_hint(core: Any, precision: Precision) -> str:
+    """What a file of ``precision`` is computed in on this processor, in OpenVINO's words: f32, f16 or bf16."""
     there = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "fp16":
         return "f16" if "FP16" in there else "f32"

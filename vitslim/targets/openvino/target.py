@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vitslim.models import preprocessing
 from vitslim.models.digest import tensors_sha256
 from vitslim.runtime import OpenVinoRunner, Precision
 from vitslim.runtime.engine import file_sha256
-from vitslim.runtime.openvino_runner import METADATA, WEIGHTS_DIGEST, metadata_of, read_ir
+from vitslim.runtime.openvino_runner import METADATA, WEIGHTS_DIGEST, metadata_of, precision_hint, read_ir
 from vitslim.shapes import Result
 from vitslim.targets.base import (
     ALL_PRECISIONS,
@@ -43,6 +44,11 @@ from vitslim.targets.record import ExportRecord, export_record_path, guaranteed
 from vitslim.targets.sensitivity import Sensitivity, least_kept
 
 CALIBRATION_IMAGES = 256
+
+_NO_FLOAT16 = (
+    "this processor has no float16: it was computed in float32, where values beyond 65,504 do not show; "
+    "the ONNX file in fp16 (--to onnx) is checked for them"
+)
 
 
 class OpenVinoExport(Result):
@@ -281,8 +287,11 @@ class OpenVinoTarget(Target):
         return _showing_inside(path)
 
     def guarantee(self, path: Path, asked: Precision | None, model: nn.Module) -> Guarantee:
-        says = metadata_of(read_ir(path)[1]).get("precision")
-        return guaranteed(path, asked, model, says=says, holds=None)
+        core, network = read_ir(path)
+        found = guaranteed(path, asked, model, says=metadata_of(network).get("precision"), holds=None)
+        if found.precision == "fp16" and precision_hint(core, "fp16") == "f32":
+            return replace(found, notes=(*found.notes, f"{path.name}: {_NO_FLOAT16}"))
+        return found
 
     def describe(self, written: OpenVinoExport, request: ExportRequest) -> list[str]:
         worst = max(one.max_abs / (one.tolerance or 1.0) for one in written.comparisons)
@@ -291,5 +300,6 @@ class OpenVinoTarget(Target):
             f"wrote {request.path} and {request.path.with_suffix('.bin').name} ({written.size_bytes / 2**20:.1f} MiB); "
             f"loaded back, it differs from the model by {100 * worst:.1f} % of what {written.precision} is allowed",
             f"OpenVINO ran it with {ran}",
+            *([_NO_FLOAT16] if written.precision == "fp16" and "f32" in ran else []),
             *([] if written.sensitivity is None else written.sensitivity.lines()),
         ]

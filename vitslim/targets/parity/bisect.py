@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitslim.errors import ConfigError
+from vitslim.errors import ConfigError, UnsupportedModelError
 from vitslim.models import preprocessing
 from vitslim.runtime import Precision, Runner, working_copy
 from vitslim.targets.input_format import as_given_to, format_of
@@ -53,6 +53,7 @@ def first_departure(
 
     Raises:
         ConfigError: no node of the file is named after a linear layer.
+        UnsupportedModelError: the model itself gives NaN or infinity, before the file departs from it.
     """
     with opened as (runner, run):
         count = runner.inputs[0].batch or len(images)
@@ -73,6 +74,8 @@ def first_departure(
         value = nodes[last] if last >= 0 else output  # what it gives itself is not told twice
         if value.numel() != expected.numel():
             continue
+        if not bool(expected.isfinite().all()):
+            raise UnsupportedModelError(f"the model itself gives NaN or infinity, first seen at {name}")
         found = value.reshape(expected.shape).double()
         bad = int((~found.isfinite()).sum())
         scale = float(expected.abs().max())

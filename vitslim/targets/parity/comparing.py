@@ -61,7 +61,7 @@ def compare(
                         reference, runner, tell, (artifact, form), sized, batches, guarantee, tolerance, model
                     )
     notes |= dict.fromkeys(_flip_note(check) for check in checks if check.is_flipped_choice)
-    notes |= dict.fromkeys(_choice_note(check) for check in checks if check.chosen_otherwise)
+    notes |= dict.fromkeys(_choice_note(check) for check in checks if check.chosen_otherwise and check.passed)
     return ParityReport(passed=all(check.passed for check in checks), checks=checks, notes=list(notes))
 
 
@@ -236,13 +236,14 @@ def _compare(
         passed=False,
         failures=[],
     )
-    failures = [*about.broken, *_reference_failures(found, len(expected)), *_failures(check)]
+    # Beside NaN nothing else is a distance.
+    failures = [*about.broken, *(_reference_failures(found, len(expected)) or _failures(check))]
     # Two scores that rounding moves by up to its limit, one up and one down, change places from twice that apart.
     explained = 2 * about.limits.relative
     if on_choices is not None and (worst := float(on_choices.excess.max())) > explained:
         failures.append(
-            f"tokens or keys were chosen that the model's scores speak against by {worst:.3g} of the largest; rounding "
-            f"explains {explained:g}"
+            f"for {check.chosen_otherwise} of {check.images} images tokens or keys were chosen otherwise; the model's "
+            f"scores speak against some by {worst:.3g} of the largest, of which rounding explains {explained:g}"
         )
     return check.model_copy(update={"passed": not failures, "failures": failures})
 
