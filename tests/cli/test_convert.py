@@ -228,7 +228,7 @@ BAD_CONVERSIONS: dict[str, tuple[list[Any], str]] = {
     ),
     "twice": (["--method", "skipat", "--method", "skipat"], "--method skipat was given twice"),
     "auto": (["--method", "skipat", "-O", "layers=auto"], "layers: auto needs the analysis"),
-    "no images": (["--method", "skipat", "--epochs", 3], "--finetune-dense, --teacher and --analyze need images"),
+    "no images": (["--method", "skipat", "--epochs", 3], "--teacher, --analyze and --target need images"),
     "missing images": (["--method", "skipat", "--data", "/nowhere"], "/nowhere does not exist; give a folder"),
     "images option": (["--method", "skipat", "--data", "fractals:clases=3"], "did you mean 'classes'?"),
     "wrong classes": (

@@ -1,5 +1,6 @@
 """plan, and convert with a budget. What the planner finds itself is tested in tests/planner."""
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,12 @@ def test_without_a_budget_all_of_them_are_named(tmp_path: Path, vitslim: Command
 
 
 BAD_BUDGETS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "slower": (("--speedup", 0.5), "speedup=0.5: Input should be greater than 1"),
-    "nothing lost": (("--max-drop", 0), "max_drop=0.0: Input should be greater than 0"),
+    "slower": (("--speedup", 0.5), "--speedup 0.5: wanted a number above 1"),
+    "nothing lost": (("--max-drop", 0), "--max-drop 0: wanted a number above 0"),
     "twice": (("--speedup", 2, "--macs", 1, "--speedup", 2.0), "--speedup 2 given more than once"),
     "a drop and more": (("--max-drop", 1, "--speedup", 2), "--max-drop 1 tries several speedups by itself; give it"),
+    "no number": (("--latency-ms", "nan"), "--latency-ms nan: wanted a number above 0"),
+    "no int8": (("--speedup", 2, "--target", "torch", "--precision", "int8"), "target torch has no int8; wanted fp32"),
     "no such target": (("--speedup", 2, "--target", "tflite"), "unknown backend 'tflite'; known: "),
     "misspelt target": (("--speedup", 2, "--target", "tensort"), "did you mean 'tensorrt'?"),
     "target on a GPU": (("--speedup", 2, "--target", "rtx"), "target rtx runs on a GPU; plan for it there (--device"),
@@ -125,7 +128,8 @@ def test_a_dry_run_says_what_is_measured_and_how_long_it_takes(
     assert outcome.code == 0, outcome.err
     assert outcome.err.splitlines() == ["--speedup 2 in ort", "about 5 min; nothing is written"]
     document = vitslim("plan", BUILTIN, *words, "--json").document
-    assert document == {"lines": ["--speedup 2 in ort"], "seconds": 300.0}
+    assert document.items() >= {"lines": ["--speedup 2 in ort"], "seconds": 300.0}.items()
+    assert vitslim("convert", BUILTIN, *words, "--json").document["planning"] == document
     dry = vitslim("convert", BUILTIN, *words)
     assert "planner   the plan is found first: --speedup 2 in ort (about 5 min)" in dry.err
     assert not planner.calls
@@ -175,7 +179,8 @@ def test_a_budget_brings_the_export_and_the_measurement_of_its_target(
     vitslim: Command,
     planner: Planner,
 ) -> None:
-    start = ("convert", BUILTIN, *TINY, "--data", IMAGES, "--out", tmp_path, "--speedup", 2, "--dry-run", "--json")
+    out = tmp_path / "out"
+    start = ("convert", BUILTIN, *TINY, "--data", IMAGES, "--out", out, "--speedup", 2, "--dry-run", "--json")
     recipe = vitslim(*start, *words).document["recipe"]
     assert RuntimeConfig.model_validate(recipe["planner"]["runtime"]) == runtime
     assert (recipe["export"] and recipe["export"]["precisions"]) == precisions
@@ -187,8 +192,11 @@ def test_a_budget_brings_the_export_and_the_measurement_of_its_target(
 
 def test_a_budget_stands_in_place_of_methods_and_plans(student: Path, tmp_path: Path, vitslim: Command) -> None:
     words = ("convert", BUILTIN, "--speedup", "1.5", "--max-drop", "1", "--out", tmp_path / "out", *TINY)
-    for more in ((), ("--data", IMAGES, "--method", "depth"), ("--data", IMAGES, "--plan", student / "plan.json")):
-        assert "--speedup 1.5 --max-drop 1: a budget needs --data" in vitslim(*words, *more).error
+    both = "--speedup 1.5 --max-drop 1: "
+    assert both + "a plan for a budget is found on images of the task; add --data" == vitslim(*words).error
+    for more in (("--method", "depth"), ("--plan", student / "plan.json")):
+        error = vitslim(*words, "--data", IMAGES, *more).error
+        assert error == f"{both}a budget stands in place of {more[0]}; leave one of them out"
     assert not (tmp_path / "out").exists()
 
 
@@ -200,3 +208,27 @@ def test_a_recipe_with_a_budget_is_run(recipe_file: Path, tmp_path: Path, vitsli
     assert planner.calls[0]["budgets"] == (Budget(speedup=2),)
     assert "the plan is found first: --speedup 2 in torch" in outcome.err
     assert "depth keep=3" in outcome.out
+
+
+def test_the_command_that_plan_names_makes_the_student(tmp_path: Path, vitslim: Command) -> None:
+    out = tmp_path / "a plan"
+    words = ("--data", IMAGES, "--batch-size", 16, "--params", 0.06, "--target", "torch", *TINY, *TWO_BLOCKS)
+    outcome = vitslim("plan", BUILTIN, "--out", out, *words, *SHORT, *FEW, *ANALYSIS)
+    assert outcome.code == 0, outcome.err
+    command = shlex.split(outcome.err.rpartition("the student: vitslim ")[2])
+    assert command[-2:] == ["--out", "DIR"]
+    recipe = vitslim(*command[:-1], tmp_path / "student", "--dry-run", "--json").document["recipe"]
+    assert recipe["plan"] == str(out / "plan.json")
+    assert recipe["bench"]["backends"] == ["torch"]
+    assert recipe["export"] is None
+    report = vitslim(*command[:-1], tmp_path / "student", "--plan", out / "planner.json")
+    assert report.error.endswith("planner.json is the report of a search; its plan is plan.json beside it")
+
+
+def test_what_a_student_is_timed_in_is_taken_or_refused(tmp_path: Path, vitslim: Command) -> None:
+    words = ("convert", BUILTIN, "--method", "depth", "-O", "keep=3", "--out", tmp_path / "out", *TINY, "--dry-run")
+    assert "--target need images; add --data" in vitslim(*words, "--target", "torch").error
+    for more in (("--threads", 2), ("--data", IMAGES, "--precision", "bf16")):
+        assert "--batch, --threads and --precision say how" in vitslim(*words, *more).error
+    recipe = vitslim(*words, "--data", IMAGES, "--target", "torch", "--threads", 2, "--json").document["recipe"]
+    assert (recipe["bench"]["backends"], recipe["bench"]["threads"]) == (["torch"], 2)

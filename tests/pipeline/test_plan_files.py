@@ -127,3 +127,12 @@ def test_a_student_of_smaller_images_is_trained_and_measured_beside_its_dense_te
     assert {name: figures["images"] for name, figures in result.metrics.items()} == {"teacher": 16, "student": 16}
     trained = read_json(tmp_path / "train" / "result.json")
     assert (trained["steps"], trained["losses"]["token"] > 0) == (2, True)
+
+
+def test_a_plan_for_images_of_another_size_is_refused(plan: dict[str, Any], tmp_path: Path) -> None:
+    larger = {**RECIPE, "model": {**RECIPE["model"], "img_size": 48}}
+    recipe = read_recipe({**larger, **ALONE, "convert": [], "plan": written(plan, tmp_path)})
+    for act in (check, lambda recipe: run(recipe, tmp_path / "out")):
+        with pytest.raises(ConfigError, match="made for images of 32 × 32 px, this model takes 48 × 48 px"):
+            act(recipe)
+    assert not (tmp_path / "out").exists()

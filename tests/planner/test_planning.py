@@ -141,7 +141,9 @@ def test_several_budgets_each_get_a_plan_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_nothing_reaches_is_refused(tmp_path: Path) -> None:
-    wanted = r"--params 0\.001: no composition of methods is .* parameters or less; the least that was found is \d+%"
+    wanted = (
+        r"--params 0\.001: no composition of methods is .*; the furthest that was found is 0\.0\d+ million parameters"
+    )
     with pytest.raises(ConfigError, match=wanted):
         plan(recipe(), tmp_path / "out", budgets=[Budget(params=0.001)], runtime=RuntimeConfig(), config=QUICK)
 
@@ -168,11 +170,20 @@ def test_the_outline_says_what_is_measured_and_writes_nothing(tmp_path: Path, mo
     )
     assert any("ort, fp32, batch 1" in line for line in of_time.lines)
     assert not any("ort" in line for line in of_macs.lines)
-    assert "trials: 2 plans for each budget, 4 optimiser steps in all" in of_macs.lines
+    share = "100% of the distillation's"
+    assert f"trials: 2 plans for each budget, 4 optimiser steps in all ({share})" in of_macs.lines
+    assert (of_macs.timed, of_macs.trials, of_macs.steps, of_macs.images) == (0, 2, 4, 5)
+    assert of_time.timed > 2
     assert of_time.seconds > of_macs.seconds > 0
     with pytest.raises(ConfigError, match="is within the budget of 50 already"):
         outline_plan(recipe(), budgets=[Budget(params=50)], runtime=RuntimeConfig(), config=QUICK)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files that no run of vitslim wrote"):
+        outline_plan(
+            recipe(), budgets=[Budget(speedup=1.5)], runtime=RuntimeConfig(), config=QUICK, out=tmp_path / "out"
+        )
 
 
 def test_the_fastest_plan_that_loses_little_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

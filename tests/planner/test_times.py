@@ -1,14 +1,21 @@
 """Times of plans put together from measured probes; here the measured times come from a formula, so all is exact."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
+from torch import nn
 
 from vitslim.errors import CheckFailedError, ConfigError
 from vitslim.methods import METHODS, planned
-from vitslim.planner import ProbeTimes, StepTimes
+from vitslim.opening import open_model
+from vitslim.planner import ProbeTimes, RuntimeConfig, StepTimes, probes_left, probes_once, times
 from vitslim.planner.times import SHORT, probe_plans
 from vitslim.plans import ModelPlan, cost, dense_plan, plan_json
 from vitslim.plans.place import places
 from vitslim.plans.shape import vit_shape
+from vitslim.trunk import plan_of
 
 DENSE = dense_plan(vit_shape(width=192, depth=6, heads=3, image_size=(128, 128), patch=16))
 
@@ -77,3 +84,33 @@ def test_two_blocks_are_too_few_to_tell_a_step_from_the_rest() -> None:
     shallow = dense_plan(vit_shape(width=192, depth=2, heads=3, image_size=(128, 128), patch=16))
     with pytest.raises(ConfigError, match="wanted three blocks or more"):
         StepTimes(shallow, probes())
+
+
+def test_probes_that_were_timed_before_a_kill_are_not_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model("builtin", pretrained=False, img_size=32)
+    timed: list[str] = []
+
+    def measure(model: nn.Module, plans: Mapping[str, ModelPlan], config: RuntimeConfig) -> Any:
+        if len(timed) == 12:
+            raise KeyboardInterrupt
+        timed.extend(plans)
+        return dict.fromkeys(plans, 0.5), {}, 2.0 + len(timed)
+
+    monkeypatch.setattr(times, "measure_plans", measure)
+    dense, config = plan_of(model), RuntimeConfig()
+    every = probes_left(dense, config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        probes_once(model, config, tmp_path)
+    assert probes_left(dense, config, tmp_path) == every - 12
+    before = list(timed)
+    timed.clear()
+    with pytest.raises(KeyboardInterrupt):
+        probes_once(model, config, tmp_path)
+    assert not set(timed) & set(before)
+    timed.clear()
+    found = probes_once(model, config, tmp_path)
+    assert set(found.shares) == {"dense", *found.plans}
+    assert len(found.dense_each_ms) == -(-every // 6)
+    assert probes_left(dense, config, tmp_path) == 0

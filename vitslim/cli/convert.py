@@ -12,7 +12,6 @@ from vitslim.cli.header import announcer, say_choices, say_outline
 from vitslim.cli.inspect import print_plan
 from vitslim.cli.plan import (
     BatchOption,
-    Budgets,
     DropOption,
     FileOption,
     LatencyOption,
@@ -93,8 +92,9 @@ def convert(
     """Convert a pretrained ViT; with --data also warm start, distill, evaluate.
 
     With a budget (--speedup 1.5) in place of methods the plan is found first, as
-    `vitslim plan` does, in OUT/planner; the student is exported for the target and
-    timed there beside the dense model. Of several budgets it gets the first one's plan.
+    `vitslim plan` does, in OUT/planner. Of several budgets the student gets the
+    first one's plan. With a budget, --plan or --target it is exported for the target
+    and timed there beside the dense model.
 
     With --data, a method whose blocks an analysis can choose (depth, mlp, heads,
     skipat, sret) has the dense model analyzed and takes what is recommended. Name
@@ -111,8 +111,10 @@ def convert(
             "(--speedup 1.5)"
         )
     if budgets and (method or plan is not None or data is None):
-        given = " ".join(map(described, budgets))
-        raise ConfigError(f"{given}: a budget needs --data, and stands in place of --method and --plan")
+        given, wrong = " ".join(map(described, budgets)), "--plan" if plan is not None else "--method"
+        if data is None:
+            raise ConfigError(f"{given}: a plan for a budget is found on images of the task; add --data")
+        raise ConfigError(f"{given}: a budget stands in place of {wrong}; leave one of them out")
     document: dict[str, Any] = {
         "plan": None if plan is None else str(plan),
         "model": options.model_section(
@@ -136,10 +138,13 @@ def convert(
             "finetune_dense": finetune_dense,
             "teacher": teacher,
         }
-    elif epochs is not None or finetune_dense or teacher is not None or analyze:
-        raise ConfigError("--epochs, --finetune-dense, --teacher and --analyze need images; add --data")
-    if budgets:
-        document |= _planned(budgets, runtime_section(target, batch, threads, precision, device))
+    elif epochs is not None or finetune_dense or teacher is not None or analyze or target is not None:
+        raise ConfigError("--epochs, --finetune-dense, --teacher, --analyze and --target need images; add --data")
+    if data is not None and (budgets or plan is not None or target is not None):
+        runtime = runtime_section(target, batch, threads, precision, device)
+        document |= _proof(runtime) | ({"planner": {"budgets": budgets, "runtime": runtime}} if budgets else {})
+    elif (batch, threads, precision) != (1, 1, "fp32"):
+        raise ConfigError("--batch, --threads and --precision say how the student is timed in --target; name that too")
     from vitslim.pipeline.choices import reads_analysis
     from vitslim.recipe import AnalyzeSection, read_recipe
 
@@ -148,12 +153,12 @@ def convert(
     if recipe.data is not None and recipe.analyze is None and not is_said and reads_analysis(recipe):
         recipe = recipe.model_copy(update={"analyze": AnalyzeSection.model_validate({})})
     _run_recipe(recipe, out, overwrite=overwrite, dry_run=dry_run, json=json)
-    if budgets and precision == "int8" and not dry_run:
+    if recipe.bench is not None and precision == "int8" and not dry_run:
         say(f"write the file in INT8, judged on its images: `vitslim export {out} --precision int8 --data {data}`")
 
 
-def _planned(budgets: Budgets, runtime: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a recipe that a budget brings: the search, and the proof in the runtime that it was for."""
+def _proof(runtime: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a recipe that write a student for a runtime and time it there."""
     from vitslim.pipeline.runtimes import runs_onnx_files
 
     precisions = [runtime["precision"]]
@@ -161,7 +166,6 @@ def _planned(budgets: Budgets, runtime: dict[str, Any]) -> dict[str, Any]:
     floats = ["fp32"] if precisions == ["int8"] else precisions
     timed = {name: runtime[name] for name in ("threads", "device")}
     return {
-        "planner": {"budgets": budgets, "runtime": runtime},
         "export": {"precisions": floats} if runs_onnx_files(runtime["backend"]) else None,
         "bench": {"backends": [runtime["backend"]], "precisions": precisions, "batches": [runtime["batch"]], **timed},
     }
@@ -223,18 +227,23 @@ def _run_recipe(recipe: Recipe, out: Path, *, overwrite: bool, dry_run: bool, js
     if dry_run:
         from vitslim.pipeline.budgets import outline_plan, with_planning
         from vitslim.pipeline.checks import check
+        from vitslim.pipeline.folder import RunFolder
         from vitslim.plans import plan_json
 
+        RunFolder(out).check(write_yaml(recipe), overwrite=overwrite)
         forecast = check(recipe)
-        outline = forecast.outline
+        outline, planning = forecast.outline, None
         if recipe.planner is not None:
-            outline = with_planning(outline, outline_plan(recipe))
+            planning = outline_plan(recipe)
+            outline = with_planning(outline, planning)
         say_outline(outline, _AUGMENT)
         say_choices(forecast.choices)
         if json:
             choices = [one.model_dump(mode="json") for one in forecast.choices]
             plan = None if forecast.plan is None else plan_json(forecast.plan)
-            print_json({"recipe": recipe.model_dump(mode="json"), "plan": plan, "choices": choices})
+            ahead = None if planning is None else planning.model_dump(mode="json")
+            document = {"recipe": recipe.model_dump(mode="json"), "plan": plan, "choices": choices, "planning": ahead}
+            print_json(document)
             return
         say("nothing is written; the resolved recipe:\n")
         typer.echo(write_yaml(recipe))

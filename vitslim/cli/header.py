@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from vitslim.cli.screen import say
+from vitslim.cli.screen import duration, say
 
 if TYPE_CHECKING:
     from vitslim.pipeline.choices import Choice
@@ -47,13 +47,6 @@ def say_outline(outline: Outline, section: str) -> None:
         say(f"methods   {', '.join(outline.methods)}")
     if outline.budget:
         say(f"budget    {'; '.join(map(_length, outline.budget))}")
-
-
-def duration(seconds: float) -> str:
-    """About how long something takes."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def say_choices(choices: Iterable[Choice]) -> None:

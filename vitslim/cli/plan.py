@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitslim.cli import complete, options
-from vitslim.cli.header import duration
-from vitslim.cli.screen import Screen, print_json, print_table, say
+from vitslim.cli.screen import Screen, duration, print_json, print_table, say
 from vitslim.cli.train import distill_budget
 from vitslim.errors import ConfigError
 
@@ -136,7 +137,7 @@ def plan(
     recipe = read_recipe(document, setting or [])
     options.show_resolved(model)
     if dry_run:
-        ahead = outline_plan(recipe)
+        ahead = outline_plan(recipe, out, overwrite=overwrite)
         if json:
             print_json(ahead.model_dump(mode="json"))
             return
@@ -150,7 +151,25 @@ def plan(
         print_json({**report.model_dump(mode="json"), "out": str(out)})
         return
     show_trials(report)
-    say(f"wrote {out}; the student: vitslim convert {model} --plan {out}/plan.json --data {data} --out DIR")
+    words = ["vitslim", "convert", model, "--plan", str(out / "plan.json"), "--data", data]
+    repeated = {"--model-arg": model_arg, "--set": [one for one in setting or [] if not one.startswith("planner.")]}
+    changed = {
+        "--target": target,
+        "--batch": None if batch == 1 else batch,
+        "--threads": None if threads == 1 else threads,
+        "--precision": None if precision == "fp32" else precision,
+        "--epochs": epochs,
+        "--batch-size": None if batch_size == 64 else batch_size,
+        "--weights": weights,
+        "--img-size": img_size,
+        "--num-classes": num_classes,
+        "--device": None if device == "cpu" else device,
+        "--seed": seed or None,
+    }
+    words += [word for name, value in changed.items() if value is not None for word in (name, str(value))]
+    words += [word for name, values in repeated.items() for value in values or [] for word in (name, value)]
+    words += ["--no-pretrained"] if no_pretrained else []
+    say(f"wrote {out}; the student: {shlex.join(words)} --out DIR")
 
 
 def given_budgets(
@@ -163,7 +182,12 @@ def given_budgets(
 ) -> Budgets:
     """The budgets that were named, as recipes have them."""
     every = zip(_EXAMPLES, (speedup, latency_ms, macs, params, file_mib, max_drop), strict=True)
-    return [{name: value} for name, values in every for value in values or ()]
+    found = [{name: value} for name, values in every for value in values or ()]
+    for one in found:
+        least = 1 if "speedup" in one else 0
+        if not all(least < value < inf for value in one.values()):
+            raise ConfigError(f"{described(one)}: wanted a number above {least}")
+    return found
 
 
 def described(budget: Mapping[str, float]) -> str:

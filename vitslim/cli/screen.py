@@ -87,7 +87,7 @@ class Screen:
         self._console = Console(stderr=True, highlight=False)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._said: dict[str, float] = {}
 
     def __enter__(self) -> Screen:
@@ -123,7 +123,9 @@ class Screen:
 
     def _log(self, report: Progress, figures: str) -> None:
         now = time.monotonic()
-        begun = self._started.setdefault(report.stage, now)
+        if report.unit == "begun":
+            self._started.pop(report.stage, None)
+        begun, before = self._started.setdefault(report.stage, (now, report.done))
         ended = report.total is not None and report.done >= report.total
         if not ended and now - self._said.get(report.stage, begun - _LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
             return
@@ -131,7 +133,17 @@ class Screen:
         of = "" if report.total is None else f"/{report.total}"
         # A stage that counts nothing says in its unit where it stands.
         count = report.unit if report.unit in _STATES else f"{report.done}{of} {report.unit}"
+        if not ended and report.total is not None and report.done > before:
+            left = (now - begun) / (report.done - before) * (report.total - report.done)
+            figures = f"{duration(left)} left  {figures}"
         say(f"[{now - begun:6.1f} s] {report.stage:<22} {count}  {figures}".rstrip())
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _is_number(text: str) -> bool:

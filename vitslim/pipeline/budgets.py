@@ -137,15 +137,18 @@ def find_plan(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: P
     return planning.plan(_alone(recipe), out, **asked, overwrite=overwrite, progress=progress)
 
 
-def outline_plan(recipe: Recipe) -> PlanOutline:
-    """What ``find_plan`` is going to measure and about how long it takes; it refuses what that would refuse."""
+def outline_plan(recipe: Recipe, out: Path | None = None, *, overwrite: bool = False) -> PlanOutline:
+    """What ``find_plan`` is going to measure and about how long it takes; it refuses what that would refuse.
+
+    Args:
+        out: where the plan is to go; checked where it is given.
+    """
     from vitslim.pipeline import planning
 
     section = _section(recipe)
     check_runtime(section.runtime)
-    return planning.outline_plan(
-        _alone(recipe), budgets=section.budgets, runtime=section.runtime, config=section.config
-    )
+    asked: dict[str, Any] = {"budgets": section.budgets, "runtime": section.runtime, "config": section.config}
+    return planning.outline_plan(_alone(recipe), **asked, out=out, overwrite=overwrite)
 
 
 def run(

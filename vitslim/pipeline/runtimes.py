@@ -16,13 +16,15 @@ def check_runtime(runtime: RuntimeConfig) -> None:
     """Refuse a runtime that cannot be measured on this machine, without loading it.
 
     Raises:
-        ConfigError: no target has this backend, or it runs on a GPU and the device is none.
+        ConfigError: no target has this backend, it has no such precision, or it runs on a GPU and the device is none.
         MissingDependencyError: it, or its device, is not installed here.
     """
     target, backend = find_backend(runtime.backend)
     on_gpu = torch.device(runtime.device).type == "cuda"
     if backend.needs_gpu and not on_gpu:
         raise ConfigError(f"target {backend.name} runs on a GPU; plan for it there (--device cuda)")
+    if runtime.precision == "int8" and "int8" not in target.precisions:
+        raise ConfigError(f"target {backend.name} has no int8; wanted fp32, fp16 or bf16, or another target")
     if missing := _missing(runtime.backend):
         how = f": pip install 'vitslim[{target.extra}]'" if target.extra else ""
         raise MissingDependencyError(f"target {backend.name} is not installed here, it needs {', '.join(missing)}{how}")

@@ -16,6 +16,7 @@ from vitslim.planner.times import (
     SharesOfPlans,
     measure_models,
     measure_plans,
+    probes_left,
     probes_once,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "measured",
     "of_all_kinds",
     "prediction_errors",
+    "probes_left",
     "probes_once",
     "promising",
     "rank_correlations",

@@ -71,23 +71,26 @@ class Budget(Config):
         Raises:
             ConfigError: the dense model itself is within the budget, or it names no cost (``max_drop``).
         """
-        whole = cost(dense)
-        mib = whole.parameters * _BYTES[precision] / 2**20
         if self.max_drop is not None:
             raise ConfigError(
                 "a loss of accuracy is no cost; plan for several speedups and take the fastest that keeps it"
             )
         if self.speedup is not None:
             return 1.0 / self.speedup
-        known: list[tuple[float | None, str, float | None]] = [
-            (self.latency_ms, "ms", dense_ms),
-            (self.macs, "GMAC", whole.macs / 1e9),
-            (self.params, "million parameters", whole.parameters / 1e6),
-            (self.file_mib, f"MiB of weights in {precision}", mib),
-        ]
-        given, unit, has = next(one for one in known if one[0] is not None)
-        assert given is not None
-        assert has is not None
+        (given,) = self.model_dump(exclude_none=True).values()
+        has, unit = self.dense_has(dense, dense_ms, precision)
         if given >= has:
             raise ConfigError(f"the dense model has {has:.4g} {unit} and is within the budget of {given:g} already")
         return given / has
+
+    def dense_has(self, dense: ModelPlan, dense_ms: float | None, precision: str) -> tuple[float, str]:
+        """What the dense model has of what is limited, with the unit; see ``limit``."""
+        whole = cost(dense)
+        if self.measure == "time":
+            assert dense_ms is not None
+            return dense_ms, "ms"
+        if self.macs is not None:
+            return whole.macs / 1e9, "GMAC"
+        if self.params is not None:
+            return whole.parameters / 1e6, "million parameters"
+        return whole.parameters * _BYTES[precision] / 2**20, f"MiB of weights in {precision}"

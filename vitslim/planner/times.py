@@ -8,6 +8,7 @@ method that brings choices of its own. All times are ratios to the dense model i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,13 @@ class ProbeTimes(Result):
     """What was measured: the time of each probe as a share of the dense model's, and what the probes were.
 
     Attributes:
-        dense_ms: latency of the dense model, one call, milliseconds, 10th percentile.
+        dense_ms: latency of the dense model, one call, milliseconds, 10th percentile: the median of ``dense_each_ms``,
+            one for every group that was measured together.
         skipped: probes that could not be measured, with the reason.
     """
 
     dense_ms: float
+    dense_each_ms: list[float] = Field(default_factory=list[float])
     shares: dict[str, float]
     plans: dict[str, Any]
     skipped: dict[str, str]
@@ -106,30 +109,44 @@ def probe_plans(dense: ModelPlan) -> dict[str, ModelPlan]:
     }
 
 
-def measure_probes(model: nn.Module, config: RuntimeConfig, *, progress: ProgressCallback = silent) -> ProbeTimes:
+def measure_probes(
+    model: nn.Module, config: RuntimeConfig, *, file: Path | None = None, progress: ProgressCallback = silent
+) -> ProbeTimes:
     """Time the probes of a dense model in a runtime.
+
+    Args:
+        file: keeps what is measured, and may hold what a run that was cut off has measured.
 
     Raises:
         CheckFailedError: the runtime does not run the dense model.
     """
     plans = probe_plans(plan_of(model))
-    shares, skipped = {DENSE: 1.0}, dict[str, str]()
-    dense_ms: list[float] = []
-    names = list(plans)
-    for first in range(0, len(names), _TOGETHER):
-        group = names[first : first + _TOGETHER]
-        measured, reasons, latency = measure_plans(model, {name: plans[name] for name in group}, config)
-        shares |= measured
-        skipped |= reasons
-        dense_ms.append(latency)
-        progress(Progress("time probes", first + len(group), len(names), "models"))
-    return ProbeTimes(
-        dense_ms=float(np.median(dense_ms)),
-        shares=shares,
+    found = (None if file is None else _read_probes(file)) or ProbeTimes(
+        dense_ms=math.nan,
+        shares={DENSE: 1.0},
         plans={name: plan_json(plan) for name, plan in plans.items()},
-        skipped=skipped,
+        skipped={},
         environment=environment(),
     )
+    left = [name for name in plans if name not in found.shares and name not in found.skipped]
+    progress(Progress("time probes", len(plans) - len(left), len(plans), "models"))
+    for first in range(0, len(left), _TOGETHER):
+        group = left[first : first + _TOGETHER]
+        shares, skipped, latency = measure_plans(model, {name: plans[name] for name in group}, config)
+        each = [*found.dense_each_ms, latency]
+        found = found.model_copy(
+            update={
+                "dense_ms": float(np.median(each)),
+                "dense_each_ms": each,
+                "shares": found.shares | shares,
+                # One that neither ran nor has a reason is not tried for ever.
+                "skipped": found.skipped | {name: "" for name in group if name not in shares} | skipped,
+            }
+        )
+        if file is not None:
+            write_json(file, found.model_dump(mode="json"))
+        progress(Progress("time probes", len(plans) - len(left) + first + len(group), len(plans), "models"))
+    return found
 
 
 def measure_plans(
@@ -241,19 +258,31 @@ def _stable_environment() -> dict[str, Any]:
 def probes_once(
     model: nn.Module, config: RuntimeConfig, folder: Path, *, progress: ProgressCallback = silent
 ) -> ProbeTimes:
-    """``measure_probes``, or what it found before for the same geometry, runtime, machine and versions.
+    """``measure_probes``, less what it found before for the same geometry, runtime, machine and versions.
 
     Args:
         folder: of the cache.
     """
-    plans = {name: plan_json(plan) for name, plan in probe_plans(plan_of(model)).items()}
-    path = folder / f"{digest_of([plans, config, TIMED, _stable_environment()])}.json"
+    return measure_probes(model, config, file=folder / _probes_name(plan_of(model), config), progress=progress)
+
+
+def probes_left(dense: ModelPlan, config: RuntimeConfig, folder: Path) -> int:
+    """How many probes ``probes_once`` has still to measure."""
+    known = _read_probes(folder / _probes_name(dense, config))
+    names = set(probe_plans(dense))
+    return len(names) if known is None else len(names - set(known.shares) - set(known.skipped))
+
+
+def _probes_name(dense: ModelPlan, config: RuntimeConfig) -> str:
+    plans = {name: plan_json(plan) for name, plan in probe_plans(dense).items()}
+    return f"{digest_of([plans, config, TIMED, _stable_environment()])}.json"
+
+
+def _read_probes(path: Path) -> ProbeTimes | None:
     try:
-        known = ProbeTimes.model_validate(read_json(path))
+        return ProbeTimes.model_validate(read_json(path))
     except (CheckpointError, ValueError):
-        known = measure_probes(model, config, progress=progress)
-        write_json(path, known.model_dump(mode="json"))
-    return known
+        return None
 
 
 _CHANGING = ("load_average", "torch_threads")

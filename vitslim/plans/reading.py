@@ -51,7 +51,10 @@ def read_plan_file(path: AnyPath) -> ModelPlan:
         ConfigError: every error in the plan at once.
         CheckpointError: the file is missing or is not JSON.
     """
-    return read_plan(read_json(path), str(path))
+    document = read_json(path)
+    if isinstance(document, dict) and "trials" in document:
+        raise ConfigError(f"{path} is the report of a search; its plan is plan.json beside it")
+    return read_plan(document, str(path))
 
 
 def _readable_part(document: Mapping[str, Any], error: ValidationError) -> ModelPlan | None:

@@ -211,6 +211,13 @@ def _mismatches(plan: ModelPlan, before: ModelPlan) -> list[str]:
     if keys:
         differences = ", ".join(_difference(name, getattr(wanted, name), getattr(found, name)) for name in keys)
         return [f"the plan is for another model ({differences}); make a plan for this one"]
+    # A model that a plan is built into has the plan's own size already, where that is another one.
+    if found.image_size not in (wanted.image_size, plan.image_size):
+        made, here = (" × ".join(map(str, one.image_size)) for one in (wanted, found))
+        return [
+            f"the plan was made for images of {made} px, this model takes {here} px; open the model at the plan's size "
+            "(--img-size), or make a plan for this one"
+        ]
     if before.width is not None and plan.width != before.width:
         return [
             f"the plan wants a stream of {plan.width or wanted.width} channels, this one's has {before.width}; start "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil, log2
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from vitslim.pipeline.images import data_config, open_loader
 from vitslim.pipeline.planning.images import count_images
 from vitslim.pipeline.side_by_side import run_side_by_side
 from vitslim.planner import DamageMeter, PlannerConfig, Rung, Trial
-from vitslim.progress import ProgressCallback
+from vitslim.progress import Progress, ProgressCallback
 from vitslim.recipe import Recipe
 from vitslim.train import DistillConfig, WarmStartConfig
 
@@ -47,7 +49,8 @@ class Recovery:
             place = self.folder / "trials" / f"{steps}-steps"
             names = {index: digest_of(found[index].plan) for index in running}
             recipes = {names[index]: self._short(found[index], steps, place) for index in running}
-            run_side_by_side(recipes, place, overwrite=True, progress=self.progress, ray=self.config.ray)
+            called = {name: f"trial {index + 1}/{len(found)}, {steps} steps" for index, name in names.items()}
+            run_side_by_side(recipes, place, overwrite=True, progress=self._calling(called), ray=self.config.ray)
             for index in running:
                 student = on_device(load(place / names[index]), self.recipe.device).eval()
                 rung = Rung(steps=steps, damage=self.meter.of(student))
@@ -55,6 +58,15 @@ class Recovery:
             self.steps += steps * len(running)
             running = sorted(running, key=lambda index: score(found[index]))[: ceil(len(running) / 2)]
         return found
+
+    def _calling(self, called: Mapping[str, str]) -> ProgressCallback:
+        """Reports under what trials are ``called``, who run under the digests of their plans."""
+
+        def report(progress: Progress) -> None:
+            name, colon, stage = progress.stage.partition(":")
+            self.progress(replace(progress, stage=f"{called.get(name, name)}{colon}{stage}"))
+
+        return report
 
     def _short(self, trial: Trial, steps: int, place: Path) -> Recipe:
         path = place / f"{digest_of(trial.plan)}.plan.json"
@@ -84,7 +96,7 @@ def rungs(recipe: Recipe, model: nn.Module, config: PlannerConfig, trials: int) 
     """How many trials are trained, and for how many steps, twice as many each time."""
     if trials < 2 or not config.recovery:
         return []
-    total, rounds = _final_steps(recipe, model) * config.recovery, ceil(log2(trials))
+    total, rounds = final_steps(recipe, model) * config.recovery, ceil(log2(trials))
     found: list[tuple[int, int]] = []
     steps = 0
     for _ in range(rounds):
@@ -99,7 +111,7 @@ def score(trial: Trial) -> float:
     return trial.last.kl if trial.last.loss is None else trial.last.loss
 
 
-def _final_steps(recipe: Recipe, model: nn.Module) -> int:
+def final_steps(recipe: Recipe, model: nn.Module) -> int:
     """Of the distillation that the student is going to have."""
     distill, data = recipe.distill, recipe.data
     assert data is not None

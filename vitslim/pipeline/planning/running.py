@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
 from torch import nn
 
 from vitslim.analysis import AnalysisReport, analyze_once
@@ -21,7 +21,7 @@ from vitslim.pipeline.devices import on_device
 from vitslim.pipeline.folder import RunFolder
 from vitslim.pipeline.inputs import analysis_images, file_state, open_source
 from vitslim.pipeline.planning.images import open_meter
-from vitslim.pipeline.planning.outline import check_budgets
+from vitslim.pipeline.planning.outline import check_budgets, resolved
 from vitslim.pipeline.planning.recovery import Recovery, score
 from vitslim.planner import (
     LADDER,
@@ -65,7 +65,7 @@ _LEAST = (0.95, 0.0, 0.0)
 """Of the limit: plans that take less as measured, or too long, are solved for again; later those that take too long."""
 _OUTLOOK = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 """Limits that the report has a word on."""
-_LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+_LEVELS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 """Limits that are tried to say how far anything goes."""
 
 
@@ -95,10 +95,7 @@ def plan(
     config = config or PlannerConfig()
     check_budgets(recipe, budgets)
     folder = RunFolder(out)
-    settings = {"recipe": recipe, "runtime": runtime, "planner": config}
-    document: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in settings.items()}
-    document["budgets"] = [one.model_dump(mode="json", exclude_none=True) for one in budgets]
-    text = yaml.safe_dump(document, sort_keys=False)
+    text = resolved(recipe, budgets, runtime, config)
     folder.check(text, overwrite=overwrite)
     dense = on_device(open_source(recipe), recipe.device)
     if is_converted(dense):
@@ -190,9 +187,10 @@ class _Planning:
         with self._timed("times of trials"):
             trials = self._trials(search, candidates, limit, is_timed=budget.measure == "time")
         with self._timed("short trainings"):
-            trained = self._recovery.train(
-                [self._trial(one, share, analysis, space.price, changes) for one, share in trials]
+            named = _told_apart(
+                self.trials, [self._trial(one, share, analysis, space.price, changes) for one, share in trials]
             )
+            trained = self._recovery.train(named)
         first = len(self.trials)
         self.trials += trained
         indices = range(first, len(self.trials))
@@ -237,10 +235,12 @@ class _Planning:
     def _out_of_reach(self, budget: Budget, limit: float, space: Compositions) -> str:
         """How far anything goes, and what would go further."""
         reached = min([one.price for level in _LEVELS for one in space.meeting(level)], default=1.0)
+        has = budget.dense_has(self.dense, self._times[1] if budget.measure == "time" else None, self.runtime.precision)
+        least = f"{1 / reached:.2f}x" if budget.speedup else f"{reached * has[0]:.4g} {has[1]}, {1 / reached:.2f}x"
+        elsewhere = ", plan for another batch size or target" if budget.measure == "time" else ""
         return (
-            f"{budget.describe()}: no composition of methods is expected to take {limit:.0%} of the dense model's "
-            f"{budget.measure} or less; the least that was found is {reached:.0%} ({1 / reached:.2f}x); ask for less, "
-            "or start from a smaller model"
+            f"{budget.describe()}: no composition of methods is expected to get there; the furthest that was found is "
+            f"{least}; stay within that{elsewhere}, or start from a smaller model"
         )
 
     @contextmanager
@@ -321,7 +321,8 @@ class _Planning:
             reached = "none could be measured" if best is None else f"the fastest reached {1 / best:.2f}x"
             raise ConfigError(
                 f"no plan takes {limit:.0%} of the dense model's time or less as measured: {reached}; measure on a "
-                "quiet machine, or ask for less"
+                f"quiet machine (what was measured is kept in {times_folder()}; without it all is measured again), or "
+                "ask for less"
             )
         kept = {
             one.plan.model_dump_json() for one in of_all_kinds([one for one, _ in within.values()], self.config.trials)
@@ -363,6 +364,18 @@ class _Planning:
         solved = best_steps(self.dense, self._changes(budget), self._price(budget), _OUTLOOK)
         found = [Outlook(limit=limit, expected_kl=one[1]) for limit, one in zip(_OUTLOOK, solved, strict=True) if one]
         return sorted(found, key=lambda one: one.limit)
+
+
+def _told_apart(known: Sequence[Trial], trials: Sequence[Trial]) -> list[Trial]:
+    """The trials; other plans of the same name get a number."""
+    named = {one.name: one.plan for one in known}
+    found: list[Trial] = []
+    for trial in trials:
+        names = itertools.chain([trial.name], (f"{trial.name} ({number})" for number in itertools.count(2)))
+        name = next(name for name in names if named.get(name, trial.plan) == trial.plan)
+        named[name] = trial.plan
+        found.append(trial.model_copy(update={"name": name}))
+    return found
 
 
 def _remembered(price: Callable[[ModelPlan], float | None]) -> Price:
