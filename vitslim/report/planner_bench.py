@@ -67,12 +67,13 @@ def bench_notes(report: PlannerBenchReport) -> list[str]:
         notes.append(f"{task}: {steps} steps of distillation for every row, {images} held-out images{top1}.")
     for one in report.planning:
         seconds, error, machine = one["seconds"], one["prediction_error"], one.get("cpu")
+        trainings, times = seconds.get("short trainings", 0.0), seconds.get("times of steps", 0.0)
         notes.append(
             f"The search for all speedups on {one['task']} in {one['runtime']} "
             + (f"on {machine} " if machine else "")
-            + f"took {sum(seconds.values()) / 60:.0f} minutes, {seconds['short trainings'] / 60:.0f} of them for "
+            + f"took {sum(seconds.values()) / 60:.0f} minutes, {trainings / 60:.0f} of them for "
             f"{one['recovery_steps']} steps of short trainings"
-            + (", with times of steps from an earlier search" if seconds["times of steps"] < 30 else "")
+            + (", with times of steps from an earlier search" if times < 30 else "")
             + ("." if error is None else f"; times of its trials were predicted to {100 * error:.1f} % (median).")
         )
     for one in report.times:
