@@ -37,6 +37,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes: Registry[int]) -> 
         shapes.get("zzz")
 
 
+def test_another_name_of_an_entry_finds_it_and_is_not_listed() -> None:
+    registry = Registry[int]("shape", GROUP, aliases={"three-sided": "triangle"})
+    registry.register("triangle", 3)
+    assert registry.get("three-sided") == 3
+    assert registry.names() == ["triangle"]
+
+
 def test_a_name_is_given_once(shapes: Registry[int]) -> None:
     with pytest.raises(ConfigError, match="'triangle' is registered already"):
         shapes.register("triangle", 4)

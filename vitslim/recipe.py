@@ -46,7 +46,6 @@ class DataSection(DataConfig):
     """The images, and how the training ones are changed."""
 
     augment: AugmentConfig = AugmentConfig()
-    labels: Literal["auto", "ignore"] = "auto"  # ignore: images of other classes than the model's
     train_limit: int | None = Field(None, gt=0)  # use so many training images, spread over the classes
     val_limit: int | None = Field(None, gt=0)
     reserved: int = Field(0, ge=0)  # training images, spread over the classes, that nothing is trained on

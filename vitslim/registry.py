@@ -1,6 +1,7 @@
 """Named entries that others may add to: methods, targets, model adapters."""
 
 import warnings
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -24,10 +25,11 @@ class Registry(Generic[T]):
         what: one entry, as messages call it: ``target``.
         group: of the entry points: ``vitslim.targets``.
         own: the module whose import registers vitslim's own entries, where nothing else imports it first.
+        aliases: further names of entries, which ``names`` leaves out.
     """
 
-    def __init__(self, what: str, group: str, own: str | None = None) -> None:
-        self.what, self.group, self.own = what, group, own
+    def __init__(self, what: str, group: str, own: str | None = None, aliases: Mapping[str, str] | None = None) -> None:
+        self.what, self.group, self.own, self.aliases = what, group, own, aliases or {}
         self._entries: dict[str, T] = {}
         self._is_complete = False
 
@@ -47,6 +49,7 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: there is none; the message has the nearest name.
         """
+        name = self.aliases.get(name, name)
         if name not in self._entries:
             self._load_entry_points()
         if name not in self._entries:

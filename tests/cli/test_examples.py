@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """All commands and groups below one."""
+    """All commands and groups below one that the help shows."""
     found: list[str] = []
     for name, inner in getattr(group, "commands", {}).items():
-        found += [" ".join((*path, name)), *commands(inner, (*path, name))]
+        found += [] if inner.hidden else [" ".join((*path, name)), *commands(inner, (*path, name))]
     return found
 
 

@@ -54,6 +54,13 @@ def test_every_form_of_a_file_has_its_own_name(one_block: Path, vitslim: Command
         (["--input-format", "png"], "input_format='png': Input should be 'normalized', 'uint8-nchw' or 'uint8-nhwc'"),
         (["--precision", "int8"], "int8 takes its ranges from images of the task and is judged on them; name them"),
         (["--to", "torch-export", "--precision", "int8"], "target 'torch-export' is not written in int8; wanted fp32"),
+        (
+            ["--precision", "fp8"],
+            "`vitslim quantize DIR --data D --precision fp8` makes such an ONNX file for TensorRT",
+        ),
+        (["--to", "tensorrt", "--precision", "int8"], "wanted fp16, bf16, fp32; `vitslim quantize DIR"),
+        (["--to", "tensorrt-rtx", "--precision", "fp8"], "target 'rtx' is not written in fp8; wanted fp16, bf16, fp32"),
+        (["--to", "openvino", "--dynamic-image-size"], "are input_format; dynamic_image_size goes with --to onnx"),
         (["--refit", "--set", "batch=4"], "target 'onnx' takes no refit; its options are batch, opset"),
         (["--set", "opset"], "--set 'opset': wanted KEY=VALUE"),
     ],

@@ -81,7 +81,11 @@ def test_a_student_becomes_a_program(copied: Path, vitslim: Command) -> None:
         (["--to", "triton-server", "--out", "OUT", "--backend", "openvino"], "backend 'openvino' is not known"),
         (["--to", "triton-server", "--out", "OUT", "--backend", "tensorrt"], "--to tensorrt` first"),
         (["--to", "triton-server", "--out", "OUT", "--max-batch", "0"], "max_batch=0: wanted a number from 1"),
-        (["--to", "triton-server", "--out", "OUT", "--precision", "fp16"], "is not written in fp16; wanted fp32"),
+        (
+            ["--to", "triton-server", "--out", "OUT", "--precision", "fp16"],
+            "(--to onnx or tensorrt --precision fp16), then",
+        ),
+        (["--to", "openvino-server", "--out", "OUT", "--precision", "bf16"], "export that first (--to openvino --prec"),
         (["--to", "triton-server", "--out", "OUT", "--artifact", "no.onnx"], "no.onnx does not exist"),
         (["--to", "torch-export", "--out", "OUT.pt2", "--max-batch", "8"], "target 'torch-export' takes no max_batch"),
         (["--to", "torch-export", "--out", "OUT.onnx"], "torch.export program ends in .pt2; wanted such a path"),
@@ -123,6 +127,11 @@ def test_a_quantization_that_is_not_known_is_refused(student: Path, vitslim: Com
     outcome = vitslim("quantize", student, "--data", IMAGES, "--precision", "int4")
     assert outcome.code == 2
     assert "precision 'int4' is not offered; wanted fp8 or int8" in outcome.error
+
+
+def test_the_help_of_quantize_names_the_way_for_cpus(vitslim: Command) -> None:
+    said = " ".join(vitslim("quantize", "--help").out.split())
+    assert "For CPUs use `vitslim export DIR --precision int8`" in said
 
 
 def test_an_artifact_of_another_kind_is_refused(copied: Path, tmp_path: Path, vitslim: Command) -> None:

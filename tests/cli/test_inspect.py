@@ -61,7 +61,29 @@ def test_targets_are_listed_with_what_runs_them_and_what_is_missing(
     rows = {row["name"]: row for row in vitslim("list", "targets", "--json").document}
     assert set(rows) == {one.name for one in list_targets()} >= {"onnx", "tensorrt", "triton-server"}
     assert (rows["onnx"]["suffix"], rows["tensorrt"]["missing"]) == (".onnx", ["tensorrt"])
-    assert "missing tensorrt pip install 'vitslim[tensorrt]'" in vitslim("list", "targets").out
+    assert "missing tensorrt: pip install 'vitslim[tensorrt]'" in vitslim("list", "targets").out
+
+
+def test_what_int8_needs_too_is_shown_where_it_is_missing(vitslim: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitslim.targets.base.find_spec", lambda name: None if name == "nncf" else find_spec(name))
+    state = " ".join(vitslim("list", "targets", "openvino").out.split())
+    assert "int8 also needs nncf: pip install 'vitslim[openvino]'" in state
+    monkeypatch.setattr("vitslim.targets.base.find_spec", lambda _: True)
+    assert "nncf" not in vitslim("list", "targets").out
+
+
+@pytest.mark.parametrize("name", ["openvino-server", "triton-server"])
+def test_a_server_has_the_precision_of_its_file(name: str, vitslim: Command) -> None:
+    assert re.search(r"precisions +that of the file", vitslim("list", "targets", name).out)
+    assert vitslim("list", "targets", name, "--json").document["precisions"] == []
+
+
+def test_engines_take_a_range_of_image_sizes_where_the_method_allows(vitslim: Command) -> None:
+    shown = vitslim("list", "targets", "tensorrt-rtx").out
+    assert shown.split()[0] == "rtx"
+    assert re.search(r"^skipat +yes, a range: --image-size ", shown, re.MULTILINE)
+    assert re.search(r"^merge +no: how many patches", shown, re.MULTILINE)
+    assert "not in this target" not in shown
 
 
 def test_a_target_is_shown_with_its_options_and_what_becomes_of_each_method(vitslim: Command) -> None:
@@ -73,6 +95,7 @@ def test_a_target_is_shown_with_its_options_and_what_becomes_of_each_method(vits
     assert methods["merge"]["chooses"]
     assert "no: how many patches" in vitslim("list", "targets", "onnx").out
     assert "no: not in this target" in vitslim("list", "targets", "torch-export").out
+    assert "no: not in this target" not in vitslim("list", "targets", "tensorrt").out
     assert "did you mean 'onnx'" in vitslim("list", "targets", "onxx").error
 
 

@@ -1,6 +1,7 @@
 """INT8: kept where it loses little and gains time, else kept aside with the reason."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_a_file_that_does_not_is_kept_aside_and_the_old_one_stays(
     assert old.read_text() == "old"
 
 
+def test_a_file_without_a_rival_in_float_is_kept_with_a_note(
+    saved: Path, tmp_path: Path, timed: dict[str, float]
+) -> None:
+    del timed["fp32"], timed["bf16"]
+    found = exported(saved, tmp_path / "model.xml")
+    assert not found.failures
+    assert found.notes == ["its speed is not proven: nothing in float could be timed beside it"]
+
+
 def test_the_command_tells_the_times_and_fails_where_nothing_is_gained(
     saved: Path, tmp_path: Path, timed: dict[str, float], vitslim: Command
 ) -> None:
@@ -131,6 +141,29 @@ def test_without_images_of_the_task_nothing_is_written(saved: Path, tmp_path: Pa
         write_ir(small(), tmp_path / "model.xml", torch.randn(2, 3, 32, 32), precision="int8")
     with pytest.raises(ConfigError, match="is not written in int8"):
         export(saved, tmp_path / "model.pt2", to="torch-export", precision="int8", data=DATA)
+
+
+def test_images_of_other_classes_judge_by_agreement(
+    saved: Path, tmp_path: Path, timed: dict[str, float], vitslim: Command
+) -> None:
+    data = "fractals:classes=4,train_per_class=2,val_per_class=4,image_size=32"
+    words = ("export", saved, "--precision", "int8", "--data", data, "--out", tmp_path / "model.onnx")
+    refused = vitslim(*words)
+    assert refused.code == 2
+    assert "given 4 classes, model has 10 outputs" in refused.error
+    assert "leave them out (data.labels=ignore" in refused.error
+    found = vitslim(*words, "--set", "data.labels=ignore", "--max-drop", 100, "--json").document
+    assert found["model"]["top1"] is None
+    assert found["loss"] == pytest.approx(100 * (1 - found["file"]["agreement"]))
+
+
+def test_without_nncf_nothing_is_begun(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitslim.targets.base.find_spec", lambda name: None if name == "nncf" else find_spec(name))
+    with pytest.raises(
+        MissingDependencyError, match=r"target 'openvino' needs nncf: pip install 'vitslim\[openvino\]'"
+    ):
+        export(saved, tmp_path / "model.xml", to="openvino", precision="int8")  # without data, which is asked for later
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_nncf_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ def test_the_help_names_every_command_and_fits_the_terminal(vitslim: Command) ->
     assert outcome.code == 0
     for command in COMMANDS:
         assert f" {command} " in outcome.out
+    assert " deploy " not in outcome.out
     assert max(len(line) for line in outcome.out.splitlines()) <= 100
 
 
@@ -48,6 +49,7 @@ def test_no_words_at_all_show_the_help(vitslim: Command) -> None:
     ("words", "message"),
     [
         (["covert"], "No such command 'covert'. Did you mean 'convert'? (see `vitslim --help`)"),
+        (["deploy", "out", "--to", "rtx"], "there is no `deploy`; use `vitslim export DIR --to TARGET`"),
         (["convert"], "Missing argument 'MODEL' (see `vitslim convert --help`)"),
         (
             ["convert", "builtin", "--out", "x"],

@@ -6,6 +6,7 @@ import pytest
 
 from tests.cli.conftest import Command
 from tests.plugin.conftest import no_compiler, no_kernels, tools
+from vitslim import plugin
 
 __all__ = ["no_compiler", "no_kernels", "tools"]
 
@@ -42,7 +43,29 @@ def test_what_was_left_out_is_reported(vitslim: Command, tmp_path: Path) -> None
     assert outcome.code == 0
     assert "the TensorRT plugin was left out" in outcome.err
     assert "VITSLIM_KERNELS_LIBRARY=" in outcome.err
-    assert "not built" in vitslim("plugin", "info").out
+    assert "not built: vitslim plugin build --tensorrt-include DIR" in vitslim("plugin", "info").out
+
+
+@pytest.mark.usefixtures("tools", "no_kernels")
+def test_both_variables_are_named_for_a_folder_of_ones_own(
+    vitslim: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plugin.build(tmp_path / "out", ["90"])
+    with_plugin = made.model_copy(update={"plugins": tmp_path / "out" / "libvitslim_plugins.so"})
+    monkeypatch.setattr(plugin, "build", lambda *_: with_plugin)
+    said = " ".join(vitslim("plugin", "build", "--out", tmp_path / "out").err.split())
+    assert f"VITSLIM_KERNELS_LIBRARY={made.kernels}" in said
+    assert f"VITSLIM_PLUGIN_LIBRARY={with_plugin.plugins}" in said
+
+
+@pytest.mark.usefixtures("tools", "no_kernels")
+def test_nothing_is_said_to_be_compiled_that_is_refused(vitslim: Command) -> None:
+    for words in (("--arch", "70"), ("--arch", "abc"), ("--widths", "60")):
+        outcome = vitslim("plugin", "build", *words)
+        assert outcome.code == 2
+        assert "compiling" not in outcome.err
+    said = " ".join(vitslim("plugin", "build", "--arch", "90", "--widths", "64").err.split())
+    assert "compiling for 90 and heads of 64;" in said
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -114,8 +114,11 @@ class Engines(OnnxTarget):
 def test_engines_are_timed_beside_those_in_half_precision(student: Path) -> None:
     judged = Judged(checkpoint.load(student), DATA)
     target, made = Engines(), student / "export" / "model.onnx"
-    file, times = quantizing.proven_as(target, made, judged, "fp8", "fp16", device="cpu", clock=cpu_clock)
+    notes = list[str]()
+    file, times = quantizing.proven_as(target, made, judged, "fp8", "fp16", notes, device="cpu", clock=cpu_clock)
     assert file.agreement == 1.0
     assert {batch: {*found} for batch, found in times.items()} == {1: {"fp8", "fp16"}, 8: {"fp8", "fp16"}}
     assert ("fp16", "model.onnx") in target.built
     assert ("bf16", "model") in target.built  # which ONNX Runtime does not run, so it is no rival
+    assert len(notes) == 2
+    assert all(note.startswith("it was not timed beside bf16: ") for note in notes)

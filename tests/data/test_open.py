@@ -113,6 +113,8 @@ def test_another_number_of_classes_than_the_model_has_is_refused(make_folder: Ma
         open_data(root, split="train", preprocessing=wanted, batch_size=2, num_classes=10)
     open_data(root, split="train", preprocessing=wanted, batch_size=2, num_classes=3)
     open_data(root, split="train", preprocessing=wanted, batch_size=2, num_classes=10, labels="ignore")
+    ignored = DataConfig(source=str(root), labels="ignore")
+    assert not open_data(ignored, split="train", preprocessing=wanted, batch_size=2, num_classes=10).labelled
 
 
 def test_a_class_map_names_the_classes_in_label_order(make_folder: MakeFolder, tmp_path: Path, wanted: Any) -> None:

@@ -15,6 +15,8 @@ from vitslim.targets import verify
 from vitslim.targets.onnx.export import export_onnx
 from vitslim.targets.onnx.free_sizes import probe_sizes
 from vitslim.targets.onnx.types import precision_errors
+from vitslim.targets.tensorrt.options import EngineOptions
+from vitslim.targets.tensorrt.target import write_onnx
 
 SIZES = [(32, 32), (24, 56), (16, 64), (64, 16), (48, 48)]
 """Square, oblong, and two with as many patches as the model's own 4 × 4."""
@@ -106,6 +108,13 @@ def test_a_method_that_needs_constants_is_refused_with_the_reason(tmp_path, case
     with pytest.raises(UnsupportedModelError, match=rf"dynamic_image_size: .*{message}; export one file per size"):
         export_onnx(converted(*cases), tmp_path / "m.onnx", dynamic_image_size=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_of_sizes_for_an_engine_is_refused_by_its_own_name(tmp_path):
+    wanted = EngineOptions(image_size=(32, 64, 128))
+    message = r"^image_size \(--image-size\): this model has steps with .*; export one file per size"
+    with pytest.raises(UnsupportedModelError, match=message):
+        write_onnx(converted("evo_vit"), tmp_path / "m.onnx", wanted, {})
 
 
 def test_a_table_of_the_traced_size_keeps_its_size(tmp_path):

@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (export, verify, refit, quantize):
         app.command()(command)
+    app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(deploy)
 
 
 def export(
@@ -48,7 +49,11 @@ def export(
     data: options.DataOption = None,
     setting: Annotated[
         list[str] | None,
-        _option("--set", "any option of the target, or how images are prepared: data.mean=0.5", metavar="KEY=VALUE"),
+        _option(
+            "--set",
+            "any option of the target, or of the images: data.mean=0.5, data.labels=ignore",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     device: Annotated[str | None, _option("--device", "aotinductor: cpu, cuda")] = None,
     no_optimize: Annotated[bool, _option("--no-optimize", "leave onnxslim out", "ONNX")] = False,
@@ -168,6 +173,11 @@ def _tell_quantized(found: QuantizedExport, lines: list[str], timed: str) -> Non
         raise CheckFailedError(f"{'; '.join(found.failures)}; the file is kept aside as {found.path}")
 
 
+def deploy() -> None:
+    """Replaced by `vitslim export DIR --to TARGET`."""
+    raise ConfigError("there is no `deploy`; use `vitslim export DIR --to TARGET` (`vitslim list targets` shows them)")
+
+
 def verify(
     folder: FolderArgument,
     artifact: Annotated[list[Path] | None, typer.Argument(help="files; default all in DIR/export")] = None,
@@ -276,7 +286,10 @@ def quantize(
     overwrite: OverwriteOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Make the exported ONNX file FP8 or INT8 with NVIDIA Model-Optimizer, which has an environment of its own."""
+    """Make the exported ONNX file FP8 or INT8 for TensorRT with NVIDIA Model-Optimizer.
+
+    Model-Optimizer has an environment of its own. For CPUs use `vitslim export DIR --precision int8`.
+    """
     from vitslim import pipeline
     from vitslim.targets.onnx.quantization import QuantizedOnnx
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from vitslim.methods import OptionDescription
     from vitslim.pipeline.inspecting import Inspection
     from vitslim.plans import ModelPlan
+    from vitslim.targets.base import TargetInfo
 
+_OF_THE_FILE = "that of the file"
+"""The precision in which a server runs what it is given."""
 _OPTIONAL = {
     "training": ("train", ("accelerate", "tensorboard")),
     "HF and webdataset images": ("data", ("datasets", "webdataset")),
@@ -309,9 +312,9 @@ def _list_targets(json: bool) -> None:
             (
                 target.name,
                 f"{target.title}, {target.suffix}" if target.suffix else target.title,
-                ", ".join(target.precisions),
+                ", ".join(target.precisions) or _OF_THE_FILE,
                 ", ".join(target.backends),
-                f"missing {', '.join(target.missing)} {_install(target.extra)}".rstrip() if target.missing else "ready",
+                _target_state(target),
             )
             for target in found
         ],
@@ -323,35 +326,44 @@ def _list_target(name: str, json: bool) -> None:
     from vitslim.targets import TARGETS, list_targets
 
     target = TARGETS.get(name)
-    (info,) = (one for one in list_targets() if one.name == name)
+    (info,) = (one for one in list_targets() if one.name == target.name)
     forms = form_support()
     options_taken = target.option_names()
     if json:
         taken = {"options": options_taken, "methods": [one.model_dump(mode="json") for one in forms]}
         print_json({**info.model_dump(mode="json"), **taken})
         return
-    state = f"missing {', '.join(info.missing)} {_install(info.extra)}".rstrip() if info.missing else "ready"
     rows = [
         ("writes", f"{info.title}, {info.suffix}" if info.suffix else info.title),
-        ("state", state),
-        ("precisions", ", ".join(info.precisions)),
+        ("state", _target_state(info)),
+        ("precisions", ", ".join(info.precisions) or _OF_THE_FILE),
         ("options", ", ".join(options_taken) or "none"),
         ("run by", ", ".join(info.backends) or "not by vitslim"),
     ]
-    print_table(name, ("", ""), rows)
-    none = "" if target.leaves_sizes_free else "no: not in this target"
+    print_table(info.name, ("", ""), rows)
+    free = "yes" if target.leaves_sizes_free else "no: not in this target"
+    if "image_size" in options_taken:  # of engines
+        free = "yes, a range: --image-size"
     print_table(
         "every method is written",
         ("method", "free image size", "compared"),
         [
             (
                 one.form,
-                none or (f"no: {one.one_size}" if one.one_size else "yes"),
+                f"no: {one.one_size}" if one.one_size and free.startswith("yes") else free,
                 "on the file's own choices" if one.chooses else "directly",
             )
             for one in forms
         ],
     )
+
+
+def _target_state(info: TargetInfo) -> str:
+    state = f"missing {', '.join(info.missing)}" if info.missing else "ready"
+    if info.int8_missing:
+        state += f"; int8 also needs {', '.join(info.int8_missing)}"
+    is_whole = not (info.missing or info.int8_missing) or info.extra is None
+    return state if is_whole else f"{state}: {_install(info.extra)}"
 
 
 def _list_aliases(json: bool) -> None:

@@ -48,10 +48,6 @@ def build(
 
     architectures = plugin.ARCHITECTURES if arch is None else options.words(arch)
     heads = plugin.WIDTHS if widths is None else _whole_numbers("--widths", widths)
-    say(
-        f"compiling for {', '.join(architectures)} and heads of {', '.join(map(str, heads))}; it takes some seconds "
-        "for each architecture and width"
-    )
     made = plugin.build(out, architectures, tensorrt_include, heads)
     if json:
         print_json(made.model_dump(mode="json"))
@@ -60,7 +56,8 @@ def build(
     if made.plugins is None:
         say("the TensorRT plugin was left out: give TensorRT's headers with --tensorrt-include")
     if out is not None:
-        say(f"vitslim finds them with VITSLIM_KERNELS_LIBRARY={made.kernels}", style="yellow")
+        plugins = "" if made.plugins is None else f" VITSLIM_PLUGIN_LIBRARY={made.plugins}"
+        say(f"vitslim finds what was built with VITSLIM_KERNELS_LIBRARY={made.kernels}{plugins}", style="yellow")
 
 
 def info(json: options.JsonOption = False) -> None:
@@ -77,7 +74,7 @@ def info(json: options.JsonOption = False) -> None:
         ("Triton", found["triton"] or "missing"),
         ("C++ compiler", "missing" if compiler is None else f"{compiler['version']}  {compiler['path']}"),
     ]
-    rows += [(name, _library_line(library)) for name, library in found["libraries"].items()]
+    rows += [(name, _library_line(name, library)) for name, library in found["libraries"].items()]
     print_table("", ("", ""), rows)
     # A build writes both libraries with the same kernels.
     builds = [library["build"] for library in found["libraries"].values() if library is not None]
@@ -109,9 +106,10 @@ def _kernel_rows(inside: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _library_line(library: dict[str, Any] | None) -> str:
+def _library_line(name: str, library: dict[str, Any] | None) -> str:
     if library is None:
-        return "not built: vitslim plugin build"
+        headers = " --tensorrt-include DIR" if "plugin" in name else ""
+        return f"not built: vitslim plugin build{headers}"
     if library["build"] is None:
         return f"{library['path']}  (built elsewhere)"
     built = library["build"]

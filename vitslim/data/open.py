@@ -67,6 +67,7 @@ def open_data(
     if isinstance(spec, DataConfig):
         config = spec
         preprocessing = _prepared(preprocessing, spec)
+        labels = "ignore" if spec.labels == "ignore" else labels
     else:
         config = DataConfig() if isinstance(spec, FractalConfig) else DataConfig(source=str(spec))
     if limit is not None and limit < 1:
@@ -253,8 +254,8 @@ def _checked(
     if num_classes is not None and found is not None and found != num_classes:
         raise DataError(
             f"{contents.origin}: given {found} classes, model has {num_classes} outputs; give data of the model's "
-            f"classes, open the model with a classifier of its own for them, to be trained (--num-classes {found}, "
-            f"num_classes={found}), or name the classes in label order (data.class_map); where labels are not needed "
-            "leave them out (data.labels=ignore in a recipe, labels='ignore')"
+            f"classes, open the model with a classifier of its own for them, to be trained (`vitslim train MODEL "
+            f"--num-classes {found}`, num_classes={found}), or name the classes in label order (data.class_map=FILE); "
+            "where labels are not needed leave them out (data.labels=ignore, labels='ignore')"
         )
     return Loader(source, contents, max_corrupt_share)

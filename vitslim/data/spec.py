@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class DataConfig(Config):
     class_map: str | None = None  # folders: text file with one class name per line, in label order
     image_key: str = "image"  # Hugging Face data sets: column of the images
     label_key: str = "label"  # Hugging Face data sets: column of the classes
+    labels: Literal["auto", "ignore"] = "auto"  # ignore: images of other classes than the model's
     num_classes: int | None = Field(default=None, ge=1)  # shards: number of classes, which the files do not tell
     batch_size: int = Field(default=64, ge=1)  # images
     workers: int = Field(default=0, ge=0)  # processes that decode image files; the built-in images need none

@@ -24,6 +24,7 @@ from vitslim.runtime import Precision
 from vitslim.shapes import AnyPath, AtLeastOne
 from vitslim.targets import TARGETS, ExportRequest, Target, find_backend, target_of
 from vitslim.targets import verify as verify_file
+from vitslim.targets.onnx.quantization import PRECISIONS as QUANTIZED
 from vitslim.targets.parity.result import Departure, ParityReport
 
 _BISECTED = 4
@@ -114,15 +115,12 @@ def prepare_export(
     source = None if isinstance(model, nn.Module) else Path(model)
     if source is not None and source.suffix != ".onnx" and not source.exists():
         source = None  # a dense model's name
-    chosen = precision or target.default_precision(source)
-    kind: Precision | None = next((one for one in target.precisions if one == chosen), None)
-    if kind is None:
-        raise ConfigError(f"target {to!r} is not written in {chosen}; wanted {', '.join(target.precisions)}")
+    kind = _checked_precision(target, precision or target.default_precision(source), is_asked=precision is not None)
     if path is None and source is None:
         raise ConfigError("export needs a path (--out), except for a folder that vitslim.save wrote")
     place = Path(path) if path is not None else target.default_path(cast(Path, source), kind, options)
     target.check_path(place, overwrite=overwrite)
-    target.require()
+    target.require(kind)
     return target, ExportRequest(
         path=place,
         precision=kind,
@@ -139,12 +137,30 @@ def _sample(model: ModelLike, data: DataLike | None, count: int) -> Tensor:
     return sample_images(live, data or default_data(live), count)
 
 
+def _checked_precision(target: Target, precision: str, *, is_asked: bool) -> Precision:
+    if target.serves and is_asked:
+        raise ConfigError(
+            f"target {target.name!r} serves a file in the precision that it was exported in; export that first "
+            f"(--to {' or '.join(target.serves)} --precision {precision}), then name it with --artifact"
+        )
+    kind: Precision | None = next((one for one in target.precisions if one == precision), None)
+    if kind is not None:
+        return kind
+    wanted = ", ".join(target.precisions)
+    if target.name in ("onnx", "tensorrt") and precision in QUANTIZED:
+        wanted += f"; `vitslim quantize DIR --data D --precision {precision}` makes such an ONNX file for TensorRT"
+    raise ConfigError(f"target {target.name!r} is not written in {precision}; wanted {wanted}")
+
+
 def _check_options(target: Target, options: dict[str, Any]) -> None:
     known = target.option_names()
     unknown = sorted(set(options) - set(known))
     if unknown:
+        takers = {one: [name for name, other in TARGETS.items() if one in other.option_names()] for one in unknown}
+        hints = [f"; {one} goes with --to {' or '.join(names)}" for one, names in takers.items() if names]
         raise ConfigError(
             f"target {target.name!r} takes no {', '.join(unknown)}; its options are {', '.join(known) or 'none'}"
+            + "".join(hints)
         )
     if "device" in options:
         device_named(options["device"])

@@ -78,7 +78,10 @@ def keep_or_reject(
         precision: its name in ``latency_ms``.
     """
     loss = None if file is None else judged.points(file)
-    failures = [*_lost(loss, most, judged.what), *_slow(latency_ms, precision)]
+    rivals = {batch: times for batch, times in latency_ms.items() if set(times) - {precision}}
+    failures = [*_lost(loss, most, judged.what), *_slow(rivals, precision)]
+    if latency_ms and not rivals:
+        notes = [*notes, "its speed is not proven: nothing in float could be timed beside it"]
     place = path.parent / "rejected" if failures else path.parent
     found = QuantizedExport(
         path=str(place / path.name),
@@ -89,7 +92,7 @@ def keep_or_reject(
         most=most,
         latency_ms=latency_ms,
         failures=failures,
-        notes=[*notes],
+        notes=[*dict.fromkeys(notes)],
         environment=environment(),
     )
     proof = made.with_name(f"{path.name}.proof.json")
@@ -133,6 +136,7 @@ def latencies_ms(
     model: nn.Module,
     quantized: Mapping[str, Callable[[Sequence[int]], Runner]],
     floats: Sequence[Precision],
+    notes: list[str],
     *,
     device: str = "cpu",
     clock: Clock = processor_clock,
@@ -142,6 +146,7 @@ def latencies_ms(
     Args:
         quantized: opens the files for some batch sizes, by the name of their precision.
         floats: precisions that ``target`` writes ``model`` in; what does not run here is left out.
+        notes: gets one for each of these.
     """
     found: dict[int, dict[str, float]] = {}
     image, backend = preprocessing(model), target.backends[0]
@@ -154,7 +159,8 @@ def latencies_ms(
                 place.mkdir()
                 try:
                     opened, _ = target.open_to_time(model, place, Timing(precision, sizes, device, opening))
-                except VitslimError:  # what does not run here is no rival
+                except VitslimError as error:
+                    notes.append(f"it was not timed beside {precision}: {error}")
                     continue
                 runners[precision] = stack.enter_context(opened)
             for batch in sizes:

@@ -42,5 +42,6 @@ def export_int8(
 
         with opened(()) as runner:
             file = judged.result(runner)
-        latency = latencies_ms(target, judged.model, {"int8": opened}, ("fp32", "bf16"))
-        return keep_or_reject(asked.path, request.path, judged, file, max_drop, latency, "int8", written)
+        notes = list[str]()
+        latency = latencies_ms(target, judged.model, {"int8": opened}, ("fp32", "bf16"), notes)
+        return keep_or_reject(asked.path, request.path, judged, file, max_drop, latency, "int8", written, notes)

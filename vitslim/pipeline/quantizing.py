@@ -86,7 +86,7 @@ def quantize(
             file = _in_onnx_runtime(made, judged, notes)
             notes.append(f"its speed is not proven: {missing}")
         else:
-            file, latency = proven_as(engine, made, judged, precision, others, device="cuda", clock=cuda_clock)
+            file, latency = proven_as(engine, made, judged, precision, others, notes, device="cuda", clock=cuda_clock)
         return keep_or_reject(made, target, judged, file, max_drop, latency, precision, written, notes)
 
 
@@ -114,7 +114,15 @@ def _in_onnx_runtime(made: Path, judged: Judged, notes: list[str]) -> EvalResult
 
 
 def proven_as(
-    target: Target, made: Path, judged: Judged, precision: str, others: Precision, *, device: str, clock: Clock
+    target: Target,
+    made: Path,
+    judged: Judged,
+    precision: str,
+    others: Precision,
+    notes: list[str],
+    *,
+    device: str,
+    clock: Clock,
 ) -> tuple[EvalResult, dict[int, dict[str, float]]]:
     """Accuracy and times of what ``target`` builds from a quantized ONNX file, beside the model in half precision."""
     with TemporaryDirectory(prefix="vitslim-quantized-") as folder:
@@ -128,5 +136,7 @@ def proven_as(
 
         with opened((8,)) as runner:
             file = judged.result(runner)
-        times = latencies_ms(target, judged.model, {precision: opened}, ("fp16", "bf16"), device=device, clock=clock)
+        times = latencies_ms(
+            target, judged.model, {precision: opened}, ("fp16", "bf16"), notes, device=device, clock=clock
+        )
     return file, times

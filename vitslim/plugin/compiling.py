@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from vitslim.plugin.cubins import (
 from vitslim.plugin.libraries import KERNELS, PLUGINS, SOURCES, PluginBuild, default_folder, record_of, sources_sha256
 from vitslim.plugin.toolchain import compile_or_explain, compiler_version, cuda_headers, required_compiler
 
+_log = logging.getLogger(__name__)
 _COMPILE = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 # Nothing may stay undefined, so that a TensorRT symbol cannot slip in.
 _LINK = ("-shared", "-Wl,--exclude-libs=ALL,-Bsymbolic,--no-undefined", "-ldl")
@@ -66,10 +68,15 @@ def build(
         raise ConfigError(f"head widths {given}: wanted multiples of {WIDTH_MULTIPLE} up to {WIDEST_HEAD}")
     require_triton()
     compiler, cuda = required_compiler(), cuda_headers()
+    ordered = sorted(set(widths))
+    _log.info(
+        "compiling for %s and heads of %s; it takes some seconds for each architecture and width",
+        ", ".join(names),
+        ", ".join(map(str, ordered)),
+    )
     folder = default_folder() if out_dir is None else Path(out_dir)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitslim-plugin-") as scratch:
-        ordered = sorted(set(widths))
         kernels = compile_tiles(library_specs(names, ordered))
         kernels += compile_tiles(library_specs([str(PORTABLE)], ordered), ptx=True)
         embed(kernels, Path(scratch))

@@ -160,7 +160,7 @@ class AotInductorTarget(Target):
     def reads(self, path: Path) -> bool:
         return super().reads(path) and holds_machine_code(path)
 
-    def require(self) -> None:
+    def require(self, precision: Precision | None = None) -> None:
         require_compiler()
 
     def name_parts(self, options: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,6 +150,9 @@ class Target:
         marker: a file by which such a folder is recognised.
         needs: modules without which nothing works; ``extra`` of pip brings them.
         precisions: that it can be written in, the default first.
+        int8_needs: modules that int8 needs too.
+        serves: targets whose files it serves, each in the precision that it was exported in; ``precisions`` then says
+            nothing.
         is_code: opening a file runs code out of it, which therefore happens only where somebody names the file.
         backends: what runs it, the default first; one of its own name where it can ``load`` and nothing is said.
         leaves_sizes_free: files tell by a free height and width that they take images of other sizes too.
@@ -160,19 +163,24 @@ class Target:
     suffix: str | None = None
     marker: str | None = None
     needs: tuple[str, ...] = ()
+    int8_needs: tuple[str, ...] = ()
     extra: str | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
+    serves: tuple[str, ...] = ()
     is_code: bool = False
     leaves_sizes_free: bool = False
     backends: tuple[Backend, ...] = ()
 
-    def require(self) -> None:
+    def require(self, precision: Precision | None = None) -> None:
         """Refuse work for which a library is absent.
+
+        Args:
+            precision: in which something is going to be written.
 
         Raises:
             MissingDependencyError: with the pip extra that brings it.
         """
-        missing = [name for name in self.needs if find_spec(name) is None]
+        missing = _absent((*self.needs, *(self.int8_needs if precision == "int8" else ())))
         if missing:
             how = f": pip install 'vitslim[{self.extra}]'" if self.extra else ""
             raise MissingDependencyError(f"target {self.name!r} needs {', '.join(missing)}{how}")
@@ -309,7 +317,7 @@ class Target:
         return [f"wrote {request.path} ({_bytes(request.path) / 2**20:.1f} MiB)", *getattr(written, "notes", [])]
 
 
-TARGETS: Registry[Target] = Registry("target", "vitslim.targets")
+TARGETS: Registry[Target] = Registry("target", "vitslim.targets", aliases={"tensorrt-rtx": "rtx"})
 
 
 @checked
@@ -379,7 +387,12 @@ def verify(
 
 
 class TargetInfo(Result):
-    """One target, as ``vitslim list targets`` shows it; ``missing`` are modules that are not installed."""
+    """One target, as ``vitslim list targets`` shows it.
+
+    Attributes:
+        precisions: none where what is served has that of its file.
+        missing: modules that are not installed; ``int8_missing`` those that only int8 needs.
+    """
 
     name: str
     title: str
@@ -388,6 +401,7 @@ class TargetInfo(Result):
     backends: list[str]
     extra: str | None
     missing: list[str]
+    int8_missing: list[str]
 
 
 @checked
@@ -398,14 +412,19 @@ def list_targets() -> list[TargetInfo]:
             name=name,
             title=target.title,
             suffix=target.suffix,
-            precisions=list(target.precisions),
+            precisions=[] if target.serves else list(target.precisions),
             backends=[one.name for one in target.backends],
             extra=target.extra,
-            missing=[one for one in target.needs if find_spec(one) is None],
+            missing=_absent(target.needs),
+            int8_missing=_absent(target.int8_needs),
         )
         for name, target in TARGETS.items()
         if type(target).write is not Target.write
     ]
+
+
+def _absent(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if find_spec(name) is None]
 
 
 def _bytes(path: Path) -> int:

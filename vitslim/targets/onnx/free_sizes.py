@@ -17,21 +17,29 @@ _PATCHES = 4096  # of the longer side, at most
 _PER_SIZE = "export one file per size instead (model.set_input_size(...), or --img-size when converting)"
 
 
+class OneSizeError(UnsupportedModelError):
+    """A model whose files take images of one size; ``reason`` says why, and what to do."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"dynamic_image_size: {reason}")
+        self.reason = reason
+
+
 def any_size(model: nn.Module) -> nn.Module:
     """A working copy of a model that takes images of any size in whole patches, whatever size it was opened for.
 
     Raises:
-        UnsupportedModelError: its position tables, or a method that it was converted with, serve one size.
+        OneSizeError: its position tables, or a method that it was converted with, serve one size.
     """
     fixed = trunk_of(model).needs_one_size if is_converted(model) else {}
     if fixed:
         what, why = list(fixed.items())[-1]  # the first may be a step in which everybody still takes part
-        raise UnsupportedModelError(f"dynamic_image_size: this model has steps with '{what}': {why}; {_PER_SIZE}")
+        raise OneSizeError(f"this model has steps with '{what}': {why}; {_PER_SIZE}")
     copy = working_copy(model)
     try:
         take_any_size_(copy)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"dynamic_image_size: {error}; {_PER_SIZE}") from None
+        raise OneSizeError(f"{error}; {_PER_SIZE}") from None
     if is_converted(copy):
         watch_grid_(cast(nn.Module, copy.patch_embed))
     return copy
@@ -64,7 +72,7 @@ def require_free_sizes(
         model: in float32, taking what the graph takes.
 
     Raises:
-        UnsupportedModelError: with the sizes and the difference.
+        OneSizeError: with the sizes and the difference.
     """
     channels = preprocessing(model).channels
     generator = torch.Generator().manual_seed(0)
@@ -77,8 +85,8 @@ def require_free_sizes(
         given = cpu_outputs(graph, images, precision)
         difference = float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
         if not difference <= TOLERANCES[precision].relative:
-            raise UnsupportedModelError(
-                f"dynamic_image_size: at {height}x{width} the file would differ from the model by {difference:.2g} of "
+            raise OneSizeError(
+                f"at {height}x{width} the file would differ from the model by {difference:.2g} of "
                 f"the outputs' scale: this {type(model).__name__} makes a table for the traced size (rotary positions "
                 "do); export one file per size"
             )

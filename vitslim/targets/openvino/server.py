@@ -53,6 +53,7 @@ class OpenVinoServerTarget(Target):
     marker = _SERVED
     needs = ("openvino",)
     extra = "openvino"
+    serves = ("openvino",)
 
     def check_path(self, path: Path, *, overwrite: bool) -> None:
         pass  # other models in the repository stay

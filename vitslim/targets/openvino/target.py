@@ -244,6 +244,7 @@ class OpenVinoTarget(Target):
     title = "OpenVINO IR"
     suffix = ".xml"
     needs = ("openvino", "onnx", "onnxscript", "onnxruntime", "onnxslim")
+    int8_needs = ("nncf",)
     extra = "openvino"
     precisions = (*ALL_PRECISIONS, "int8")
     backends = (Backend("openvino", preference=1), Backend("openvino-throughput"))

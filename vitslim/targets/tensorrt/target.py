@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 from torch import nn
 
-from vitslim.errors import CheckpointError, ConfigError
+from vitslim.errors import CheckpointError, ConfigError, UnsupportedModelError
 from vitslim.plans import places
 from vitslim.plugin import plugin_library
 from vitslim.runtime import EngineRecord, Precision, TrtRunner
@@ -18,6 +18,7 @@ from vitslim.runtime.engine import read_record
 from vitslim.runtime.tensorrt_api import MODULES, Flavor
 from vitslim.targets.base import Backend, ExportRequest, Opening, Target, Timing, register_target
 from vitslim.targets.onnx.export import export_onnx
+from vitslim.targets.onnx.free_sizes import OneSizeError
 from vitslim.targets.parity.guarantee import Guarantee
 from vitslim.targets.tensorrt.build import build_engine, describe
 from vitslim.targets.tensorrt.options import EngineOptions
@@ -122,13 +123,16 @@ def engine_advice(model: nn.Module) -> list[str]:
 
 def write_onnx(model: nn.Module, file: Path, options: EngineOptions, metadata: Mapping[str, Any]) -> None:
     """Write the ONNX file that an engine with these options is built or refitted from."""
-    export_onnx(
-        model,
-        file,
-        precision=options.precision,
-        dynamic_image_size=options.image_size is not None,
-        metadata=metadata,
-    )
+    try:
+        export_onnx(
+            model,
+            file,
+            precision=options.precision,
+            dynamic_image_size=options.image_size is not None,
+            metadata=metadata,
+        )
+    except OneSizeError as error:
+        raise UnsupportedModelError(f"image_size (--image-size): {error.reason}") from None
 
 
 def _flavor(engine: Path) -> Flavor:

@@ -25,6 +25,7 @@ class TritonServerTarget(Target):
 
     title = "Triton Inference Server repository"
     marker = CONFIG
+    serves = ("onnx", "tensorrt")
 
     def check_path(self, path: Path, *, overwrite: bool) -> None:
         pass  # other models in the repository stay; write_model_repository looks at what lies there
